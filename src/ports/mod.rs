@@ -1,0 +1,13 @@
+//! What a host can plug in: the journal, the store, the sink and the clock.
+//!
+//! `Journal` and `Store` are small, synchronous, object-safe and speak bytes: everything that gives the bytes a
+//! meaning lives in `storage/`. Each method's doc says what an implementation must do *to ensure correctness*;
+//! the conformance suites in `testing` hold implementations, ours and foreign, to it.
+
+mod clock;
+mod journal;
+mod store;
+
+pub use clock::Clock;
+pub use journal::{Appended, Group, Journal, JournalError, JournalSpace, Replay, TailCut};
+pub use store::{Batch, BatchOp, Flow, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Store, StoreError};
