@@ -2,12 +2,24 @@
 
 #![forbid(unsafe_code)]
 
+mod error;
+mod event;
+mod id;
+pub mod machine;
+mod message;
 pub mod ports;
-mod record;
+pub mod record;
+mod status;
 mod time;
 
 #[cfg(feature = "storage")]
 pub mod storage;
 
-pub use record::{Epoch, Seq};
+pub use error::{InvalidMessage, MessageFlaw};
+pub use event::{EventName, InvalidEventName, MAX_EVENT_BYTES};
+pub use id::{DeviceId, InvalidId, InvalidMessageId, MAX_ID_BYTES, MessageId, OrderingKey, StreamId, UserId};
+pub use message::{
+    Durability, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_BYTES, Message, MessageBuilder, Priority,
+};
+pub use status::{EndReason, Status};
 pub use time::Timestamp;

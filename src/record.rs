@@ -1,6 +1,13 @@
 //! The records: the spine of everything. The machine's state is a fold of them.
 
+use std::sync::Arc;
+
 use serde::{Deserialize, Serialize};
+
+use crate::id::{StreamId, UserId};
+use crate::message::{Message, Priority};
+use crate::status::EndReason;
+use crate::time::Timestamp;
 
 /// A record's place in the log. Unique and increasing over the whole life of an engine, never reused.
 ///
@@ -62,4 +69,196 @@ pub struct Epoch(pub u32);
 impl Epoch {
     /// The largest epoch.
     pub const MAX: Self = Self((1 << 24) - 1);
+}
+
+/// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
+///
+/// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–6 are the ones below; 16
+/// devices, 17 cancel, 18 replace, 19 collapse, 20 schedule, 21 receipt, 22 ledger, 23 batch are reserved for what
+/// is to come and refused until then.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Record {
+    /// A message was accepted. Its place in the log is its sequence number from now on.
+    Accept(Arc<Accept>),
+    /// A message ended. For a message that had ended already, only `Delivered` (a late confirmation) has an effect.
+    End(End),
+    /// An attempt failed; the message waits until `not_before`.
+    Attempt(Attempt),
+    /// A sink was attached to a user in this epoch: until proof of the contrary, everything accepted for them so
+    /// far may have been offered.
+    Exposed(Exposed),
+    /// The peer has recorded acknowledgements durably: the inbox may forget places up to `floor`.
+    Floor(Floor),
+    /// A message was refused by the inbox for good after its place was taken (nothing is delivered, the place counts
+    /// as seen).
+    Skip(Origin),
+}
+
+/// A message was accepted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Accept {
+    /// The message.
+    pub message: Message,
+    /// When it was accepted.
+    pub at: Timestamp,
+    /// Where it came from, when another engine delivered it to this one's inbox.
+    pub origin: Option<Origin>,
+}
+
+impl Accept {
+    /// When it expires ([`Timestamp::NEVER`] without a TTL).
+    #[must_use]
+    pub fn expires(&self) -> Timestamp {
+        self.message.ttl().map_or(Timestamp::NEVER, |ttl| self.at.after(ttl))
+    }
+}
+
+/// A place in another engine's log: what an inbox remembers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct Origin {
+    /// The other engine.
+    pub stream: StreamId,
+    /// The place in its log.
+    pub seq: Seq,
+}
+
+/// A message ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct End {
+    /// Whose message.
+    pub user: UserId,
+    /// In which lane.
+    pub lane: Priority,
+    /// Which one.
+    pub seq: Seq,
+    /// Why.
+    pub reason: EndReason,
+    /// Whether it may have arrived all the same.
+    pub possibly_delivered: bool,
+    /// Failed attempts so far.
+    pub attempts: u32,
+    /// What it counted against quotas.
+    pub cost: u64,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// An attempt failed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attempt {
+    /// Whose message.
+    pub user: UserId,
+    /// In which lane.
+    pub lane: Priority,
+    /// Which one.
+    pub seq: Seq,
+    /// Failed attempts so far, this one included.
+    pub attempts: u32,
+    /// When it may be offered again.
+    pub not_before: Timestamp,
+}
+
+/// A sink was attached.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Exposed {
+    /// To whom.
+    pub user: UserId,
+    /// In which epoch.
+    pub epoch: Epoch,
+}
+
+/// The sender of an inbox confirmed acknowledgements.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Floor {
+    /// Whose inbox.
+    pub user: UserId,
+    /// From which engine.
+    pub stream: StreamId,
+    /// In which lane.
+    pub lane: Priority,
+    /// Every place up to here is done with on the other side.
+    pub floor: Seq,
+}
+
+/// What the store keeps about a user besides messages. Absent means: nothing ever ended, nothing was ever offered.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UserRow {
+    /// Records below this place are reflected in the row and are no-ops on it.
+    pub reflects: Seq,
+    /// The newest epoch a sink was attached in.
+    pub exposed: Epoch,
+    /// One for each priority, by [`Priority::index`].
+    pub lanes: [LaneRow; 4],
+    /// What this user's inbox has seen.
+    pub inbox: Vec<InboxRow>,
+}
+
+/// What the store keeps about one lane of a user.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LaneRow {
+    /// Every message up to here has ended.
+    pub cursor: Seq,
+    /// Messages above the cursor that have ended, in order.
+    pub ended: Vec<Seq>,
+    /// Waiting messages with failed attempts: place, attempts, not before.
+    pub attempts: Vec<(Seq, u32, Timestamp)>,
+}
+
+/// What an inbox has seen of one lane of one other engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InboxRow {
+    /// The other engine.
+    pub stream: StreamId,
+    /// In which lane.
+    pub lane: Priority,
+    /// Every place up to here is done with on the other side.
+    pub floor: Seq,
+    /// Places above the floor that were applied, in order.
+    pub seen: Vec<Seq>,
+}
+
+/// One remembered id of the accept-side dedup window.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DedupRow {
+    /// Keyed digest of the sender.
+    pub sender: u128,
+    /// Keyed digest of sender, recipient and id.
+    pub key: u128,
+    /// Keyed digest of what the message says, to tell a repeat from a conflict.
+    pub content: u64,
+    /// The place of the message.
+    pub seq: Seq,
+    /// When it was accepted.
+    pub at: Timestamp,
+}
+
+/// The ledger's counters: absolute values, a fold of the records.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Counters {
+    /// Messages accepted.
+    pub accepted: u64,
+    /// Messages ended, by [`EndReason::index`].
+    pub ended: [u64; 8],
+    /// Late confirmations, which moved one message from another reason to `Delivered`.
+    pub upgraded: u64,
+    /// Bytes of live messages (see [`Message::cost`]).
+    pub live_bytes: u64,
+}
+
+impl Counters {
+    /// Messages that have not ended.
+    #[must_use]
+    pub fn live(&self) -> u64 {
+        self.accepted.saturating_sub(self.ended.iter().sum())
+    }
+
+    /// Adds what another shard counted.
+    pub fn add(&mut self, other: &Self) {
+        self.accepted += other.accepted;
+        for (mine, theirs) in self.ended.iter_mut().zip(other.ended) {
+            *mine += theirs;
+        }
+        self.upgraded += other.upgraded;
+        self.live_bytes += other.live_bytes;
+    }
 }

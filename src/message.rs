@@ -1,0 +1,434 @@
+//! The message: what a host hands to the engine.
+
+use core::fmt;
+use core::time::Duration;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use crate::error::{InvalidMessage, MessageFlaw};
+use crate::event::EventName;
+use crate::id::{MessageId, OrderingKey, UserId};
+
+/// The largest payload any engine takes, in bytes. The configured limit (256 KiB unless changed) may be lower.
+pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
+/// The most headers a message may carry.
+pub const MAX_HEADERS: usize = 32;
+/// The most bytes that all header names and values of a message may take together.
+pub const MAX_HEADER_BYTES: usize = 2048;
+/// The length of a W3C `traceparent`.
+const TRACEPARENT_BYTES: usize = 55;
+
+/// How urgent a message is. Each is a lane of its own in the recipient's outbox.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Priority {
+    /// Rings, alarms: first, within a bound, and with an in-flight reserve of its own.
+    Critical,
+    /// Direct messages.
+    High,
+    /// Everything else.
+    #[default]
+    Normal,
+    /// Digests, hints.
+    Low,
+}
+
+impl Priority {
+    /// All priorities, most urgent first.
+    pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Normal, Self::Low];
+
+    /// 0 for critical to 3 for low.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The priority with this index.
+    #[must_use]
+    pub const fn from_index(index: u8) -> Option<Self> {
+        match index {
+            0 => Some(Self::Critical),
+            1 => Some(Self::High),
+            2 => Some(Self::Normal),
+            3 => Some(Self::Low),
+            _ => None,
+        }
+    }
+
+    /// A lower-case name, for tables and metrics.
+    #[must_use]
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Critical => "critical",
+            Self::High => "high",
+            Self::Normal => "normal",
+            Self::Low => "low",
+        }
+    }
+}
+
+/// What an `Ok` from `send` means.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub enum Durability {
+    /// The message survives a crash of the process, of the system and of power. The default.
+    #[default]
+    Synced,
+    /// The message survives a crash of the process; a power cut may take it within the next commit's time.
+    Buffered,
+    /// The message is kept in memory only, and only for someone who is attached now.
+    Volatile,
+}
+
+/// A message for one recipient. Cheap to clone; its id was fixed when it was made.
+///
+/// `Debug` shows no payload and no header values.
+///
+/// ```
+/// use lastmile::{Message, Priority};
+/// let message = Message::to("alice", "chat.message", "hello").priority(Priority::High).sender("bob").build()?;
+/// assert_eq!(message.payload().as_ref(), b"hello");
+/// # Ok::<(), lastmile::InvalidMessage>(())
+/// ```
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Message(Arc<Parts>);
+
+#[derive(Clone, PartialEq, Eq, Serialize, Deserialize)]
+struct Parts {
+    id: MessageId,
+    recipient: UserId,
+    event: EventName,
+    sender: Option<UserId>,
+    ordering_key: Option<OrderingKey>,
+    priority: Priority,
+    durability: Durability,
+    ttl_ms: Option<u64>,
+    traceparent: Option<String>,
+    headers: Vec<(String, Bytes)>,
+    payload: Bytes,
+}
+
+impl Message {
+    /// Starts a message. Its id exists from here on, so the same builder, built and sent twice, is accepted once.
+    ///
+    /// Whatever is wrong with the arguments is reported by [`MessageBuilder::build`].
+    pub fn to<U, E>(recipient: U, event: E, payload: impl Into<Bytes>) -> MessageBuilder
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<MessageFlaw>,
+        E: TryInto<EventName>,
+        E::Error: Into<MessageFlaw>,
+    {
+        MessageBuilder::new(recipient, event, payload.into())
+    }
+
+    /// Its identity.
+    #[must_use]
+    pub fn id(&self) -> MessageId {
+        self.0.id
+    }
+
+    /// Whom it is for.
+    #[must_use]
+    pub fn recipient(&self) -> &UserId {
+        &self.0.recipient
+    }
+
+    /// What it is about.
+    #[must_use]
+    pub fn event(&self) -> &EventName {
+        &self.0.event
+    }
+
+    /// Who sent it; the host vouches for it. Repeats are recognised per sender.
+    #[must_use]
+    pub fn sender(&self) -> Option<&UserId> {
+        self.0.sender.as_ref()
+    }
+
+    /// The key within which order is kept; without one, the order of the whole lane is.
+    #[must_use]
+    pub fn ordering_key(&self) -> Option<&OrderingKey> {
+        self.0.ordering_key.as_ref()
+    }
+
+    /// How urgent it is.
+    #[must_use]
+    pub fn priority(&self) -> Priority {
+        self.0.priority
+    }
+
+    /// What an `Ok` for it means.
+    #[must_use]
+    pub fn durability(&self) -> Durability {
+        self.0.durability
+    }
+
+    /// How long it is worth delivering, counted from its acceptance; in whole milliseconds.
+    #[must_use]
+    pub fn ttl(&self) -> Option<Duration> {
+        self.0.ttl_ms.map(Duration::from_millis)
+    }
+
+    /// The W3C trace context it belongs to.
+    #[must_use]
+    pub fn traceparent(&self) -> Option<&str> {
+        self.0.traceparent.as_deref()
+    }
+
+    /// Its headers, in the order they were added.
+    pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
+        self.0.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref()))
+    }
+
+    /// The value of the first header with this name.
+    #[must_use]
+    pub fn header(&self, name: &str) -> Option<&[u8]> {
+        self.headers().find(|(n, _)| *n == name).map(|(_, value)| value)
+    }
+
+    /// Its payload.
+    #[must_use]
+    pub fn payload(&self) -> &Bytes {
+        &self.0.payload
+    }
+
+    /// What it counts against quotas and windows: payload, headers and names, in bytes.
+    #[must_use]
+    pub fn cost(&self) -> u64 {
+        let headers: usize = self.0.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        (self.0.payload.len() + headers + self.0.event.as_str().len() + self.0.recipient.as_bytes().len())
+            as u64
+    }
+
+    /// Checks what a codec cannot: the limits that [`MessageBuilder::build`] holds.
+    ///
+    /// # Errors
+    /// [`MessageFlaw`], for a message that was decoded from damaged or hostile bytes.
+    pub fn check(&self) -> Result<(), MessageFlaw> {
+        self.0.check()
+    }
+}
+
+impl Parts {
+    fn check(&self) -> Result<(), MessageFlaw> {
+        if self.payload.len() > MAX_PAYLOAD_BYTES {
+            return Err(MessageFlaw::PayloadTooLarge { bytes: self.payload.len(), max: MAX_PAYLOAD_BYTES });
+        }
+        let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
+        if self.headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+            return Err(MessageFlaw::HeadersTooLarge { count: self.headers.len(), bytes });
+        }
+        if self.ttl_ms == Some(0) {
+            return Err(MessageFlaw::ZeroTtl);
+        }
+        match &self.traceparent {
+            Some(text) if text.len() != TRACEPARENT_BYTES || !text.is_ascii() => {
+                Err(MessageFlaw::BadTraceparent)
+            }
+            _ => Ok(()),
+        }
+    }
+}
+
+impl fmt::Debug for Message {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Message")
+            .field("id", &self.0.id)
+            .field("recipient", &self.0.recipient)
+            .field("event", &self.0.event)
+            .field("priority", &self.0.priority)
+            .field("payload_bytes", &self.0.payload.len())
+            .finish_non_exhaustive()
+    }
+}
+
+/// A message that is being put together. Cloning it keeps the id.
+#[derive(Clone)]
+pub struct MessageBuilder {
+    parts: Result<Parts, MessageFlaw>,
+}
+
+impl MessageBuilder {
+    fn new<U, E>(recipient: U, event: E, payload: Bytes) -> Self
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<MessageFlaw>,
+        E: TryInto<EventName>,
+        E::Error: Into<MessageFlaw>,
+    {
+        let parse = || {
+            Ok(Parts {
+                id: MessageId::random(),
+                recipient: recipient.try_into().map_err(Into::into)?,
+                event: event.try_into().map_err(Into::into)?,
+                sender: None,
+                ordering_key: None,
+                priority: Priority::default(),
+                durability: Durability::default(),
+                ttl_ms: None,
+                traceparent: None,
+                headers: Vec::new(),
+                payload,
+            })
+        };
+        Self { parts: parse() }
+    }
+
+    fn with(mut self, change: impl FnOnce(&mut Parts) -> Result<(), MessageFlaw>) -> Self {
+        self.parts = self.parts.and_then(|mut parts| change(&mut parts).map(|()| parts));
+        self
+    }
+
+    /// Replaces the id, for a host whose messages have one already.
+    #[must_use]
+    pub fn id(self, id: MessageId) -> Self {
+        self.with(|parts| {
+            parts.id = id;
+            Ok(())
+        })
+    }
+
+    /// Says who sent it. The host must have authenticated them: repeats are recognised per sender.
+    #[must_use]
+    pub fn sender<U>(self, sender: U) -> Self
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<MessageFlaw>,
+    {
+        self.with(|parts| {
+            parts.sender = Some(sender.try_into().map_err(Into::into)?);
+            Ok(())
+        })
+    }
+
+    /// Keeps order among messages of this key only, instead of the whole lane.
+    #[must_use]
+    pub fn ordering_key<K>(self, key: K) -> Self
+    where
+        K: TryInto<OrderingKey>,
+        K::Error: Into<MessageFlaw>,
+    {
+        self.with(|parts| {
+            parts.ordering_key = Some(key.try_into().map_err(Into::into)?);
+            Ok(())
+        })
+    }
+
+    /// Sets the urgency; [`Priority::Normal`] unless set.
+    #[must_use]
+    pub fn priority(self, priority: Priority) -> Self {
+        self.with(|parts| {
+            parts.priority = priority;
+            Ok(())
+        })
+    }
+
+    /// Sets what an `Ok` means; [`Durability::Synced`] unless set.
+    #[must_use]
+    pub fn durability(self, durability: Durability) -> Self {
+        self.with(|parts| {
+            parts.durability = durability;
+            Ok(())
+        })
+    }
+
+    /// Lets the message expire this long after its acceptance, also while it is in flight. Rounded up to whole
+    /// milliseconds.
+    #[must_use]
+    pub fn ttl(self, ttl: Duration) -> Self {
+        self.with(|parts| {
+            let millis = ttl.as_nanos().div_ceil(1_000_000);
+            parts.ttl_ms = Some(u64::try_from(millis).unwrap_or(u64::MAX));
+            Ok(())
+        })
+    }
+
+    /// Adds a header. At most 32, together at most 2 KiB.
+    #[must_use]
+    pub fn header(self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
+        self.with(|parts| {
+            parts.headers.push((name.into(), value.into()));
+            Ok(())
+        })
+    }
+
+    /// Ties it to a W3C trace: `00-<32 hex>-<16 hex>-<2 hex>`.
+    #[must_use]
+    pub fn traceparent(self, text: impl Into<String>) -> Self {
+        self.with(|parts| {
+            parts.traceparent = Some(text.into());
+            Ok(())
+        })
+    }
+
+    /// The message.
+    ///
+    /// # Errors
+    /// [`InvalidMessage`] with the first flaw found. Nothing was stored.
+    pub fn build(self) -> Result<Message, InvalidMessage> {
+        let parts = self.parts.map_err(InvalidMessage::new)?;
+        parts.check().map_err(InvalidMessage::new)?;
+        Ok(Message(Arc::new(parts)))
+    }
+}
+
+impl fmt::Debug for MessageBuilder {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("MessageBuilder").field("flaw", &self.parts.as_ref().err()).finish_non_exhaustive()
+    }
+}
+
+impl From<core::convert::Infallible> for MessageFlaw {
+    fn from(never: core::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_clone_of_a_builder_keeps_the_id() {
+        let builder = Message::to("alice", "chat.message", "hi");
+        let (a, b) = (builder.clone().build().unwrap(), builder.build().unwrap());
+        assert_eq!(a.id(), b.id());
+    }
+
+    #[test]
+    fn the_first_flaw_is_reported() {
+        let flaw = |builder: MessageBuilder| builder.build().unwrap_err().flaw().clone();
+        assert!(matches!(flaw(Message::to("", "Bad Event", "x")), MessageFlaw::Id(_)));
+        assert!(matches!(flaw(Message::to("a", "Bad Event", "x")), MessageFlaw::Event(_)));
+        assert!(matches!(flaw(Message::to("a", "b", "x").ttl(Duration::ZERO)), MessageFlaw::ZeroTtl));
+        assert!(matches!(flaw(Message::to("a", "b", "x").traceparent("00")), MessageFlaw::BadTraceparent));
+        assert!(matches!(flaw(Message::to("a", "b", "x").sender("")), MessageFlaw::Id(_)));
+    }
+
+    #[test]
+    fn limits_hold_at_minus_one_zero_and_plus_one() {
+        let payload = |bytes: usize| Message::to("a", "b", vec![0; bytes]).build().is_ok();
+        assert!(
+            payload(MAX_PAYLOAD_BYTES - 1) && payload(MAX_PAYLOAD_BYTES) && !payload(MAX_PAYLOAD_BYTES + 1)
+        );
+        let header = |bytes: usize| Message::to("a", "b", "").header("h", vec![0; bytes - 1]).build().is_ok();
+        assert!(header(MAX_HEADER_BYTES - 1) && header(MAX_HEADER_BYTES) && !header(MAX_HEADER_BYTES + 1));
+        let headers =
+            |n: usize| (0..n).fold(Message::to("a", "b", ""), |m, _| m.header("h", "v")).build().is_ok();
+        assert!(headers(MAX_HEADERS - 1) && headers(MAX_HEADERS) && !headers(MAX_HEADERS + 1));
+    }
+
+    #[test]
+    fn debug_shows_no_body() {
+        let message =
+            Message::to("alice", "chat.message", "canary").header("token", "canary").build().unwrap();
+        assert!(!format!("{message:?}").contains("canary"));
+    }
+
+    #[test]
+    fn a_ttl_is_rounded_up() {
+        let message = Message::to("a", "b", "").ttl(Duration::from_micros(1)).build().unwrap();
+        assert_eq!(message.ttl(), Some(Duration::from_millis(1)));
+    }
+}
