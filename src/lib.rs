@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+mod config;
 mod error;
 mod event;
 mod id;
@@ -15,6 +16,7 @@ mod time;
 #[cfg(feature = "storage")]
 pub mod storage;
 
+pub use config::{Config, ConfigError};
 pub use error::{InvalidMessage, MessageFlaw};
 pub use event::{EventName, InvalidEventName, MAX_EVENT_BYTES};
 pub use id::{DeviceId, InvalidId, InvalidMessageId, MAX_ID_BYTES, MessageId, OrderingKey, StreamId, UserId};

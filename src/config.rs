@@ -1,0 +1,178 @@
+//! Limits and policies, each with its default and the reason for it.
+
+use core::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use core::time::Duration;
+
+use crate::message::MAX_PAYLOAD_BYTES;
+
+macro_rules! nz {
+    ($kind:ident, $value:expr) => {
+        const { $kind::new($value).expect("a literal above zero") }
+    };
+}
+
+/// Everything that can be configured about delivery. `Default` suits a server; see each field.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct Config {
+    /// The largest payload taken, in bytes. 256 KiB: larger things belong in object storage. At most 16 MiB.
+    pub max_payload_bytes: NonZeroUsize,
+    /// The most live messages of one user. 10,000: weeks of an active person's messages.
+    pub max_user_messages: NonZeroU32,
+    /// The most live bytes of one user. 64 MiB.
+    pub max_user_bytes: NonZeroU64,
+    /// The most live messages of this shard (the engine divides its limit among shards). 100 million.
+    pub max_total_messages: NonZeroU64,
+    /// The most live bytes of this shard. 1 TiB.
+    pub max_total_bytes: NonZeroU64,
+    /// The most sends that wait for a commit or a load in this shard; more are refused as overloaded. 65,536.
+    pub max_pending: NonZeroUsize,
+    /// Ids remembered per sender. 100,000.
+    pub dedup_ids: NonZeroUsize,
+    /// How long an id is remembered. One hour.
+    pub dedup_age: Duration,
+    /// Ids kept in memory in this shard over all senders; the windows of idle senders fall to the store. 262,144
+    /// (about 25 MB).
+    pub max_dedup_resident: NonZeroUsize,
+    /// How long this engine's own clients may go on repeating a send, counting the sessions they resume. The dedup
+    /// window may not be shorter. 10 minutes.
+    pub retry_horizon: Duration,
+    /// The in-flight window of a sink in messages; critical ones have `critical_reserve` more. 64.
+    pub max_in_flight: NonZeroU32,
+    /// The in-flight window of a sink in bytes. 1 MiB. A single larger message is offered alone.
+    pub max_in_flight_bytes: NonZeroU64,
+    /// Messages beyond the window that only critical ones may use. 8.
+    pub critical_reserve: u32,
+    /// The most messages of one offer. 32.
+    pub max_batch: NonZeroU32,
+    /// The turn of each priority in bytes: deficit round robin adds this much per round. 256, 64, 16 and 4 KiB.
+    pub shares: [NonZeroU32; 4],
+    /// How many critical messages in a row go before the other lanes get one round. 16.
+    pub critical_burst: NonZeroU32,
+    /// How long a sink may take to confirm. 30 s.
+    pub ack_deadline: Duration,
+    /// The shortest wait after a failed attempt. 500 ms.
+    pub backoff_floor: Duration,
+    /// The longest. 5 min.
+    pub backoff_cap: Duration,
+    /// Failed attempts before a message is parked as dead. 20.
+    pub max_attempts: NonZeroU32,
+    /// Ended messages above a lane's cursor; at the bound only the lane's oldest message is offered. 2,048.
+    pub max_gaps: NonZeroUsize,
+    /// Settled messages of one lane held in memory for an attached user, and the size of one load. 256.
+    pub max_resident: NonZeroUsize,
+    /// Bytes of one load. 1 MiB.
+    pub max_load_bytes: NonZeroU64,
+    /// Places an inbox remembers per lane of one sender, above its floor; more are refused as busy. 4,096.
+    pub max_inbox_seen: NonZeroUsize,
+    /// Volatile messages waiting for one user; more are refused. 256.
+    pub max_volatile: NonZeroUsize,
+    /// The most sinks attached to one user. 16.
+    pub max_devices: NonZeroUsize,
+}
+
+impl Default for Config {
+    fn default() -> Self {
+        Self {
+            max_payload_bytes: nz!(NonZeroUsize, 256 << 10),
+            max_user_messages: nz!(NonZeroU32, 10_000),
+            max_user_bytes: nz!(NonZeroU64, 64 << 20),
+            max_total_messages: nz!(NonZeroU64, 100_000_000),
+            max_total_bytes: nz!(NonZeroU64, 1 << 40),
+            max_pending: nz!(NonZeroUsize, 65_536),
+            dedup_ids: nz!(NonZeroUsize, 100_000),
+            dedup_age: Duration::from_secs(3600),
+            max_dedup_resident: nz!(NonZeroUsize, 262_144),
+            retry_horizon: Duration::from_secs(600),
+            max_in_flight: nz!(NonZeroU32, 64),
+            max_in_flight_bytes: nz!(NonZeroU64, 1 << 20),
+            critical_reserve: 8,
+            max_batch: nz!(NonZeroU32, 32),
+            shares: [
+                nz!(NonZeroU32, 256 << 10),
+                nz!(NonZeroU32, 64 << 10),
+                nz!(NonZeroU32, 16 << 10),
+                nz!(NonZeroU32, 4 << 10),
+            ],
+            critical_burst: nz!(NonZeroU32, 16),
+            ack_deadline: Duration::from_secs(30),
+            backoff_floor: Duration::from_millis(500),
+            backoff_cap: Duration::from_secs(300),
+            max_attempts: nz!(NonZeroU32, 20),
+            max_gaps: nz!(NonZeroUsize, 2048),
+            max_resident: nz!(NonZeroUsize, 256),
+            max_load_bytes: nz!(NonZeroU64, 1 << 20),
+            max_inbox_seen: nz!(NonZeroUsize, 4096),
+            max_volatile: nz!(NonZeroUsize, 256),
+            max_devices: nz!(NonZeroUsize, 16),
+        }
+    }
+}
+
+/// A configuration that cannot keep the promises. Nothing was opened.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("impossible configuration, nothing was opened: {what}")]
+pub struct ConfigError {
+    what: String,
+}
+
+impl ConfigError {
+    /// A contradiction, in words that say what to change.
+    #[must_use]
+    pub fn new(what: impl Into<String>) -> Self {
+        Self { what: what.into() }
+    }
+}
+
+impl Config {
+    /// Checks that the limits fit together.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first contradiction and what to change.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let fail = |what: String| Err(ConfigError::new(what));
+        if self.max_payload_bytes.get() > MAX_PAYLOAD_BYTES {
+            return fail(format!("max_payload_bytes is over {MAX_PAYLOAD_BYTES}"));
+        }
+        if self.dedup_age < self.retry_horizon {
+            return fail(
+                "dedup_age is shorter than retry_horizon: a late repeat would be accepted twice".into(),
+            );
+        }
+        if self.max_dedup_resident.get() < self.dedup_ids.get() {
+            return fail("max_dedup_resident is below dedup_ids: one sender's window would not fit".into());
+        }
+        if self.backoff_floor > self.backoff_cap || self.backoff_floor.is_zero() {
+            return fail("backoff_floor must be above zero and not above backoff_cap".into());
+        }
+        if self.ack_deadline.is_zero() {
+            return fail("ack_deadline is zero: every offer would fail at once".into());
+        }
+        let window = (self.max_in_flight.get() as usize).saturating_add(self.critical_reserve as usize);
+        if self.max_gaps.get() < window.saturating_mul(self.max_devices.get()) {
+            return fail("max_gaps is below what max_devices windows can end out of order".into());
+        }
+        if self.max_user_bytes.get() < self.max_payload_bytes.get() as u64 {
+            return fail(
+                "max_user_bytes is below max_payload_bytes: the largest message would never fit".into(),
+            );
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_default_is_consistent() {
+        assert_eq!(Config::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn a_dedup_window_shorter_than_the_retry_horizon_is_refused() {
+        let config = Config { dedup_age: Duration::from_secs(1), ..Config::default() };
+        assert!(config.check().unwrap_err().to_string().contains("retry_horizon"));
+    }
+}

@@ -1,0 +1,398 @@
+//! What goes into a [`Machine`](super::Machine) and what comes out of it.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use crate::id::{DeviceId, StreamId, UserId};
+use crate::message::{Message, Priority};
+use crate::record::{Accept, Counters, DedupRow, Record, Seq, UserRow};
+use crate::status::{EndReason, Status};
+use crate::time::Timestamp;
+
+/// Names one `send` or `receive`; chosen by the shell, answered exactly once.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Ticket(pub u64);
+
+/// Names one set of records handed out for persisting; increasing, chosen by the machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct CommitId(pub u64);
+
+/// Names one attachment of a sink; chosen by the shell, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LinkId(pub u64);
+
+/// Names one load; chosen by the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct LoadId(pub u64);
+
+/// Which message of a user: its lane and its place.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct EntryRef {
+    /// The lane.
+    pub lane: Priority,
+    /// The place; [`Seq::ZERO`]`.plus(n)` with an epoch of zero for volatile messages.
+    pub seq: Seq,
+}
+
+/// A message on its way to a sink.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Delivery {
+    /// The message.
+    pub message: Message,
+    /// This engine, for the receiver's inbox.
+    pub stream: StreamId,
+    /// Its lane and place, for acknowledgements.
+    pub entry: EntryRef,
+    /// Every place of this lane up to here has ended durably on this side: the receiver's inbox may forget them.
+    pub floor: Seq,
+    /// When it was accepted.
+    pub accepted_at: Timestamp,
+    /// Failed attempts so far.
+    pub attempts: u32,
+    /// Whether it may have been delivered before.
+    pub redelivered: bool,
+}
+
+/// What a sink says of one message it was offered.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// The receiver has it for good. True also when it comes late.
+    Delivered,
+    /// It is on its way; the verdict follows. The ack deadline starts anew.
+    AwaitingAck,
+    /// It was handed to a transport that cannot confirm anything. Ends as `Unconfirmed`.
+    Unconfirmed,
+    /// The receiver needs more time; the ack deadline starts anew.
+    Progress,
+    /// It failed for now; try again after the delay, or after the backoff when there is none. Burns an attempt.
+    Nack(Option<Duration>),
+    /// The receiver cannot take it now; try again after the delay. Burns no attempt.
+    Busy(Duration),
+    /// The connection is gone; what was in flight waits again. Burns no attempt.
+    Disconnected,
+    /// The receiver refuses it for good. Ends as `Rejected`.
+    Rejected,
+}
+
+/// What happens to a machine.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Input {
+    /// A host sends a message.
+    Send {
+        /// Answered once, by [`Action::Answer`].
+        ticket: Ticket,
+        /// The message.
+        message: Message,
+    },
+    /// Another engine's delivery comes in for this engine's inbox. Answered like a send.
+    Receive {
+        /// Answered once, by [`Action::Answer`].
+        ticket: Ticket,
+        /// The delivery as the other engine offered it.
+        delivery: Delivery,
+    },
+    /// The operating system has the records of this commit; a process crash no longer loses them.
+    Written(CommitId),
+    /// The records of this commit are durable; the first one has this place, the others follow.
+    Persisted {
+        /// Which commit.
+        commit: CommitId,
+        /// The place of its first record.
+        first: Seq,
+    },
+    /// The commit failed. All later commits that were handed out fail too, each with an input of its own, in order.
+    PersistFailed {
+        /// Which commit.
+        commit: CommitId,
+        /// Whether it may be stored all the same, until the journal is healed.
+        unknown: bool,
+    },
+    /// The journal takes commits again (`true`), or not (`false`: new sends are refused until it does).
+    Writable(bool),
+    /// A sink is attached.
+    Attach {
+        /// Chosen by the shell.
+        link: LinkId,
+        /// To whom.
+        user: UserId,
+        /// With which device.
+        device: DeviceId,
+    },
+    /// A sink is gone; what it had in flight waits again.
+    Detach(LinkId),
+    /// What a sink says of messages it was offered.
+    Verdicts {
+        /// Which sink.
+        link: LinkId,
+        /// Which messages, in the order they were offered.
+        verdicts: Vec<(EntryRef, Verdict)>,
+    },
+    /// A load has finished.
+    Loaded {
+        /// Which one.
+        load: LoadId,
+        /// What was found.
+        found: Found,
+    },
+    /// A load failed; the machine asks again after a while. Sends that waited for it are refused.
+    LoadFailed(LoadId),
+    /// Collect what must settle before the segment that ends before this place can be recycled.
+    Settle {
+        /// Every record below this place.
+        before: Seq,
+    },
+    /// What was collected up to this place is durable in the store.
+    Settled {
+        /// The same place as in [`Input::Settle`].
+        before: Seq,
+    },
+    /// Settling up to this place failed; the machine keeps everything and will be asked again.
+    SettleFailed {
+        /// The same place as in [`Input::Settle`].
+        before: Seq,
+    },
+    /// Refuse new sends and offer nothing more; commits, verdicts and settling go on.
+    Drain,
+    /// Time has passed; see [`Machine::poll_timeout`](super::Machine::poll_timeout).
+    Tick,
+}
+
+/// What the store knows.
+#[derive(Clone, Debug)]
+pub enum Found {
+    /// Answer to [`Query::User`].
+    User {
+        /// The user's row, if there is one.
+        row: Option<UserRow>,
+        /// Live messages and bytes of this user in the runs, judged by the row.
+        live: (u32, u64),
+    },
+    /// Answer to [`Query::Page`].
+    Page(Page),
+    /// Answer to [`Query::Sender`].
+    Sender(Vec<DedupRow>),
+}
+
+/// A page of one lane's settled messages.
+#[derive(Clone, Debug)]
+pub struct Page {
+    /// The messages, in order, without those the row says have ended.
+    pub entries: Vec<(Seq, Arc<Accept>)>,
+    /// Messages that are damaged on disk and cannot be delivered.
+    pub damaged: Vec<Seq>,
+    /// Set when there are more, all of them above this place.
+    pub more_after: Option<Seq>,
+    /// Runs hold every message settled below this place.
+    pub reflects: Seq,
+}
+
+/// What the machine wants to know from the store.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Query {
+    /// A user's row and totals.
+    User(UserId),
+    /// Settled messages of one lane, above `after`, within the limits.
+    Page {
+        /// Whose.
+        user: UserId,
+        /// Which lane.
+        lane: Priority,
+        /// Only messages above this place.
+        after: Seq,
+        /// Places to leave out (ended, above `after`), in order.
+        ended: Vec<Seq>,
+        /// At most so many messages.
+        max_messages: usize,
+        /// At most so many bytes, but at least one message.
+        max_bytes: u64,
+    },
+    /// A sender's remembered ids, by keyed digest, no older than `since`.
+    Sender {
+        /// The sender's digest.
+        sender: u128,
+        /// Only ids accepted since.
+        since: Timestamp,
+    },
+}
+
+/// An accepted message.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Accepted {
+    /// Its lane and place. The place is [`Seq::ZERO`] when it is not known yet (buffered) or never will be
+    /// (volatile).
+    pub entry: EntryRef,
+    /// Whether it had been accepted before: this was a repeat.
+    pub duplicate: bool,
+}
+
+/// Why a message was not accepted. In every case nothing was stored, except as [`Refusal::OutcomeUnknown`] says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum Refusal {
+    /// The payload is over the configured limit.
+    #[error("payload of {bytes} bytes is over the engine's limit of {max}")]
+    PayloadTooLarge {
+        /// Its size.
+        bytes: usize,
+        /// The limit.
+        max: usize,
+    },
+    /// The recipient's outbox is full.
+    #[error("the recipient's outbox is full ({messages} messages, {bytes} bytes)")]
+    OutboxFull {
+        /// Live messages now.
+        messages: u64,
+        /// Live bytes now.
+        bytes: u64,
+    },
+    /// The whole engine's outbox is full.
+    #[error("the engine's outbox is full ({messages} messages, {bytes} bytes)")]
+    EngineFull {
+        /// Live messages now.
+        messages: u64,
+        /// Live bytes now.
+        bytes: u64,
+    },
+    /// Too much is waiting to be committed or loaded.
+    #[error("too many messages wait to be committed: try again")]
+    Overloaded,
+    /// The same sender used this id for another message to this recipient.
+    #[error("this id was used for a message with another content")]
+    Conflict,
+    /// The disk failed while this message was being committed. It may or may not be stored: send the same id again,
+    /// that is safe.
+    #[error("the disk failed while the message was being committed: it may or may not be stored")]
+    OutcomeUnknown,
+    /// The engine cannot write at the moment.
+    #[error("the engine cannot write at the moment; it heals by itself once the disk does")]
+    Degraded,
+    /// The store could not be read for what must be known first.
+    #[error("the store could not be read")]
+    StoreUnreadable,
+    /// A volatile message for someone who is not attached, or whose queue is full.
+    #[error("nobody is attached to take a volatile message, or their queue is full")]
+    NobodyAttached,
+    /// The engine is shutting down.
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+/// What the shell must do, in order.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Action {
+    /// Make these records durable, in this order, after all earlier ones; then say [`Input::Persisted`].
+    Persist {
+        /// Names the commit.
+        commit: CommitId,
+        /// At least one record.
+        records: Vec<Record>,
+        /// Whether new messages are among them (they may not use the journal's reserve).
+        accepts: bool,
+    },
+    /// Answer the sender. `Ok` means what the message's durability promises, now.
+    Answer {
+        /// Whose.
+        ticket: Ticket,
+        /// The answer.
+        result: Result<Accepted, Refusal>,
+    },
+    /// Hand these to the sink, in this order. Messages of one ordering key must be taken in order: what follows a
+    /// failed one must fail too.
+    Offer {
+        /// Which sink.
+        link: LinkId,
+        /// At least one.
+        batch: Vec<Delivery>,
+    },
+    /// Read from the store, then say [`Input::Loaded`].
+    Load {
+        /// Names the load.
+        load: LoadId,
+        /// What to read.
+        query: Query,
+    },
+    /// A status became true (and durable, where it claims to be).
+    Announce(Change),
+    /// A part of what must settle; complete when `last` is set.
+    Survivors(Survivors),
+    /// An attachment was refused or replaced by a newer one of the same device; it will be offered nothing more.
+    Dismiss(LinkId),
+}
+
+/// A message's new status.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Change {
+    /// Whose message.
+    pub user: UserId,
+    /// Which one.
+    pub entry: EntryRef,
+    /// Its id, when it is known without reading the store.
+    pub id: Option<crate::id::MessageId>,
+    /// Where it stands.
+    pub status: Status,
+    /// For an end other than `Delivered`: whether it may have arrived all the same.
+    pub possibly_delivered: bool,
+    /// Failed attempts so far.
+    pub attempts: u32,
+}
+
+/// Part of what must be in the store before a segment can be recycled.
+#[derive(Clone, Debug, Default)]
+pub struct Survivors {
+    /// The place given with [`Input::Settle`].
+    pub before: Seq,
+    /// Messages that have not ended, in no particular order.
+    pub entries: Vec<(Seq, Arc<Accept>)>,
+    /// Rows of users about whom something changed.
+    pub rows: Vec<(UserId, UserRow)>,
+    /// Ids accepted in the segment that are still in their window.
+    pub dedup: Vec<DedupRow>,
+    /// Settled messages that have ended since the last settling, for the runs' live counts.
+    pub died: Vec<Seq>,
+    /// The counters, and the place below which they count everything. Only in the last part.
+    pub counters: Option<(Counters, Seq)>,
+    /// No more parts for this place.
+    pub last: bool,
+}
+
+/// An O(1) snapshot of a machine.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[non_exhaustive]
+pub struct MachineStats {
+    /// The ledger's counters.
+    pub counters: Counters,
+    /// Messages on offer to sinks.
+    pub in_flight: u64,
+    /// Messages waiting for a backoff to pass.
+    pub retrying: u64,
+    /// Sends that wait for a commit or a load.
+    pub pending: u64,
+    /// Repeats that were recognised.
+    pub duplicates: u64,
+    /// Sends that were refused.
+    pub refused: u64,
+    /// Users with anything in memory.
+    pub resident_users: u64,
+    /// Messages in memory.
+    pub resident_messages: u64,
+    /// Attached sinks.
+    pub links: u64,
+    /// Acknowledgements, nacks or extensions that came too late or from elsewhere.
+    pub stray_verdicts: u64,
+    /// Messages lost to damage on disk.
+    pub damaged: u64,
+}
+
+impl Verdict {
+    pub(super) fn end(&self) -> Option<EndReason> {
+        match self {
+            Self::Delivered => Some(EndReason::Delivered),
+            Self::Unconfirmed => Some(EndReason::Unconfirmed),
+            Self::Rejected => Some(EndReason::Rejected),
+            _ => None,
+        }
+    }
+}
