@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod config;
+pub mod digest;
 mod error;
 mod event;
 mod id;

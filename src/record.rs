@@ -73,7 +73,7 @@ impl Epoch {
 
 /// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
 ///
-/// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–6 are the ones below; 16
+/// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below; 16
 /// devices, 17 cancel, 18 replace, 19 collapse, 20 schedule, 21 receipt, 22 ledger, 23 batch are reserved for what
 /// is to come and refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -89,9 +89,20 @@ pub enum Record {
     Exposed(Exposed),
     /// The peer has recorded acknowledgements durably: the inbox may forget places up to `floor`.
     Floor(Floor),
-    /// A message was refused by the inbox for good after its place was taken (nothing is delivered, the place counts
-    /// as seen).
-    Skip(Origin),
+}
+
+impl Record {
+    /// Whose outbox the record is about.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        match self {
+            Self::Accept(accept) => accept.message.recipient(),
+            Self::End(end) => &end.user,
+            Self::Attempt(attempt) => &attempt.user,
+            Self::Exposed(exposed) => &exposed.user,
+            Self::Floor(floor) => &floor.user,
+        }
+    }
 }
 
 /// A message was accepted.
@@ -241,8 +252,10 @@ pub struct Counters {
     pub ended: [u64; 8],
     /// Late confirmations, which moved one message from another reason to `Delivered`.
     pub upgraded: u64,
-    /// Bytes of live messages (see [`Message::cost`]).
-    pub live_bytes: u64,
+    /// Bytes of accepted messages (see [`Message::cost`]).
+    pub accepted_bytes: u64,
+    /// Bytes of ended messages.
+    pub ended_bytes: u64,
 }
 
 impl Counters {
@@ -252,6 +265,12 @@ impl Counters {
         self.accepted.saturating_sub(self.ended.iter().sum())
     }
 
+    /// Bytes of messages that have not ended.
+    #[must_use]
+    pub fn live_bytes(&self) -> u64 {
+        self.accepted_bytes.saturating_sub(self.ended_bytes)
+    }
+
     /// Adds what another shard counted.
     pub fn add(&mut self, other: &Self) {
         self.accepted += other.accepted;
@@ -259,6 +278,7 @@ impl Counters {
             *mine += theirs;
         }
         self.upgraded += other.upgraded;
-        self.live_bytes += other.live_bytes;
+        self.accepted_bytes += other.accepted_bytes;
+        self.ended_bytes += other.ended_bytes;
     }
 }

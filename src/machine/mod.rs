@@ -27,8 +27,8 @@ pub struct Birth {
     pub seed: u64,
     /// Everything below this place is in the store.
     pub settled: Seq,
-    /// Counters as settled, and the place below which they count everything (this shard's part).
-    pub counters: (Counters, Seq),
+    /// Counters as settled (this shard's part).
+    pub counters: Counters,
     /// Whether the store holds messages or rows at all (if not, absent users and senders need no load).
     pub store_empty: bool,
 }
@@ -46,8 +46,9 @@ impl Machine {
         Self { birth }
     }
 
-    /// Applies a record of the journal, decided in an earlier life. Only before the first `handle`.
-    pub fn replay(&mut self, _seq: Seq, _record: &Record) {}
+    /// Applies a record of the journal, decided in an earlier life. Only before the first `handle`. `counts` says
+    /// whether the settled counters do not reflect it yet.
+    pub fn replay(&mut self, _seq: Seq, _record: &Record, _counts: bool) {}
 
     /// Takes an input. Drain [`Machine::poll_action`] afterwards.
     pub fn handle(&mut self, _now: Timestamp, _input: Input) {}
