@@ -58,6 +58,11 @@ impl FileJournal {
         Self { disk, owner, config: self.config, scan: None, writer: None, tried_generation: 0 }
     }
 
+    #[cfg(test)]
+    pub(super) fn buffer_for_tests(&self) -> Option<*const u8> {
+        self.writer.as_ref().map(Writer::buffer_for_tests)
+    }
+
     fn scan(&self, from: Seq, visit: Visit<'_>) -> Result<Scan, JournalError> {
         let changes = self.owner.lock().changes;
         scan(&Layout::read(&*self.disk)?, from, visit, changes)

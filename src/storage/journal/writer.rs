@@ -98,6 +98,11 @@ impl Writer {
         self.epoch
     }
 
+    #[cfg(test)]
+    pub(super) fn buffer_for_tests(&self) -> *const u8 {
+        self.buffer.as_ptr()
+    }
+
     pub(super) fn append(
         &mut self,
         group: Group<'_>,
@@ -151,9 +156,7 @@ impl Writer {
         let generation = self.newest_generation.checked_add(1).ok_or_else(exhausted)?;
         self.newest_generation = generation;
         // A segment that held no group is overwritten in place: what it fenced off, this one fences off too.
-        if !matches!(self.ring.slot(slot).state, SlotState::Free { .. }) {
-            self.ring.slot_mut(slot).state = SlotState::Free { unmarked: None };
-        }
+        self.ring.slot_mut(slot).state = SlotState::Free { unmarked: None };
         let header = SegmentHeader {
             id: self.ring.slot(slot).id,
             released: false,
