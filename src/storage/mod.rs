@@ -1,1 +1,4 @@
 //! Journal files, runs and stores.
+
+pub mod disk;
+pub mod journal;

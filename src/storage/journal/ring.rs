@@ -1,0 +1,201 @@
+//! The segment files of a journal that is being written, and which of them may be used next.
+
+use crate::ports::JournalError;
+use crate::record::Seq;
+use crate::storage::disk::{Disk, DiskFile};
+
+use super::config::JournalConfig;
+use super::format::{BLOCK_LEN, SegmentHeader};
+use super::layout::{file_name, io, segment_ids};
+use super::replay::ScannedSegment;
+
+/// One segment file.
+#[derive(Debug)]
+pub(super) struct Slot {
+    pub(super) id: u32,
+    pub(super) file: Box<dyn DiskFile>,
+    len: u64,
+    pub(super) state: SlotState,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum SlotState {
+    /// Holds nothing that is needed. With a header, that is not yet durable: the released header must be written
+    /// and synced before anything else is written here.
+    Free { unmarked: Option<SegmentHeader> },
+    /// Left; every record lies below `end`. `empty` ones hold no group at all.
+    Sealed { header: SegmentHeader, end: Seq, empty: bool },
+    /// Being written.
+    Current { header: SegmentHeader },
+}
+
+/// The files, at most one more than configured.
+#[derive(Debug)]
+pub(super) struct Ring {
+    slots: Vec<Slot>,
+    config: JournalConfig,
+}
+
+impl Ring {
+    /// Opens the files of a scanned journal and creates those that are missing.
+    pub(super) fn open(
+        disk: &dyn Disk,
+        config: JournalConfig,
+        scanned: &[ScannedSegment],
+    ) -> Result<Self, JournalError> {
+        let mut slots = Vec::new();
+        for id in segment_ids(disk)? {
+            let file = disk.open(&file_name(id)).map_err(io("open segment"))?;
+            let len = file.len().map_err(io("read segment length"))?;
+            let segment = scanned.iter().find(|segment| segment.header.id == id);
+            let state = match segment {
+                Some(ScannedSegment { header, end, empty }) => {
+                    let empty = *empty && len == config.segment_bytes;
+                    SlotState::Sealed { header: *header, end: *end, empty }
+                }
+                None => SlotState::Free { unmarked: None },
+            };
+            slots.push(Slot { id, file, len, state });
+        }
+        let mut ring = Self { slots, config };
+        ring.refit(disk)?;
+        Ok(ring)
+    }
+
+    /// Removes free files of a wrong length or beyond the configured number, and creates what is missing.
+    pub(super) fn refit(&mut self, disk: &dyn Disk) -> Result<(), JournalError> {
+        let wanted = self.config.segments as usize;
+        let mut surplus = self.slots.len().saturating_sub(wanted);
+        let mut index = 0;
+        while let Some(slot) = self.slots.get(index) {
+            let misfit = slot.len != self.config.segment_bytes;
+            if slot.is_free() && (misfit || surplus > 0) {
+                disk.remove(&file_name(slot.id)).map_err(io("remove segment"))?;
+                surplus = surplus.saturating_sub(1);
+                self.slots.remove(index);
+            } else {
+                index = index.saturating_add(1);
+            }
+        }
+        while self.slots.len() < wanted {
+            self.create(disk)?;
+        }
+        Ok(())
+    }
+
+    fn create(&mut self, disk: &dyn Disk) -> Result<usize, JournalError> {
+        let taken = |id: &u32| self.slots.iter().any(|slot| slot.id == *id);
+        let id = (0..=u32::MAX).find(|id| !taken(id)).unwrap_or_default();
+        let len = self.config.segment_bytes;
+        let created = disk.create_zeroed(&file_name(id), len);
+        let file =
+            created.inspect_err(|_| drop(disk.remove(&file_name(id)))).map_err(io("create segment"))?;
+        self.slots.push(Slot { id, file, len, state: SlotState::Free { unmarked: None } });
+        Ok(self.slots.len().saturating_sub(1))
+    }
+
+    pub(super) fn slot(&self, index: usize) -> &Slot {
+        self.slots.get(index).expect("slot indexes come from this ring and the current slot is never removed")
+    }
+
+    pub(super) fn slot_mut(&mut self, index: usize) -> &mut Slot {
+        self.slots
+            .get_mut(index)
+            .expect("slot indexes come from this ring and the current slot is never removed")
+    }
+
+    pub(super) fn index_of(&self, id: u32) -> Option<usize> {
+        self.slots.iter().position(|slot| slot.id == id)
+    }
+
+    /// Free segments that appends may use: the spare one does not count.
+    pub(super) fn free(&self) -> u32 {
+        let free = self.slots.iter().filter(|slot| slot.is_free()).count();
+        let spare = self.slots.len().saturating_sub(self.config.segments as usize);
+        u32::try_from(free.saturating_sub(spare)).unwrap_or(u32::MAX)
+    }
+
+    /// The free segment to use next.
+    pub(super) fn next_free(&self) -> Option<usize> {
+        self.slots.iter().position(Slot::is_free)
+    }
+
+    /// A segment for opening or healing: a free one, one that holds nothing, or one spare file beyond the ring.
+    pub(super) fn next_for_opening(&mut self, disk: &dyn Disk) -> Result<Option<usize>, JournalError> {
+        let empty = |slot: &Slot| matches!(slot.state, SlotState::Sealed { empty: true, .. });
+        if let Some(index) = self.next_free().or_else(|| self.slots.iter().position(empty)) {
+            return Ok(Some(index));
+        }
+        if self.slots.len() > self.config.segments as usize {
+            return Ok(None);
+        }
+        self.create(disk).map(Some)
+    }
+
+    /// Puts a segment whose start failed behind the other free ones, so that a bad place is not tried again at once.
+    pub(super) fn put_last(&mut self, index: usize) {
+        if index < self.slots.len() {
+            let slot = self.slots.remove(index);
+            self.slots.push(slot);
+        }
+    }
+
+    /// The oldest generation that is needed, if there is one before `newest`.
+    pub(super) fn oldest(&self, newest: u64) -> u64 {
+        let needed = self.slots.iter().filter_map(|slot| match slot.state {
+            SlotState::Sealed { header, .. } | SlotState::Current { header } => Some(header.generation),
+            SlotState::Free { .. } => None,
+        });
+        needed.min().unwrap_or(newest).min(newest)
+    }
+
+    /// Frees every sealed segment that ends at or below `before`, oldest first, so that a crash in between leaves
+    /// no hole.
+    pub(super) fn release(&mut self, before: Seq, buffer: &mut Vec<u8>) {
+        while let Some(slot) = self.oldest_sealed().filter(|slot| slot.ends_by(before)) {
+            if let SlotState::Sealed { header, end, .. } = slot.state {
+                // The mark says where the records ended, should it become the newest header there is.
+                slot.state = SlotState::Free { unmarked: Some(SegmentHeader { base: end, ..header }) };
+                // Best effort: what fails here is done again before the segment is used.
+                let _ = slot.mark_released(buffer);
+            }
+        }
+    }
+
+    fn oldest_sealed(&mut self) -> Option<&mut Slot> {
+        let sealed = self.slots.iter_mut().filter_map(|slot| match slot.state {
+            SlotState::Sealed { header, .. } => Some((header.generation, slot)),
+            _ => None,
+        });
+        sealed.min_by_key(|(generation, _)| *generation).map(|(_, slot)| slot)
+    }
+}
+
+impl Slot {
+    fn is_free(&self) -> bool {
+        matches!(self.state, SlotState::Free { .. })
+    }
+
+    fn ends_by(&self, before: Seq) -> bool {
+        matches!(self.state, SlotState::Sealed { end, .. } if end <= before)
+    }
+
+    /// Closes the current segment. It is `empty` when no group of it counts.
+    pub(super) fn seal(&mut self, end: Seq, empty: bool) {
+        if let SlotState::Current { header } = self.state {
+            self.state = SlotState::Sealed { header, end, empty };
+        }
+    }
+
+    /// Makes it durable that nothing here is needed, before the header is overwritten: were the old header to
+    /// survive over new groups, a replay would take them for damage.
+    pub(super) fn mark_released(&mut self, buffer: &mut Vec<u8>) -> std::io::Result<()> {
+        let SlotState::Free { unmarked: Some(header) } = self.state else { return Ok(()) };
+        buffer.clear();
+        SegmentHeader { released: true, ..header }.encode_block(buffer);
+        self.file.write_at(0, buffer.get(..BLOCK_LEN).unwrap_or_default())?;
+        self.file.sync_data()?;
+        self.state = SlotState::Free { unmarked: None };
+        Ok(())
+    }
+}
