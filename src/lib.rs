@@ -8,6 +8,8 @@ mod time;
 
 #[cfg(feature = "storage")]
 pub mod storage;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use record::{Epoch, Seq};
 pub use time::Timestamp;
