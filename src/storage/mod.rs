@@ -1,8 +1,8 @@
 //! Journal files, runs and stores.
 
 pub mod frame;
-mod limits;
-mod memory;
+pub(crate) mod limits;
+pub(crate) mod memory;
 #[cfg(feature = "sled")]
 mod sled;
 

@@ -89,7 +89,6 @@ impl OpenDb {
         dir.remove_partial_snapshots().map_err(Failure::Io)?;
         let config = sled::Config::new()
             .path(dir.db())
-            .mode(sled::Mode::HighThroughput)
             .cache_capacity(cache_bytes)
             .flush_every_ms(None);
         let db = guarded(|| config.open())?;
