@@ -9,14 +9,14 @@ use std::time::SystemTime;
 use lastmile::Epoch;
 use lastmile::ports::{Batch, Flow, MAX_KEY_BYTES, Store, StoreError};
 
-pub fn put(store: &impl Store, epoch: Epoch, key: &[u8], value: &[u8]) {
+pub(crate) fn put(store: &impl Store, epoch: Epoch, key: &[u8], value: &[u8]) {
     let mut batch = Batch::new();
     batch.put(key.to_vec(), value.to_vec());
     store.apply(epoch, batch).unwrap();
 }
 
 /// How many rows there are; a damaged one fails the test.
-pub fn count(store: &impl Store) -> usize {
+pub(crate) fn count(store: &impl Store) -> usize {
     let mut n = 0;
     let mut visit = |_: &[u8], value: Result<&[u8], StoreError>| {
         value.unwrap();
@@ -28,7 +28,7 @@ pub fn count(store: &impl Store) -> usize {
 }
 
 /// Every file and directory with its content and its time of change.
-pub fn tree_of(root: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
+pub(crate) fn tree_of(root: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
     let mut tree = BTreeMap::new();
     let mut todo = vec![root.to_owned()];
     while let Some(path) = todo.pop() {
@@ -44,7 +44,7 @@ pub fn tree_of(root: &Path) -> BTreeMap<PathBuf, (Vec<u8>, SystemTime)> {
     tree
 }
 
-pub fn copy_dir(from: &Path, to: &Path) {
+pub(crate) fn copy_dir(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap() {
         let entry = entry.unwrap();
