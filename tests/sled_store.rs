@@ -64,7 +64,10 @@ fn format_that_names_no_version_is_refused_and_left_alone() {
         let dir = tempfile::tempdir().unwrap();
         fs::write(dir.path().join("FORMAT"), text).unwrap();
         let before = tree_of(dir.path());
-        assert!(matches!(SledStore::open(dir.path()), Err(StoreError::Io { op: "read FORMAT", .. })), "{text}");
+        assert!(
+            matches!(SledStore::open(dir.path()), Err(StoreError::Io { op: "read FORMAT", .. })),
+            "{text}"
+        );
         assert_eq!(tree_of(dir.path()), before);
     }
 }

@@ -87,10 +87,7 @@ impl OpenDb {
 
     fn try_open(dir: &Dir, cache_bytes: u64) -> Result<Self, Failure> {
         dir.remove_partial_snapshots().map_err(Failure::Io)?;
-        let config = sled::Config::new()
-            .path(dir.db())
-            .cache_capacity(cache_bytes)
-            .flush_every_ms(None);
+        let config = sled::Config::new().path(dir.db()).cache_capacity(cache_bytes).flush_every_ms(None);
         let db = guarded(|| config.open())?;
         let file = OpenOptions::new().read(true).write(true).open(dir.db_file()).map_err(Failure::Io)?;
         Ok(Self { db: Some(Arc::new(db)), file })

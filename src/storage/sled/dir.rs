@@ -36,12 +36,8 @@ impl Dir {
         read_format(root)?;
         create_private(root).map_err(io_error("create directory"))?;
         let lock = take_lock(root)?;
-        let dir = Self {
-            root: root.to_owned(),
-            db: root.join("db"),
-            journal: root.join("journal"),
-            _lock: lock,
-        };
+        let dir =
+            Self { root: root.to_owned(), db: root.join("db"), journal: root.join("journal"), _lock: lock };
         if read_format(root)?.is_none() {
             dir.write_format().map_err(io_error("write FORMAT"))?;
         }
@@ -95,6 +91,11 @@ impl Dir {
             }
         }
         Ok(())
+    }
+
+    /// Removes sled's `conf`. It says the same in every database of this format, and sled writes it anew.
+    pub(super) fn remove_conf(&self) -> io::Result<()> {
+        remove_if_there(&self.db.join("conf"))
     }
 
     /// Makes what an earlier process left in the page cache durable, before a snapshot is built upon it.
@@ -160,10 +161,7 @@ impl Dir {
     }
 
     pub(super) fn clear_suspect(&self) -> io::Result<()> {
-        match fs::remove_file(self.suspect_mark()) {
-            Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
-            _ => Ok(()),
-        }
+        remove_if_there(&self.suspect_mark())
     }
 
     /// Whether the disk takes and keeps what an opening writes: two snapshots and some more.
@@ -255,6 +253,13 @@ fn fill(path: &Path, bytes: u64) -> io::Result<()> {
         file.write_all(&block)?;
     }
     file.sync_all()
+}
+
+fn remove_if_there(path: &Path) -> io::Result<()> {
+    match fs::remove_file(path) {
+        Err(e) if e.kind() != ErrorKind::NotFound => Err(e),
+        _ => Ok(()),
+    }
 }
 
 fn bytes_below(dir: &Path) -> u64 {

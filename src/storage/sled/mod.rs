@@ -30,6 +30,8 @@
 
 mod db;
 mod dir;
+#[cfg(test)]
+mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
@@ -286,7 +288,7 @@ struct Opened {
 }
 
 fn open_or_quarantine(dir: &Dir, cache_bytes: u64) -> Result<(Opened, Option<Quarantine>), StoreError> {
-    // Twice, because damage is there the second time too and bad luck is not.
+    // Twice, because damage is there the second time too and bad luck is not, and because a damaged `conf` heals.
     for attempt in [1, 2] {
         match open_checked(dir, cache_bytes) {
             Ok(opened) => return Ok((opened, None)),
@@ -296,7 +298,7 @@ fn open_or_quarantine(dir: &Dir, cache_bytes: u64) -> Result<(Opened, Option<Qua
                 let opened = open_checked(dir, cache_bytes).map_err(|e| open_error(dir, e))?;
                 return Ok((opened, Some(quarantine)));
             }
-            Err(Failure::Damage(_)) => {}
+            Err(Failure::Damage(_)) => dir.remove_conf().map_err(io_error("remove conf"))?,
             Err(other) => return Err(open_error(dir, other)),
         }
     }
