@@ -2,7 +2,7 @@
 #![cfg(all(feature = "sled", feature = "testing"))]
 
 use lastmile::Epoch;
-use lastmile::ports::{Batch, Flow, Store, StoreError};
+use lastmile::ports::{Batch, Flow, Row, Store, StoreError, Visit};
 use lastmile::storage::SledStore;
 use tempfile::TempDir;
 
@@ -24,16 +24,11 @@ impl Store for Temporary {
         self.store.read(key)
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow,
-    ) -> Result<(), StoreError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         self.store.scan(from, to, visit)
     }
 
-    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Row>, StoreError> {
         self.store.last(from, to)
     }
 

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use parking_lot::RwLock;
 
 use super::limits;
-use crate::ports::{Batch, BatchOp, Flow, Store, StoreError};
+use crate::ports::{Batch, BatchOp, Flow, Row, Store, StoreError, Visit};
 use crate::record::Epoch;
 
 /// An ordered map in memory. Clones are handles to the same map; it is gone with the last of them.
@@ -35,18 +35,13 @@ impl Store for MemoryStore {
         Ok(self.state.read_recursive().rows.read(key))
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow,
-    ) -> Result<(), StoreError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         // Recursive, because the visitor may read and scan while a writer waits.
         self.state.read_recursive().rows.scan(from, to, visit);
         Ok(())
     }
 
-    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Row>, StoreError> {
         Ok(self.state.read_recursive().rows.last(from, to))
     }
 
@@ -86,12 +81,7 @@ impl Rows {
         self.0.get(key).cloned()
     }
 
-    pub(crate) fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow,
-    ) {
+    pub(crate) fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) {
         for (key, value) in self.range(from, to) {
             if visit(key, Ok(value)) == Flow::Stop {
                 return;
@@ -99,7 +89,7 @@ impl Rows {
         }
     }
 
-    pub(crate) fn last(&self, from: &[u8], to: &[u8]) -> Option<(Vec<u8>, Vec<u8>)> {
+    pub(crate) fn last(&self, from: &[u8], to: &[u8]) -> Option<Row> {
         self.range(from, to).next_back().map(|(key, value)| (key.clone(), value.clone()))
     }
 

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use parking_lot::RwLock;
 
-use crate::ports::{Batch, Flow, Store, StoreError};
+use crate::ports::{Batch, Row, Store, StoreError, Visit};
 use crate::record::Epoch;
 use crate::storage::limits;
 use crate::storage::memory::{Rows, check_epoch, next_epoch};
@@ -217,17 +217,12 @@ impl Store for FaultyStore {
         Ok(self.state.read_recursive().visible.read(key))
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow,
-    ) -> Result<(), StoreError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         self.state.read_recursive().visible.scan(from, to, visit);
         Ok(())
     }
 
-    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Row>, StoreError> {
         Ok(self.state.read_recursive().visible.last(from, to))
     }
 
@@ -296,6 +291,7 @@ fn split_mix(seed: u64) -> u64 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::ports::Flow;
 
     fn put(key: &str) -> Batch {
         let mut batch = Batch::new();

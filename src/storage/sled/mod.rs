@@ -43,7 +43,7 @@ use self::db::{Failure, OpenDb, Range};
 use self::dir::{Dir, LOCK_PAUSE, LOCK_TRIES, io_error};
 use super::memory::{check_epoch, next_epoch};
 use super::{frame, limits};
-use crate::ports::{Batch, BatchOp, Flow, Store, StoreError};
+use crate::ports::{Batch, BatchOp, Flow, Row, Store, StoreError, Visit};
 use crate::record::Epoch;
 
 /// The row that holds the newest epoch, as a little-endian `u32` in a frame.
@@ -155,12 +155,7 @@ impl Store for SledStore {
         found.map(|framed| unframe(key, &framed).map(<[u8]>::to_vec)).transpose()
     }
 
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow,
-    ) -> Result<(), StoreError> {
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
         let Some((_db, mut rows)) = self.inner.range(from, to)? else { return Ok(()) };
         while let Some((stored, framed)) = rows.next().map_err(scan_error)? {
             let Some((_, key)) = stored.split_first() else { continue };
@@ -171,7 +166,7 @@ impl Store for SledStore {
         Ok(())
     }
 
-    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError> {
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Row>, StoreError> {
         let Some((_db, mut rows)) = self.inner.range(from, to)? else { return Ok(None) };
         let Some((stored, framed)) = rows.last().map_err(scan_error)? else { return Ok(None) };
         let key = stored.get(1..).unwrap_or_default();

@@ -21,7 +21,7 @@ fn fail(store: &SledStore) {
 }
 
 /// Rows in order, a damaged one as its error.
-fn rows(store: &SledStore) -> Vec<Result<(Vec<u8>, Vec<u8>), String>> {
+fn rows(store: &SledStore) -> Vec<Result<Row, String>> {
     let mut rows = Vec::new();
     let mut visit = |key: &[u8], value: Result<&[u8], StoreError>| {
         rows.push(value.map(|value| (key.to_vec(), value.to_vec())).map_err(|e| e.to_string()));
