@@ -16,6 +16,8 @@ mod time;
 
 #[cfg(feature = "storage")]
 pub mod storage;
+#[cfg(feature = "testing")]
+pub mod testing;
 
 pub use config::{Config, ConfigError};
 pub use error::{InvalidMessage, MessageFlaw};

@@ -148,6 +148,17 @@ pub enum StoreError {
     },
 }
 
+/// What a scan hands its rows to: the key, and the value or what is wrong with it.
+pub type Visit<'a> = dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow + 'a;
+/// A key and its value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
+/// Takes the rows of a scan.
+pub type Visitor<'a> = dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow + 'a;
+
+/// A key and its value.
+pub type Row = (Vec<u8>, Vec<u8>);
+
 /// A durable ordered map with atomic batches.
 ///
 /// All methods block; the runtime calls them from its own threads.
@@ -170,18 +181,13 @@ pub trait Store: Send + Sync {
     ///
     /// # Errors
     /// [`StoreError::Io`] when the scan cannot go on.
-    fn scan(
-        &self,
-        from: &[u8],
-        to: &[u8],
-        visit: &mut dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow,
-    ) -> Result<(), StoreError>;
+    fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError>;
 
     /// The last row with `from <= key < to`, if any.
     ///
     /// # Errors
     /// As `read`.
-    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Vec<u8>)>, StoreError>;
+    fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Row>, StoreError>;
 
     /// Takes ownership: returns an epoch greater than `above` and than every epoch this store has ever given.
     ///
