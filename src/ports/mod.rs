@@ -10,6 +10,7 @@ mod store;
 
 pub use clock::Clock;
 pub use journal::{Appended, Group, Journal, JournalError, JournalSpace, Replay, TailCut};
-pub use store::{Row, Visitor, 
+pub use store::{
     Batch, BatchOp, Flow, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Row, Store, StoreError, Visit,
+    Visitor,
 };
