@@ -12,5 +12,4 @@ pub use clock::Clock;
 pub use journal::{Appended, Group, Journal, JournalError, JournalSpace, Replay, TailCut};
 pub use store::{
     Batch, BatchOp, Flow, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Row, Store, StoreError, Visit,
-    Visitor,
 };

@@ -153,12 +153,6 @@ pub type Visit<'a> = dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow + 'a;
 /// A key and its value.
 pub type Row = (Vec<u8>, Vec<u8>);
 
-/// Takes the rows of a scan.
-pub type Visitor<'a> = dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Flow + 'a;
-
-/// A key and its value.
-pub type Row = (Vec<u8>, Vec<u8>);
-
 /// A durable ordered map with atomic batches.
 ///
 /// All methods block; the runtime calls them from its own threads.
