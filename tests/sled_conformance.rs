@@ -1,7 +1,7 @@
 //! The sled store against the conformance suite of the store port.
 #![cfg(all(feature = "sled", feature = "testing"))]
 
-use lastmile::Epoch;
+use lastmile::record::Epoch;
 use lastmile::ports::{Batch, Flow, Row, Store, StoreError, Visit};
 use lastmile::storage::SledStore;
 use tempfile::TempDir;

@@ -10,7 +10,7 @@ use std::fs;
 use std::path::Path;
 
 use common::{copy_dir, count, put};
-use lastmile::Epoch;
+use lastmile::record::Epoch;
 use lastmile::ports::{Batch, Flow, MAX_KEY_BYTES, Store, StoreError};
 use lastmile::storage::SledStore;
 

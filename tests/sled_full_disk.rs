@@ -8,7 +8,7 @@ mod common;
 use std::process::Command;
 
 use common::{count, put};
-use lastmile::Epoch;
+use lastmile::record::Epoch;
 use lastmile::ports::{Batch, Store, StoreError};
 use lastmile::storage::SledStore;
 

@@ -6,7 +6,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use lastmile::Epoch;
+use lastmile::record::Epoch;
 use lastmile::ports::{Batch, Flow, MAX_KEY_BYTES, Store, StoreError};
 
 pub(crate) fn put(store: &impl Store, epoch: Epoch, key: &[u8], value: &[u8]) {
