@@ -1,6 +1,6 @@
 //! Keyed digests of ids that come from outside, and the routing of users to shards.
 
-use std::hash::Hasher;
+use std::hash::{BuildHasher, Hasher};
 
 use siphasher::sip::SipHasher13 as Sip64;
 use siphasher::sip128::{Hasher128, SipHasher13 as Sip128};
@@ -74,6 +74,37 @@ impl Digester {
         (self.user(Some(user)) % shards) as usize
     }
 }
+
+impl BuildHasher for Digester {
+    type Hasher = Sip64;
+
+    fn build_hasher(&self) -> Sip64 {
+        Sip64::new_with_key(&self.key)
+    }
+}
+
+/// Hashes digests, which are uniform already, by taking their lower half.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct DigestHasher(u64);
+
+impl Hasher for DigestHasher {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        for byte in bytes {
+            self.0 = self.0.rotate_left(8) ^ u64::from(*byte);
+        }
+    }
+
+    fn write_u128(&mut self, digest: u128) {
+        self.0 = digest as u64;
+    }
+}
+
+/// A map keyed by digests.
+pub(crate) type DigestMap<V> = hashbrown::HashMap<u128, V, std::hash::BuildHasherDefault<DigestHasher>>;
 
 #[cfg(test)]
 mod tests {

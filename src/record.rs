@@ -80,7 +80,7 @@ impl Epoch {
 pub enum Record {
     /// A message was accepted. Its place in the log is its sequence number from now on.
     Accept(Arc<Accept>),
-    /// A message ended. For a message that had ended already, only `Delivered` (a late confirmation) has an effect.
+    /// A message ended, or a late confirmation came for one that had ended otherwise.
     End(End),
     /// An attempt failed; the message waits until `not_before`.
     Attempt(Attempt),
@@ -144,6 +144,8 @@ pub struct End {
     pub seq: Seq,
     /// Why.
     pub reason: EndReason,
+    /// For a late confirmation: the reason it had ended for before.
+    pub upgrades: Option<EndReason>,
     /// Whether it may have arrived all the same.
     pub possibly_delivered: bool,
     /// Failed attempts so far.

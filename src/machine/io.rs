@@ -168,6 +168,8 @@ pub enum Found {
         row: Option<UserRow>,
         /// Live messages and bytes of this user in the runs, judged by the row.
         live: (u32, u64),
+        /// The runs hold every message settled below this place.
+        reflects: Seq,
     },
     /// Answer to [`Query::Page`].
     Page(Page),
