@@ -8,7 +8,7 @@ use std::sync::Arc;
 use super::{Disk, DiskFile, Owner};
 
 /// Zeros are written in pieces of this size.
-const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
 
 /// A directory, private to its user (0700, files 0600 where the system knows such modes).
 ///

@@ -229,7 +229,7 @@ impl Walk {
         let random = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
         let disk = TestDisk::default();
         let (synced, pending) = (Vec::new(), Vec::new());
-        Self { disk, random, synced, pending, settled: 0, several: seed % 2 == 0, torn: false }
+        Self { disk, random, synced, pending, settled: 0, several: seed.is_multiple_of(2), torn: false }
     }
 
     fn random(&mut self, below: u64) -> u64 {

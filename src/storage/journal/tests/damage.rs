@@ -137,3 +137,22 @@ fn group_that_does_not_follow_from_the_one_before_it_is_refused() {
     assert_eq!(seen.seqs, [1]);
     assert!(seen.replay.tail_cut.unwrap().reason.contains("follow"));
 }
+
+#[test]
+fn group_of_another_generation_or_epoch_is_refused_even_with_the_right_salt() {
+    for stranger in [(1, 0), (0, 1)] {
+        let disk = TestDisk::default();
+        let (mut log, _) = Log::open(&disk);
+        log.commit(&[10, 10]);
+        let (name, header) = headers(&disk.inner).pop().unwrap();
+        let (at, _) = groups(&disk.inner, &name)[1];
+        disk.inner.tamper(&name, at, |bytes| {
+            let (group, _) = GroupHeader::decode(bytes, header.salt).unwrap();
+            let generation = group.generation + stranger.0;
+            let epoch = Epoch(group.epoch.0 + stranger.1);
+            let (forged, _) = GroupHeader { generation, epoch, ..group }.encode(header.salt);
+            bytes[..forged.len()].copy_from_slice(&forged);
+        });
+        assert_eq!(Seen::on(&disk).seqs, [1]);
+    }
+}
