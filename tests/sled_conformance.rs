@@ -2,7 +2,7 @@
 #![cfg(all(feature = "sled", feature = "testing"))]
 
 use lastmile::record::Epoch;
-use lastmile::ports::{Batch, Flow, Row, Store, StoreError, Visit};
+use lastmile::ports::{Batch, Row, Store, StoreError, Visit};
 use lastmile::storage::SledStore;
 use tempfile::TempDir;
 
