@@ -260,11 +260,12 @@ impl Machine {
         let Some(found) = self.commits.iter_mut().find(|c| c.id == commit) else { return };
         let mut answers = Vec::new();
         for pending in &mut found.records {
-            if let Pending::Accept(pending) = pending {
-                if pending.accept.message.durability() == Durability::Buffered && !pending.answered {
-                    pending.answered = true;
-                    answers.push((pending.ticket, pending.key, pending.accept.message.priority()));
-                }
+            if let Pending::Accept(pending) = pending
+                && pending.accept.message.durability() == Durability::Buffered
+                && !pending.answered
+            {
+                pending.answered = true;
+                answers.push((pending.ticket, pending.key, pending.accept.message.priority()));
             }
         }
         for (ticket, key, lane) in answers {

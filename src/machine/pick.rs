@@ -108,10 +108,11 @@ fn next(user: &mut User, config: &Config, pick: u64) -> Option<(Priority, Seq, A
         }
     }
     let others = heads.iter().any(Option::is_some);
-    if user.streak >= config.critical_burst.get() && others {
-        if let Some(picked) = round_robin(user, config, &mut heads) {
-            return Some(picked);
-        }
+    if user.streak >= config.critical_burst.get()
+        && others
+        && let Some(picked) = round_robin(user, config, &mut heads)
+    {
+        return Some(picked);
     }
     if let Some((seq, accept)) = critical(user, config, pick) {
         return Some((Priority::Critical, seq, accept));

@@ -396,7 +396,10 @@ fn a_repeat_is_recognised_after_replay() {
     rig.accept(&message);
     let mut machine = rig.replayed();
     machine.handle(rig.now, Input::Send { ticket: Ticket(99), message });
-    assert!(matches!(machine.poll_action(), Some(Action::Answer { result: Ok(Accepted { duplicate: true, .. }), .. })));
+    assert!(matches!(
+        machine.poll_action(),
+        Some(Action::Answer { result: Ok(Accepted { duplicate: true, .. }), .. })
+    ));
 }
 
 #[test]
@@ -413,7 +416,8 @@ fn an_inbox_takes_a_delivery_once_and_forgets_below_the_floor() {
     receive(&mut inbox, 2, &delivery);
     inbox.commit();
     receive(&mut inbox, 3, &delivery);
-    let duplicates: Vec<_> = (1..4).map(|n| inbox.answer(Ticket(n)).unwrap().as_ref().unwrap().duplicate).collect();
+    let duplicates: Vec<_> =
+        (1..4).map(|n| inbox.answer(Ticket(n)).unwrap().as_ref().unwrap().duplicate).collect();
     assert_eq!(duplicates, [false, true, true]);
     let next = Delivery {
         floor: delivery.entry.seq,
@@ -517,7 +521,10 @@ fn a_failed_settling_is_asked_again_and_hands_over_everything() {
     rig.survivors.clear();
     rig.input(Input::SettleFailed { before });
     let parts = settle(&mut rig);
-    assert_eq!(parts.iter().flat_map(|part| &part.entries).map(|(seq, _)| *seq).collect::<Vec<_>>(), [entry.seq]);
+    assert_eq!(
+        parts.iter().flat_map(|part| &part.entries).map(|(seq, _)| *seq).collect::<Vec<_>>(),
+        [entry.seq]
+    );
 }
 
 #[test]
