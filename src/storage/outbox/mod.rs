@@ -19,14 +19,17 @@
 //! What the outbox does not decide: what has ended, what is a repeat, what survives. The machine does.
 
 mod chunk;
+mod export;
 pub mod keys;
 mod load;
 mod manifest;
+mod merge;
 mod meta;
 mod open;
 mod recover;
 mod rows;
 mod settle;
+mod verify;
 mod writer;
 
 use std::path::PathBuf;
@@ -39,10 +42,13 @@ use self::meta::Meta;
 use crate::ports::{Batch, Store, StoreError};
 use crate::record::{Epoch, Seq};
 
+pub use export::{Carried, EXPORT_VERSION, ExportError, ImportError};
+pub use merge::{DEFAULT_MAX_RUNS, Merge};
 pub use meta::{META_VERSION, RunInfo};
 pub use open::{Identity, Loss, OpenError, Opened};
 pub use recover::{BadRecord, RecoverError, Recovered, recover};
 pub use settle::Settlement;
+pub use verify::{Damage, Verified};
 
 /// What a step did.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +76,8 @@ struct Inner {
     applied: Mutex<Arc<Meta>>,
     /// The table as it is durable, which is what readers see.
     visible: RwLock<Arc<Meta>>,
+    /// Runs that were taken off the table and may still be read.
+    retired: Mutex<Vec<meta::Pin>>,
     next_run: AtomicU64,
     next_version: AtomicU64,
 }
@@ -90,6 +98,7 @@ impl OutboxStore {
             manifest,
             applied: Mutex::new(Arc::clone(&meta)),
             visible: RwLock::new(meta),
+            retired: Mutex::new(Vec::new()),
             next_run: AtomicU64::new(last.map_or(1, |last| last.saturating_add(1))),
             next_version: AtomicU64::new(u64::from(epoch.0) << 32),
         };
@@ -201,3 +210,6 @@ impl OutboxStore {
         }
     }
 }
+
+#[cfg(all(test, feature = "testing"))]
+mod tests;
