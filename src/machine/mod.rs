@@ -136,6 +136,8 @@ pub struct Machine {
     /// Facts of failed commits, until the last failed one was reported.
     carried: Vec<Pending>,
     commits: VecDeque<Commit>,
+    /// Records of the open commits.
+    open_records: usize,
     last_commit: CommitId,
     pending: usize,
     repeats: DigestMap<Vec<Ticket>>,
@@ -195,6 +197,7 @@ impl Machine {
             current_accepts: false,
             carried: Vec::new(),
             commits: VecDeque::new(),
+            open_records: 0,
             last_commit: CommitId::default(),
             pending: 0,
             repeats: DigestMap::default(),
@@ -276,6 +279,7 @@ impl Machine {
         MachineStats {
             counters: self.counters,
             pending: (self.pending + self.parked_count) as u64,
+            recording: (self.open_records + self.current.len() + self.carried.len()) as u64,
             resident_users: self.users.len() as u64,
             indexed_users: self.index.len() as u64,
             resident_messages: self.resident,
@@ -294,7 +298,8 @@ impl Machine {
             Some(_) => Some(Status::Accepted),
             None if entry.seq >= self.settled => None,
             None => {
-                let ended = lane.is_some_and(|lane| entry.seq <= lane.cursor || lane.ended.contains(&entry.seq));
+                let ended =
+                    lane.is_some_and(|lane| entry.seq <= lane.cursor || lane.ended.contains(&entry.seq));
                 (!ended).then_some(Status::Accepted)
             }
         }

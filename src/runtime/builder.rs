@@ -44,7 +44,9 @@ pub enum BuildError {
     #[error(transparent)]
     Config(#[from] ConfigError),
     /// There is no tokio runtime. Nothing was opened.
-    #[error("no tokio runtime is running here: build inside one, or give the builder a handle; nothing was opened")]
+    #[error(
+        "no tokio runtime is running here: build inside one, or give the builder a handle; nothing was opened"
+    )]
     NoRuntime,
     /// The outbox could not be opened.
     #[error(transparent)]
@@ -226,16 +228,16 @@ impl EngineBuilder {
             Some(home) => {
                 let disk = RealDisk::open(home.join("journal"))
                     .map_err(|source| BuildError::Io { op: "open the journal's directory", source })?;
-                Ok(Box::new(FileJournal::open(Arc::new(disk) as Arc<dyn crate::storage::disk::Disk>, self.journal_size)?))
+                Ok(Box::new(FileJournal::open(
+                    Arc::new(disk) as Arc<dyn crate::storage::disk::Disk>,
+                    self.journal_size,
+                )?))
             }
         }
     }
 
     fn start(mut self, mut journal: Box<dyn Journal>, handle: Handle) -> Result<Engine, BuildError> {
-        let fresh = Identity {
-            stream: StreamId::from_u128(random()),
-            digest_key: random(),
-        };
+        let fresh = Identity { stream: StreamId::from_u128(random()), digest_key: random() };
         let manifest = self.store.home().map(|home| home.join("MANIFEST"));
         let (outbox, opened) = OutboxStore::open(self.store.clone(), manifest, Epoch::default(), fresh)?;
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(opened.last_time)));
@@ -253,7 +255,11 @@ impl EngineBuilder {
         Assembly { builder: self, handle, clock, outbox, opened, recovered, journal }.run(machines)
     }
 
-    fn recover(&self, opened: &Opened, journal: &mut dyn Journal) -> Result<(Vec<Machine>, Recovered), BuildError> {
+    fn recover(
+        &self,
+        opened: &Opened,
+        journal: &mut dyn Journal,
+    ) -> Result<(Vec<Machine>, Recovered), BuildError> {
         let shards = self.shards.get();
         let mut machines: Vec<_> = (0..shards).map(|i| Machine::new(self.birth(opened, i))).collect();
         let recovered = recover(opened, journal, shards, &mut |shard, seq, record, counts| {
@@ -307,7 +313,8 @@ impl Assembly {
         let (orders, committer_orders) = bounded(ORDERS);
         // Not bounded by itself: a settling has a bounded number of parts, and sealed segments are few.
         let (events, keeper_events) = unbounded();
-        let (journal_gauge, keeper_gauge) = (Arc::new(JournalGauge::default()), Arc::new(KeeperGauge::default()));
+        let (journal_gauge, keeper_gauge) =
+            (Arc::new(JournalGauge::default()), Arc::new(KeeperGauge::default()));
         let registry = Arc::new(Registry::default());
         let loads = Arc::new(Semaphore::new(LOADS));
         let max_mail_bytes = (self.journal.space().max_group_bytes / 4).min(1 << 20);
@@ -395,4 +402,3 @@ impl core::fmt::Debug for EngineBuilder {
         f.debug_struct("EngineBuilder").field("config", &self.config).finish_non_exhaustive()
     }
 }
-

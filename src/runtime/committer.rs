@@ -131,7 +131,12 @@ impl Committer {
         }
     }
 
-    fn append(&mut self, group: &[Request], buffer: &mut Vec<u8>, reserve: bool) -> Result<Seq, JournalError> {
+    fn append(
+        &mut self,
+        group: &[Request],
+        buffer: &mut Vec<u8>,
+        reserve: bool,
+    ) -> Result<Seq, JournalError> {
         let count = group.iter().map(|request| request.count).sum();
         let first = self.next;
         let records: &[u8] = match group {

@@ -295,4 +295,3 @@ fn encode(records: &[Record]) -> Vec<u8> {
     records.iter().for_each(|record| codec::encode_record(record, &mut bytes));
     bytes
 }
-

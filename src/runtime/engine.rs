@@ -214,7 +214,7 @@ impl Engine {
         let mut last = Stats::default();
         while let Ok(stats) = self.stats().await {
             last = stats;
-            if (stats.pending == 0 && stats.in_flight == 0) || took() >= deadline {
+            if stats.is_quiet() || took() >= deadline {
                 break;
             }
             tokio::time::sleep(QUIET_CHECK).await;
@@ -226,7 +226,7 @@ impl Engine {
             in_flight: last.in_flight,
             unanswered: last.pending,
             took: took(),
-            clean: last.pending == 0 && last.in_flight == 0,
+            clean: last.is_quiet(),
         }
     }
 
@@ -239,7 +239,8 @@ impl Engine {
             Ok(mut threads) => threads.drain(..).collect(),
             Err(poisoned) => poisoned.into_inner().drain(..).collect(),
         };
-        let joined = self.inner.handle.spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())));
+        let joined =
+            self.inner.handle.spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())));
         let _ = joined.await;
     }
 }

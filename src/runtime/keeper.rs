@@ -13,6 +13,7 @@ use crate::machine::{Input, Survivors};
 use crate::ports::{Clock, StoreError};
 use crate::record::{Epoch, Seq};
 use crate::storage::outbox::{Merge, OutboxStore, Progress, Settlement};
+use crate::time::Timestamp;
 
 /// How long the keeper rests when there is nothing to do.
 const REST: Duration = Duration::from_millis(200);
@@ -124,7 +125,10 @@ impl Keeper {
     }
 
     #[allow(clippy::type_complexity, reason = "parts and counters belong to one settlement only")]
-    fn collect(&mut self, before: Seq) -> Result<(Vec<Survivors>, Vec<(crate::record::Counters, Seq)>), Left> {
+    fn collect(
+        &mut self,
+        before: Seq,
+    ) -> Result<(Vec<Survivors>, Vec<(crate::record::Counters, Seq)>), Left> {
         let mut parts = Vec::new();
         let mut counters = vec![None; self.shards.len()];
         while counters.iter().any(Option::is_none) {
@@ -146,7 +150,9 @@ impl Keeper {
     /// One step of a merge, if there are too many runs.
     fn merge(&mut self, merge: &mut Option<Merge>) -> Result<(), Left> {
         if merge.is_none() {
-            *merge = Merge::begin(&self.outbox, self.max_runs, self.dedup_age, self.clock.now());
+            let now = self.clock.now().as_millis();
+            let since = Timestamp::from_millis(now.saturating_sub(self.dedup_age.as_millis() as u64));
+            *merge = Merge::plan(&self.outbox, self.max_runs, since);
         }
         let Some(open) = merge else { return Ok(()) };
         match open.step(&self.outbox, self.epoch).map_err(Left::Store)? {

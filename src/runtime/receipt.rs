@@ -37,7 +37,9 @@ impl Reached {
     /// What a change means for someone who waits for `stage`.
     pub(super) fn of(stage: Stage, status: Status, possibly_delivered: bool) -> Option<Self> {
         match (stage, status) {
-            (_, Status::Ended(EndReason::Delivered)) | (Stage::Sent, Status::Sent) => Some(Self::Stage(stage)),
+            (_, Status::Ended(EndReason::Delivered)) | (Stage::Sent, Status::Sent) => {
+                Some(Self::Stage(stage))
+            }
             (_, Status::Ended(reason)) => Some(Self::Ended { reason, possibly_delivered }),
             _ => None,
         }

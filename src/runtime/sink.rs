@@ -16,11 +16,17 @@ use crate::ports::Sink;
 
 /// The erased twin of [`Sink`].
 pub(super) trait AnySink: Send {
-    fn deliver(&mut self, batch: Vec<Delivery>) -> Pin<Box<dyn Future<Output = Vec<(EntryRef, Verdict)>> + Send + '_>>;
+    fn deliver(
+        &mut self,
+        batch: Vec<Delivery>,
+    ) -> Pin<Box<dyn Future<Output = Vec<(EntryRef, Verdict)>> + Send + '_>>;
 }
 
 impl<S: Sink> AnySink for S {
-    fn deliver(&mut self, batch: Vec<Delivery>) -> Pin<Box<dyn Future<Output = Vec<(EntryRef, Verdict)>> + Send + '_>> {
+    fn deliver(
+        &mut self,
+        batch: Vec<Delivery>,
+    ) -> Pin<Box<dyn Future<Output = Vec<(EntryRef, Verdict)>> + Send + '_>> {
         Box::pin(Sink::deliver(self, batch))
     }
 }
@@ -86,12 +92,13 @@ async fn caught(sink: &mut dyn AnySink, batch: Vec<Delivery>) -> Option<Vec<(Ent
         return None;
     };
     let mut future = pin!(future.instrument(span.clone()));
-    let verdicts = poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-        Ok(Poll::Ready(verdicts)) => Poll::Ready(Some(verdicts)),
-        Ok(Poll::Pending) => Poll::Pending,
-        Err(_) => Poll::Ready(None),
-    })
-    .await;
+    let verdicts =
+        poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+            Ok(Poll::Ready(verdicts)) => Poll::Ready(Some(verdicts)),
+            Ok(Poll::Pending) => Poll::Pending,
+            Err(_) => Poll::Ready(None),
+        })
+        .await;
     if verdicts.is_none() {
         span.record("error.type", "panic");
         tracing::warn!("a sink panicked: its batch counts as a failed attempt, and it is detached");

@@ -15,6 +15,8 @@ pub struct Stats {
     pub in_flight: u64,
     /// Sends that wait for a commit or a load.
     pub pending: u64,
+    /// Records that are not durable yet.
+    pub recording: u64,
     /// Repeats that were recognised since opening.
     pub duplicates: u64,
     /// Sends that were refused since opening.
@@ -60,10 +62,17 @@ pub struct Stats {
 }
 
 impl Stats {
+    /// Whether everything that was sent is answered, everything offered is confirmed, and all of it is durable.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.pending == 0 && self.in_flight == 0 && self.recording == 0
+    }
+
     pub(super) fn add(&mut self, shard: &MachineStats) {
         self.counters.add(&shard.counters);
         self.in_flight += shard.in_flight;
         self.pending += shard.pending;
+        self.recording += shard.recording;
         self.duplicates += shard.duplicates;
         self.refused += shard.refused;
         self.resident_users += shard.resident_users;
