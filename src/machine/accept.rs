@@ -250,7 +250,8 @@ impl Machine {
             Pending::Accept(pending) => Record::Accept(pending.accept.clone()),
             Pending::Fact(record) => record.clone(),
         });
-        let records = records.collect();
+        let records: Vec<_> = records.collect();
+        self.open_records += records.len();
         self.commits.push_back(Commit { id: commit, records: pending });
         Some(Action::Persist { commit, records, accepts })
     }
@@ -260,11 +261,12 @@ impl Machine {
         let Some(found) = self.commits.iter_mut().find(|c| c.id == commit) else { return };
         let mut answers = Vec::new();
         for pending in &mut found.records {
-            if let Pending::Accept(pending) = pending {
-                if pending.accept.message.durability() == Durability::Buffered && !pending.answered {
-                    pending.answered = true;
-                    answers.push((pending.ticket, pending.key, pending.accept.message.priority()));
-                }
+            if let Pending::Accept(pending) = pending
+                && pending.accept.message.durability() == Durability::Buffered
+                && !pending.answered
+            {
+                pending.answered = true;
+                answers.push((pending.ticket, pending.key, pending.accept.message.priority()));
             }
         }
         for (ticket, key, lane) in answers {
@@ -290,6 +292,7 @@ impl Machine {
             return;
         }
         let Some(commit) = self.commits.pop_front() else { return };
+        self.open_records = self.open_records.saturating_sub(commit.records.len());
         let mut seq = first;
         for pending in commit.records {
             match pending {
@@ -299,6 +302,7 @@ impl Machine {
             seq = seq.plus(1);
             self.applied = seq;
         }
+        self.take_up_carried();
     }
 
     fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
@@ -331,6 +335,7 @@ impl Machine {
             return;
         }
         let Some(commit) = self.commits.pop_front() else { return };
+        self.open_records = self.open_records.saturating_sub(commit.records.len());
         let refusal = if unknown { Refusal::OutcomeUnknown } else { Refusal::Degraded };
         let mut kept = Vec::new();
         for pending in commit.records {
@@ -340,11 +345,17 @@ impl Machine {
             }
         }
         self.carried.append(&mut kept);
-        if self.commits.is_empty() {
-            let newer = core::mem::replace(&mut self.current, core::mem::take(&mut self.carried));
-            self.current.extend(newer);
-            self.current_accepts = self.current.iter().any(|p| matches!(p, Pending::Accept(_)));
+        self.take_up_carried();
+    }
+
+    /// Once no commit is open, what failed ones left goes before what has come since.
+    fn take_up_carried(&mut self) {
+        if self.carried.is_empty() || !self.commits.is_empty() {
+            return;
         }
+        let newer = core::mem::replace(&mut self.current, core::mem::take(&mut self.carried));
+        self.current.extend(newer);
+        self.current_accepts = self.current.iter().any(|p| matches!(p, Pending::Accept(_)));
     }
 
     fn undo(&mut self, pending: PendingAccept, refusal: &Refusal) {
