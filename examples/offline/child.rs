@@ -12,7 +12,7 @@ use tokio::task::JoinSet;
 
 use super::Failure;
 use super::check::Ledger;
-use super::logs::{self, Entry, Log};
+use super::logs::{self, Entry, Log, now_ms};
 use super::parent::Report;
 use super::people;
 use super::plan::Plan;
@@ -20,6 +20,8 @@ use super::senders;
 
 /// How often the parent hears of progress.
 const REPORT_EVERY: Duration = Duration::from_millis(20);
+/// How long messages may wait once all are sent and everybody comes in turn, with no one fewer.
+const STUCK: Duration = Duration::from_secs(20);
 /// Bits of a message's state.
 const ACCEPTED: u8 = 1;
 const APPLIED: u8 = 2;
@@ -143,14 +145,29 @@ impl World {
     }
 
     async fn wait_until_all_has_ended(&self) -> Result<(), Failure> {
-        while self.waiting().await? > 0 {
+        let (mut last, mut since) = (u64::MAX, now_ms());
+        loop {
+            let waiting = self.waiting().await?;
+            if waiting == 0 {
+                break;
+            }
             if let Some(failure) = self.failure.get() {
                 return Err(failure.clone().into());
+            }
+            if waiting != last {
+                (last, since) = (waiting, now_ms());
+            } else if Duration::from_millis(now_ms().saturating_sub(since)) > STUCK {
+                return Err(self.stuck(waiting).await?.into());
             }
             tokio::time::sleep(REPORT_EVERY).await;
         }
         self.all_ended.store(true, Ordering::Release);
         Ok(())
+    }
+
+    async fn stuck(&self, waiting: u64) -> Result<String, Closed> {
+        let (outbox, inbox) = (self.outbox.stats().await?, self.inbox.stats().await?);
+        Ok(format!("{waiting} messages are stuck for {STUCK:?}; outbox: {outbox:?}; inbox: {inbox:?}"))
     }
 
     async fn ledger(&self) -> Result<Ledger, Closed> {
