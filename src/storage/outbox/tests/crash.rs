@@ -57,6 +57,7 @@ fn settlement_is_wholly_there_or_wholly_absent_after_a_crash() {
     let outbox = before(&reference);
     let epoch = reference.take_epoch(Epoch(0)).unwrap();
     let old = view(&outbox);
+    let old_rows = census(&reference);
     // Rows come before the table. One that is newer judges what had settled before by what the journal still says.
     let mut ahead = view(&outbox);
     ahead.places[1].retain(|place| *place > 400);
@@ -80,6 +81,9 @@ fn settlement_is_wholly_there_or_wholly_absent_after_a_crash() {
             );
             assert!(!done || found == new, "done, and lost after {kept:?}");
             assert_eq!(opened.settled, found.settled);
+            let kinds = |rows: &BTreeMap<u8, usize>| [2, 3, 4].map(|kind| rows.get(&kind).copied());
+            let expected = if found == new { &rows } else { &old_rows };
+            assert_eq!(kinds(&census(&store)), kinds(expected), "orphans after {steps} steps, {kept:?}");
             assert!(outbox.verify(&mut |_| {}).unwrap().damage.is_empty());
             settle(&outbox, opened.epoch, vec![part(400, true)], 500);
             assert_eq!(view(&outbox), new, "settling again after {steps} steps, {kept:?}");
