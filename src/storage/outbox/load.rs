@@ -47,11 +47,10 @@ impl OutboxStore {
             let (from, to) =
                 (keys::chunk(run.number, user, Priority::Critical, Seq::ZERO), end_of(run, user));
             self.scan_entries(run, user, from, to, &mut |entry| {
-                if let Ok(entry) = entry {
-                    if !row.is_some_and(|row| has_ended(row, entry.lane, entry.seq)) {
-                        messages = messages.saturating_add(1);
-                        bytes = bytes.saturating_add(u64::from(entry.cost));
-                    }
+                let live = |entry: &Entry<'_>| !row.is_some_and(|row| has_ended(row, entry.lane, entry.seq));
+                if let Some(entry) = entry.ok().filter(live) {
+                    messages = messages.saturating_add(1);
+                    bytes = bytes.saturating_add(u64::from(entry.cost));
                 }
                 Flow::Continue
             })?;
@@ -90,7 +89,7 @@ impl OutboxStore {
         user: &UserId,
         from: Vec<u8>,
         to: Vec<u8>,
-        visit: &mut dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow,
+        visit: &mut Visit<'_>,
     ) -> Result<(), StoreError> {
         let store = self.dyn_store();
         let start = keys::chunks_of(run.number, run.number).0;
@@ -144,17 +143,15 @@ impl OutboxStore {
     }
 }
 
+/// What takes an entry, or the place at which a damaged chunk starts (none when it starts with another user).
+type Visit<'a> = dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow + 'a;
+
 /// Behind a user's last entry in a run.
 fn end_of(run: &RunInfo, user: &UserId) -> Vec<u8> {
     keys::after(keys::chunk(run.number, user, Priority::Low, Seq::MAX))
 }
 
-fn visit_chunk(
-    key: &[u8],
-    value: Result<&[u8], StoreError>,
-    user: &UserId,
-    visit: &mut dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow,
-) -> Flow {
+fn visit_chunk(key: &[u8], value: Result<&[u8], StoreError>, user: &UserId, visit: &mut Visit<'_>) -> Flow {
     let first = match Key::decode(key) {
         Some(Key::Chunk { user: first, lane, seq, .. }) if first == *user => Some((lane, seq)),
         _ => None,
