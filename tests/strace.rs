@@ -14,8 +14,6 @@ use lastmile::{Config, Engine, Message};
 const DIR: &str = "LASTMILE_STRACE_DIR";
 const NAME: &str = "each_commit_is_one_write_and_one_sync_and_segments_wait_for_the_store";
 
-/// What new segments are filled with, at a time.
-const ZEROS: u64 = 64 << 10;
 /// A segment's header, and a group's alignment.
 const BLOCK: u64 = 4 << 10;
 
@@ -143,7 +141,8 @@ fn check_journal(calls: &[Call], commits: u64, settlements: u64) {
 fn check_recycling(calls: &[Call], settlements: u64) {
     let mut last_group: HashMap<&str, usize> = HashMap::new();
     let mut marks = 0;
-    let zeroed = calls.iter().rposition(|call| is_journal(call) && call.bytes == ZEROS).unwrap();
+    let journal: Vec<_> = (0..calls.len()).filter(|i| is_journal(&calls[*i])).collect();
+    let zeroed = journal.windows(2).rfind(|pair| pair.iter().all(|i| !is_sync(&calls[*i]))).map_or(0, |pair| pair[1]);
     for (i, call) in
         calls.iter().enumerate().skip(zeroed + 1).filter(|(_, call)| is_journal(call) && !is_sync(call))
     {
