@@ -34,22 +34,18 @@ fn workload(dir: &str) {
         config.max_payload_bytes = (1 << 20).try_into().unwrap();
         let store = SledStore::open(dir).unwrap();
         let engine = Engine::builder(store).config(config).journal_size(8 << 20, 4).build().unwrap();
-        let mut sends = Vec::new();
+        let mut sends = tokio::task::JoinSet::new();
         for i in 0..10_000_usize {
             let bytes = if i % 200 == 0 { 1 << 20 } else { 64 + i % 4000 };
             let message =
                 Message::to(format!("user-{i}"), "chat.message", vec![i as u8; bytes]).build().unwrap();
             let engine = engine.clone();
-            sends.push(tokio::task::spawn(async move { engine.send(message).await.unwrap() }));
+            sends.spawn(async move { engine.send(message).await.unwrap() });
             if sends.len() == 64 {
-                for send in sends.drain(..) {
-                    send.await.unwrap();
-                }
+                while sends.join_next().await.is_some_and(|send| send.is_ok()) {}
             }
         }
-        for send in sends {
-            send.await.unwrap();
-        }
+        while sends.join_next().await.is_some_and(|send| send.is_ok()) {}
         let stats = engine.stats().await.unwrap();
         engine.shutdown(std::time::Duration::from_secs(20)).await;
         println!("\ncommits={} settlements={}", stats.commits, stats.settlements);
@@ -142,7 +138,8 @@ fn check_recycling(calls: &[Call], settlements: u64) {
     let mut last_group: HashMap<&str, usize> = HashMap::new();
     let mut marks = 0;
     let journal: Vec<_> = (0..calls.len()).filter(|i| is_journal(&calls[*i])).collect();
-    let zeroed = journal.windows(2).rfind(|pair| pair.iter().all(|i| !is_sync(&calls[*i]))).map_or(0, |pair| pair[1]);
+    let zeroed =
+        journal.windows(2).rfind(|pair| pair.iter().all(|i| !is_sync(&calls[*i]))).map_or(0, |pair| pair[1]);
     for (i, call) in
         calls.iter().enumerate().skip(zeroed + 1).filter(|(_, call)| is_journal(call) && !is_sync(call))
     {
