@@ -196,7 +196,8 @@ fn building_outside_a_runtime_is_a_typed_error() {
 
 #[tokio::test]
 async fn an_impossible_configuration_is_refused_before_anything_is_opened() {
-    let error = Engine::builder(MemoryStore::new()).dedup_window(10, Duration::from_secs(1)).build().unwrap_err();
+    let error =
+        Engine::builder(MemoryStore::new()).dedup_window(10, Duration::from_secs(1)).build().unwrap_err();
     assert!(error.to_string().contains("nothing was opened"), "{error}");
     let error = Engine::builder(MemoryStore::new()).journal_size(64 << 10, 4).build().unwrap_err();
     assert!(error.to_string().contains("quarter of a journal segment"), "{error}");

@@ -2,6 +2,8 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::*;
+use crate::id::StreamId;
+use crate::record::{DedupRow, Epoch, InboxRow, Seq, UserRow};
 use crate::status::EndReason;
 
 fn user(name: &str) -> UserId {
@@ -33,6 +35,7 @@ fn samples() -> Vec<(&'static str, Record)> {
         (
             "end",
             Record::End(End {
+                upgrades: Some(EndReason::Expired),
                 user: user.clone(),
                 lane,
                 seq,

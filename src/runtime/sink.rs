@@ -14,19 +14,16 @@ use super::mail::{Mail, Post};
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
 use crate::ports::Sink;
 
+/// A delivery under way.
+pub(super) type Delivering<'a> = Pin<Box<dyn Future<Output = Vec<(EntryRef, Verdict)>> + Send + 'a>>;
+
 /// The erased twin of [`Sink`].
 pub(super) trait AnySink: Send {
-    fn deliver(
-        &mut self,
-        batch: Vec<Delivery>,
-    ) -> Pin<Box<dyn Future<Output = Vec<(EntryRef, Verdict)>> + Send + '_>>;
+    fn deliver(&mut self, batch: Vec<Delivery>) -> Delivering<'_>;
 }
 
 impl<S: Sink> AnySink for S {
-    fn deliver(
-        &mut self,
-        batch: Vec<Delivery>,
-    ) -> Pin<Box<dyn Future<Output = Vec<(EntryRef, Verdict)>> + Send + '_>> {
+    fn deliver(&mut self, batch: Vec<Delivery>) -> Delivering<'_> {
         Box::pin(Sink::deliver(self, batch))
     }
 }

@@ -63,8 +63,7 @@ fn records_go_to_their_shards_once_and_count_once() {
 fn a_damaged_record_is_named_and_the_others_are_applied() {
     let (_, opened) = settled(&[]);
     let mut records = group(105..115);
-    let len = records.len();
-    records[len - 2] = 0xFF;
+    *records.last_mut().unwrap() = 0xFF;
     let mut journal = journal(105, &[records], 10);
     let mut seen = 0;
     let recovered = recover(&opened, &mut journal, 1, &mut |_, _, _, counts| {
