@@ -78,7 +78,8 @@ impl Machine {
         }
         let (collected, applied) = (self.collected, self.applied);
         let on_disk = end.seq < collected;
-        if on_disk {
+        // What the settled counters reflect was taken off the runs' live counts in the same batch as they were written.
+        if on_disk && counts {
             self.died.push(end.seq);
         }
         if !on_disk

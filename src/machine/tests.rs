@@ -512,6 +512,31 @@ fn an_end_between_collecting_and_storing_counts_as_a_death_of_the_new_run() {
     assert_eq!(parts.iter().flat_map(|part| part.died.clone()).collect::<Vec<_>>(), [entry.seq]);
 }
 
+/// Found by the offline example: a run was taken for dead and dropped while messages in it were alive.
+#[test]
+fn a_replayed_end_counts_as_a_death_only_if_the_settled_counters_do_not_reflect_it() {
+    for counts in [false, true] {
+        let mut rig = Rig::new();
+        rig.attach(1, "alice", "phone");
+        let entry = rig.accept(&message("alice"));
+        let settled = rig.next;
+        rig.say(1, entry, Verdict::Delivered);
+        let birth = Birth { epoch: Epoch(2), settled, store_empty: false, ..birth(Config::default()) };
+        let mut reborn = Rig::born(birth);
+        for (seq, record) in rig.log.iter().filter(|(seq, _)| *seq >= settled) {
+            reborn.machine.replay(*seq, record, counts);
+        }
+        reborn.input(Input::Settle { before: reborn.next });
+        let (load, query) = reborn.loads.pop().unwrap();
+        assert!(matches!(query, Query::User(_)));
+        let found = Found::User { row: None, live: (1, 1), reflects: settled };
+        reborn.input(Input::Loaded { load, found: Box::new(found) });
+        let died: Vec<_> = reborn.survivors.iter().flat_map(|part| part.died.clone()).collect();
+        assert_eq!(died, if counts { vec![entry.seq] } else { Vec::new() });
+        assert!(reborn.survivors.last().unwrap().last);
+    }
+}
+
 #[test]
 fn a_failed_settling_is_asked_again_and_hands_over_everything() {
     let mut rig = Rig::new();
