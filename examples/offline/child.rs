@@ -21,7 +21,7 @@ use super::senders;
 /// How often the parent hears of progress.
 const REPORT_EVERY: Duration = Duration::from_millis(20);
 /// How long messages may wait once all are sent and everybody comes in turn, with no one fewer.
-const STUCK: Duration = Duration::from_secs(20);
+const STUCK: Duration = Duration::from_secs(45);
 /// Bits of a message's state.
 const ACCEPTED: u8 = 1;
 const APPLIED: u8 = 2;

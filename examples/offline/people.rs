@@ -19,8 +19,11 @@ const BROKEN_BEFORE: u64 = 10;
 const BROKEN_AFTER: u64 = 10;
 /// ... and so many fail for now.
 const FAILED: u64 = 5;
-/// Once all is sent, a person leaves when nothing has come for so long.
+/// Once all is sent, a person leaves when nothing has come for so long; twice as long each time everybody has come.
+/// Were it always as short, and the disk slow, everybody would leave before their first message was read.
 const QUIET: Duration = Duration::from_millis(40);
+/// How often that is doubled at most.
+const DOUBLINGS: u32 = 6;
 /// The longest visit.
 const MAX_STAY: Duration = Duration::from_secs(5);
 
@@ -45,17 +48,19 @@ struct Shared {
 async fn visit(world: Arc<World>, shared: Arc<Shared>, number: u32) {
     let mut dice = Dice::new(u64::from(world.life) << 32 | u64::from(number) << 8 | 1);
     while !world.all_ended.load(Ordering::Acquire) {
-        let all_sent = world.all_sent.load(Ordering::Acquire);
-        let user = match all_sent {
-            true => shared.next.fetch_add(1, Ordering::Relaxed) % world.plan.users,
-            false => dice.below(u64::from(world.plan.users)) as u32,
+        let (user, quiet) = match world.all_sent.load(Ordering::Acquire) {
+            true => {
+                let turn = shared.next.fetch_add(1, Ordering::Relaxed);
+                (turn % world.plan.users, Some(QUIET * (1 << (turn / world.plan.users).min(DOUBLINGS))))
+            }
+            false => (dice.below(u64::from(world.plan.users)) as u32, None),
         };
         let Some(online) = shared.online.get(user as usize) else { return };
         if online.swap(true, Ordering::AcqRel) {
             tokio::time::sleep(QUIET).await;
             continue;
         }
-        if let Err(error) = stay(&world, user, &mut dice, all_sent).await {
+        if let Err(error) = stay(&world, user, &mut dice, quiet).await {
             world.fail(error);
         }
         online.store(false, Ordering::Release);
@@ -67,7 +72,7 @@ async fn stay(
     world: &Arc<World>,
     user: u32,
     dice: &mut Dice,
-    until_quiet: bool,
+    quiet: Option<Duration>,
 ) -> Result<(), super::Failure> {
     let name = user_name(user);
     let active = Arc::new(AtomicU64::new(now_ms()));
@@ -76,16 +81,16 @@ async fn stay(
         Connection { world: Arc::clone(world), dice: Dice::new(dice.next()), active: Arc::clone(&active) };
     let _handler = world.inbox.attach(name.as_str(), "app", handler)?;
     let _connection = world.outbox.attach(name.as_str(), "phone", connection)?;
-    if !until_quiet {
+    let Some(quiet) = quiet else {
         tokio::time::sleep(Duration::from_millis(20 + dice.below(200))).await;
         return Ok(());
-    }
+    };
     let began = now_ms();
     loop {
         tokio::time::sleep(QUIET / 4).await;
         let now = now_ms();
         let since = |then: u64| Duration::from_millis(now.saturating_sub(then));
-        if since(active.load(Ordering::Relaxed)) >= QUIET || since(began) >= MAX_STAY {
+        if since(active.load(Ordering::Relaxed)) >= quiet || since(began) >= MAX_STAY {
             return Ok(());
         }
     }
