@@ -150,7 +150,7 @@ async fn rest(_engine: &Engine) -> usize {
 
 /// Lets people come, one after the other; times their first message, in microseconds.
 async fn visits(engine: &Engine, users: u64) -> Result<Histogram<u64>, Failure> {
-    let mut waits = Histogram::new(3)?;
+    let mut waits = Histogram::new_with_bounds(1, 60_000_000, 3)?;
     let mut dice = Dice(99);
     for _ in 0..VISITS.min(users) {
         let user = format!("user-{:06}", dice.below(users));

@@ -21,6 +21,9 @@ use lastmile::Priority;
 use super::logs::{self, Entry, Got};
 use super::plan::{Line, Plan, Planned};
 
+/// Longer waits count as this long: a day.
+const MAX_WAIT_MS: u64 = 86_400_000;
+
 /// What the engines' ledgers said at the end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Ledger {
@@ -70,7 +73,8 @@ struct Heads {
 impl Outcome {
     /// Reads both logs and judges.
     pub(crate) fn of(dir: &Path, plan: &Plan, ledger: Ledger) -> io::Result<Self> {
-        let waits = [(); 4].map(|()| Histogram::new(3).expect("three digits are within what it takes"));
+        let bounds = || Histogram::new_with_bounds(1, MAX_WAIT_MS, 3).expect("the bounds are in order");
+        let waits = [(); 4].map(|()| bounds());
         let mut outcome = Self {
             accepted: 0,
             delivered: 0,
