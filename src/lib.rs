@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+#[cfg(feature = "storage")]
+pub mod codec;
 mod config;
 pub mod digest;
 mod error;

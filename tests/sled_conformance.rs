@@ -1,8 +1,8 @@
 //! The sled store against the conformance suite of the store port.
 #![cfg(all(feature = "sled", feature = "testing"))]
 
-use lastmile::record::Epoch;
 use lastmile::ports::{Batch, Row, Store, StoreError, Visit};
+use lastmile::record::Epoch;
 use lastmile::storage::SledStore;
 use tempfile::TempDir;
 

@@ -10,8 +10,8 @@ use std::fs;
 use std::path::Path;
 
 use common::{copy_dir, count, put};
-use lastmile::record::Epoch;
 use lastmile::ports::{Batch, Flow, MAX_KEY_BYTES, Store, StoreError};
+use lastmile::record::Epoch;
 use lastmile::storage::SledStore;
 
 const ROWS: u32 = 600;

@@ -8,8 +8,8 @@ mod common;
 use std::process::Command;
 
 use common::{count, put};
-use lastmile::record::Epoch;
 use lastmile::ports::{Batch, Store, StoreError};
+use lastmile::record::Epoch;
 use lastmile::storage::SledStore;
 
 const DIR: &str = "LASTMILE_LIMITED_DIR";

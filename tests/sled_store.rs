@@ -8,8 +8,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use common::{copy_dir, count, put, tree_of};
-use lastmile::record::Epoch;
 use lastmile::ports::{Batch, MAX_VALUE_BYTES, Store, StoreError};
+use lastmile::record::Epoch;
 use lastmile::storage::SledStore;
 
 #[test]

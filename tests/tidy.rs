@@ -26,8 +26,9 @@ const LAYERS: &[(&str, &[&str])] = &[
     ("runtime", &["machine", "session", "ports", "codec", "storage"]),
     ("testing", &["machine", "session", "ports", "codec", "storage", "runtime"]),
 ];
-/// What storage may name of the machine: the fold of records and its state, never its decisions.
-const FOLD: &[&str] = &["State", "state", "fold"];
+/// What storage may name of the machine: the fold of records, its state, and what it asks and hands over to be stored;
+/// never its decisions.
+const FOLD: &[&str] = &["State", "state", "fold", "Survivors", "Query", "Found", "Page"];
 /// Who may import which crate.
 const CRATES: &[(&str, &str)] = &[
     ("sled", "src/storage/sled/"),

@@ -91,7 +91,7 @@ pub enum Input {
         /// Answered once, by [`Action::Answer`].
         ticket: Ticket,
         /// The delivery as the other engine offered it.
-        delivery: Delivery,
+        delivery: Box<Delivery>,
     },
     /// The operating system has the records of this commit; a process crash no longer loses them.
     Written(CommitId),
@@ -134,7 +134,7 @@ pub enum Input {
         /// Which one.
         load: LoadId,
         /// What was found.
-        found: Found,
+        found: Box<Found>,
     },
     /// A load failed; the machine asks again after a while. Sends that waited for it are refused.
     LoadFailed(LoadId),
@@ -368,8 +368,6 @@ pub struct MachineStats {
     pub counters: Counters,
     /// Messages on offer to sinks.
     pub in_flight: u64,
-    /// Messages waiting for a backoff to pass.
-    pub retrying: u64,
     /// Sends that wait for a commit or a load.
     pub pending: u64,
     /// Repeats that were recognised.
@@ -378,6 +376,8 @@ pub struct MachineStats {
     pub refused: u64,
     /// Users with anything in memory.
     pub resident_users: u64,
+    /// Users with messages waiting of whom only the totals are in memory.
+    pub indexed_users: u64,
     /// Messages in memory.
     pub resident_messages: u64,
     /// Attached sinks.

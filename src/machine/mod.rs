@@ -1,15 +1,73 @@
 //! The delivery machine: pure, deterministic, sans-IO.
+//!
+//! One machine is one shard's whole delivery logic. It knows no clock, no disk, no task and no randomness but its seed;
+//! it is told what happens and says what to do.
+//!
+//! ```text
+//!   host ── Send, Receive ──►┐                       ┌──► Answer            to the sender
+//!   sinks ─ Attach, Verdicts ►│                       ├──► Offer, Dismiss    to sinks
+//!   disk ── Persisted, … ────►│  handle(now, input)   ├──► Persist           to the journal
+//!   store ─ Loaded, Settled ─►│  poll_action()        ├──► Load, Survivors   to the store
+//!   clock ─ Tick ────────────►┘  poll_timeout()       └──► Announce          to whoever watches
+//! ```
+//!
+//! # The drain contract
+//! 1. Call [`Machine::handle`] for any number of inputs, in the order they happened.
+//! 2. Call [`Machine::poll_action`] until it returns `None`, and do each action in order. The records of all inputs
+//!    since the last drain come as one [`Action::Persist`].
+//! 3. Ask [`Machine::poll_timeout`] when to send [`Input::Tick`] if nothing happens before.
+//!
+//! # What makes it safe
+//! - **A message gets its place when it is durable.** Before [`Input::Persisted`] it has no sequence number, is in no
+//!   lane, and can be neither offered nor answered. If the commit fails, it is simply dropped and its sender told.
+//! - **State is a fold of durable records.** The live path and replay apply records through the same functions, which
+//!   decide nothing.
+//! - **An end is announced when its record is durable.** Until then the message is `Ending`: out of its sink's window,
+//!   and never offered again.
+//! - **Users nobody is attached to leave memory** once what is known of them has settled. A table of totals, 28 bytes a
+//!   user with messages waiting, stays for the quotas.
 
+mod accept;
+mod dedup;
+mod deliver;
+mod fold;
 mod io;
+mod lane;
+mod load;
+mod pick;
+mod settle;
+mod snapshot;
+#[cfg(test)]
+mod tests;
+mod timer;
+mod user;
+mod verdict;
 
 pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, MachineStats, Page,
     Query, Refusal, Survivors, Ticket, Verdict,
 };
+pub use snapshot::{LaneSnapshot, UserSnapshot};
 
+use std::collections::{BTreeSet, HashMap as StdMap, VecDeque};
+use std::num::NonZeroUsize;
+
+use hashbrown::HashMap;
+use lru::LruCache;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::SeedableRng;
+
+use self::accept::{Commit, Parked, Pending};
+use self::dedup::Dedup;
+use self::deliver::Link;
+use self::settle::{Job, Logged};
+use self::timer::TimerKey;
+use self::user::{Totals, User};
 use crate::config::Config;
-use crate::id::StreamId;
-use crate::record::{Counters, Epoch, Record, Seq};
+use crate::digest::{DigestMap, Digester};
+use crate::id::{StreamId, UserId};
+use crate::record::{Counters, Epoch, Seq};
+use crate::status::EndReason;
 use crate::time::Timestamp;
 
 /// What a machine is born with.
@@ -36,44 +94,198 @@ pub struct Birth {
 /// One shard's delivery logic. See the module's documentation for the contract.
 #[derive(Debug)]
 pub struct Machine {
-    birth: Birth,
+    config: Config,
+    stream: StreamId,
+    epoch: Epoch,
+    digester: Digester,
+    rng: ChaCha8Rng,
+    now: Timestamp,
+    /// Inputs were handled: what comes from now on is live.
+    is_live: bool,
+    writable: bool,
+    draining: bool,
+
+    users: HashMap<UserId, Box<User>, Digester>,
+    /// Totals of users that are not in memory, by digest.
+    index: DigestMap<Totals>,
+    /// Whether a user found nowhere has no messages at all.
+    index_complete: bool,
+    /// Whether the store may hold rows.
+    rows_exist: bool,
+    dedup: Dedup,
+    counters: Counters,
+    reserved: Totals,
+    recent_ends: LruCache<(UserId, EntryRef), (EndReason, u32)>,
+
+    /// The place after the last record applied.
+    applied: Seq,
+    /// Everything below is in the store.
+    settled: Seq,
+    /// Everything below was handed to the settling, or had ended before.
+    collected: Seq,
+    log: VecDeque<Logged>,
+    dirty: Vec<UserId>,
+    died: Vec<Seq>,
+    job: Option<Job>,
+    /// Asked for while the last one was still being let go of.
+    next_settle: Option<Seq>,
+
+    current: Vec<Pending>,
+    current_accepts: bool,
+    /// Facts of failed commits, until the last failed one was reported.
+    carried: Vec<Pending>,
+    commits: VecDeque<Commit>,
+    last_commit: CommitId,
+    pending: usize,
+    repeats: DigestMap<Vec<Ticket>>,
+    parked: StdMap<LoadId, Vec<Parked>>,
+    parked_count: usize,
+
+    loads: StdMap<LoadId, Query>,
+    sender_loads: DigestMap<LoadId>,
+    last_load: u64,
+
+    links: StdMap<LinkId, Link>,
+    ready: VecDeque<UserId>,
+    timers: BTreeSet<(Timestamp, TimerKey)>,
+    last_pick: u64,
+    last_volatile: u64,
+
+    actions: VecDeque<Action>,
+    /// This drain has not served users and settled a slice yet: one of each a drain.
+    slice_due: bool,
+    resident: u64,
+    stats: MachineStats,
 }
 
 impl Machine {
     /// A machine before replay.
     #[must_use]
     pub fn new(birth: Birth) -> Self {
-        Self { birth }
+        let digester = Digester::new(birth.digest_key);
+        let dedup = Dedup::new(&birth.config, !birth.store_empty, birth.settled);
+        let recent = NonZeroUsize::new(verdict::MAX_RECENT_ENDS).unwrap_or(NonZeroUsize::MIN);
+        Self {
+            stream: birth.stream,
+            epoch: birth.epoch,
+            digester,
+            rng: ChaCha8Rng::seed_from_u64(birth.seed),
+            now: Timestamp::ZERO,
+            is_live: false,
+            writable: true,
+            draining: false,
+            users: HashMap::with_hasher(digester),
+            index: DigestMap::default(),
+            index_complete: birth.store_empty,
+            rows_exist: !birth.store_empty,
+            dedup,
+            counters: birth.counters,
+            reserved: Totals::default(),
+            recent_ends: LruCache::new(recent),
+            applied: birth.settled,
+            settled: birth.settled,
+            collected: birth.settled,
+            log: VecDeque::new(),
+            dirty: Vec::new(),
+            died: Vec::new(),
+            job: None,
+            next_settle: None,
+            current: Vec::new(),
+            current_accepts: false,
+            carried: Vec::new(),
+            commits: VecDeque::new(),
+            last_commit: CommitId::default(),
+            pending: 0,
+            repeats: DigestMap::default(),
+            parked: StdMap::new(),
+            parked_count: 0,
+            loads: StdMap::new(),
+            sender_loads: DigestMap::default(),
+            last_load: 0,
+            links: StdMap::new(),
+            ready: VecDeque::new(),
+            timers: BTreeSet::new(),
+            last_pick: 0,
+            last_volatile: 0,
+            actions: VecDeque::new(),
+            slice_due: true,
+            resident: 0,
+            stats: MachineStats::default(),
+            config: birth.config,
+        }
     }
 
-    /// Applies a record of the journal, decided in an earlier life. Only before the first `handle`. `counts` says
-    /// whether the settled counters do not reflect it yet.
-    pub fn replay(&mut self, _seq: Seq, _record: &Record, _counts: bool) {}
-
-    /// Takes an input. Drain [`Machine::poll_action`] afterwards.
-    pub fn handle(&mut self, _now: Timestamp, _input: Input) {}
+    /// Takes an input. Drain [`Machine::poll_action`] afterwards. `now` must not go backwards; if it does, the latest
+    /// time seen counts.
+    pub fn handle(&mut self, now: Timestamp, input: Input) {
+        self.is_live = true;
+        self.now = self.now.max(now);
+        let now = self.now;
+        match input {
+            Input::Send { ticket, message } => self.handle_send(now, ticket, message),
+            Input::Receive { ticket, delivery } => self.handle_receive(now, ticket, *delivery),
+            Input::Written(commit) => self.handle_written(commit),
+            Input::Persisted { commit, first } => self.handle_persisted(now, commit, first),
+            Input::PersistFailed { commit, unknown } => self.handle_persist_failed(commit, unknown),
+            Input::Writable(writable) => self.writable = writable,
+            Input::Attach { link, user, device } => self.handle_attach(link, user, device),
+            Input::Detach(link) => self.handle_detach(link),
+            Input::Verdicts { link, verdicts } => self.handle_verdicts(now, link, verdicts),
+            Input::Loaded { load, found } => self.handle_loaded(now, load, *found),
+            Input::LoadFailed(load) => self.handle_load_failed(now, load),
+            Input::Settle { before } => self.handle_settle(before),
+            Input::Settled { before } => self.handle_settled(before),
+            Input::SettleFailed { before } => self.handle_settle_failed(before),
+            Input::Drain => self.draining = true,
+            Input::Tick => {}
+        }
+        self.fire_timers(now);
+    }
 
     /// The next thing to do. Call until `None` after every batch of inputs; records of the whole batch come as one
     /// [`Action::Persist`], last.
     pub fn poll_action(&mut self) -> Option<Action> {
-        None
+        if self.actions.is_empty() && self.slice_due {
+            self.slice_due = false;
+            self.serve();
+            if self.has_settle_work() {
+                self.work_on_settling();
+            }
+        }
+        let action = self.actions.pop_front().or_else(|| self.take_commit());
+        if action.is_none() {
+            self.slice_due = true;
+        }
+        action
     }
 
-    /// When to send [`Input::Tick`], unless an input comes first. Ask again after every drain.
+    /// When to send [`Input::Tick`], unless an input comes first. Ask again after every drain. A time in the past
+    /// means at once: there is more work than fits into one drain.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        None
+        if !self.ready.is_empty() || self.has_settle_work() {
+            return Some(Timestamp::ZERO);
+        }
+        self.timers.first().map(|(at, _)| *at)
     }
 
     /// A snapshot, in O(1).
     #[must_use]
     pub fn stats(&self) -> MachineStats {
-        MachineStats::default()
+        MachineStats {
+            counters: self.counters,
+            pending: (self.pending + self.parked_count) as u64,
+            resident_users: self.users.len() as u64,
+            indexed_users: self.index.len() as u64,
+            resident_messages: self.resident,
+            links: self.links.len() as u64,
+            ..self.stats
+        }
     }
 
     /// This opening.
     #[must_use]
     pub fn epoch(&self) -> Epoch {
-        self.birth.epoch
+        self.epoch
     }
 }

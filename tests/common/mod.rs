@@ -6,8 +6,8 @@ use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 
-use lastmile::record::Epoch;
 use lastmile::ports::{Batch, Flow, MAX_KEY_BYTES, Store, StoreError};
+use lastmile::record::Epoch;
 
 pub(crate) fn put(store: &impl Store, epoch: Epoch, key: &[u8], value: &[u8]) {
     let mut batch = Batch::new();

@@ -1,0 +1,364 @@
+//! Admission: limits, dedup, quotas; and the records that are on their way to the disk.
+
+use std::sync::Arc;
+
+use super::Machine;
+use super::dedup::{Known, Slot};
+use super::io::{Accepted, Action, CommitId, Delivery, EntryRef, Query, Refusal, Ticket};
+use super::user::Totals;
+use crate::message::{Durability, Message};
+use crate::record::{Accept, Origin, Record, Seq};
+use crate::time::Timestamp;
+
+/// A record that is being made durable.
+#[derive(Debug)]
+pub(super) enum Pending {
+    /// A new message, and who waits for it.
+    Accept(PendingAccept),
+    /// Anything else; if the commit fails, it goes into the next one.
+    Fact(Record),
+}
+
+/// A message that is being made durable.
+#[derive(Debug)]
+pub(super) struct PendingAccept {
+    pub(super) accept: Arc<Accept>,
+    /// The digest of its identity; none for inbound messages, which the inbox recognises.
+    pub(super) key: Option<u128>,
+    pub(super) ticket: Ticket,
+    pub(super) answered: bool,
+}
+
+/// A set of records that was handed out.
+#[derive(Debug)]
+pub(super) struct Commit {
+    pub(super) id: CommitId,
+    pub(super) records: Vec<Pending>,
+}
+
+/// A send that waits for the store.
+#[derive(Debug)]
+pub(super) enum Parked {
+    Send(Ticket, Message),
+    Receive(Ticket, Box<Delivery>),
+}
+
+impl Parked {
+    fn ticket(&self) -> Ticket {
+        match self {
+            Self::Send(ticket, _) | Self::Receive(ticket, _) => *ticket,
+        }
+    }
+}
+
+impl Machine {
+    pub(super) fn answer(&mut self, ticket: Ticket, result: Result<Accepted, Refusal>) {
+        if result.is_err() {
+            self.stats.refused += 1;
+        }
+        self.actions.push_back(Action::Answer { ticket, result });
+    }
+
+    fn gate(&self, message: &Message) -> Result<(), Refusal> {
+        let max = self.config.max_payload_bytes.get();
+        if message.payload().len() > max {
+            return Err(Refusal::PayloadTooLarge { bytes: message.payload().len(), max });
+        }
+        if self.draining {
+            return Err(Refusal::ShuttingDown);
+        }
+        if !self.writable && message.durability() != Durability::Volatile {
+            return Err(Refusal::Degraded);
+        }
+        if self.pending + self.parked_count >= self.config.max_pending.get() {
+            return Err(Refusal::Overloaded);
+        }
+        Ok(())
+    }
+
+    pub(super) fn handle_send(&mut self, now: Timestamp, ticket: Ticket, message: Message) {
+        let result = match self.gate(&message) {
+            Err(refusal) => Err(refusal),
+            Ok(()) if message.durability() == Durability::Volatile => self.send_volatile(now, message),
+            Ok(()) => return self.send_durable(now, ticket, message),
+        };
+        self.answer(ticket, result);
+    }
+
+    fn send_durable(&mut self, now: Timestamp, ticket: Ticket, message: Message) {
+        let sender = self.digester.user(message.sender());
+        let key = self.digester.identity(message.sender(), message.recipient(), message.id());
+        let content = self.digester.content(&message);
+        match self.dedup.look_up(sender, key, now) {
+            Known::AskStore => {
+                let query = Query::Sender { sender, since: self.dedup.since(now) };
+                return self.park(query, Parked::Send(ticket, message));
+            }
+            Known::Seen(slot) => return self.answer_repeat(ticket, key, slot, content, &message),
+            Known::New => {}
+        }
+        if !self.ensure_totals(message.recipient()) {
+            return self.park(Query::User(message.recipient().clone()), Parked::Send(ticket, message));
+        }
+        if let Err(refusal) = self.claim(&message) {
+            self.answer(ticket, Err(refusal));
+            return self.evict_if_idle(message.recipient());
+        }
+        self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at: now, sender });
+        let accept = Arc::new(Accept { message, at: now, origin: None });
+        self.push_accept(accept, Some(key), ticket);
+    }
+
+    fn push_accept(&mut self, accept: Arc<Accept>, key: Option<u128>, ticket: Ticket) {
+        self.pending += 1;
+        self.current_accepts = true;
+        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered: false }));
+    }
+
+    fn answer_repeat(&mut self, ticket: Ticket, key: u128, slot: Slot, content: u64, message: &Message) {
+        if slot.content != content {
+            return self.answer(ticket, Err(Refusal::Conflict));
+        }
+        self.stats.duplicates += 1;
+        if slot.seq == Seq::ZERO {
+            self.repeats.entry(key).or_default().push(ticket);
+            self.parked_count += 1;
+            return;
+        }
+        let entry = EntryRef { lane: message.priority(), seq: slot.seq };
+        self.answer(ticket, Ok(Accepted { entry, duplicate: true }));
+    }
+
+    /// Takes the message's share of the quotas, or says which one is full.
+    fn claim(&mut self, message: &Message) -> Result<(), Refusal> {
+        let cost = message.cost();
+        let totals = &self.counters;
+        let (messages, bytes) =
+            (totals.live() + self.reserved.messages as u64, totals.live_bytes() + self.reserved.bytes);
+        let config = &self.config;
+        if messages >= config.max_total_messages.get()
+            || bytes.saturating_add(cost) > config.max_total_bytes.get()
+        {
+            return Err(Refusal::EngineFull { messages, bytes });
+        }
+        let (max_messages, max_bytes) = (config.max_user_messages.get(), config.max_user_bytes.get());
+        let user = self.user_mut(message.recipient());
+        let Totals { messages, bytes } = user.claimed();
+        if messages >= max_messages || bytes.saturating_add(cost) > max_bytes {
+            return Err(Refusal::OutboxFull { messages: messages.into(), bytes });
+        }
+        user.reserved.add(cost);
+        self.reserved.add(cost);
+        Ok(())
+    }
+
+    fn unclaim(&mut self, accept: &Accept) {
+        let cost = accept.message.cost();
+        self.reserved.sub(cost);
+        if let Some(user) = self.users.get_mut(accept.message.recipient()) {
+            user.reserved.sub(cost);
+        }
+    }
+
+    /// An inbound delivery for this engine's inbox.
+    pub(super) fn handle_receive(&mut self, now: Timestamp, ticket: Ticket, delivery: Delivery) {
+        let lane = delivery.entry.lane;
+        if let Err(refusal) = self.gate(&delivery.message) {
+            return self.answer(ticket, Err(refusal));
+        }
+        let recipient = delivery.message.recipient().clone();
+        if !self.ensure_row(&recipient) {
+            return self.park(Query::User(recipient), Parked::Receive(ticket, Box::new(delivery)));
+        }
+        let origin = Origin { stream: delivery.stream, seq: delivery.entry.seq };
+        self.note_floor(&recipient, origin.stream, lane, delivery.floor);
+        let max_seen = self.config.max_inbox_seen.get();
+        let user = self.user_mut(&recipient);
+        if user.has_seen(origin, lane) {
+            self.stats.duplicates += 1;
+            let entry = EntryRef { lane, seq: Seq::ZERO };
+            self.answer(ticket, Ok(Accepted { entry, duplicate: true }));
+            return self.evict_if_idle(&recipient);
+        }
+        if let Some(waiting) = user.inbound.get_mut(&origin) {
+            waiting.push(ticket);
+            self.parked_count += 1;
+            return;
+        }
+        let seen = user.inbox.get(&(origin.stream, lane)).map_or(0, |seen| seen.above.len());
+        if seen + user.inbound.len() >= max_seen {
+            return self.answer(ticket, Err(Refusal::Overloaded));
+        }
+        if let Err(refusal) = self.claim(&delivery.message) {
+            return self.answer(ticket, Err(refusal));
+        }
+        self.user_mut(&recipient).inbound.insert(origin, Vec::new());
+        let accept = Arc::new(Accept { message: delivery.message, at: now, origin: Some(origin) });
+        self.push_accept(accept, None, ticket);
+    }
+
+    fn note_floor(
+        &mut self,
+        user: &crate::id::UserId,
+        stream: crate::id::StreamId,
+        lane: crate::message::Priority,
+        floor: Seq,
+    ) {
+        let known = self.user_mut(user).inbox.get(&(stream, lane)).map_or(Seq::ZERO, |seen| seen.floor);
+        if floor > known && floor.epoch() != crate::record::Epoch::default() {
+            let floor = crate::record::Floor { user: user.clone(), stream, lane, floor };
+            if !self
+                .current
+                .iter()
+                .rev()
+                .take(64)
+                .any(|p| matches!(p, Pending::Fact(Record::Floor(f)) if *f == floor))
+            {
+                self.current.push(Pending::Fact(Record::Floor(floor)));
+            }
+        }
+    }
+
+    fn park(&mut self, query: Query, parked: Parked) {
+        self.parked_count += 1;
+        let load = self.load_once(query);
+        self.parked.entry(load).or_default().push(parked);
+    }
+
+    /// Takes up the sends that waited for a load; refuses them if it failed.
+    pub(super) fn unpark(&mut self, now: Timestamp, load: super::io::LoadId, failed: bool) {
+        for parked in self.parked.remove(&load).unwrap_or_default() {
+            self.parked_count = self.parked_count.saturating_sub(1);
+            match parked {
+                parked if failed => self.answer(parked.ticket(), Err(Refusal::StoreUnreadable)),
+                Parked::Send(ticket, message) => self.handle_send(now, ticket, message),
+                Parked::Receive(ticket, delivery) => self.handle_receive(now, ticket, *delivery),
+            }
+        }
+    }
+
+    /// Hands out what has gathered, if the disk takes it.
+    pub(super) fn take_commit(&mut self) -> Option<Action> {
+        if self.current.is_empty() || !self.writable {
+            return None;
+        }
+        self.last_commit.0 += 1;
+        let commit = self.last_commit;
+        let pending = core::mem::take(&mut self.current);
+        let accepts = core::mem::take(&mut self.current_accepts);
+        let records = pending.iter().map(|pending| match pending {
+            Pending::Accept(pending) => Record::Accept(pending.accept.clone()),
+            Pending::Fact(record) => record.clone(),
+        });
+        let records = records.collect();
+        self.commits.push_back(Commit { id: commit, records: pending });
+        Some(Action::Persist { commit, records, accepts })
+    }
+
+    /// The process may crash now: answers those who asked for no more.
+    pub(super) fn handle_written(&mut self, commit: CommitId) {
+        let Some(found) = self.commits.iter_mut().find(|c| c.id == commit) else { return };
+        let mut answers = Vec::new();
+        for pending in &mut found.records {
+            if let Pending::Accept(pending) = pending {
+                if pending.accept.message.durability() == Durability::Buffered && !pending.answered {
+                    pending.answered = true;
+                    answers.push((pending.ticket, pending.key, pending.accept.message.priority()));
+                }
+            }
+        }
+        for (ticket, key, lane) in answers {
+            let entry = EntryRef { lane, seq: Seq::ZERO };
+            self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
+            self.answer_repeats(key, Ok(entry));
+        }
+    }
+
+    fn answer_repeats(&mut self, key: Option<u128>, result: Result<EntryRef, Refusal>) {
+        if self.repeats.is_empty() {
+            return;
+        }
+        for ticket in key.and_then(|key| self.repeats.remove(&key)).unwrap_or_default() {
+            self.parked_count = self.parked_count.saturating_sub(1);
+            self.answer(ticket, result.clone().map(|entry| Accepted { entry, duplicate: true }));
+        }
+    }
+
+    /// The records are durable: now they are state.
+    pub(super) fn handle_persisted(&mut self, now: Timestamp, commit: CommitId, first: Seq) {
+        if self.commits.front().is_none_or(|c| c.id != commit) {
+            return;
+        }
+        let Some(commit) = self.commits.pop_front() else { return };
+        let mut seq = first;
+        for pending in commit.records {
+            match pending {
+                Pending::Accept(pending) => self.accepted(now, seq, pending),
+                Pending::Fact(record) => self.fact_durable(now, seq, record),
+            }
+            seq = seq.plus(1);
+            self.applied = seq;
+        }
+    }
+
+    fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
+        let PendingAccept { accept, key, ticket, answered } = pending;
+        self.pending = self.pending.saturating_sub(1);
+        let entry = EntryRef { lane: accept.message.priority(), seq };
+        self.unclaim(&accept);
+        let inbound = accept.origin.and_then(|origin| {
+            self.users.get_mut(accept.message.recipient()).and_then(|user| user.inbound.remove(&origin))
+        });
+        self.apply_accept(seq, &accept, key, true);
+        if !answered {
+            self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
+        }
+        self.answer_repeats(key, Ok(entry));
+        self.answer_inbound(inbound, &Ok(entry));
+        self.offer_accepted(now, seq, &accept);
+    }
+
+    fn answer_inbound(&mut self, inbound: Option<Vec<Ticket>>, result: &Result<EntryRef, Refusal>) {
+        for ticket in inbound.unwrap_or_default() {
+            self.parked_count = self.parked_count.saturating_sub(1);
+            self.answer(ticket, result.clone().map(|entry| Accepted { entry, duplicate: true }));
+        }
+    }
+
+    /// The commit failed: new messages are refused, everything else goes into the next commit.
+    pub(super) fn handle_persist_failed(&mut self, commit: CommitId, unknown: bool) {
+        if self.commits.front().is_none_or(|c| c.id != commit) {
+            return;
+        }
+        let Some(commit) = self.commits.pop_front() else { return };
+        let refusal = if unknown { Refusal::OutcomeUnknown } else { Refusal::Degraded };
+        let mut kept = Vec::new();
+        for pending in commit.records {
+            match pending {
+                Pending::Accept(pending) if !pending.answered => self.undo(pending, &refusal),
+                answered => kept.push(answered),
+            }
+        }
+        self.carried.append(&mut kept);
+        if self.commits.is_empty() {
+            let newer = core::mem::replace(&mut self.current, core::mem::take(&mut self.carried));
+            self.current.extend(newer);
+            self.current_accepts = self.current.iter().any(|p| matches!(p, Pending::Accept(_)));
+        }
+    }
+
+    fn undo(&mut self, pending: PendingAccept, refusal: &Refusal) {
+        self.pending = self.pending.saturating_sub(1);
+        self.unclaim(&pending.accept);
+        if let Some(key) = pending.key {
+            self.dedup.cancel(key);
+        }
+        let user = self.users.get_mut(pending.accept.message.recipient());
+        let inbound =
+            pending.accept.origin.and_then(|origin| user.and_then(|user| user.inbound.remove(&origin)));
+        self.answer(pending.ticket, Err(refusal.clone()));
+        self.answer_repeats(pending.key, Err(refusal.clone()));
+        self.answer_inbound(inbound, &Err(refusal.clone()));
+        self.evict_if_idle(pending.accept.message.recipient());
+    }
+}

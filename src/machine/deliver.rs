@@ -1,0 +1,294 @@
+//! Sinks: attaching, choosing whose turn it is, and offering.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Machine;
+use super::accept::Pending;
+use super::io::{Accepted, Action, Delivery, EntryRef, LinkId, Query, Refusal};
+use super::lane::EntryState;
+use super::pick::Room;
+use super::verdict::is_volatile;
+use crate::id::{DeviceId, UserId};
+use crate::message::{Message, Priority};
+use crate::record::{Accept, Exposed, Record, Seq};
+use crate::status::Status;
+use crate::time::Timestamp;
+
+/// Users served per drain: bounds how long inputs wait behind offers.
+const SERVE_BUDGET: usize = 64;
+
+/// An attached sink.
+#[derive(Debug)]
+pub(super) struct Link {
+    pub(super) user: UserId,
+    pub(super) device: DeviceId,
+    /// Its in-flight window.
+    pub(super) flights: BTreeMap<EntryRef, Flight>,
+    pub(super) bytes: u64,
+    pub(super) paused_until: Option<Timestamp>,
+    /// The armed timer.
+    pub(super) armed: Option<Timestamp>,
+}
+
+/// A message in a window.
+#[derive(Debug)]
+pub(super) struct Flight {
+    pub(super) accept: Arc<Accept>,
+    pub(super) deadline: Timestamp,
+    pub(super) cost: u64,
+}
+
+impl Machine {
+    pub(super) fn handle_attach(&mut self, link: LinkId, id: UserId, device: DeviceId) {
+        let links = self.user_mut(&id).links.clone();
+        let same =
+            links.iter().find(|other| self.links.get(other).is_some_and(|l| l.device == device)).copied();
+        if let Some(old) = same {
+            self.handle_detach(old);
+            self.actions.push_back(Action::Dismiss(old));
+        }
+        let full = self.user_mut(&id).links.len() >= self.config.max_devices.get();
+        if full || self.draining || self.links.contains_key(&link) {
+            self.actions.push_back(Action::Dismiss(link));
+            return self.evict_if_idle(&id);
+        }
+        let attached = Link {
+            user: id.clone(),
+            device,
+            flights: BTreeMap::new(),
+            bytes: 0,
+            paused_until: None,
+            armed: None,
+        };
+        self.links.insert(link, attached);
+        let user = self.user_mut(&id);
+        user.links.push(link);
+        if !user.row_known {
+            self.load_once(Query::User(id));
+        } else if user.links.len() == 1 {
+            self.open_lanes(&id);
+        } else {
+            self.mark_ready(&id);
+        }
+    }
+
+    /// Someone is attached and the row is known: builds the queues, reads what is on disk, exposes.
+    pub(super) fn open_lanes(&mut self, id: &UserId) {
+        let (epoch, now) = (self.epoch, self.now);
+        let Some(user) = self.users.get_mut(id) else { return };
+        for lane in &mut user.lanes {
+            lane.rebuild_queues();
+        }
+        if user.exposed < epoch && !user.exposing {
+            user.exposing = true;
+            self.current.push(Pending::Fact(Record::Exposed(Exposed { user: id.clone(), epoch })));
+        }
+        for lane in Priority::ALL {
+            self.refill(id, lane);
+        }
+        self.rearm_user(now, id);
+        self.mark_ready(id);
+    }
+
+    /// A sink is gone: what it had in flight waits again, with no attempt burnt.
+    pub(super) fn handle_detach(&mut self, id: LinkId) {
+        let Some(link) = self.links.remove(&id) else { return };
+        if let Some(armed) = link.armed {
+            self.timers.remove(&(armed, super::timer::TimerKey::Link(id)));
+        }
+        let flights: Vec<_> =
+            link.flights.iter().map(|(entry, flight)| (*entry, flight.accept.clone())).collect();
+        self.stats.in_flight = self.stats.in_flight.saturating_sub(flights.len() as u64);
+        for (entry, accept) in flights {
+            if is_volatile(entry) {
+                continue;
+            }
+            if let Some(user) = self.users.get_mut(&link.user) {
+                let lane = user.lane(entry.lane);
+                lane.in_flight = lane.in_flight.saturating_sub(1);
+                if let Some(found) = lane.entry_mut(entry.seq) {
+                    found.state = EntryState::Waiting;
+                }
+                lane.enqueue(entry.seq, &accept);
+                lane.release_key(&accept);
+            }
+            self.announce(&link.user, entry, Status::Accepted);
+        }
+        let Some(user) = self.users.get_mut(&link.user) else { return };
+        user.links.retain(|other| *other != id);
+        if user.is_attached() {
+            self.mark_ready(&link.user);
+        } else {
+            self.leave(&link.user);
+        }
+    }
+
+    /// Nobody is attached any more: lets go of what is on disk.
+    fn leave(&mut self, id: &UserId) {
+        self.disarm_user(id);
+        let Some(user) = self.users.get_mut(id) else { return };
+        let offered = user.lanes.iter().flat_map(|lane| &lane.entries).filter(|entry| entry.offers > 0);
+        let offered = offered.map(|entry| entry.seq).max().unwrap_or(Seq::ZERO);
+        user.exposed_through = user.exposed_through.max(offered);
+        for lane in &mut user.lanes {
+            lane.clear_queues();
+            lane.volatile.clear();
+            lane.loading = None;
+        }
+        self.let_go(id);
+    }
+
+    /// Drops what the store has from memory, for a user nobody is attached to.
+    pub(super) fn let_go(&mut self, id: &UserId) {
+        let settled = self.settled;
+        let Some(user) = self.users.get_mut(id).filter(|user| !user.is_attached() && user.loading.is_none())
+        else {
+            return;
+        };
+        let dropped: usize = user.lanes.iter_mut().map(|lane| lane.drop_settled(settled)).sum();
+        self.resident = self.resident.saturating_sub(dropped as u64);
+        self.evict_if_idle(id);
+    }
+
+    /// Puts a user into the queue of those to be served.
+    pub(super) fn mark_ready(&mut self, id: &UserId) {
+        if let Some(user) = self.users.get_mut(id) {
+            if user.is_attached() && !user.ready {
+                user.ready = true;
+                self.ready.push_back(id.clone());
+            }
+        }
+    }
+
+    /// A message was just accepted: queues it if somebody is there.
+    pub(super) fn offer_accepted(&mut self, now: Timestamp, seq: Seq, accept: &Arc<Accept>) {
+        let id = accept.message.recipient();
+        let Some(user) = self.users.get_mut(id).filter(|user| user.is_attached()) else { return };
+        if user.row_known {
+            let lane = user.lane(accept.message.priority());
+            if lane.is_offerable(seq) {
+                lane.enqueue(seq, accept);
+            }
+        }
+        self.arm_user(now, id, accept.expires());
+        self.mark_ready(id);
+    }
+
+    /// Takes a volatile message for someone who is attached.
+    pub(super) fn send_volatile(&mut self, now: Timestamp, message: Message) -> Result<Accepted, Refusal> {
+        let max = self.config.max_volatile.get();
+        let id = message.recipient().clone();
+        let attached = self.users.get_mut(&id).filter(|user| user.is_attached());
+        let user = attached.ok_or(Refusal::NobodyAttached)?;
+        if user.lanes.iter().map(|lane| lane.volatile.len()).sum::<usize>() >= max {
+            return Err(Refusal::NobodyAttached);
+        }
+        self.last_volatile = (self.last_volatile + 1) % (1 << Seq::EPOCH_SHIFT);
+        let entry = EntryRef { lane: message.priority(), seq: Seq::new(self.last_volatile) };
+        let accept = Arc::new(Accept { message, at: now, origin: None });
+        user.lane(entry.lane).volatile.push_back((entry.seq, accept));
+        self.mark_ready(&id);
+        Ok(Accepted { entry, duplicate: false })
+    }
+
+    /// Serves users in turn, each at most one batch per sink.
+    pub(super) fn serve(&mut self) {
+        for _ in 0..SERVE_BUDGET {
+            let Some(id) = self.ready.pop_front() else { return };
+            if let Some(user) = self.users.get_mut(&id) {
+                user.ready = false;
+                if user.row_known && user.exposed == self.epoch && !self.draining {
+                    self.serve_user(&id);
+                }
+            }
+        }
+    }
+
+    fn serve_user(&mut self, id: &UserId) {
+        let Some(user) = self.users.get_mut(id) else { return };
+        user.next_link = (user.next_link + 1) % user.links.len().max(1);
+        let links: Vec<_> =
+            user.links.iter().cycle().skip(user.next_link).take(user.links.len()).copied().collect();
+        let mut offered = false;
+        for link in links {
+            offered |= self.serve_link(id, link);
+        }
+        if offered {
+            self.mark_ready(id);
+        }
+        for lane in Priority::ALL {
+            self.refill(id, lane);
+        }
+    }
+
+    fn serve_link(&mut self, id: &UserId, link: LinkId) -> bool {
+        let Some(found) = self.links.get(&link).filter(|found| found.paused_until.is_none()) else {
+            return false;
+        };
+        let config = &self.config;
+        let room = Room {
+            messages: (config.max_in_flight.get() as usize).saturating_sub(found.flights.len()),
+            critical: (config.max_in_flight.get() as usize + config.critical_reserve as usize)
+                .saturating_sub(found.flights.len()),
+            bytes: config.max_in_flight_bytes.get().saturating_sub(found.bytes),
+            empty: found.flights.is_empty(),
+            batch: config.max_batch.get() as usize,
+        };
+        self.last_pick += 1;
+        let (pick, now) = (self.last_pick, self.now);
+        let Some(user) = self.users.get_mut(id) else { return false };
+        let picked = super::pick::pick(user, &self.config, room, pick);
+        let mut batch = Vec::with_capacity(picked.len());
+        for (entry, accept) in picked {
+            if accept.expires() <= now && !is_volatile(entry) {
+                self.pass_over(id, entry, &accept);
+                self.end(now, id, entry, crate::status::EndReason::Expired);
+            } else if let Some(delivery) = self.fly(id, link, entry, accept) {
+                batch.push(delivery);
+            }
+        }
+        let offered = !batch.is_empty();
+        if offered {
+            self.arm_link(link, now.after(self.config.ack_deadline));
+            self.actions.push_back(Action::Offer { link, batch });
+        }
+        offered
+    }
+
+    /// A message that was picked but is not offered after all.
+    fn pass_over(&mut self, id: &UserId, entry: EntryRef, accept: &Arc<Accept>) {
+        if let Some(user) = self.users.get_mut(id) {
+            user.lane(entry.lane).release_key(accept);
+        }
+    }
+
+    /// Puts a message into a sink's window.
+    fn fly(&mut self, id: &UserId, link: LinkId, entry: EntryRef, accept: Arc<Accept>) -> Option<Delivery> {
+        let (stream, applied) = (self.stream, self.applied);
+        let deadline = self.now.after(self.config.ack_deadline);
+        let cost = accept.message.cost();
+        let user = self.users.get_mut(id)?;
+        let exposed_through = user.exposed_through;
+        let lane = user.lane(entry.lane);
+        let floor = lane.advance_cursor(applied);
+        let attempts = lane.attempts.get(&entry.seq).map_or(0, |(n, _)| *n);
+        let mut redelivered = false;
+        if !is_volatile(entry) {
+            let found = lane.entry_mut(entry.seq)?;
+            redelivered = found.offers > 0 || entry.seq <= exposed_through;
+            found.state = EntryState::InFlight(link);
+            found.offers = found.offers.saturating_add(1);
+            lane.in_flight += 1;
+        }
+        let found = self.links.get_mut(&link)?;
+        found.bytes = found.bytes.saturating_add(cost);
+        found.flights.insert(entry, Flight { accept: accept.clone(), deadline, cost });
+        self.stats.in_flight += 1;
+        if !is_volatile(entry) {
+            self.announce(id, entry, Status::Sent);
+        }
+        let (message, accepted_at) = (accept.message.clone(), accept.at);
+        Some(Delivery { message, stream, entry, floor, accepted_at, attempts, redelivered })
+    }
+}

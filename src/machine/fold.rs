@@ -1,0 +1,195 @@
+//! The fold: how a durable record changes the state. The same functions serve the live path and replay, and none of
+//! them decides anything.
+
+use std::sync::Arc;
+
+use super::Machine;
+use super::dedup::Slot;
+use super::lane::EntryState;
+use super::settle::Logged;
+use super::user::{Totals, User};
+use crate::id::UserId;
+use crate::record::{Accept, Attempt, End, Exposed, Record, Seq};
+
+impl Machine {
+    /// Applies a record of the journal, decided in an earlier life. Only before the first
+    /// [`handle`](Machine::handle), in log order. `counts` says whether the settled counters do not reflect it yet.
+    pub fn replay(&mut self, seq: Seq, record: &Record, counts: bool) {
+        match record {
+            Record::Accept(accept) => {
+                let key = accept.origin.is_none().then(|| {
+                    let message = &accept.message;
+                    self.digester.identity(message.sender(), message.recipient(), message.id())
+                });
+                self.apply_accept(seq, accept, key, counts);
+            }
+            Record::End(end) => self.apply_end(seq, end, counts),
+            Record::Attempt(attempt) => self.apply_attempt(seq, attempt),
+            Record::Exposed(exposed) => self.apply_exposed(seq, exposed),
+            Record::Floor(floor) => {
+                self.user_mut(&floor.user).raise_floor(floor.stream, floor.lane, floor.floor);
+                self.touch(&floor.user, seq);
+            }
+        }
+        self.applied = self.applied.max(seq.plus(1));
+    }
+
+    /// Marks the user's row as changed by the record at `seq`.
+    pub(super) fn touch(&mut self, user: &UserId, seq: Seq) {
+        if let Some(found) = self.users.get_mut(user) {
+            if found.changed.replace(seq).is_none() {
+                self.dirty.push(user.clone());
+            }
+        }
+    }
+
+    pub(super) fn apply_accept(&mut self, seq: Seq, accept: &Arc<Accept>, key: Option<u128>, counts: bool) {
+        let message = &accept.message;
+        let cost = message.cost();
+        if counts {
+            self.counters.accepted += 1;
+            self.counters.accepted_bytes += cost;
+        }
+        if let Some(key) = key {
+            let live = self.is_live;
+            let sender = self.digester.user(message.sender());
+            let content = self.digester.content(message);
+            self.dedup.commit(key, Slot { content, seq, at: accept.at, sender }, live);
+        }
+        self.log.push_back(Logged { seq, user: message.recipient().clone(), lane: message.priority(), key });
+        self.resident += 1;
+        let user = self.user_mut(message.recipient());
+        if let Some(live) = &mut user.live {
+            live.add(cost);
+        }
+        user.lane(message.priority()).insert(seq, accept.clone());
+        if let Some(origin) = accept.origin {
+            user.inbox.entry((origin.stream, message.priority())).or_default().above.insert(origin.seq);
+            self.touch(message.recipient(), seq);
+        }
+    }
+
+    pub(super) fn apply_end(&mut self, seq: Seq, end: &End, counts: bool) {
+        if counts {
+            self.count_end(end);
+        }
+        if end.upgrades.is_some() {
+            return;
+        }
+        let (collected, applied) = (self.collected, self.applied);
+        let on_disk = end.seq < collected;
+        if on_disk {
+            self.died.push(end.seq);
+        }
+        let user = self.user_mut(&end.user);
+        match &mut user.live {
+            Some(live) => live.sub(end.cost),
+            None => user.early_ends.push((end.lane, end.seq, end.cost)),
+        }
+        let lane = user.lane(end.lane);
+        lane.attempts.remove(&end.seq);
+        let removed = lane.remove(end.seq);
+        if on_disk && end.seq > lane.cursor {
+            lane.ended.insert(end.seq);
+        }
+        if user.row_known {
+            user.lane(end.lane).advance_cursor(applied);
+        }
+        if removed.is_some() {
+            self.resident = self.resident.saturating_sub(1);
+        }
+        if on_disk {
+            self.touch(&end.user, seq);
+        }
+    }
+
+    fn count_end(&mut self, end: &End) {
+        let mut count = |reason: crate::status::EndReason, more: bool| {
+            if let Some(n) = self.counters.ended.get_mut(reason.index()) {
+                *n = if more { *n + 1 } else { n.saturating_sub(1) };
+            }
+        };
+        count(end.reason, true);
+        match end.upgrades {
+            Some(before) => {
+                count(before, false);
+                self.counters.upgraded += 1;
+            }
+            None => self.counters.ended_bytes += end.cost,
+        }
+    }
+
+    pub(super) fn apply_attempt(&mut self, seq: Seq, attempt: &Attempt) {
+        let user = self.user_mut(&attempt.user);
+        let lane = user.lane(attempt.lane);
+        if lane.ended.contains(&attempt.seq) || attempt.seq <= lane.cursor {
+            return;
+        }
+        lane.attempts.insert(attempt.seq, (attempt.attempts, attempt.not_before));
+        if let Some(entry) = lane.entry_mut(attempt.seq) {
+            if entry.state == EntryState::Waiting {
+                entry.state = EntryState::Backoff(attempt.not_before);
+            }
+        }
+        self.touch(&attempt.user, seq);
+    }
+
+    pub(super) fn apply_exposed(&mut self, seq: Seq, exposed: &Exposed) {
+        let is_live = self.is_live;
+        let user = self.user_mut(&exposed.user);
+        user.exposed = user.exposed.max(exposed.epoch);
+        if is_live {
+            user.exposing = false;
+        } else {
+            user.exposed_through = user.exposed_through.max(through(user));
+        }
+        self.touch(&exposed.user, seq);
+    }
+
+    /// The user, brought into memory if need be.
+    pub(super) fn user_mut(&mut self, id: &UserId) -> &mut User {
+        if !self.users.contains_key(id) {
+            let user = self.new_user(id);
+            self.users.insert(id.clone(), Box::new(user));
+        }
+        let digester = self.digester;
+        self.users.entry_ref(id).or_insert_with(|| Box::new(User::new(digester, None, false)))
+    }
+
+    fn new_user(&mut self, id: &UserId) -> User {
+        let digest = self.digester.user(Some(id));
+        let indexed = self.index.remove(&digest);
+        let live = indexed.or(self.index_complete.then(Totals::default));
+        User::new(self.digester, live, !self.rows_exist && indexed.is_none())
+    }
+
+    /// Whether the totals of a user are known; asks nothing.
+    pub(super) fn ensure_totals(&mut self, id: &UserId) -> bool {
+        self.user_mut(id).live.is_some()
+    }
+
+    /// Whether the row of a user is known; asks nothing.
+    pub(super) fn ensure_row(&mut self, id: &UserId) -> bool {
+        let user = self.user_mut(id);
+        user.row_known && user.live.is_some()
+    }
+
+    /// Forgets a user about whom nothing but the totals matters.
+    pub(super) fn evict_if_idle(&mut self, id: &UserId) {
+        let Some(user) = self.users.get(id) else { return };
+        if !user.is_evictable() {
+            return;
+        }
+        let live = user.live;
+        if let Some(live) = live.filter(|live| live.messages > 0) {
+            let digest = self.digester.user(Some(id));
+            self.index.insert(digest, live);
+        }
+        self.users.remove(id);
+    }
+}
+
+/// Everything up to here may have been offered to a user exposed in an earlier epoch.
+pub(super) fn through(user: &User) -> Seq {
+    Seq::first_of(crate::record::Epoch(user.exposed.0.saturating_add(1))).prev()
+}

@@ -1,0 +1,308 @@
+//! One priority of one user: the messages in memory, what has ended, and the queues of its ordering keys.
+//!
+//! Invariants:
+//! - `entries` is sorted by place. It holds the settled messages up to `more_after` that are live (all of the lane's
+//!   settled messages, when that is `None`), and every live message that has not settled yet.
+//! - Messages above `more_after` are not queued: older ones on disk may share their ordering key.
+//! - A key's messages are offered in order, and not before everything offered earlier of that key is resolved.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::Arc;
+
+use hashbrown::HashMap;
+
+use super::io::{LinkId, LoadId};
+use crate::digest::Digester;
+use crate::id::OrderingKey;
+use crate::record::{Accept, LaneRow, Seq};
+use crate::time::Timestamp;
+
+/// A live message in memory.
+#[derive(Debug)]
+pub(super) struct Entry {
+    pub(super) seq: Seq,
+    pub(super) accept: Arc<Accept>,
+    pub(super) state: EntryState,
+    /// Acquisitions: how often it was handed to a sink in this life.
+    pub(super) offers: u32,
+}
+
+/// What a live message is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EntryState {
+    /// Ready to be offered when its turn comes.
+    Waiting,
+    /// With a sink.
+    InFlight(LinkId),
+    /// Waiting after a failed attempt, or because the sink was busy.
+    Backoff(Timestamp),
+    /// Its end is being recorded.
+    Ending,
+}
+
+/// The waiting messages of one ordering key.
+#[derive(Debug, Default)]
+struct KeyQueue {
+    waiting: VecDeque<Seq>,
+    /// Messages of this key that are in flight or waiting for a backoff.
+    busy: u32,
+    /// The pick that made it busy: further messages may join the same batch.
+    pick: u64,
+    queued: bool,
+}
+
+/// One priority of one user.
+#[derive(Debug)]
+pub(super) struct Lane {
+    pub(super) entries: VecDeque<Entry>,
+    pub(super) ended: BTreeSet<Seq>,
+    pub(super) cursor: Seq,
+    pub(super) attempts: BTreeMap<Seq, (u32, Timestamp)>,
+    pub(super) more_after: Option<Seq>,
+    pub(super) loading: Option<LoadId>,
+    /// Volatile messages, by their number.
+    pub(super) volatile: VecDeque<(Seq, Arc<Accept>)>,
+    /// Unspent turn, in bytes.
+    pub(super) deficit: u64,
+    pub(super) in_flight: usize,
+    keys: HashMap<Option<OrderingKey>, KeyQueue, Digester>,
+    ring: VecDeque<Option<OrderingKey>>,
+}
+
+impl Lane {
+    pub(super) fn new(digester: Digester) -> Self {
+        Self {
+            entries: VecDeque::new(),
+            ended: BTreeSet::new(),
+            cursor: Seq::ZERO,
+            attempts: BTreeMap::new(),
+            more_after: None,
+            loading: None,
+            volatile: VecDeque::new(),
+            deficit: 0,
+            in_flight: 0,
+            keys: HashMap::with_hasher(digester),
+            ring: VecDeque::new(),
+        }
+    }
+
+    fn position(&self, seq: Seq) -> Result<usize, usize> {
+        match self.entries.back() {
+            Some(last) if last.seq < seq => Err(self.entries.len()),
+            _ => self.entries.binary_search_by_key(&seq, |entry| entry.seq),
+        }
+    }
+
+    pub(super) fn entry(&self, seq: Seq) -> Option<&Entry> {
+        self.position(seq).ok().and_then(|i| self.entries.get(i))
+    }
+
+    pub(super) fn entry_mut(&mut self, seq: Seq) -> Option<&mut Entry> {
+        match self.position(seq) {
+            Ok(i) => self.entries.get_mut(i),
+            Err(_) => None,
+        }
+    }
+
+    /// Adds a live message, waiting unless it has failed attempts that ask for patience. Not queued yet.
+    pub(super) fn insert(&mut self, seq: Seq, accept: Arc<Accept>) {
+        if let Err(i) = self.position(seq) {
+            let state = match self.attempts.get(&seq) {
+                Some((_, until)) => EntryState::Backoff(*until),
+                None => EntryState::Waiting,
+            };
+            self.entries.insert(i, Entry { seq, accept, state, offers: 0 });
+        }
+    }
+
+    pub(super) fn remove(&mut self, seq: Seq) -> Option<Entry> {
+        self.position(seq).ok().and_then(|i| self.entries.remove(i))
+    }
+
+    /// Whether the message is where it may be offered from.
+    pub(super) fn is_offerable(&self, seq: Seq) -> bool {
+        self.more_after.is_none_or(|after| seq <= after)
+    }
+
+    /// Forgets the queues, for a user whom nobody is attached to.
+    pub(super) fn clear_queues(&mut self) {
+        self.keys.clear();
+        self.ring.clear();
+        self.deficit = 0;
+    }
+
+    /// Builds the queues anew from the entries.
+    pub(super) fn rebuild_queues(&mut self) {
+        self.keys.clear();
+        self.ring.clear();
+        let list: Vec<_> = self.entries.iter().map(|e| (e.seq, e.accept.clone(), e.state)).collect();
+        for (seq, accept, state) in list {
+            if !self.is_offerable(seq) {
+                break;
+            }
+            match state {
+                EntryState::Waiting => self.enqueue(seq, &accept),
+                EntryState::InFlight(_) | EntryState::Backoff(_) => self.key(&accept).busy += 1,
+                EntryState::Ending => {}
+            }
+        }
+    }
+
+    fn key(&mut self, accept: &Accept) -> &mut KeyQueue {
+        self.keys.entry(accept.message.ordering_key().cloned()).or_default()
+    }
+
+    /// Queues a waiting message in its place among those of its key.
+    pub(super) fn enqueue(&mut self, seq: Seq, accept: &Accept) {
+        let queue = self.key(accept);
+        match queue.waiting.back() {
+            Some(last) if *last >= seq => {
+                if let Err(i) = queue.waiting.binary_search(&seq) {
+                    queue.waiting.insert(i, seq);
+                }
+            }
+            _ => queue.waiting.push_back(seq),
+        }
+        if queue.busy == 0 && !queue.queued {
+            queue.queued = true;
+            self.ring.push_back(accept.message.ordering_key().cloned());
+        }
+    }
+
+    /// A message of this key is resolved, or waits again (then call [`Lane::enqueue`] as well, before this).
+    pub(super) fn release_key(&mut self, accept: &Accept) {
+        let name = accept.message.ordering_key().cloned();
+        let Some(queue) = self.keys.get_mut(&name) else { return };
+        queue.busy = queue.busy.saturating_sub(1);
+        if queue.busy == 0 && !queue.waiting.is_empty() {
+            if !queue.queued {
+                queue.queued = true;
+                self.ring.push_back(name);
+            }
+        } else if queue.busy == 0 && !queue.queued {
+            self.keys.remove(&name);
+        }
+    }
+
+    /// Takes a message that ends while it waits out of its key's queue.
+    pub(super) fn unqueue(&mut self, seq: Seq, accept: &Accept) {
+        if let Some(queue) = self.keys.get_mut(&accept.message.ordering_key().cloned()) {
+            if let Ok(i) = queue.waiting.binary_search(&seq) {
+                queue.waiting.remove(i);
+            }
+        }
+    }
+
+    /// The message whose turn it is, for a batch with this pick number. At the gap bound only the lane's oldest.
+    pub(super) fn next(&mut self, pick: u64, max_gaps: usize) -> Option<Seq> {
+        let crowded = self.ended.len() + self.attempts.len() + self.in_flight >= max_gaps;
+        while let Some(name) = self.ring.front() {
+            let Some(queue) = self.keys.get_mut(name) else {
+                self.ring.pop_front();
+                continue;
+            };
+            let joins = queue.busy == 0 || queue.pick == pick;
+            match queue.waiting.front().copied() {
+                Some(seq) if joins => {
+                    let oldest = self.entries.front().is_some_and(|entry| entry.seq == seq);
+                    return (!crowded || oldest).then_some(seq);
+                }
+                _ => {
+                    queue.queued = false;
+                    let idle = queue.busy == 0 && queue.waiting.is_empty();
+                    let name = self.ring.pop_front();
+                    if let (true, Some(name)) = (idle, name) {
+                        self.keys.remove(&name);
+                    }
+                }
+            }
+        }
+        None
+    }
+
+    /// Takes the message that [`Lane::next`] has just named; its key moves behind the others.
+    pub(super) fn take_next(&mut self, pick: u64) {
+        let Some(name) = self.ring.pop_front() else { return };
+        if let Some(queue) = self.keys.get_mut(&name) {
+            queue.waiting.pop_front();
+            queue.busy += 1;
+            queue.pick = pick;
+            queue.queued = !queue.waiting.is_empty();
+            if queue.queued {
+                self.ring.push_back(name);
+            }
+        }
+    }
+
+    /// The place up to which everything has ended, given the place after the last record applied.
+    pub(super) fn advance_cursor(&mut self, applied: Seq) -> Seq {
+        let first = self.entries.front().map_or(applied, |entry| entry.seq);
+        let candidate = match self.more_after {
+            Some(after) => after.min(first.prev()),
+            None => first.prev(),
+        };
+        if candidate > self.cursor {
+            self.cursor = candidate;
+            self.ended = self.ended.split_off(&candidate.plus(1));
+        }
+        self.cursor
+    }
+
+    /// Drops what has settled from memory, for a user nobody is attached to: it is read again when needed.
+    pub(super) fn drop_settled(&mut self, settled: Seq) -> usize {
+        let n = self.entries.partition_point(|entry| entry.seq < settled);
+        let at_rest = |entry: &Entry| matches!(entry.state, EntryState::Waiting | EntryState::Backoff(_));
+        if !self.entries.iter().take(n).all(at_rest) {
+            return 0;
+        }
+        let first = self.entries.front().map(|entry| entry.seq.prev());
+        self.entries.drain(..n);
+        if let (Some(first), true) = (first, n > 0) {
+            self.more_after = Some(self.more_after.map_or(first, |after| after.min(first)));
+        }
+        n
+    }
+
+    /// Drops `seq` and the settled messages behind it from memory if at least `keep` come before it and all of them
+    /// wait.
+    pub(super) fn spill_from(&mut self, seq: Seq, settled: Seq, keep: usize) -> usize {
+        let Ok(from) = self.position(seq) else { return 0 };
+        let to = self.entries.partition_point(|entry| entry.seq < settled);
+        let idle = self.entries.range(from..to.max(from)).all(|entry| entry.state == EntryState::Waiting);
+        if from < keep || !idle {
+            return 0;
+        }
+        self.entries.drain(from..to.max(from));
+        self.more_after = Some(self.more_after.map_or(seq.prev(), |after| after.min(seq.prev())));
+        self.rebuild_queues();
+        to.saturating_sub(from)
+    }
+
+    /// Settled messages in memory, when there are more on disk.
+    pub(super) fn resident_before_more(&self) -> usize {
+        self.more_after.map_or(0, |after| self.entries.partition_point(|entry| entry.seq <= after))
+    }
+
+    /// What the store keeps about the lane.
+    pub(super) fn row(&self) -> LaneRow {
+        LaneRow {
+            cursor: self.cursor,
+            ended: self.ended.iter().copied().collect(),
+            attempts: self.attempts.iter().map(|(seq, (n, until))| (*seq, *n, *until)).collect(),
+        }
+    }
+
+    /// Merges the store's row under what the journal has said since.
+    pub(super) fn merge_row(&mut self, row: &LaneRow) {
+        self.cursor = self.cursor.max(row.cursor);
+        self.ended.extend(row.ended.iter().copied());
+        self.ended = self.ended.split_off(&self.cursor.plus(1));
+        for (seq, n, until) in &row.attempts {
+            if *seq > self.cursor && !self.ended.contains(seq) {
+                self.attempts.entry(*seq).or_insert((*n, *until));
+            }
+        }
+        let (cursor, ended) = (self.cursor, &self.ended);
+        self.entries.retain(|entry| entry.seq > cursor && !ended.contains(&entry.seq));
+    }
+}

@@ -1,0 +1,209 @@
+//! Loads: users, senders and pages of settled messages, read from the store when they are needed.
+
+use super::Machine;
+use super::fold::through;
+use super::io::{Action, Found, LoadId, Page, Query};
+use super::timer::TimerKey;
+use super::user::Totals;
+use crate::id::UserId;
+use crate::message::Priority;
+use crate::record::{End, Seq, UserRow};
+use crate::status::EndReason;
+use crate::time::Timestamp;
+
+/// How long to wait before asking again after a failed load.
+const RETRY_MS: u64 = 1000;
+
+impl Machine {
+    /// Asks the store, unless the same question is open.
+    pub(super) fn load_once(&mut self, query: Query) -> LoadId {
+        let open = match &query {
+            Query::User(id) => self.user_mut(id).loading,
+            Query::Sender { sender, .. } => self.sender_loads.get(sender).copied(),
+            Query::Page { .. } => None,
+        };
+        if let Some(load) = open {
+            return load;
+        }
+        self.last_load += 1;
+        let load = LoadId(self.last_load);
+        match &query {
+            Query::User(id) => self.user_mut(id).loading = Some(load),
+            Query::Sender { sender, .. } => {
+                self.sender_loads.insert(*sender, load);
+            }
+            Query::Page { user, lane, .. } => self.user_mut(user).lane(*lane).loading = Some(load),
+        }
+        self.loads.insert(load, query.clone());
+        self.actions.push_back(Action::Load { load, query });
+        load
+    }
+
+    /// Asks for the next page of a lane when it runs low.
+    pub(super) fn refill(&mut self, id: &UserId, lane: Priority) {
+        let (max_messages, max_bytes) = (self.config.max_resident.get(), self.config.max_load_bytes.get());
+        let Some(user) = self.users.get_mut(id) else { return };
+        if !user.row_known || !user.is_attached() {
+            return;
+        }
+        let found = user.lane(lane);
+        let Some(after) = found.more_after.filter(|_| found.loading.is_none()) else { return };
+        if found.resident_before_more() > max_messages / 2 {
+            return;
+        }
+        let ended = found.ended.range(after.plus(1)..).copied().collect();
+        self.load_once(Query::Page { user: id.clone(), lane, after, ended, max_messages, max_bytes });
+    }
+
+    pub(super) fn handle_loaded(&mut self, now: Timestamp, load: LoadId, found: Found) {
+        let Some(query) = self.loads.remove(&load) else { return };
+        match (query, found) {
+            (Query::User(id), Found::User { row, live, reflects }) => {
+                self.loaded_user(&id, row.as_ref(), live, reflects);
+                self.unpark(now, load, false);
+                self.resume_settling();
+                self.settle_into_memory(&id);
+            }
+            (Query::Sender { sender, .. }, Found::Sender(rows)) => {
+                self.sender_loads.remove(&sender);
+                self.dedup.loaded(sender, &rows, now);
+                self.unpark(now, load, false);
+            }
+            (Query::Page { user, lane, .. }, Found::Page(page)) => {
+                self.loaded_page(now, &user, lane, load, page)
+            }
+            (query, _) => {
+                self.loads.insert(load, query);
+                self.handle_load_failed(now, load);
+            }
+        }
+    }
+
+    fn loaded_user(&mut self, id: &UserId, row: Option<&UserRow>, live: (u32, u64), reflects: Seq) {
+        let (epoch, applied) = (self.epoch, self.applied);
+        let user = self.user_mut(id);
+        user.loading = None;
+        if user.row_known {
+            return;
+        }
+        let before: usize = user.lanes.iter().map(|lane| lane.entries.len()).sum();
+        if let Some(row) = row {
+            user.merge_row(row);
+        }
+        if user.live.is_none() {
+            let mut totals = Totals { messages: live.0, bytes: live.1 };
+            for (lane, seq, cost) in &user.early_ends {
+                let known = row.and_then(|row| row.lanes.get(lane.index()));
+                let reflected = known.is_some_and(|lane| *seq <= lane.cursor || lane.ended.contains(seq));
+                if *seq < reflects && !reflected {
+                    totals.sub(*cost);
+                }
+            }
+            let newer =
+                user.lanes.iter().flat_map(|lane| &lane.entries).filter(|entry| entry.seq >= reflects);
+            newer.for_each(|entry| totals.add(entry.accept.message.cost()));
+            user.live = Some(totals);
+        }
+        user.early_ends.clear();
+        user.row_known = true;
+        user.exposed_through = match user.exposed < epoch {
+            true => user.exposed_through.max(through(user)),
+            false => applied,
+        };
+        for lane in &mut user.lanes {
+            lane.drop_settled(reflects);
+            lane.more_after = (live.0 > 0).then_some(lane.cursor);
+        }
+        let after: usize = user.lanes.iter().map(|lane| lane.entries.len()).sum();
+        self.resident = self.resident.saturating_sub((before - after) as u64);
+    }
+
+    /// After a user's row was read: goes on with what waited for it.
+    fn settle_into_memory(&mut self, id: &UserId) {
+        match self.users.get(id).is_some_and(|user| user.is_attached()) {
+            true => self.open_lanes(id),
+            false => self.let_go(id),
+        }
+    }
+
+    fn loaded_page(&mut self, now: Timestamp, id: &UserId, lane: Priority, load: LoadId, page: Page) {
+        let Some(user) = self.users.get_mut(id) else { return };
+        let attached = user.is_attached();
+        let found = user.lane(lane);
+        if found.loading != Some(load) {
+            return;
+        }
+        found.loading = None;
+        if !attached {
+            return self.settle_into_memory(id);
+        }
+        let before = found.entries.len();
+        for (seq, accept) in page.entries {
+            if seq > found.cursor && !found.ended.contains(&seq) {
+                found.insert(seq, accept);
+            }
+        }
+        found.more_after = page.more_after;
+        found.rebuild_queues();
+        self.resident += (found.entries.len() - before) as u64;
+        for seq in page.damaged {
+            self.end_damaged(now, id, lane, seq);
+        }
+        self.rearm_user(now, id);
+        self.mark_ready(id);
+    }
+
+    /// A message whose row is damaged cannot be delivered; it ends, so that the ledger stays true.
+    fn end_damaged(&mut self, now: Timestamp, id: &UserId, lane: Priority, seq: Seq) {
+        let found = self.user_mut(id).lane(lane);
+        if seq <= found.cursor || found.ended.contains(&seq) {
+            return;
+        }
+        self.stats.damaged += 1;
+        let end = End {
+            user: id.clone(),
+            lane,
+            seq,
+            reason: EndReason::Dead,
+            upgrades: None,
+            possibly_delivered: true,
+            attempts: 0,
+            cost: 0,
+            at: now,
+        };
+        self.current.push(super::accept::Pending::Fact(crate::record::Record::End(end)));
+    }
+
+    /// The store could not be read: refuses what waited, and asks again for the rest after a while.
+    pub(super) fn handle_load_failed(&mut self, now: Timestamp, load: LoadId) {
+        let Some(query) = self.loads.remove(&load) else { return };
+        self.unpark(now, load, true);
+        match &query {
+            Query::Sender { sender, .. } => {
+                self.sender_loads.remove(sender);
+            }
+            Query::User(id) => {
+                self.user_mut(id).loading = None;
+                let at = now.after(core::time::Duration::from_millis(RETRY_MS));
+                self.timers.insert((at, TimerKey::Reload(id.clone())));
+            }
+            Query::Page { user, lane, .. } => {
+                self.user_mut(user).lane(*lane).loading = None;
+                let at = now.after(core::time::Duration::from_millis(RETRY_MS));
+                self.timers.insert((at, TimerKey::Reload(user.clone())));
+            }
+        }
+    }
+
+    /// Asks again for what a user still needs.
+    pub(super) fn reload(&mut self, id: &UserId) {
+        let Some(user) = self.users.get(id) else { return };
+        if !user.row_known && (user.is_attached() || user.changed.is_some()) {
+            self.load_once(Query::User(id.clone()));
+        } else if user.is_attached() {
+            self.open_lanes(id);
+        } else {
+            self.evict_if_idle(id);
+        }
+    }
+}

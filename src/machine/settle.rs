@@ -1,0 +1,233 @@
+//! Settling: collecting, in slices, what must be in the store before a journal segment can be recycled, and letting
+//! go of it once it is.
+
+use std::collections::VecDeque;
+
+use super::Machine;
+use super::io::{Action, Query, Survivors};
+use crate::id::UserId;
+use crate::message::Priority;
+use crate::record::Seq;
+
+/// Messages handled per slice: bounds how long a commit waits behind settling (about 0.2 ms).
+const SLICE: usize = 512;
+/// Rows per slice.
+const ROW_SLICE: usize = 128;
+
+/// An accepted message that has not settled, in log order.
+#[derive(Clone, Debug)]
+pub(super) struct Logged {
+    pub(super) seq: Seq,
+    pub(super) user: UserId,
+    pub(super) lane: Priority,
+    /// The digest of its identity, unless it came through the inbox.
+    pub(super) key: Option<u128>,
+}
+
+/// A settling under way.
+#[derive(Debug)]
+pub(super) struct Job {
+    before: Seq,
+    phase: Phase,
+    collected: VecDeque<Logged>,
+    rows: Vec<UserId>,
+    /// Users whose row must be read before it can be written.
+    unknown: Vec<UserId>,
+    /// Users whose rows were handed out, with the place they reflect.
+    written: Vec<(UserId, Seq)>,
+    died: Vec<Seq>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Collect,
+    Rows,
+    AwaitRows,
+    Storing,
+    Release,
+}
+
+impl Machine {
+    pub(super) fn handle_settle(&mut self, before: Seq) {
+        if self.job.is_some() {
+            self.next_settle = Some(before);
+            return;
+        }
+        if before <= self.settled {
+            let last = Survivors {
+                before,
+                last: true,
+                counters: Some((self.counters, self.applied)),
+                ..Survivors::default()
+            };
+            self.actions.push_back(Action::Survivors(last));
+            return;
+        }
+        self.job = Some(Job {
+            before,
+            phase: Phase::Collect,
+            collected: VecDeque::new(),
+            rows: Vec::new(),
+            unknown: Vec::new(),
+            written: Vec::new(),
+            died: Vec::new(),
+        });
+    }
+
+    /// Whether there is a slice of work to do at once.
+    pub(super) fn has_settle_work(&self) -> bool {
+        self.job.as_ref().is_some_and(|job| !matches!(job.phase, Phase::Storing | Phase::AwaitRows))
+    }
+
+    /// Does one slice.
+    pub(super) fn work_on_settling(&mut self) {
+        let Some(mut job) = self.job.take() else { return };
+        match job.phase {
+            Phase::Collect => self.collect(&mut job),
+            Phase::Rows => self.collect_rows(&mut job),
+            Phase::Storing | Phase::AwaitRows => {}
+            Phase::Release => {
+                if self.release(&mut job) {
+                    if let Some(before) = self.next_settle.take() {
+                        self.handle_settle(before);
+                    }
+                    return;
+                }
+            }
+        }
+        self.job = Some(job);
+    }
+
+    fn collect(&mut self, job: &mut Job) {
+        let mut part = Survivors { before: job.before, ..Survivors::default() };
+        for _ in 0..SLICE {
+            match self.log.front() {
+                Some(logged) if logged.seq < job.before => {}
+                _ => {
+                    job.phase = Phase::Rows;
+                    job.rows = core::mem::take(&mut self.dirty);
+                    break;
+                }
+            }
+            let Some(logged) = self.log.pop_front() else { break };
+            let lane = self.users.get(&logged.user).map(|user| user.lane_ref(logged.lane));
+            if let Some(entry) = lane.and_then(|lane| lane.entry(logged.seq)) {
+                part.entries.push((entry.seq, entry.accept.clone()));
+            }
+            part.dedup
+                .extend(logged.key.and_then(|key| self.dedup.row(key)).filter(|row| row.seq == logged.seq));
+            self.collected = logged.seq.plus(1);
+            job.collected.push_back(logged);
+        }
+        self.actions.push_back(Action::Survivors(part));
+    }
+
+    fn collect_rows(&mut self, job: &mut Job) {
+        let mut part = Survivors { before: job.before, ..Survivors::default() };
+        for _ in 0..ROW_SLICE {
+            let Some(id) = job.rows.pop() else {
+                if job.unknown.is_empty() {
+                    self.finish_collecting(job, &mut part);
+                } else {
+                    job.phase = Phase::AwaitRows;
+                }
+                break;
+            };
+            let applied = self.applied;
+            if !self.users.get(&id).is_some_and(|user| user.row_known) {
+                self.load_once(Query::User(id.clone()));
+                job.unknown.push(id);
+                if job.unknown.len() >= ROW_SLICE {
+                    job.phase = Phase::AwaitRows;
+                    break;
+                }
+                continue;
+            }
+            let Some(user) = self.users.get_mut(&id) else { continue };
+            part.rows.push((id.clone(), user.row(applied)));
+            job.written.push((id, applied));
+        }
+        self.actions.push_back(Action::Survivors(part));
+    }
+
+    fn finish_collecting(&mut self, job: &mut Job, part: &mut Survivors) {
+        job.phase = Phase::Storing;
+        job.died = core::mem::take(&mut self.died);
+        part.died.clone_from(&job.died);
+        part.counters = Some((self.counters, self.applied));
+        part.last = true;
+    }
+
+    /// A row was read: settling may have waited for it.
+    pub(super) fn resume_settling(&mut self) {
+        if let Some(job) = self.job.as_mut().filter(|job| job.phase == Phase::AwaitRows) {
+            job.phase = Phase::Rows;
+            job.rows.append(&mut job.unknown);
+        }
+    }
+
+    /// Everything up to `before` is in the store.
+    pub(super) fn handle_settled(&mut self, before: Seq) {
+        let Some(job) = self.job.as_mut().filter(|job| job.before == before && job.phase == Phase::Storing)
+        else {
+            return;
+        };
+        job.phase = Phase::Release;
+        self.settled = self.settled.max(before);
+        self.rows_exist = true;
+        self.dedup.settled(before);
+    }
+
+    /// Settling failed: everything is as before it began.
+    pub(super) fn handle_settle_failed(&mut self, before: Seq) {
+        let Some(mut job) = self.job.take_if(|job| job.before == before && job.phase != Phase::Release)
+        else {
+            return;
+        };
+        while let Some(logged) = job.collected.pop_back() {
+            self.log.push_front(logged);
+        }
+        self.collected = self.settled;
+        let written = job.written.into_iter().map(|(id, _)| id);
+        self.dirty.extend(job.rows.into_iter().chain(job.unknown).chain(written));
+        self.died.extend(job.died);
+        let settled = self.settled;
+        self.died.retain(|seq| *seq < settled);
+    }
+
+    /// Lets go of a slice of settled messages; `true` when all is done.
+    fn release(&mut self, job: &mut Job) -> bool {
+        for _ in 0..ROW_SLICE {
+            let Some((id, reflects)) = job.written.pop() else { break };
+            if let Some(user) = self.users.get_mut(&id) {
+                if user.changed.is_some_and(|seq| seq >= reflects) {
+                    self.dirty.push(id);
+                } else {
+                    user.changed = None;
+                    self.evict_if_idle(&id);
+                }
+            }
+        }
+        for _ in 0..SLICE {
+            let Some(logged) = job.collected.pop_front() else { return job.written.is_empty() };
+            self.release_message(&logged);
+        }
+        false
+    }
+
+    fn release_message(&mut self, logged: &Logged) {
+        let (settled, max) = (self.settled, self.config.max_resident.get());
+        let Some(user) = self.users.get_mut(&logged.user) else { return };
+        if user.loading.is_some() {
+            return;
+        }
+        let attached = user.is_attached();
+        let lane = user.lane(logged.lane);
+        if attached && lane.loading.is_none() {
+            let dropped = lane.spill_from(logged.seq, settled, max);
+            self.resident = self.resident.saturating_sub(dropped as u64);
+        } else if !attached {
+            self.let_go(&logged.user);
+        }
+    }
+}

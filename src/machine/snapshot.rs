@@ -1,0 +1,68 @@
+//! What a machine holds of a user, in a form that two folds can be compared by.
+
+use super::Machine;
+use crate::id::UserId;
+use crate::message::Priority;
+use crate::record::{Epoch, InboxRow, Seq};
+use crate::time::Timestamp;
+
+/// One lane.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct LaneSnapshot {
+    /// Live messages that have not settled, and those settled ones that are in memory.
+    pub live: Vec<Seq>,
+    /// Everything up to here has ended.
+    pub cursor: Seq,
+    /// Ended above the cursor.
+    pub ended: Vec<Seq>,
+    /// Failed attempts of live messages.
+    pub attempts: Vec<(Seq, u32, Timestamp)>,
+}
+
+/// One user.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct UserSnapshot {
+    /// By priority.
+    pub lanes: [LaneSnapshot; 4],
+    /// Live messages and bytes, if known.
+    pub totals: Option<(u32, u64)>,
+    /// The newest epoch a sink was attached in.
+    pub exposed: Epoch,
+    /// What the inbox has seen.
+    pub inbox: Vec<InboxRow>,
+}
+
+impl Machine {
+    /// What is in memory of a user; `None` for users who are not. For tests: it costs as much as the user is large.
+    #[must_use]
+    pub fn snapshot(&self, id: &UserId) -> Option<UserSnapshot> {
+        let user = self.users.get(id)?;
+        let lanes = Priority::ALL.map(|priority| {
+            let lane = user.lane_ref(priority);
+            let row = lane.row();
+            LaneSnapshot {
+                live: lane.entries.iter().map(|entry| entry.seq).collect(),
+                cursor: row.cursor,
+                ended: row.ended,
+                attempts: row.attempts,
+            }
+        });
+        let inbox = user.inbox.iter().map(|((stream, lane), seen)| InboxRow {
+            stream: *stream,
+            lane: *lane,
+            floor: seen.floor,
+            seen: seen.above.iter().copied().collect(),
+        });
+        Some(UserSnapshot {
+            lanes,
+            totals: user.live.map(|live| (live.messages, live.bytes)),
+            exposed: user.exposed,
+            inbox: inbox.collect(),
+        })
+    }
+
+    /// The users in memory, in no particular order. For tests.
+    pub fn resident_users(&self) -> impl Iterator<Item = &UserId> {
+        self.users.keys()
+    }
+}

@@ -1,0 +1,190 @@
+//! One user in memory: four lanes, the totals that quotas are judged by, the inbox, and who is attached.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::io::{LinkId, LoadId, Ticket};
+use super::lane::Lane;
+use crate::digest::Digester;
+use crate::id::StreamId;
+use crate::message::Priority;
+use crate::record::{Epoch, InboxRow, Origin, Seq, UserRow};
+use crate::time::Timestamp;
+
+/// Live messages and bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Totals {
+    pub(super) messages: u32,
+    pub(super) bytes: u64,
+}
+
+impl Totals {
+    pub(super) fn add(&mut self, bytes: u64) {
+        self.messages = self.messages.saturating_add(1);
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
+
+    pub(super) fn sub(&mut self, bytes: u64) {
+        self.messages = self.messages.saturating_sub(1);
+        self.bytes = self.bytes.saturating_sub(bytes);
+    }
+}
+
+/// What an inbox has seen of one lane of another engine.
+#[derive(Debug, Default)]
+pub(super) struct Seen {
+    pub(super) floor: Seq,
+    pub(super) above: BTreeSet<Seq>,
+}
+
+/// One user in memory.
+#[derive(Debug)]
+pub(super) struct User {
+    pub(super) lanes: [Lane; 4],
+    /// Live totals; unknown until the store was asked, for users met in replay.
+    pub(super) live: Option<Totals>,
+    /// Totals of messages that are being committed.
+    pub(super) reserved: Totals,
+    /// Whether the row (cursors, inbox) is known.
+    pub(super) row_known: bool,
+    pub(super) loading: Option<LoadId>,
+    /// Ends replayed before the row was known: lane, place, cost.
+    pub(super) early_ends: Vec<(Priority, Seq, u64)>,
+    pub(super) inbox: BTreeMap<(StreamId, Priority), Seen>,
+    /// Inbound messages that are being committed, and who else waits for them.
+    pub(super) inbound: BTreeMap<Origin, Vec<Ticket>>,
+    pub(super) exposed: Epoch,
+    /// An exposure is being committed.
+    pub(super) exposing: bool,
+    /// Messages up to here may have been offered in an earlier attachment.
+    pub(super) exposed_through: Seq,
+    pub(super) links: Vec<LinkId>,
+    pub(super) next_link: usize,
+    /// Critical messages in a row.
+    pub(super) streak: u32,
+    /// The lane whose turn comes next.
+    pub(super) turn: usize,
+    /// In the queue of users to be served.
+    pub(super) ready: bool,
+    /// The armed timer.
+    pub(super) wake: Option<Timestamp>,
+    /// The place of the newest record that the store's row does not reflect.
+    pub(super) changed: Option<Seq>,
+}
+
+impl User {
+    pub(super) fn new(digester: Digester, live: Option<Totals>, row_known: bool) -> Self {
+        Self {
+            lanes: core::array::from_fn(|_| Lane::new(digester)),
+            live,
+            reserved: Totals::default(),
+            row_known,
+            loading: None,
+            early_ends: Vec::new(),
+            inbox: BTreeMap::new(),
+            inbound: BTreeMap::new(),
+            exposed: Epoch::default(),
+            exposing: false,
+            exposed_through: Seq::ZERO,
+            links: Vec::new(),
+            next_link: 0,
+            streak: 0,
+            turn: 1,
+            ready: false,
+            wake: None,
+            changed: None,
+        }
+    }
+
+    pub(super) fn lane(&mut self, priority: Priority) -> &mut Lane {
+        let [critical, high, normal, low] = &mut self.lanes;
+        match priority {
+            Priority::Critical => critical,
+            Priority::High => high,
+            Priority::Normal => normal,
+            Priority::Low => low,
+        }
+    }
+
+    pub(super) fn lane_ref(&self, priority: Priority) -> &Lane {
+        let [critical, high, normal, low] = &self.lanes;
+        match priority {
+            Priority::Critical => critical,
+            Priority::High => high,
+            Priority::Normal => normal,
+            Priority::Low => low,
+        }
+    }
+
+    pub(super) fn is_attached(&self) -> bool {
+        !self.links.is_empty()
+    }
+
+    /// Live and reserved.
+    pub(super) fn claimed(&self) -> Totals {
+        let live = self.live.unwrap_or_default();
+        Totals {
+            messages: live.messages.saturating_add(self.reserved.messages),
+            bytes: live.bytes.saturating_add(self.reserved.bytes),
+        }
+    }
+
+    /// Whether nothing but the totals would be lost by forgetting the user.
+    pub(super) fn is_evictable(&self) -> bool {
+        self.links.is_empty()
+            && self.loading.is_none()
+            && self.changed.is_none()
+            && self.reserved.messages == 0
+            && self.inbound.is_empty()
+            && !self.exposing
+            && self.early_ends.is_empty()
+            && self.lanes.iter().all(|lane| lane.entries.is_empty() && lane.loading.is_none())
+    }
+
+    /// Whether an inbound place was applied before.
+    pub(super) fn has_seen(&self, origin: Origin, lane: Priority) -> bool {
+        let seen = self.inbox.get(&(origin.stream, lane));
+        seen.is_some_and(|seen| origin.seq <= seen.floor || seen.above.contains(&origin.seq))
+    }
+
+    pub(super) fn raise_floor(&mut self, stream: StreamId, lane: Priority, floor: Seq) {
+        let seen = self.inbox.entry((stream, lane)).or_default();
+        if floor > seen.floor {
+            seen.floor = floor;
+            seen.above = seen.above.split_off(&floor.plus(1));
+        }
+    }
+
+    /// What the store keeps, given the place after the last record applied.
+    pub(super) fn row(&mut self, applied: Seq) -> UserRow {
+        for lane in &mut self.lanes {
+            lane.advance_cursor(applied);
+        }
+        let inbox = self.inbox.iter().map(|((stream, lane), seen)| InboxRow {
+            stream: *stream,
+            lane: *lane,
+            floor: seen.floor,
+            seen: seen.above.iter().copied().collect(),
+        });
+        UserRow {
+            reflects: applied,
+            exposed: self.exposed,
+            inbox: inbox.collect(),
+            lanes: core::array::from_fn(|i| self.lanes.get(i).map(Lane::row).unwrap_or_default()),
+        }
+    }
+
+    /// Merges the store's row under what the journal has said since.
+    pub(super) fn merge_row(&mut self, row: &UserRow) {
+        for (lane, stored) in self.lanes.iter_mut().zip(&row.lanes) {
+            lane.merge_row(stored);
+        }
+        for inbox in &row.inbox {
+            let seen = self.inbox.entry((inbox.stream, inbox.lane)).or_default();
+            seen.above.extend(inbox.seen.iter().copied());
+            let floor = seen.floor.max(inbox.floor);
+            seen.floor = Seq::ZERO;
+            self.raise_floor(inbox.stream, inbox.lane, floor);
+        }
+        self.exposed = self.exposed.max(row.exposed);
+    }
+}

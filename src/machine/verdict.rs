@@ -1,0 +1,287 @@
+//! What sinks say, and how messages end.
+
+use core::time::Duration;
+
+use rand_chacha::rand_core::Rng;
+
+use super::Machine;
+use super::accept::Pending;
+use super::io::{Action, Change, EntryRef, LinkId, Verdict};
+use super::lane::EntryState;
+use crate::id::UserId;
+use crate::record::{Attempt, End, Epoch, Record, Seq};
+use crate::status::{EndReason, Status};
+use crate::time::Timestamp;
+
+/// Messages that ended other than delivered and may still be confirmed late: how many are remembered.
+pub(super) const MAX_RECENT_ENDS: usize = 4096;
+
+/// Whether a place names a volatile message.
+pub(super) fn is_volatile(entry: EntryRef) -> bool {
+    entry.seq.epoch() == Epoch::default()
+}
+
+impl Machine {
+    pub(super) fn handle_verdicts(
+        &mut self,
+        now: Timestamp,
+        link: LinkId,
+        verdicts: Vec<(EntryRef, Verdict)>,
+    ) {
+        let Some(found) = self.links.get(&link) else {
+            self.stats.stray_verdicts += verdicts.len() as u64;
+            return;
+        };
+        let user = found.user.clone();
+        let mut gone = false;
+        for (entry, verdict) in verdicts {
+            gone |= verdict == Verdict::Disconnected;
+            self.verdict(now, link, &user, entry, &verdict);
+        }
+        if gone {
+            self.handle_detach(link);
+            self.actions.push_back(Action::Dismiss(link));
+        }
+        self.mark_ready(&user);
+    }
+
+    fn verdict(&mut self, now: Timestamp, link: LinkId, user: &UserId, entry: EntryRef, verdict: &Verdict) {
+        let deadline = now.after(self.config.ack_deadline);
+        let Some(flight) = self.links.get_mut(&link).and_then(|link| link.flights.get_mut(&entry)) else {
+            return self.late_verdict(now, user, entry, verdict);
+        };
+        match verdict {
+            Verdict::AwaitingAck | Verdict::Progress => flight.deadline = deadline,
+            Verdict::Nack(delay) => self.attempt_failed(now, link, entry, *delay),
+            Verdict::Busy(delay) => self.busy(now, link, entry, *delay),
+            Verdict::Disconnected => {}
+            Verdict::Delivered | Verdict::Unconfirmed | Verdict::Rejected => {
+                let Some(reason) = verdict.end() else { return };
+                self.land(link, user, entry);
+                self.end(now, user, entry, reason);
+            }
+        }
+    }
+
+    /// A confirmation that comes late is true all the same; everything else that comes late is not.
+    fn late_verdict(&mut self, now: Timestamp, user: &UserId, entry: EntryRef, verdict: &Verdict) {
+        if *verdict == Verdict::Delivered && !is_volatile(entry) {
+            let found = self.users.get(user);
+            let exposed_through = found.map_or(Seq::ZERO, |user| user.exposed_through);
+            let lane = found.map(|user| user.lane_ref(entry.lane));
+            let live = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| (found.state, found.offers));
+            match live {
+                Some((EntryState::Waiting | EntryState::Backoff(_), offers))
+                    if offers > 0 || entry.seq <= exposed_through =>
+                {
+                    return self.end(now, user, entry, EndReason::Delivered);
+                }
+                // Two offers: the other sink has the second one. One: nobody else can have it.
+                Some((EntryState::InFlight(other), offers)) if offers > 1 || entry.seq <= exposed_through => {
+                    self.land(other, user, entry);
+                    return self.end(now, user, entry, EndReason::Delivered);
+                }
+                None if self.upgrade(now, user, entry) => return,
+                _ => {}
+            }
+        }
+        self.stats.stray_verdicts += 1;
+    }
+
+    fn upgrade(&mut self, now: Timestamp, user: &UserId, entry: EntryRef) -> bool {
+        let Some((reason, attempts)) = self.recent_ends.pop(&(user.clone(), entry)) else { return false };
+        let end = End {
+            user: user.clone(),
+            lane: entry.lane,
+            seq: entry.seq,
+            reason: EndReason::Delivered,
+            upgrades: Some(reason),
+            possibly_delivered: true,
+            attempts,
+            cost: 0,
+            at: now,
+        };
+        self.current.push(Pending::Fact(Record::End(end)));
+        true
+    }
+
+    /// Takes a message out of a sink's window.
+    pub(super) fn land(&mut self, link: LinkId, user: &UserId, entry: EntryRef) {
+        let Some(flight) = self.links.get_mut(&link).and_then(|found| {
+            let flight = found.flights.remove(&entry)?;
+            found.bytes = found.bytes.saturating_sub(flight.cost);
+            Some(flight)
+        }) else {
+            return;
+        };
+        self.stats.in_flight = self.stats.in_flight.saturating_sub(1);
+        if let (Some(user), false) = (self.users.get_mut(user), is_volatile(entry)) {
+            let lane = user.lane(entry.lane);
+            lane.in_flight = lane.in_flight.saturating_sub(1);
+            lane.release_key(&flight.accept);
+        }
+    }
+
+    /// Ends a live message that is in no window. The record makes it true; until then it is `Ending`.
+    pub(super) fn end(&mut self, now: Timestamp, id: &UserId, entry: EntryRef, reason: EndReason) {
+        let Some(user) = self.users.get_mut(id).filter(|_| !is_volatile(entry)) else { return };
+        let exposed_through = user.exposed_through;
+        let lane = user.lane(entry.lane);
+        let attempts = lane.attempts.get(&entry.seq).map_or(0, |(n, _)| *n);
+        let Some(found) = lane.entry_mut(entry.seq) else { return };
+        let before = core::mem::replace(&mut found.state, EntryState::Ending);
+        let (accept, offers) = (found.accept.clone(), found.offers);
+        match before {
+            EntryState::Ending => return,
+            EntryState::Waiting => lane.unqueue(entry.seq, &accept),
+            EntryState::Backoff(_) if lane.is_offerable(entry.seq) => lane.release_key(&accept),
+            _ => {}
+        }
+        let end = End {
+            user: id.clone(),
+            lane: entry.lane,
+            seq: entry.seq,
+            reason,
+            upgrades: None,
+            possibly_delivered: offers > 0 || entry.seq <= exposed_through,
+            attempts,
+            cost: accept.message.cost(),
+            at: now,
+        };
+        self.current.push(Pending::Fact(Record::End(end)));
+    }
+
+    /// Ends a message whose time is over, wherever it is.
+    pub(super) fn expire(&mut self, now: Timestamp, id: &UserId, entry: EntryRef) {
+        let lane = self.users.get(id).map(|user| user.lane_ref(entry.lane));
+        if let Some(EntryState::InFlight(link)) =
+            lane.and_then(|lane| lane.entry(entry.seq)).map(|found| found.state)
+        {
+            self.land(link, id, entry);
+        }
+        self.end(now, id, entry, EndReason::Expired);
+    }
+
+    /// A nack, or an ack deadline that passed.
+    pub(super) fn attempt_failed(
+        &mut self,
+        now: Timestamp,
+        link: LinkId,
+        entry: EntryRef,
+        delay: Option<Duration>,
+    ) {
+        let Some(id) = self.links.get(&link).map(|link| link.user.clone()) else { return };
+        if is_volatile(entry) {
+            return self.land(link, &id, entry);
+        }
+        let known =
+            self.users.get(&id).and_then(|user| user.lane_ref(entry.lane).attempts.get(&entry.seq).copied());
+        let attempts = known.map_or(0, |(n, _)| n).saturating_add(1);
+        if attempts >= self.config.max_attempts.get() {
+            self.land(link, &id, entry);
+            return self.end(now, &id, entry, EndReason::Dead);
+        }
+        let not_before =
+            now.after(delay.unwrap_or_else(|| self.backoff(attempts)).min(self.config.backoff_cap));
+        self.rest(now, link, &id, entry, not_before);
+        let attempt = Attempt { user: id, lane: entry.lane, seq: entry.seq, attempts, not_before };
+        self.current.push(Pending::Fact(Record::Attempt(attempt)));
+    }
+
+    fn busy(&mut self, now: Timestamp, link: LinkId, entry: EntryRef, delay: Duration) {
+        let Some(found) = self.links.get_mut(&link) else { return };
+        let id = found.user.clone();
+        let until = now.after(delay.min(self.config.backoff_cap));
+        if !delay.is_zero() {
+            found.paused_until = Some(found.paused_until.map_or(until, |other| other.max(until)));
+            self.arm_link(link, until);
+        }
+        if is_volatile(entry) {
+            return self.land(link, &id, entry);
+        }
+        self.rest(now, link, &id, entry, until);
+        self.announce(&id, entry, Status::Accepted);
+    }
+
+    /// Back from a window into a backoff; the message's key stays busy until it is over.
+    fn rest(&mut self, now: Timestamp, link: LinkId, id: &UserId, entry: EntryRef, until: Timestamp) {
+        self.land_keeping_key(link, id, entry);
+        if let Some(found) =
+            self.users.get_mut(id).and_then(|user| user.lane(entry.lane).entry_mut(entry.seq))
+        {
+            found.state = EntryState::Backoff(until);
+        }
+        self.arm_user(now, id, until);
+    }
+
+    fn land_keeping_key(&mut self, link: LinkId, id: &UserId, entry: EntryRef) {
+        if let Some(found) = self.links.get_mut(&link) {
+            if let Some(flight) = found.flights.remove(&entry) {
+                found.bytes = found.bytes.saturating_sub(flight.cost);
+                self.stats.in_flight = self.stats.in_flight.saturating_sub(1);
+                if let Some(user) = self.users.get_mut(id) {
+                    let lane = user.lane(entry.lane);
+                    lane.in_flight = lane.in_flight.saturating_sub(1);
+                }
+            }
+        }
+    }
+
+    /// Full jitter over an exponential, between the floor and the cap (AWS Architecture Blog, "Exponential Backoff
+    /// and Jitter", with a floor so that a retry is never immediate).
+    fn backoff(&mut self, attempts: u32) -> Duration {
+        let floor = self.config.backoff_floor.as_millis() as u64;
+        let cap = self.config.backoff_cap.as_millis() as u64;
+        let ceiling = floor.saturating_mul(1u64.checked_shl(attempts.min(32)).unwrap_or(u64::MAX)).min(cap);
+        let spread = ceiling.saturating_sub(floor).saturating_add(1);
+        Duration::from_millis(floor.saturating_add(self.rng.next_u64() % spread))
+    }
+
+    pub(super) fn announce(&mut self, user: &UserId, entry: EntryRef, status: Status) {
+        let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
+        let id = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| found.accept.message.id());
+        let attempts = lane.and_then(|lane| lane.attempts.get(&entry.seq)).map_or(0, |(n, _)| *n);
+        let change = Change { user: user.clone(), entry, id, status, possibly_delivered: false, attempts };
+        self.actions.push_back(Action::Announce(change));
+    }
+
+    /// A record other than an acceptance is durable.
+    pub(super) fn fact_durable(&mut self, now: Timestamp, seq: Seq, record: Record) {
+        match &record {
+            Record::End(end) => {
+                let entry = EntryRef { lane: end.lane, seq: end.seq };
+                self.announce_end(end, entry);
+                self.replay(seq, &record, true);
+                if end.reason != EndReason::Delivered && end.possibly_delivered {
+                    self.recent_ends.put((end.user.clone(), entry), (end.reason, end.attempts));
+                }
+                self.mark_ready(&end.user);
+                self.let_go(&end.user);
+            }
+            Record::Attempt(attempt) => {
+                self.replay(seq, &record, true);
+                let entry = EntryRef { lane: attempt.lane, seq: attempt.seq };
+                self.announce(&attempt.user, entry, Status::Retrying);
+            }
+            Record::Exposed(exposed) => {
+                self.replay(seq, &record, true);
+                self.rearm_user(now, &exposed.user);
+                self.mark_ready(&exposed.user);
+            }
+            Record::Floor(_) | Record::Accept(_) => self.replay(seq, &record, true),
+        }
+    }
+
+    fn announce_end(&mut self, end: &End, entry: EntryRef) {
+        let lane = self.users.get(&end.user).map(|user| user.lane_ref(end.lane));
+        let id = lane.and_then(|lane| lane.entry(end.seq)).map(|found| found.accept.message.id());
+        self.actions.push_back(Action::Announce(Change {
+            user: end.user.clone(),
+            entry,
+            id,
+            status: Status::Ended(end.reason),
+            possibly_delivered: end.possibly_delivered && end.reason != EndReason::Delivered,
+            attempts: end.attempts,
+        }));
+    }
+}
