@@ -1,0 +1,391 @@
+//! One simulated engine: the shell around its machines, played one step at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::defect::Defect;
+use super::home::Home;
+use super::link::Link;
+use super::oracle::{Oracle, is_volatile};
+use super::plan::Plan;
+use super::random::Random;
+use crate::digest::Digester;
+use crate::id::{StreamId, UserId};
+use crate::machine::{
+    Accepted, Action, Birth, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, Machine, Query, Refusal,
+    Survivors, Ticket,
+};
+use crate::ports::{Group, Journal};
+use crate::record::{Counters, Epoch, Record, Seq};
+use crate::storage::journal::FileJournal;
+use crate::testing::FaultyDisk;
+use crate::time::Timestamp;
+
+/// Actions a single input may cause; more means that the machine goes round in circles.
+const MAX_ACTIONS: usize = 20_000;
+
+/// A set of records that a machine handed out.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) shard: usize,
+    pub(super) commit: CommitId,
+    pub(super) records: Vec<Record>,
+    pub(super) accepts: bool,
+}
+
+/// A group on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Flight {
+    /// Shard, commit, first place.
+    pub(super) parts: VecDeque<(usize, CommitId, Seq)>,
+    pub(super) told_written: bool,
+    pub(super) synced: bool,
+}
+
+/// A load that was asked for.
+#[derive(Debug)]
+pub(super) struct Load {
+    pub(super) shard: usize,
+    pub(super) load: LoadId,
+    pub(super) query: Query,
+    pub(super) found: Option<Found>,
+}
+
+/// How far a settling is.
+#[derive(Debug, Default)]
+pub(super) enum Settling {
+    #[default]
+    Idle,
+    Collecting { before: Seq, parts: Vec<Survivors>, counters: Vec<Option<(Counters, Seq)>> },
+    Storing { before: Seq },
+    Telling { before: Seq, next: usize },
+}
+
+/// What runs; gone with the process.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) journal: FileJournal,
+    pub(super) epoch: Epoch,
+    pub(super) shards: Vec<Machine>,
+    pub(super) next: Seq,
+    pub(super) queue: VecDeque<Handed>,
+    pub(super) flight: Option<Flight>,
+    pub(super) broken: bool,
+    pub(super) loads: Vec<Load>,
+    pub(super) links: BTreeMap<LinkId, Link>,
+    pub(super) settling: Settling,
+    /// Everything below can be settled.
+    pub(super) sealed: Seq,
+    pub(super) settled: Seq,
+    pub(super) full: bool,
+}
+
+/// One engine, running or not.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) plan: Arc<Plan>,
+    pub(super) defect: Option<Defect>,
+    pub(super) stream: StreamId,
+    pub(super) digester: Digester,
+    pub(super) disk: FaultyDisk,
+    pub(super) home: Home,
+    pub(super) engine: Option<Engine>,
+    pub(super) oracle: Oracle,
+    pub(super) now: Timestamp,
+    /// Answers to deliveries that came from the other engine.
+    pub(super) answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
+    pub(super) tickets: u64,
+    last_link: u64,
+    /// Sinks of the past, for verdicts that come late.
+    pub(super) ghosts: Vec<(LinkId, UserId, EntryRef)>,
+    /// Whether it was told to refuse new sends.
+    pub(super) draining: bool,
+}
+
+impl Node {
+    pub(super) fn new(plan: Arc<Plan>, index: u64, defect: Option<Defect>) -> Self {
+        let disk = FaultyDisk::new();
+        disk.set_lying(defect == Some(Defect::NoFdatasync));
+        let mut node = Self {
+            defect,
+            stream: StreamId::from_u128(0xe0 + u128::from(index)),
+            digester: Digester::new(digest_key(&plan)),
+            disk,
+            home: Home::default(),
+            engine: None,
+            oracle: Oracle::default(),
+            now: Timestamp::from_millis(1_800_000_000_000),
+            answers: Vec::new(),
+            tickets: index << 32,
+            last_link: 0,
+            ghosts: Vec::new(),
+            draining: false,
+            plan,
+        };
+        node.open();
+        node
+    }
+
+    // --------------------------------------------------------------------------------------------------- opening
+
+    /// Tries to start the process.
+    pub(super) fn open(&mut self) {
+        if self.engine.is_some() {
+            return;
+        }
+        if let Err(error) = self.try_open() {
+            if error.starts_with('!') {
+                self.oracle.fail(error);
+            }
+        }
+    }
+
+    fn try_open(&mut self) -> Result<(), String> {
+        let text = |error: crate::ports::JournalError| error.to_string();
+        let mut journal = FileJournal::open(Arc::new(self.disk.clone()) as Arc<dyn crate::storage::disk::Disk>, self.plan.journal)
+            .map_err(text)?;
+        let settled = self.home.settled();
+        let mut records = BTreeMap::new();
+        let replay = journal.replay(settled, &mut |group| decode(&group, &mut records)).map_err(text)?;
+        if !replay.damaged.is_empty() {
+            return Err(format!("! the journal reports damage: {:?}", replay.damaged));
+        }
+        let above = replay.epoch;
+        let opening = self.home.open(above).ok_or("the store does not open")?;
+        journal.begin(opening.epoch).map_err(text)?;
+        records.retain(|seq, _| *seq >= opening.settled);
+        let newest = records.values().map(time_of).max().unwrap_or_default();
+        self.now = self.now.max(opening.last_time).max(newest);
+        let shards = self.fold(&opening, &records);
+        self.oracle.recovered(&self.plan, opening.settled, records);
+        let next = Seq::first_of(opening.epoch);
+        self.engine = Some(Engine {
+            journal,
+            epoch: opening.epoch,
+            shards,
+            next,
+            queue: VecDeque::new(),
+            flight: None,
+            broken: false,
+            loads: Vec::new(),
+            links: BTreeMap::new(),
+            settling: Settling::Idle,
+            sealed: next,
+            settled: opening.settled,
+            full: false,
+        });
+        self.check();
+        Ok(())
+    }
+
+    /// The machines, after replay.
+    fn fold(&mut self, opening: &super::home::Opening, records: &BTreeMap<Seq, Record>) -> Vec<Machine> {
+        let count = |shard: usize| opening.counters.get(shard).copied().unwrap_or_default();
+        let birth = |shard: usize| Birth {
+            config: self.plan.config.clone(),
+            stream: self.stream,
+            epoch: opening.epoch,
+            digest_key: digest_key(&self.plan),
+            seed: self.plan.seed ^ shard as u64,
+            settled: opening.settled,
+            counters: count(shard).0,
+            store_empty: opening.empty,
+        };
+        let mut shards: Vec<_> = (0..self.plan.shards).map(|shard| Machine::new(birth(shard))).collect();
+        for (seq, record) in records {
+            if self.defect == Some(Defect::ReplayDecides) && is_expired(record, self.now) {
+                continue;
+            }
+            let shard = self.digester.shard(record.user(), shards.len());
+            shards[shard].replay(*seq, record, *seq >= count(shard).1);
+        }
+        shards
+    }
+
+    /// The process ends. With `power`, so does the machine it runs on.
+    pub(super) fn crash(&mut self, power: bool, random: &mut Random) {
+        self.engine = None;
+        self.draining = false;
+        self.answers.clear();
+        self.home.crash(random);
+        self.oracle.crashed(power);
+        if power {
+            let odds = random.below(5) * 25;
+            self.disk.power_cut(|_, _| random.chance(odds));
+        } else {
+            self.disk.kill();
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------- machines
+
+    pub(super) fn shard_of(&self, user: &UserId) -> usize {
+        self.digester.shard(user, self.plan.shards)
+    }
+
+    /// Hands an input to a machine and does what it says.
+    pub(super) fn input(&mut self, shard: usize, input: Input) {
+        let now = self.now;
+        let Some(engine) = &mut self.engine else { return };
+        engine.shards[shard].handle(now, input);
+        for n in 0.. {
+            let Some(engine) = &mut self.engine else { return };
+            let Some(action) = engine.shards[shard].poll_action() else { break };
+            self.act(shard, action);
+            if n > MAX_ACTIONS {
+                return self.oracle.fail("a machine does not stop acting");
+            }
+        }
+    }
+
+    /// Hands an input to every machine.
+    pub(super) fn broadcast(&mut self, input: &Input) {
+        for shard in 0..self.plan.shards {
+            self.input(shard, input.clone());
+        }
+    }
+
+    fn act(&mut self, shard: usize, action: Action) {
+        let Some(engine) = &mut self.engine else { return };
+        match action {
+            Action::Persist { commit, records, accepts } => {
+                engine.queue.push_back(Handed { shard, commit, records, accepts });
+            }
+            Action::Answer { ticket, result } => {
+                self.oracle.answered(ticket, &result);
+                self.answers.push((ticket, result));
+            }
+            Action::Offer { link, batch } => self.offered(link, batch),
+            Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
+            Action::Announce(change) => self.oracle.announced(&change),
+            Action::Survivors(part) => self.survivors(shard, part),
+            Action::Dismiss(link) => self.forget_link(link),
+        }
+    }
+
+    fn offered(&mut self, link: LinkId, batch: Vec<Delivery>) {
+        let Some(engine) = &mut self.engine else { return };
+        let Some(found) = engine.links.get_mut(&link) else {
+            return self.oracle.fail(format!("{link:?} was offered something after it was dismissed"));
+        };
+        if batch.is_empty() || batch.len() > self.plan.config.max_batch.get() as usize {
+            self.oracle.fail(format!("a batch of {} messages", batch.len()));
+        }
+        self.oracle.offered(self.now, engine.epoch, &found.user, &batch);
+        found.queue.extend(batch);
+    }
+
+    // ------------------------------------------------------------------------------------------------------ sinks
+
+    pub(super) fn attach(&mut self, user: UserId, device: u64, is_wire: bool) {
+        self.last_link += 1;
+        let id = LinkId(self.last_link);
+        let Some(engine) = &mut self.engine else { return };
+        let link = Link { id, user: user.clone(), is_wire, queue: VecDeque::new(), carrying: None };
+        engine.links.insert(id, link);
+        let shard = self.shard_of(&user);
+        self.input(shard, Input::Attach { link: id, user, device: super::oracle::device(device) });
+    }
+
+    pub(super) fn detach(&mut self, id: LinkId) {
+        let Some(user) = self.engine.as_ref().and_then(|engine| engine.links.get(&id)).map(|link| link.user.clone())
+        else {
+            return;
+        };
+        self.forget_link(id);
+        let shard = self.shard_of(&user);
+        self.input(shard, Input::Detach(id));
+    }
+
+    fn forget_link(&mut self, id: LinkId) {
+        let Some(link) = self.engine.as_mut().and_then(|engine| engine.links.remove(&id)) else { return };
+        self.ghosts.extend(link.queue.iter().map(|delivery| (id, link.user.clone(), delivery.entry)));
+        let surplus = self.ghosts.len().saturating_sub(32);
+        self.ghosts.drain(..surplus);
+    }
+
+    /// Passes on what a sink did and said.
+    pub(super) fn react(&mut self, link: LinkId, user: &UserId, reaction: super::link::Reaction) {
+        for seq in reaction.applied {
+            self.oracle.applied(seq);
+        }
+        if reaction.verdicts.is_empty() {
+            return;
+        }
+        for (entry, verdict) in &reaction.verdicts {
+            self.oracle.said(*entry, verdict);
+            if !is_volatile(*entry) {
+                self.ghosts.push((link, user.clone(), *entry));
+            }
+        }
+        let shard = self.shard_of(user);
+        self.input(shard, Input::Verdicts { link, verdicts: reaction.verdicts });
+    }
+
+    // ------------------------------------------------------------------------------------------------------ checks
+
+    /// Whatever can be compared now.
+    pub(super) fn check(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        let (mut counters, mut in_flight, mut pending, mut links) = (Counters::default(), 0, 0, 0);
+        for machine in &engine.shards {
+            let stats = machine.stats();
+            counters.add(&stats.counters);
+            in_flight += stats.in_flight;
+            links += stats.links;
+            pending = pending.max(stats.pending);
+        }
+        let config = &self.plan.config;
+        let window = u64::from(config.max_in_flight.get()) + u64::from(config.critical_reserve);
+        if in_flight > window * links {
+            self.oracle.fail(format!("{in_flight} in flight on {links} links of {window}"));
+        }
+        if pending > config.max_pending.get() as u64 {
+            self.oracle.fail(format!("{pending} sends are pending, over the limit of {}", config.max_pending));
+        }
+        if counters.live() > config.max_total_messages.get() * self.plan.shards as u64 {
+            self.oracle.fail(format!("{} live messages are over the limit", counters.live()));
+        }
+        // Between a sync and the last `Persisted`, the machines know less than the disk.
+        if engine.flight.is_none() && !engine.broken {
+            self.oracle.check_ledger(&counters);
+            self.check_state();
+        }
+    }
+
+    fn check_state(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        for machine in &engine.shards {
+            for user in machine.resident_users() {
+                if let Some(held) = machine.snapshot(user) {
+                    self.oracle.check_user(user, engine.settled, &held);
+                }
+            }
+        }
+    }
+}
+
+fn digest_key(plan: &Plan) -> u128 {
+    u128::from(plan.seed) << 7 | 1
+}
+
+fn time_of(record: &Record) -> Timestamp {
+    match record {
+        Record::Accept(accept) => accept.at,
+        Record::End(end) => end.at,
+        _ => Timestamp::ZERO,
+    }
+}
+
+fn is_expired(record: &Record, now: Timestamp) -> bool {
+    matches!(record, Record::Accept(accept) if accept.expires() <= now)
+}
+
+fn decode(group: &Group<'_>, records: &mut BTreeMap<Seq, Record>) -> Result<(), String> {
+    let mut seq = group.first;
+    for record in crate::codec::decode_records(group.count, group.records) {
+        records.insert(seq, record.map_err(|error| error.to_string())?);
+        seq = seq.plus(1);
+    }
+    Ok(())
+}
