@@ -8,6 +8,7 @@
 //!
 //! The last line is `seeds=N violations=M`; the exit status is 1 when there were any.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,10 +18,10 @@ use std::thread;
 use clap::Parser;
 use indicatif::{ProgressBar, ProgressStyle};
 use lastmile::EndReason;
-use lastmile::testing::sim::{Defect, Outcome, Script, run, shrink};
+use lastmile::testing::sim::{Defect, Outcome, Script, run, run_traced, shrink};
 
-/// Violations that are shrunk and shown; the rest is counted.
-const SHOWN: u64 = 3;
+/// Kinds of violations of which one is shrunk and shown; the rest is counted.
+const SHOWN: usize = 12;
 
 /// Looks for broken promises in simulated lives.
 #[derive(Clone, Debug, Parser)]
@@ -40,6 +41,9 @@ struct Args {
     /// Prints the whole script of what failed, not only the shrunk one.
     #[arg(long)]
     steps: bool,
+    /// With --replay: prints everything the machines were told and did.
+    #[arg(long)]
+    trace: bool,
     /// Stops at the first violation.
     #[arg(long)]
     first: bool,
@@ -57,6 +61,8 @@ struct Tally {
     done: AtomicU64,
     violations: AtomicU64,
     total: Mutex<Outcome>,
+    /// Violations by kind: how many, and the first seed.
+    kinds: Mutex<BTreeMap<String, (u64, u64)>>,
 }
 
 fn main() -> ExitCode {
@@ -81,7 +87,10 @@ fn replay(args: &Args, path: &PathBuf) -> Result<Tally, Box<dyn std::error::Erro
     let script: Script = std::fs::read_to_string(path)?.parse()?;
     let tally = Tally::default();
     tally.done.store(1, Ordering::SeqCst);
-    if run(&script, args.defect).violation.is_some() {
+    let mut trace = args.trace.then(Vec::new);
+    let outcome = run_traced(&script, args.defect, &mut trace);
+    trace.iter().flatten().for_each(|line| println!("{line}"));
+    if outcome.violation.is_some() {
         tally.violations.store(1, Ordering::SeqCst);
         report(args, None, &script, &ProgressBar::hidden());
     }
@@ -101,6 +110,9 @@ fn explore(args: &Args) -> Tally {
     bar.finish_and_clear();
     let total = tally.total.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let ended: Vec<_> = EndReason::ALL.iter().map(|end| format!("{}={}", end.as_str(), total.ended[end.index()])).collect();
+    for (kind, (count, seed)) in &*tally.kinds.lock().unwrap_or_else(PoisonError::into_inner) {
+        println!("{count} lives, first seed {seed}: {kind}");
+    }
     println!("accepted={} duplicates={} {}", total.accepted, total.duplicates, ended.join(" "));
     tally
 }
@@ -116,8 +128,17 @@ fn work(args: &Args, tally: &Tally, bar: &ProgressBar) {
         let outcome = run(&script, args.defect);
         tally.done.fetch_add(1, Ordering::SeqCst);
         bar.inc(1);
-        if outcome.violation.is_some() && tally.violations.fetch_add(1, Ordering::SeqCst) < SHOWN {
-            report(args, Some(seed), &script, bar);
+        if let Some(violation) = &outcome.violation {
+            tally.violations.fetch_add(1, Ordering::SeqCst);
+            let mut kinds = tally.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+            let shown = kinds.len();
+            let (count, _) = kinds.entry(violation.kind()).or_insert((0, seed));
+            *count += 1;
+            let is_new = *count == 1 && shown < SHOWN;
+            drop(kinds);
+            if is_new {
+                report(args, Some(seed), &script, bar);
+            }
         }
         let mut total = tally.total.lock().unwrap_or_else(PoisonError::into_inner);
         total.accepted += outcome.accepted;

@@ -45,6 +45,16 @@ pub struct Violation {
     pub what: String,
 }
 
+impl Violation {
+    /// What kind it is: the text without what differs from life to life.
+    #[must_use]
+    pub fn kind(&self) -> String {
+        let text = self.what.split_once(": ").map_or(&*self.what, |(_, what)| what);
+        let words = text.split(|c: char| !c.is_alphabetic()).filter(|word| !word.is_empty());
+        words.take(9).collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// What a life looked like.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
@@ -61,8 +71,14 @@ pub struct Outcome {
 /// Lives a script. A panic of the engine is a violation.
 #[must_use]
 pub fn run(script: &Script, defect: Option<Defect>) -> Outcome {
+    run_traced(script, defect, &mut None)
+}
+
+/// As [`run`]; every step, input and action is written down in `trace`, if there is one.
+#[must_use]
+pub fn run_traced(script: &Script, defect: Option<Defect>, trace: &mut Option<Vec<String>>) -> Outcome {
     let mut step = 0;
-    let lived = catch_unwind(AssertUnwindSafe(|| live(script, defect, &mut step)));
+    let lived = catch_unwind(AssertUnwindSafe(|| live(script, defect, &mut step, trace)));
     lived.unwrap_or_else(|panic| {
         let text = panic.downcast_ref::<String>().map(String::as_str);
         let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("?");
@@ -71,18 +87,21 @@ pub fn run(script: &Script, defect: Option<Defect>) -> Outcome {
     })
 }
 
-fn live(script: &Script, defect: Option<Defect>, at: &mut usize) -> Outcome {
+fn live(script: &Script, defect: Option<Defect>, at: &mut usize, trace: &mut Option<Vec<String>>) -> Outcome {
     let mut world = world::World::new(Plan::of_seed(script.plan), defect);
     let mut outcome = Outcome::default();
     let mut lived = Ok(());
+    world.trace(trace.is_some());
     for step in &script.steps {
         *at += 1;
         lived = world.step(*step);
+        note(trace, &mut world, &step.to_string());
         if lived.is_err() {
             break;
         }
     }
     lived = lived.and_then(|()| world.finish());
+    note(trace, &mut world, "drain");
     outcome.violation = lived.err().map(|what| Violation { step: *at, what });
     for node in &world.nodes {
         outcome.accepted += node.oracle.counters.accepted;
@@ -92,14 +111,21 @@ fn live(script: &Script, defect: Option<Defect>, at: &mut usize) -> Outcome {
     outcome
 }
 
-/// Leaves out steps as long as some violation stays, halving what is tried at once.
+fn note(trace: &mut Option<Vec<String>>, world: &mut world::World, what: &str) {
+    if let Some(trace) = trace {
+        trace.push(what.to_owned());
+        trace.extend(world.take_trace());
+    }
+}
+
+/// Leaves out steps as long as a violation of the same kind stays, halving what is tried at once.
 #[must_use]
 pub fn shrink(script: &Script, defect: Option<Defect>) -> Script {
-    let fails = |script: &Script| run(script, defect).violation;
+    let Some(violation) = run(script, defect).violation else { return script.clone() };
+    let kind = violation.kind();
+    let fails = |script: &Script| run(script, defect).violation.filter(|found| found.kind() == kind);
     let mut best = script.clone();
-    if let Some(violation) = fails(&best) {
-        best.steps.truncate(violation.step);
-    }
+    best.steps.truncate(violation.step);
     let mut size = best.steps.len().div_ceil(2);
     while size > 0 {
         let mut at = 0;

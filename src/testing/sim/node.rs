@@ -98,6 +98,8 @@ pub(super) struct Node {
     last_link: u64,
     /// Sinks of the past, for verdicts that come late.
     pub(super) ghosts: Vec<(LinkId, UserId, EntryRef)>,
+    /// What machines were told and what they did, if somebody wants to know.
+    pub(super) trace: Option<Vec<String>>,
     /// Whether it was told to refuse new sends.
     pub(super) draining: bool,
 }
@@ -119,6 +121,7 @@ impl Node {
             tickets: index << 32,
             last_link: 0,
             ghosts: Vec::new(),
+            trace: None,
             draining: false,
             plan,
         };
@@ -227,6 +230,9 @@ impl Node {
     pub(super) fn input(&mut self, shard: usize, input: Input) {
         let now = self.now;
         let Some(engine) = &mut self.engine else { return };
+        if let Some(trace) = self.trace.as_mut().filter(|_| !matches!(input, Input::Tick)) {
+            trace.push(format!("  {}.{shard} {} < {input:?}", self.stream.as_u128() & 0xf, now.as_millis() % 100_000_000));
+        }
         engine.shards[shard].handle(now, input);
         for n in 0.. {
             let Some(engine) = &mut self.engine else { return };
@@ -246,6 +252,9 @@ impl Node {
     }
 
     fn act(&mut self, shard: usize, action: Action) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("  {}.{shard} > {action:?}", self.stream.as_u128() & 0xf));
+        }
         let Some(engine) = &mut self.engine else { return };
         match action {
             Action::Persist { commit, records, accepts } => {
@@ -271,7 +280,8 @@ impl Node {
         if batch.is_empty() || batch.len() > self.plan.config.max_batch.get() as usize {
             self.oracle.fail(format!("a batch of {} messages", batch.len()));
         }
-        self.oracle.offered(self.now, engine.epoch, &found.user, &batch);
+        let told = engine.flight.is_none();
+        self.oracle.offered(self.now, engine.epoch, &found.user, &batch, told);
         found.queue.extend(batch);
     }
 

@@ -248,8 +248,8 @@ impl Oracle {
 
     // -------------------------------------------------------------------------------------------------- delivery
 
-    /// A batch was offered to a sink.
-    pub(super) fn offered(&mut self, now: Timestamp, epoch: Epoch, user: &UserId, batch: &[Delivery]) {
+    /// A batch was offered to a sink. `told` says whether the machines know all that is durable.
+    pub(super) fn offered(&mut self, now: Timestamp, epoch: Epoch, user: &UserId, batch: &[Delivery], told: bool) {
         for delivery in batch {
             if is_volatile(delivery.entry) {
                 continue;
@@ -279,7 +279,7 @@ impl Oracle {
                 "after its end"
             } else if kept.accept.expires() <= now {
                 "after its TTL"
-            } else if delivery.attempts < kept.attempts {
+            } else if told && delivery.attempts < kept.attempts {
                 "with attempts forgotten"
             } else {
                 continue;

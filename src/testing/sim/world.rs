@@ -34,6 +34,15 @@ impl World {
         Self { plan, nodes, sent: Vec::new(), old: Vec::new(), carried: Vec::new() }
     }
 
+    pub(super) fn trace(&mut self, on: bool) {
+        self.nodes.iter_mut().for_each(|node| node.trace = on.then(Vec::new));
+    }
+
+    pub(super) fn take_trace(&mut self) -> Vec<String> {
+        let traces = self.nodes.iter_mut().filter_map(|node| node.trace.as_mut());
+        traces.flat_map(std::mem::take).collect()
+    }
+
     /// Does one step; says what went wrong.
     pub(super) fn step(&mut self, step: Step) -> Result<(), String> {
         let mut random = Random::new(step.detail);
