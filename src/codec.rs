@@ -168,7 +168,9 @@ pub fn decode_accept(bytes: &[u8]) -> Result<Accept, CodecError> {
         Record::Accept(accept) => {
             Ok(std::sync::Arc::try_unwrap(accept).unwrap_or_else(|shared| (*shared).clone()))
         }
-        other => Err(CodecError::Body(format!("not an accepted message but a record about {}", other.user()))),
+        other => {
+            Err(CodecError::Body(format!("not an accepted message but a record about {}", other.user())))
+        }
     }
 }
 

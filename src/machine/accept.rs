@@ -260,11 +260,12 @@ impl Machine {
         let Some(found) = self.commits.iter_mut().find(|c| c.id == commit) else { return };
         let mut answers = Vec::new();
         for pending in &mut found.records {
-            if let Pending::Accept(pending) = pending {
-                if pending.accept.message.durability() == Durability::Buffered && !pending.answered {
-                    pending.answered = true;
-                    answers.push((pending.ticket, pending.key, pending.accept.message.priority()));
-                }
+            if let Pending::Accept(pending) = pending
+                && pending.accept.message.durability() == Durability::Buffered
+                && !pending.answered
+            {
+                pending.answered = true;
+                answers.push((pending.ticket, pending.key, pending.accept.message.priority()));
             }
         }
         for (ticket, key, lane) in answers {
@@ -299,6 +300,7 @@ impl Machine {
             seq = seq.plus(1);
             self.applied = seq;
         }
+        self.take_up_carried();
     }
 
     fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
@@ -340,11 +342,17 @@ impl Machine {
             }
         }
         self.carried.append(&mut kept);
-        if self.commits.is_empty() {
-            let newer = core::mem::replace(&mut self.current, core::mem::take(&mut self.carried));
-            self.current.extend(newer);
-            self.current_accepts = self.current.iter().any(|p| matches!(p, Pending::Accept(_)));
+        self.take_up_carried();
+    }
+
+    /// Once no commit is open, what failed ones left goes before what has come since.
+    fn take_up_carried(&mut self) {
+        if self.carried.is_empty() || !self.commits.is_empty() {
+            return;
         }
+        let newer = core::mem::replace(&mut self.current, core::mem::take(&mut self.carried));
+        self.current.extend(newer);
+        self.current_accepts = self.current.iter().any(|p| matches!(p, Pending::Accept(_)));
     }
 
     fn undo(&mut self, pending: PendingAccept, refusal: &Refusal) {

@@ -73,10 +73,10 @@ impl Dedup {
 
     /// What is known of `key` of this sender.
     pub(super) fn look_up(&mut self, sender: u128, key: u128, now: Timestamp) -> Known {
-        if let Some(slot) = self.slots.get(&key) {
-            if slot.seq == Seq::ZERO || now.since(slot.at) <= self.max_age {
-                return Known::Seen(*slot);
-            }
+        if let Some(slot) = self.slots.get(&key)
+            && (slot.seq == Seq::ZERO || now.since(slot.at) <= self.max_age)
+        {
+            return Known::Seen(*slot);
         }
         let complete = self.senders.get(&sender).map_or(!self.store_has, |window| window.complete);
         if complete { Known::New } else { Known::AskStore }

@@ -153,11 +153,12 @@ impl Machine {
 
     /// Puts a user into the queue of those to be served.
     pub(super) fn mark_ready(&mut self, id: &UserId) {
-        if let Some(user) = self.users.get_mut(id) {
-            if user.is_attached() && !user.ready {
-                user.ready = true;
-                self.ready.push_back(id.clone());
-            }
+        if let Some(user) = self.users.get_mut(id)
+            && user.is_attached()
+            && !user.ready
+        {
+            user.ready = true;
+            self.ready.push_back(id.clone());
         }
     }
 

@@ -36,10 +36,10 @@ impl Machine {
 
     /// Marks the user's row as changed by the record at `seq`.
     pub(super) fn touch(&mut self, user: &UserId, seq: Seq) {
-        if let Some(found) = self.users.get_mut(user) {
-            if found.changed.replace(seq).is_none() {
-                self.dirty.push(user.clone());
-            }
+        if let Some(found) = self.users.get_mut(user)
+            && found.changed.replace(seq).is_none()
+        {
+            self.dirty.push(user.clone());
         }
     }
 
@@ -126,10 +126,10 @@ impl Machine {
             return;
         }
         lane.attempts.insert(attempt.seq, (attempt.attempts, attempt.not_before));
-        if let Some(entry) = lane.entry_mut(attempt.seq) {
-            if entry.state == EntryState::Waiting {
-                entry.state = EntryState::Backoff(attempt.not_before);
-            }
+        if let Some(entry) = lane.entry_mut(attempt.seq)
+            && entry.state == EntryState::Waiting
+        {
+            entry.state = EntryState::Backoff(attempt.not_before);
         }
         self.touch(&attempt.user, seq);
     }

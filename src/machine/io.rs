@@ -165,7 +165,7 @@ pub enum Found {
     /// Answer to [`Query::User`].
     User {
         /// The user's row, if there is one.
-        row: Option<UserRow>,
+        row: Option<Box<UserRow>>,
         /// Live messages and bytes of this user in the runs, judged by the row.
         live: (u32, u64),
         /// The runs hold every message settled below this place.

@@ -186,10 +186,10 @@ impl Lane {
 
     /// Takes a message that ends while it waits out of its key's queue.
     pub(super) fn unqueue(&mut self, seq: Seq, accept: &Accept) {
-        if let Some(queue) = self.keys.get_mut(&accept.message.ordering_key().cloned()) {
-            if let Ok(i) = queue.waiting.binary_search(&seq) {
-                queue.waiting.remove(i);
-            }
+        if let Some(queue) = self.keys.get_mut(&accept.message.ordering_key().cloned())
+            && let Ok(i) = queue.waiting.binary_search(&seq)
+        {
+            queue.waiting.remove(i);
         }
     }
 

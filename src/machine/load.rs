@@ -59,7 +59,7 @@ impl Machine {
         let Some(query) = self.loads.remove(&load) else { return };
         match (query, found) {
             (Query::User(id), Found::User { row, live, reflects }) => {
-                self.loaded_user(&id, row.as_ref(), live, reflects);
+                self.loaded_user(&id, row.as_deref(), live, reflects);
                 self.unpark(now, load, false);
                 self.resume_settling();
                 self.settle_into_memory(&id);

@@ -108,18 +108,24 @@ fn next(user: &mut User, config: &Config, pick: u64) -> Option<(Priority, Seq, A
         }
     }
     let others = heads.iter().any(Option::is_some);
-    if user.streak < config.critical_burst.get() || !others {
-        if let Some((seq, accept)) = critical(user, config, pick) {
-            return Some((Priority::Critical, seq, accept));
-        }
+    if user.streak >= config.critical_burst.get()
+        && others
+        && let Some(picked) = round_robin(user, config, &mut heads)
+    {
+        return Some(picked);
     }
-    others.then(|| round_robin(user, config, heads)).flatten()
+    if let Some((seq, accept)) = critical(user, config, pick) {
+        return Some((Priority::Critical, seq, accept));
+    }
+    user.streak = 0;
+    others.then(|| round_robin(user, config, &mut heads)).flatten()
 }
 
+/// The head of the lane whose turn it is; `None` when critical messages have waited for a whole round.
 fn round_robin(
     user: &mut User,
     config: &Config,
-    mut heads: [Option<(Seq, Arc<Accept>)>; 3],
+    heads: &mut [Option<(Seq, Arc<Accept>)>; 3],
 ) -> Option<(Priority, Seq, Arc<Accept>)> {
     loop {
         let turn = user.turn.clamp(1, 3);
@@ -130,16 +136,18 @@ fn round_robin(
                 return head.take().map(|(seq, accept)| (lane, seq, accept));
             }
         }
-        advance(user, config, &heads);
+        advance(user, config, heads);
+        if user.streak >= config.critical_burst.get() && user.visits > 3 {
+            user.streak = 0;
+            return None;
+        }
     }
 }
 
 /// Gives the turn to the next lane, with its share.
 fn advance(user: &mut User, config: &Config, heads: &[Option<(Seq, Arc<Accept>)>; 3]) {
     user.turn = if user.turn >= 3 { 1 } else { user.turn + 1 };
-    if user.turn == 1 {
-        user.streak = 0;
-    }
+    user.visits = user.visits.saturating_add(1);
     let (Some(lane), Some(share)) = (Priority::ALL.get(user.turn).copied(), config.shares.get(user.turn))
     else {
         return;
@@ -151,7 +159,10 @@ fn advance(user: &mut User, config: &Config, heads: &[Option<(Seq, Arc<Accept>)>
 
 fn charge(user: &mut User, config: &Config, lane: Priority, cost: u64) {
     match lane {
-        Priority::Critical => user.streak = user.streak.saturating_add(1).min(config.critical_burst.get()),
+        Priority::Critical => {
+            user.streak = user.streak.saturating_add(1).min(config.critical_burst.get());
+            user.visits = 0;
+        }
         _ => {
             let lane = user.lane(lane);
             lane.deficit = lane.deficit.saturating_sub(cost);

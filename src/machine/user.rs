@@ -61,8 +61,10 @@ pub(super) struct User {
     pub(super) next_link: usize,
     /// Critical messages in a row.
     pub(super) streak: u32,
-    /// The lane whose turn comes next.
+    /// The lane whose turn it is.
     pub(super) turn: usize,
+    /// Lanes that had their turn since the last burst of critical messages.
+    pub(super) visits: u32,
     /// In the queue of users to be served.
     pub(super) ready: bool,
     /// The armed timer.
@@ -88,7 +90,8 @@ impl User {
             links: Vec::new(),
             next_link: 0,
             streak: 0,
-            turn: 1,
+            turn: 3,
+            visits: 0,
             ready: false,
             wake: None,
             changed: None,

@@ -215,14 +215,14 @@ impl Machine {
     }
 
     fn land_keeping_key(&mut self, link: LinkId, id: &UserId, entry: EntryRef) {
-        if let Some(found) = self.links.get_mut(&link) {
-            if let Some(flight) = found.flights.remove(&entry) {
-                found.bytes = found.bytes.saturating_sub(flight.cost);
-                self.stats.in_flight = self.stats.in_flight.saturating_sub(1);
-                if let Some(user) = self.users.get_mut(id) {
-                    let lane = user.lane(entry.lane);
-                    lane.in_flight = lane.in_flight.saturating_sub(1);
-                }
+        if let Some(found) = self.links.get_mut(&link)
+            && let Some(flight) = found.flights.remove(&entry)
+        {
+            found.bytes = found.bytes.saturating_sub(flight.cost);
+            self.stats.in_flight = self.stats.in_flight.saturating_sub(1);
+            if let Some(user) = self.users.get_mut(id) {
+                let lane = user.lane(entry.lane);
+                lane.in_flight = lane.in_flight.saturating_sub(1);
             }
         }
     }

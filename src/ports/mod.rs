@@ -6,10 +6,12 @@
 
 mod clock;
 mod journal;
+mod sink;
 mod store;
 
 pub use clock::Clock;
 pub use journal::{Appended, Group, Journal, JournalError, JournalSpace, Replay, TailCut};
+pub use sink::Sink;
 pub use store::{
     Batch, BatchOp, Flow, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Row, Store, StoreError, Visit,
 };

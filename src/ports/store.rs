@@ -220,4 +220,10 @@ pub trait Store: Send + Sync {
 
     /// Bytes the store takes on disk now (0 in memory).
     fn disk_bytes(&self) -> u64;
+
+    /// The directory beside which the journal and the manifest live; `None` for a store that is not on disk, whose
+    /// journal is in memory too unless the host gives one.
+    fn home(&self) -> Option<&std::path::Path> {
+        None
+    }
 }

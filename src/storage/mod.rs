@@ -5,6 +5,7 @@ pub mod frame;
 pub mod journal;
 pub(crate) mod limits;
 pub(crate) mod memory;
+pub mod outbox;
 #[cfg(feature = "sled")]
 mod sled;
 

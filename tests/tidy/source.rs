@@ -5,7 +5,7 @@ use std::fs;
 use std::path::Path;
 
 /// One source file, read.
-pub struct Source {
+pub(crate) struct Source {
     /// Relative to the repository, with `/`.
     pub path: String,
     /// As it stands on disk.
@@ -17,7 +17,7 @@ pub struct Source {
 }
 
 /// An identifier, a number, a literal (`""`), `::`, or one character of punctuation.
-pub struct Token {
+pub(crate) struct Token {
     pub text: String,
     pub line: usize,
     /// Whether it is compiled for tests only.
@@ -25,7 +25,7 @@ pub struct Token {
 }
 
 /// A path that the code names, `use` groups expanded, without a leading `::`.
-pub struct NamedPath {
+pub(crate) struct NamedPath {
     pub segments: Vec<String>,
     pub line: usize,
     pub test: bool,
@@ -33,7 +33,7 @@ pub struct NamedPath {
 
 impl Source {
     /// Reads `text` as the file at `path`.
-    pub fn parse(path: &str, text: &str) -> Self {
+    pub(crate) fn parse(path: &str, text: &str) -> Self {
         let mut tokens = Lexer::new(text).run();
         let test_modules = mark_tests(&mut tokens);
         if is_test_file(path) {
@@ -43,28 +43,28 @@ impl Source {
     }
 
     /// Whether the token at `at` and those after it are `expected`.
-    pub fn is_at(&self, at: usize, expected: &[&str]) -> bool {
+    pub(crate) fn is_at(&self, at: usize, expected: &[&str]) -> bool {
         expected.iter().enumerate().all(|(i, e)| self.token(at + i) == *e)
     }
 
     /// The token's text, or nothing past the end.
-    pub fn token(&self, at: usize) -> &str {
+    pub(crate) fn token(&self, at: usize) -> &str {
         self.tokens.get(at).map_or("", |t| &t.text)
     }
 
     /// The index of the bracket that closes the one at `open`, or the end.
-    pub fn closing(&self, open: usize) -> usize {
+    pub(crate) fn closing(&self, open: usize) -> usize {
         closing(&self.tokens, open)
     }
 
     /// Lines that are not in test modules.
-    pub fn lines_without_tests(&self) -> usize {
+    pub(crate) fn lines_without_tests(&self) -> usize {
         let tests: usize = self.test_modules.iter().map(|(first, last)| last + 1 - first).sum();
         self.text.lines().count() - tests
     }
 
     /// Every path in the code: whole `use` trees, and whatever has a `::`.
-    pub fn paths(&self) -> Vec<NamedPath> {
+    pub(crate) fn paths(&self) -> Vec<NamedPath> {
         let mut found = Vec::new();
         let mut at = 0;
         while at < self.tokens.len() {
@@ -124,7 +124,7 @@ impl Source {
 }
 
 /// All Rust files below `root`, in a stable order, without what builds and fuzzers leave behind.
-pub fn read_tree(repository: &Path, root: &str) -> Vec<Source> {
+pub(crate) fn read_tree(repository: &Path, root: &str) -> Vec<Source> {
     let mut found = Vec::new();
     let Ok(entries) = fs::read_dir(repository.join(root)) else { return found };
     let mut names: Vec<_> =
@@ -145,12 +145,12 @@ pub fn read_tree(repository: &Path, root: &str) -> Vec<Source> {
 }
 
 /// Whether the whole file is compiled for tests only.
-pub fn is_test_file(path: &str) -> bool {
+pub(crate) fn is_test_file(path: &str) -> bool {
     path.ends_with("/tests.rs") || path.contains("/tests/") || path.starts_with("tests/")
 }
 
 /// Whether this is a name (or a number, which no rule asks for).
-pub fn is_ident(text: &str) -> bool {
+pub(crate) fn is_ident(text: &str) -> bool {
     text.starts_with(|c: char| c.is_alphanumeric() || c == '_')
 }
 

@@ -213,6 +213,10 @@ impl Store for SledStore {
     fn disk_bytes(&self) -> u64 {
         self.inner.dir.disk_bytes()
     }
+
+    fn home(&self) -> Option<&Path> {
+        Some(self.inner.dir.root())
+    }
 }
 
 impl Inner {

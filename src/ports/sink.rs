@@ -1,0 +1,38 @@
+//! Where deliveries go: a transport, a session, a webhook, a handler.
+
+use core::future::Future;
+
+use crate::machine::{Delivery, EntryRef, Verdict};
+
+/// Takes deliveries for one user's device, the host's own way.
+///
+/// The engine calls `deliver` from a task of the attachment's own, one batch at a time. A slow sink delays only its
+/// own user; one that panics ends its attachment, with the batch counted as a failed attempt.
+///
+/// ```
+/// use lastmile::machine::{Delivery, EntryRef, Verdict};
+/// use lastmile::ports::Sink;
+///
+/// struct Print;
+///
+/// impl Sink for Print {
+///     async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+///         batch.iter().map(|delivery| (delivery.entry, Verdict::Delivered)).collect()
+///     }
+/// }
+/// ```
+pub trait Sink: Send + 'static {
+    /// Takes a batch, in order, and says what became of each message.
+    ///
+    /// A message without a verdict counts as [`Verdict::AwaitingAck`]: report it later through
+    /// [`Acks`](crate::Acks), before the ack deadline.
+    ///
+    /// # To ensure correctness
+    /// - Say [`Verdict::Delivered`] only when the receiver has the message for good.
+    /// - Take messages of one ordering key in order; when one fails, do not take those of its key behind it in this
+    ///   batch, and say [`Verdict::Busy`] with a delay of zero for them.
+    ///
+    /// # Cancel safety
+    /// The future is dropped when the attachment is; what was in flight is offered again.
+    fn deliver(&mut self, batch: Vec<Delivery>) -> impl Future<Output = Vec<(EntryRef, Verdict)>> + Send;
+}

@@ -1,0 +1,270 @@
+//! Loading: what the machine wants to know from the store.
+//!
+//! A load pins the table it began with: chunks that a merge takes off the table stay until the load is done.
+
+use std::sync::Arc;
+
+use super::chunk::{Body, Entry, entries};
+use super::keys::{self, Key};
+use super::meta::{Meta, RunInfo};
+use super::{OutboxStore, rows};
+use crate::codec;
+use crate::id::UserId;
+use crate::machine::{Found, Page, Query};
+use crate::message::Priority;
+use crate::ports::{Flow, Store, StoreError};
+use crate::record::{Accept, DedupRow, LaneRow, Seq, UserRow};
+use crate::time::Timestamp;
+
+impl OutboxStore {
+    /// Answers a query. May be called from several threads, while settling and merging go on.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`]; [`StoreError::Damaged`] when a user's row or a sender's remembered ids are damaged.
+    /// Damaged messages are named in the page instead, as far as they can be known, and the others are loaded.
+    pub fn load(&self, query: &Query) -> Result<Found, StoreError> {
+        let table = self.table();
+        match query {
+            Query::User(user) => {
+                let row = rows::read(self.dyn_store(), user)?;
+                let live = self.totals(&table, user, row.as_ref())?;
+                Ok(Found::User { row: row.map(Box::new), live, reflects: table.settled })
+            }
+            Query::Page { user, lane, after, ended, max_messages, max_bytes } => {
+                let limits = Limits { messages: *max_messages, bytes: *max_bytes };
+                let mut page = PageLoad::new(*after, ended, limits);
+                self.page(&table, user, *lane, &mut page)?;
+                Ok(Found::Page(page.finish(table.settled)))
+            }
+            Query::Sender { sender, since } => self.ids(&table, *sender, *since).map(Found::Sender),
+        }
+    }
+
+    /// Live messages and bytes of a user, judged by their row.
+    fn totals(&self, table: &Meta, user: &UserId, row: Option<&UserRow>) -> Result<(u32, u64), StoreError> {
+        let (mut messages, mut bytes) = (0_u32, 0_u64);
+        for run in &table.runs {
+            let (from, to) =
+                (keys::chunk(run.number, user, Priority::Critical, Seq::ZERO), end_of(run, user));
+            self.scan_entries(run, user, from, to, &mut |entry| {
+                if let Ok(entry) = entry {
+                    if !row.is_some_and(|row| has_ended(row, entry.lane, entry.seq)) {
+                        messages = messages.saturating_add(1);
+                        bytes = bytes.saturating_add(u64::from(entry.cost));
+                    }
+                }
+                Flow::Continue
+            })?;
+        }
+        Ok((messages, bytes))
+    }
+
+    fn page(
+        &self,
+        table: &Meta,
+        user: &UserId,
+        lane: Priority,
+        page: &mut PageLoad<'_>,
+    ) -> Result<(), StoreError> {
+        let after = page.after;
+        for run in table.runs.iter().filter(|run| run.last > after) {
+            let from = keys::chunk(run.number, user, lane, after.plus(1).max(run.first));
+            let to = keys::after(keys::chunk(run.number, user, lane, Seq::MAX));
+            self.scan_entries(run, user, from, to, &mut |entry| match entry {
+                Ok(entry) if entry.lane != lane => Flow::Continue,
+                Ok(entry) => page.entry(self.dyn_store(), &entry),
+                Err(place) => page.damage(place.filter(|place| place.0 == lane).map(|place| place.1)),
+            })?;
+            if page.full {
+                break;
+            }
+        }
+        page.error.take().map_or(Ok(()), Err)
+    }
+
+    /// Hands over a user's entries in one run, from the chunk that `from` lies in, or the place at which a chunk that
+    /// may hold some is damaged (none when it starts with another user).
+    fn scan_entries(
+        &self,
+        run: &RunInfo,
+        user: &UserId,
+        from: Vec<u8>,
+        to: Vec<u8>,
+        visit: &mut dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow,
+    ) -> Result<(), StoreError> {
+        let store = self.dyn_store();
+        let start = keys::chunks_of(run.number, run.number).0;
+        let before = match store.last(&start, &keys::after(from.clone())) {
+            Ok(Some((key, value))) => {
+                let flow = visit_chunk(&key, Ok(&value), user, visit);
+                if flow == Flow::Stop {
+                    return Ok(());
+                }
+                Some(key)
+            }
+            Ok(None) => None,
+            // Which one it was is not said: go there.
+            Err(StoreError::Damaged { .. }) => {
+                visit(Err(None));
+                None
+            }
+            Err(error) => return Err(error),
+        };
+        let next = before.map_or(from, keys::after);
+        store.scan(&next, &to, &mut |key, value| visit_chunk(key, value, user, visit))
+    }
+
+    /// A sender's remembered ids, no older than `since`.
+    fn ids(&self, table: &Meta, sender: u128, since: Timestamp) -> Result<Vec<DedupRow>, StoreError> {
+        let mut found = Vec::new();
+        for run in table.runs.iter().filter(|run| run.ids > 0 && run.newest_id >= since) {
+            let start = keys::dedup_of(run.number, run.number).0;
+            let from = keys::dedup(run.number, sender, Seq::ZERO);
+            let first = self.dyn_store().last(&start, &from)?.map_or(from, |(key, _)| key);
+            let to = keys::after(keys::dedup(run.number, sender, Seq::MAX));
+            let mut damage = None;
+            self.dyn_store().scan(&first, &to, &mut |key, value| {
+                let rows = value.and_then(|value| {
+                    codec::decode_dedup(value).map_err(|e| rows::damaged(key, &e.to_string()))
+                });
+                match rows {
+                    Ok(rows) => {
+                        found.extend(rows.into_iter().filter(|row| row.sender == sender && row.at >= since));
+                        Flow::Continue
+                    }
+                    Err(error) => {
+                        damage = Some(error);
+                        Flow::Stop
+                    }
+                }
+            })?;
+            damage.map_or(Ok(()), Err)?;
+        }
+        Ok(found)
+    }
+}
+
+/// Behind a user's last entry in a run.
+fn end_of(run: &RunInfo, user: &UserId) -> Vec<u8> {
+    keys::after(keys::chunk(run.number, user, Priority::Low, Seq::MAX))
+}
+
+fn visit_chunk(
+    key: &[u8],
+    value: Result<&[u8], StoreError>,
+    user: &UserId,
+    visit: &mut dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow,
+) -> Flow {
+    let first = match Key::decode(key) {
+        Some(Key::Chunk { user: first, lane, seq, .. }) if first == *user => Some((lane, seq)),
+        _ => None,
+    };
+    let Ok(value) = value else { return visit(Err(first)) };
+    for entry in entries(value) {
+        let flow = match entry {
+            Ok(entry) if entry.user == user.as_bytes() => visit(Ok(entry)),
+            Ok(_) => Flow::Continue,
+            Err(_) => visit(Err(first)),
+        };
+        if flow == Flow::Stop {
+            return Flow::Stop;
+        }
+    }
+    Flow::Continue
+}
+
+/// Whether the row says that a message has ended.
+pub(super) fn has_ended(row: &UserRow, lane: Priority, seq: Seq) -> bool {
+    let ended = |lane: &LaneRow| seq <= lane.cursor || lane.ended.binary_search(&seq).is_ok();
+    row.lanes.get(lane.index()).is_some_and(ended)
+}
+
+/// The message of an entry.
+pub(super) fn message_of(store: &dyn Store, entry: &Entry<'_>) -> Result<Accept, StoreError> {
+    let key = Key::Body { seq: entry.seq, part: 0 }.encode();
+    let decode = |bytes: &[u8]| codec::decode_accept(bytes).map_err(|e| rows::damaged(&key, &e.to_string()));
+    let accept = match entry.body {
+        Body::Inline(body) => decode(body)?,
+        Body::Parts { bytes, parts } => decode(&body_of(store, entry.seq, bytes, parts)?)?,
+    };
+    let message = &accept.message;
+    if message.recipient().as_bytes() != entry.user || message.priority() != entry.lane {
+        return Err(rows::damaged(&key, "the message is another one's"));
+    }
+    Ok(accept)
+}
+
+/// A body that lies in parts.
+pub(super) fn body_of(store: &dyn Store, seq: Seq, bytes: u32, parts: u32) -> Result<Vec<u8>, StoreError> {
+    let mut body = Vec::new();
+    for part in 0..parts {
+        let key = Key::Body { seq, part }.encode();
+        body.extend_from_slice(&store.read(&key)?.ok_or_else(|| rows::damaged(&key, "it is missing"))?);
+    }
+    if u32::try_from(body.len()) == Ok(bytes) {
+        return Ok(body);
+    }
+    Err(rows::damaged(&Key::Body { seq, part: 0 }.encode(), "its parts are of another length"))
+}
+
+struct Limits {
+    messages: usize,
+    bytes: u64,
+}
+
+/// A page that is being filled.
+struct PageLoad<'a> {
+    after: Seq,
+    ended: &'a [Seq],
+    limits: Limits,
+    bytes: u64,
+    entries: Vec<(Seq, Arc<Accept>)>,
+    damaged: Vec<Seq>,
+    last: Seq,
+    full: bool,
+    error: Option<StoreError>,
+}
+
+impl<'a> PageLoad<'a> {
+    fn new(after: Seq, ended: &'a [Seq], limits: Limits) -> Self {
+        let (entries, damaged) = (Vec::new(), Vec::new());
+        Self { after, ended, limits, bytes: 0, entries, damaged, last: after, full: false, error: None }
+    }
+
+    fn entry(&mut self, store: &dyn Store, entry: &Entry<'_>) -> Flow {
+        if entry.seq <= self.after || self.ended.binary_search(&entry.seq).is_ok() {
+            return Flow::Continue;
+        }
+        let cost = u64::from(entry.cost);
+        let over =
+            self.entries.len() >= self.limits.messages || self.bytes.saturating_add(cost) > self.limits.bytes;
+        if over && !self.entries.is_empty() {
+            self.full = true;
+            return Flow::Stop;
+        }
+        match message_of(store, entry) {
+            Ok(accept) => {
+                self.bytes = self.bytes.saturating_add(cost);
+                self.entries.push((entry.seq, Arc::new(accept)));
+            }
+            Err(StoreError::Damaged { .. }) => self.damaged.push(entry.seq),
+            Err(error) => {
+                self.error = Some(error);
+                self.full = true;
+                return Flow::Stop;
+            }
+        }
+        self.last = entry.seq;
+        Flow::Continue
+    }
+
+    fn damage(&mut self, first: Option<Seq>) -> Flow {
+        self.damaged.extend(first.filter(|seq| *seq > self.after && self.ended.binary_search(seq).is_err()));
+        Flow::Continue
+    }
+
+    fn finish(self, settled: Seq) -> Page {
+        let more_after = self.full.then_some(self.last);
+        Page { entries: self.entries, damaged: self.damaged, more_after, reflects: settled }
+    }
+}

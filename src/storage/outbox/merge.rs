@@ -1,0 +1,417 @@
+//! Merging: neighbouring runs become one without what has ended, and runs in which all has ended go away.
+//!
+//! Chunks of the new run → sync → table → sync → manifest → wait for readers → delete the old chunks → table. Each
+//! step is one operation on the store. Before the table names the new run nothing of it is seen; afterwards the old
+//! runs are listed as dropping, so that the next opening goes on with deleting them.
+
+use std::collections::VecDeque;
+
+use super::chunk::{Body, Entry, entries};
+use super::keys::{self, Key};
+use super::load::has_ended;
+use super::meta::{Meta, Pin, RunInfo};
+use super::rows::Change;
+use super::verify::Damage;
+use super::writer::{Pending, RunWriter};
+use super::{OutboxStore, Progress, rows};
+use crate::codec;
+use crate::id::UserId;
+use crate::message::Priority;
+use crate::ports::{Flow, StoreError};
+use crate::record::{DedupRow, Epoch, Seq, UserRow};
+use crate::time::Timestamp;
+
+/// The most runs before neighbours are merged, unless configured otherwise: a load looks into each of them.
+pub const DEFAULT_MAX_RUNS: usize = 16;
+/// Runs merged at a time, unless there are more too many.
+const FAN_IN: usize = 4;
+/// Chunks read at a time from each run.
+const READ_AHEAD: usize = 16;
+
+/// Runs on their way into one.
+#[derive(Debug)]
+pub struct Merge {
+    phase: Phase,
+    inputs: Vec<RunInfo>,
+    since: Timestamp,
+    writer: Option<RunWriter>,
+    entries: Vec<Cursor<Owned>>,
+    ids: Vec<Cursor<DedupRow>>,
+    judge: Judge,
+    pending: Pending,
+    damage: Vec<Damage>,
+    /// Which input is being deleted, and behind which key.
+    dropping: usize,
+    behind: Vec<u8>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Entries,
+    Ids,
+    SyncRun,
+    Publish,
+    SyncTable,
+    Manifest,
+    Wait,
+    Delete,
+    Forget,
+    SyncForget,
+    ManifestForget,
+    Done,
+}
+
+impl Merge {
+    /// What there is to do: go on with deleting runs that a crash left half deleted; drop runs in which all has ended;
+    /// merge neighbours while there are more than `max_runs`. Ids accepted before `ids_since` are not kept.
+    ///
+    /// One merge at a time: step it to its end, or drop it, before the next one is planned.
+    #[must_use]
+    pub fn plan(outbox: &OutboxStore, max_runs: usize, ids_since: Timestamp) -> Option<Self> {
+        let table = outbox.table();
+        if !table.dropping.is_empty() {
+            return Some(Self::new(Phase::Wait, table.dropping.clone(), ids_since));
+        }
+        let dead = |run: &&RunInfo| run.live == 0 && (run.ids == 0 || run.newest_id < ids_since);
+        let dead: Vec<RunInfo> = table.runs.iter().filter(dead).cloned().collect();
+        if !dead.is_empty() {
+            return Some(Self::new(Phase::Publish, dead, ids_since));
+        }
+        let inputs = cheapest_neighbours(&table, max_runs.max(1))?;
+        let (first, last) = (inputs.first()?.first, inputs.last()?.last);
+        let mut merge = Self::new(Phase::Entries, inputs, ids_since);
+        merge.writer = Some(RunWriter::new(RunInfo::new(outbox.take_run_number(), first, last)));
+        let numbers = || merge.inputs.iter().map(|run| run.number);
+        merge.entries = numbers().map(|number| Cursor::new(keys::chunks_of(number, number))).collect();
+        merge.ids = numbers().map(|number| Cursor::new(keys::dedup_of(number, number))).collect();
+        Some(merge)
+    }
+
+    fn new(phase: Phase, mut inputs: Vec<RunInfo>, since: Timestamp) -> Self {
+        // Only readers pin a run, or the merge would wait for itself.
+        inputs.iter_mut().for_each(|run| run.pin = Pin::default());
+        Self {
+            phase,
+            inputs,
+            since,
+            writer: None,
+            entries: Vec::new(),
+            ids: Vec::new(),
+            judge: Judge::default(),
+            pending: Pending::default(),
+            damage: Vec::new(),
+            dropping: 0,
+            behind: Vec::new(),
+        }
+    }
+
+    /// What could not be read and was therefore not taken over.
+    #[must_use]
+    pub fn damage(&self) -> &[Damage] {
+        &self.damage
+    }
+
+    /// Does one operation on the store.
+    ///
+    /// # Errors
+    /// Any [`StoreError`]. Readers see a consistent state; drop the merge and plan anew.
+    pub fn step(&mut self, outbox: &OutboxStore, epoch: Epoch) -> Result<Progress, StoreError> {
+        loop {
+            let next = match self.phase {
+                Phase::Entries => self.fill_entries(outbox)?,
+                Phase::Ids => self.fill_ids(outbox)?,
+                Phase::SyncRun => return self.then(Phase::Publish, outbox.sync()),
+                Phase::Publish => {
+                    let published = self.publish(outbox, epoch);
+                    return self.then(Phase::SyncTable, published);
+                }
+                Phase::SyncTable => return self.then(Phase::Manifest, outbox.sync_table()),
+                Phase::Manifest => return self.then(Phase::Wait, outbox.write_manifest()),
+                Phase::Wait if outbox.has_old_readers() => return Ok(Progress::Busy),
+                Phase::Wait => Some(Phase::Delete),
+                Phase::Delete => self.fill_deletes(outbox)?,
+                Phase::Forget => {
+                    let forgotten = self.forget(outbox, epoch);
+                    return self.then(Phase::SyncForget, forgotten);
+                }
+                Phase::SyncForget => return self.then(Phase::ManifestForget, outbox.sync_table()),
+                Phase::ManifestForget => {
+                    self.then(Phase::Done, outbox.write_manifest())?;
+                    return Ok(Progress::Done);
+                }
+                Phase::Done => return Ok(Progress::Done),
+            };
+            if let Some(next) = next.filter(|_| self.pending.is_empty()) {
+                self.phase = next;
+                continue;
+            }
+            outbox.apply(epoch, self.pending.take())?;
+            return Ok(Progress::More);
+        }
+    }
+
+    fn then(&mut self, next: Phase, result: Result<(), StoreError>) -> Result<Progress, StoreError> {
+        result?;
+        self.phase = next;
+        Ok(Progress::More)
+    }
+
+    fn fill_entries(&mut self, outbox: &OutboxStore) -> Result<Option<Phase>, StoreError> {
+        let Some(writer) = &mut self.writer else { return Ok(Some(Phase::SyncRun)) };
+        while !self.pending.is_full() {
+            for cursor in &mut self.entries {
+                cursor.refill(outbox, parse_entries, &mut self.damage)?;
+            }
+            let heads =
+                self.entries.iter().enumerate().filter_map(|(i, cursor)| Some((cursor.items.front()?, i)));
+            let least = heads.min_by(|(a, _), (b, _)| a.entry().place().cmp(&b.entry().place()));
+            let Some(cursor) = least.map(|(_, i)| i).and_then(|i| self.entries.get_mut(i)) else {
+                writer.finish(&mut self.pending);
+                return Ok(Some(Phase::Ids));
+            };
+            let Some(owned) = cursor.items.pop_front() else { continue };
+            if !self.judge.has_ended(outbox, &owned.user, owned.lane, owned.seq)? {
+                writer.entry(&owned.entry(), &mut self.pending);
+            }
+        }
+        Ok(None)
+    }
+
+    fn fill_ids(&mut self, outbox: &OutboxStore) -> Result<Option<Phase>, StoreError> {
+        let Some(writer) = &mut self.writer else { return Ok(Some(Phase::SyncRun)) };
+        while !self.pending.is_full() {
+            for cursor in &mut self.ids {
+                cursor.refill(outbox, parse_ids, &mut self.damage)?;
+            }
+            let heads =
+                self.ids.iter().enumerate().filter_map(|(i, cursor)| Some((cursor.items.front()?, i)));
+            let least = heads.min_by_key(|(row, _)| (row.sender, row.seq));
+            let Some(cursor) = least.map(|(_, i)| i).and_then(|i| self.ids.get_mut(i)) else {
+                writer.finish(&mut self.pending);
+                return Ok(Some(Phase::SyncRun));
+            };
+            let Some(row) = cursor.items.pop_front() else { continue };
+            if row.at >= self.since {
+                writer.id(&row, &mut self.pending);
+            }
+        }
+        Ok(None)
+    }
+
+    fn publish(&self, outbox: &OutboxStore, epoch: Epoch) -> Result<(), StoreError> {
+        outbox.publish(epoch, |meta| {
+            let is_input = |run: &RunInfo| self.inputs.iter().any(|input| input.number == run.number);
+            let at = meta.runs.iter().position(is_input).unwrap_or(0);
+            let (inputs, mut kept): (Vec<_>, Vec<_>) = meta.runs.drain(..).partition(is_input);
+            if let Some(mut run) = self.writer.as_ref().map(|writer| writer.info.clone()) {
+                // What settled while the runs were read has been taken off their counts already.
+                run.live = inputs.iter().map(|input| input.live).sum();
+                if run.entries > 0 || run.ids > 0 {
+                    kept.insert(at, run);
+                }
+            }
+            meta.runs = kept;
+            for mut input in inputs {
+                outbox.retire(core::mem::take(&mut input.pin));
+                meta.dropping.push(input);
+            }
+        })
+    }
+
+    fn fill_deletes(&mut self, outbox: &OutboxStore) -> Result<Option<Phase>, StoreError> {
+        while let Some(run) = self.inputs.get(self.dropping) {
+            if self.pending.is_full() {
+                return Ok(None);
+            }
+            let (from, to) = keys::chunks_of(run.number, run.number);
+            let from = from.max(core::mem::take(&mut self.behind));
+            let chunks = read_some(outbox, &from, &to)?;
+            if let Some((last, _)) = chunks.last() {
+                self.behind = keys::after(last.clone());
+            }
+            let done = chunks.is_empty();
+            for (key, value) in chunks {
+                if run.stubs > 0 {
+                    self.judge.drop_bodies(outbox, &value.unwrap_or_default(), &mut self.pending)?;
+                }
+                self.pending.push(Change::Delete(key));
+            }
+            if done {
+                delete_ids(outbox, run.number, &mut self.pending)?;
+                self.dropping += 1;
+            }
+        }
+        Ok(Some(Phase::Forget))
+    }
+
+    fn forget(&self, outbox: &OutboxStore, epoch: Epoch) -> Result<(), StoreError> {
+        outbox.publish(epoch, |meta| {
+            meta.dropping.retain(|run| !self.inputs.iter().any(|input| input.number == run.number));
+        })
+    }
+}
+
+impl OutboxStore {
+    /// Keeps in mind that readers may still use a run that was taken off the table.
+    fn retire(&self, pin: Pin) {
+        self.inner.retired.lock().push(pin);
+    }
+
+    fn has_old_readers(&self) -> bool {
+        let mut retired = self.inner.retired.lock();
+        retired.retain(|pin| std::sync::Arc::strong_count(&pin.0) > 1);
+        !retired.is_empty()
+    }
+}
+
+/// The neighbours that are cheapest to merge, if there are too many runs: as many as bring the number down to the
+/// bound, and at least four, so that each message is copied a logarithmic number of times.
+fn cheapest_neighbours(table: &Meta, max_runs: usize) -> Option<Vec<RunInfo>> {
+    let excess = table.runs.len().checked_sub(max_runs).filter(|excess| *excess > 0)?;
+    let width = excess.saturating_add(1).max(FAN_IN).min(table.runs.len());
+    let cost = |runs: &&[RunInfo]| runs.iter().map(|run| run.bytes).sum::<u64>();
+    table.runs.windows(width).min_by_key(cost).map(<[RunInfo]>::to_vec)
+}
+
+/// An entry on its way from one run to another.
+#[derive(Debug)]
+struct Owned {
+    user: UserId,
+    lane: Priority,
+    seq: Seq,
+    cost: u32,
+    inline: Vec<u8>,
+    stub: Option<Body<'static>>,
+}
+
+impl Owned {
+    fn entry(&self) -> Entry<'_> {
+        let body = self.stub.unwrap_or(Body::Inline(&self.inline));
+        Entry { user: self.user.as_bytes(), lane: self.lane, seq: self.seq, cost: self.cost, body }
+    }
+}
+
+type RawChunk = (Vec<u8>, Result<Vec<u8>, StoreError>);
+
+/// Reads one run from its first chunk to its last.
+#[derive(Debug)]
+struct Cursor<T> {
+    next: Vec<u8>,
+    end: Vec<u8>,
+    chunks: VecDeque<RawChunk>,
+    items: VecDeque<T>,
+    done: bool,
+}
+
+impl<T> Cursor<T> {
+    fn new((next, end): keys::Range) -> Self {
+        Self { next, end, chunks: VecDeque::new(), items: VecDeque::new(), done: false }
+    }
+
+    /// Makes sure that there is an item, unless there are no more.
+    fn refill(
+        &mut self,
+        outbox: &OutboxStore,
+        parse: fn(&[u8], &mut VecDeque<T>) -> bool,
+        damage: &mut Vec<Damage>,
+    ) -> Result<(), StoreError> {
+        while self.items.is_empty() && !self.done {
+            let Some((key, value)) = self.chunks.pop_front() else {
+                self.chunks = read_some(outbox, &self.next, &self.end)?.into();
+                match self.chunks.back() {
+                    Some((key, _)) => self.next = keys::after(key.clone()),
+                    None => self.done = true,
+                }
+                continue;
+            };
+            match value {
+                Ok(value) if parse(&value, &mut self.items) => {}
+                Ok(_) => damage.push(Damage::at(&key, "its rest makes no sense")),
+                Err(error) => damage.push(Damage::at(&key, &error.to_string())),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn read_some(outbox: &OutboxStore, from: &[u8], to: &[u8]) -> Result<Vec<RawChunk>, StoreError> {
+    let mut chunks = Vec::with_capacity(READ_AHEAD);
+    outbox.inner.store.scan(from, to, &mut |key, value| {
+        chunks.push((key.to_vec(), value.map(<[u8]>::to_vec)));
+        if chunks.len() < READ_AHEAD { Flow::Continue } else { Flow::Stop }
+    })?;
+    Ok(chunks)
+}
+
+fn delete_ids(outbox: &OutboxStore, run: u64, pending: &mut Pending) -> Result<(), StoreError> {
+    let (from, to) = keys::dedup_of(run, run);
+    outbox.inner.store.scan(&from, &to, &mut |key, _| {
+        pending.push(Change::Delete(key.to_vec()));
+        Flow::Continue
+    })
+}
+
+fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
+    let mut user: Option<UserId> = None;
+    for entry in entries(value) {
+        let Ok(entry) = entry else { return false };
+        let same = user.take().filter(|user| user.as_bytes() == entry.user);
+        let Some(id) = same.or_else(|| UserId::new(entry.user).ok()) else { return false };
+        user = Some(id.clone());
+        let (inline, stub) = match entry.body {
+            Body::Inline(body) => (body.to_vec(), None),
+            Body::Parts { bytes, parts } => (Vec::new(), Some(Body::Parts { bytes, parts })),
+        };
+        items.push_back(Owned { user: id, lane: entry.lane, seq: entry.seq, cost: entry.cost, inline, stub });
+    }
+    true
+}
+
+fn parse_ids(value: &[u8], items: &mut VecDeque<DedupRow>) -> bool {
+    codec::decode_dedup(value).map(|rows| items.extend(rows)).is_ok()
+}
+
+/// Says what has ended, by the rows. Remembers the last user's: entries come sorted by user.
+#[derive(Debug, Default)]
+pub(super) struct Judge {
+    row: Option<(UserId, Option<UserRow>)>,
+}
+
+impl Judge {
+    pub(super) fn has_ended(
+        &mut self,
+        outbox: &OutboxStore,
+        user: &UserId,
+        lane: Priority,
+        seq: Seq,
+    ) -> Result<bool, StoreError> {
+        if self.row.as_ref().is_none_or(|(known, _)| known != user) {
+            let row = match rows::read(outbox.dyn_store(), user) {
+                // Rather deliver again than lose.
+                Err(StoreError::Damaged { .. }) => None,
+                other => other?,
+            };
+            self.row = Some((user.clone(), row));
+        }
+        let row = self.row.as_ref().and_then(|(_, row)| row.as_ref());
+        Ok(row.is_some_and(|row| has_ended(row, lane, seq)))
+    }
+
+    /// Deletes the bodies of what has ended.
+    fn drop_bodies(
+        &mut self,
+        outbox: &OutboxStore,
+        chunk: &[u8],
+        pending: &mut Pending,
+    ) -> Result<(), StoreError> {
+        for entry in entries(chunk).flatten().filter(|entry| entry.body.parts() > 0) {
+            let Ok(user) = UserId::new(entry.user) else { continue };
+            if self.has_ended(outbox, &user, entry.lane, entry.seq)? {
+                for part in 0..entry.body.parts() {
+                    pending.push(Change::Delete(Key::Body { seq: entry.seq, part }.encode()));
+                }
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,200 @@
+//! The outbox's own row: who it is, what has settled, and which runs there are. One batch replaces it as a whole.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use super::keys::Key;
+use crate::codec::{self, CodecError, Fields};
+use crate::id::{StreamId, UserId};
+use crate::ports::{Batch, MAX_VALUE_BYTES, Store, StoreError};
+use crate::record::{Counters, Epoch, Seq};
+use crate::storage::frame;
+use crate::time::Timestamp;
+
+/// The format of the row that this build writes, and the newest it reads.
+pub const META_VERSION: u8 = 1;
+/// What a part says before its share of the row.
+const PART_HEAD: usize = 2;
+/// The row's checksum is bound to this name.
+const NAME: &[u8] = b"outbox";
+
+/// One settled run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RunInfo {
+    /// Its number; never used twice for runs that were published.
+    pub number: u64,
+    /// No entry lies below this place.
+    pub first: Seq,
+    /// No entry lies above this place.
+    pub last: Seq,
+    /// Entries written.
+    pub entries: u64,
+    /// Entries that have not ended, as far as was reported.
+    pub live: u64,
+    /// Bytes of its values.
+    pub bytes: u64,
+    /// Chunks of entries.
+    pub chunks: u64,
+    /// Entries with a body in parts.
+    pub stubs: u64,
+    /// Remembered ids.
+    pub ids: u64,
+    /// Chunks of remembered ids.
+    pub id_chunks: u64,
+    /// When the newest remembered id was accepted.
+    pub newest_id: Timestamp,
+    /// The first user with an entry, in the order of keys.
+    pub first_user: Option<UserId>,
+    /// The last one.
+    pub last_user: Option<UserId>,
+    /// Held by every table that names the run, so that its chunks outlive their readers.
+    #[serde(skip)]
+    pub(super) pin: Pin,
+}
+
+/// Counts who may still read a run.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Pin(pub(super) Arc<()>);
+
+impl PartialEq for Pin {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Pin {}
+
+impl RunInfo {
+    pub(super) fn new(number: u64, first: Seq, last: Seq) -> Self {
+        Self {
+            number,
+            first,
+            last,
+            entries: 0,
+            live: 0,
+            bytes: 0,
+            chunks: 0,
+            stubs: 0,
+            ids: 0,
+            id_chunks: 0,
+            newest_id: Timestamp::ZERO,
+            first_user: None,
+            last_user: None,
+            pin: Pin::default(),
+        }
+    }
+}
+
+/// The outbox's own row.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Meta {
+    pub(super) stream: StreamId,
+    pub(super) digest_key: u128,
+    /// Grows with every publication.
+    pub(super) generation: u64,
+    /// The epoch of the last publication.
+    pub(super) epoch: Epoch,
+    pub(super) settled: Seq,
+    pub(super) counters: Vec<(Counters, Seq)>,
+    pub(super) last_time: Timestamp,
+    /// In the order of their places.
+    pub(super) runs: Vec<RunInfo>,
+    /// Runs that were merged away or died out; their chunks are being deleted.
+    pub(super) dropping: Vec<RunInfo>,
+}
+
+impl Meta {
+    pub(super) fn new(stream: StreamId, digest_key: u128) -> Self {
+        Self {
+            stream,
+            digest_key,
+            generation: 0,
+            epoch: Epoch(0),
+            settled: Seq::ZERO,
+            counters: Vec::new(),
+            last_time: Timestamp::ZERO,
+            runs: Vec::new(),
+            dropping: Vec::new(),
+        }
+    }
+
+    /// Takes ended entries off the live counts of their runs.
+    pub(super) fn bury(&mut self, died: &[Seq]) {
+        for seq in died {
+            let at = self.runs.partition_point(|run| run.last < *seq);
+            if let Some(run) = self.runs.get_mut(at).filter(|run| run.first <= *seq) {
+                run.live = run.live.saturating_sub(1);
+            }
+        }
+    }
+
+    /// Lets the runs that an older table names as well be held by the readers of both.
+    pub(super) fn share_pins(&mut self, older: &Self) {
+        for run in &mut self.runs {
+            if let Some(known) = older.runs.iter().find(|known| known.number == run.number) {
+                run.pin = known.pin.clone();
+            }
+        }
+    }
+
+    /// `version u8 · frame`, for a file or for rows.
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut body = Vec::new();
+        codec::encode_value(self, &mut body);
+        let mut out = vec![META_VERSION];
+        out.extend_from_slice(&frame::encode(NAME, &body));
+        out
+    }
+
+    pub(super) fn decode(bytes: &[u8]) -> Result<Self, MetaError> {
+        let (version, framed) = bytes.split_first().ok_or(MetaError::Damaged("it is empty".to_owned()))?;
+        if *version > META_VERSION {
+            return Err(MetaError::TooNew { found: *version });
+        }
+        let body = frame::decode(NAME, framed).map_err(|e| MetaError::Damaged(e.to_string()))?;
+        codec::decode_value(body).map_err(|e: CodecError| MetaError::Damaged(e.to_string()))
+    }
+
+    /// Adds the whole row to a batch.
+    pub(super) fn write(&self, batch: &mut Batch) {
+        let bytes = self.encode();
+        let parts = u16::try_from(bytes.len().div_ceil(MAX_VALUE_BYTES - PART_HEAD)).unwrap_or(u16::MAX);
+        for (part, share) in (0_u16..).zip(bytes.chunks(MAX_VALUE_BYTES - PART_HEAD)) {
+            let value = [&parts.to_le_bytes()[..], share].concat();
+            batch.put(Key::Meta { part }.encode(), value);
+        }
+    }
+
+    /// The row, if there is one.
+    pub(super) fn read(store: &dyn Store) -> Result<Option<Self>, MetaError> {
+        let mut bytes = Vec::new();
+        let mut part = 0;
+        loop {
+            let Some(value) = store.read(&Key::Meta { part }.encode())? else {
+                if part == 0 {
+                    return Ok(None);
+                }
+                return Err(MetaError::Damaged(format!("part {part} is missing")));
+            };
+            let mut fields = Fields(&value);
+            let parts = fields.u16().ok_or(MetaError::Damaged("a part is empty".to_owned()))?;
+            bytes.extend_from_slice(fields.0);
+            part += 1;
+            if part >= parts {
+                return Self::decode(&bytes).map(Some);
+            }
+        }
+    }
+}
+
+/// Why the outbox's own row, or its manifest, cannot be used.
+#[derive(Debug, thiserror::Error)]
+pub(super) enum MetaError {
+    #[error("format {found} is newer than {META_VERSION}")]
+    TooNew { found: u8 },
+    #[error("damaged: {0}")]
+    Damaged(String),
+    #[error(transparent)]
+    Store(#[from] StoreError),
+}

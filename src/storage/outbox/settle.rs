@@ -1,0 +1,253 @@
+//! Settling: what a journal segment leaves behind becomes a run.
+//!
+//! Bodies of large messages → chunks of entries and remembered ids → sync → user rows → table → sync → manifest.
+//! Each step is one operation on the store, so a crash between any two can be simulated. Until the table is there,
+//! readers see nothing of it (rows excepted, which say what they reflect), and the journal still has everything:
+//! settling again, from a replay, ends in the same state.
+
+use super::meta::RunInfo;
+use super::writer::{Pending, RunWriter, may_be_large, write_body};
+use super::{OutboxStore, Progress, keys, rows};
+use crate::id::UserId;
+use crate::machine::Survivors;
+use crate::ports::StoreError;
+use crate::record::{Accept, Counters, DedupRow, Epoch, Seq, UserRow};
+use crate::time::Timestamp;
+use std::sync::Arc;
+
+/// Survivors on their way into the store.
+#[derive(Debug)]
+pub struct Settlement {
+    before: Seq,
+    counters: Vec<(Counters, Seq)>,
+    now: Timestamp,
+    entries: Vec<(Seq, Arc<Accept>)>,
+    rows: Vec<(UserId, UserRow)>,
+    dedup: Vec<DedupRow>,
+    died: Vec<Seq>,
+    phase: Phase,
+    /// How far the phase has come.
+    at: usize,
+    run: Option<RunWriter>,
+    order: Vec<Sorted>,
+    pending: Pending,
+    scratch: Vec<u8>,
+    version: u64,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Begin,
+    Bodies,
+    Entries,
+    Ids,
+    SyncRun,
+    Rows,
+    Publish,
+    SyncTable,
+    Manifest,
+    Done,
+}
+
+/// An entry's place in the order of keys: the id's length and first bytes decide most comparisons.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Sorted {
+    prefix: u128,
+    index: u32,
+}
+
+impl Settlement {
+    /// What all shards handed over for the records below `before`, in parts. `counters` has one item for each shard,
+    /// in their order; `now` becomes the latest engine time the store has seen.
+    #[must_use]
+    pub fn new(parts: Vec<Survivors>, before: Seq, counters: Vec<(Counters, Seq)>, now: Timestamp) -> Self {
+        let mut all = Self {
+            before,
+            counters,
+            now,
+            entries: Vec::new(),
+            rows: Vec::new(),
+            dedup: Vec::new(),
+            died: Vec::new(),
+            phase: Phase::Begin,
+            at: 0,
+            run: None,
+            order: Vec::new(),
+            pending: Pending::default(),
+            scratch: Vec::new(),
+            version: 0,
+        };
+        for mut part in parts {
+            all.entries.append(&mut part.entries);
+            all.rows.append(&mut part.rows);
+            all.dedup.append(&mut part.dedup);
+            all.died.append(&mut part.died);
+        }
+        all
+    }
+
+    /// Does one operation on the store. After [`Progress::Done`], and not before, the journal may recycle what lies
+    /// below the place given to [`Settlement::new`].
+    ///
+    /// # Errors
+    /// Any [`StoreError`]. Readers see the state from before; drop the settlement and begin anew, from the machines.
+    pub fn step(&mut self, outbox: &OutboxStore, epoch: Epoch) -> Result<Progress, StoreError> {
+        loop {
+            let filled = match self.phase {
+                Phase::Begin => self.begin(outbox),
+                Phase::Bodies => self.fill_bodies(),
+                Phase::Entries => self.fill_entries(),
+                Phase::Ids => self.fill_ids(),
+                Phase::Rows => self.fill_rows(outbox)?,
+                Phase::SyncRun => return self.then(Phase::Rows, outbox.sync()),
+                Phase::Publish => {
+                    let published = self.publish(outbox, epoch);
+                    return self.then(Phase::SyncTable, published);
+                }
+                Phase::SyncTable => return self.then(Phase::Manifest, outbox.sync_table()),
+                Phase::Manifest => {
+                    self.then(Phase::Done, outbox.write_manifest())?;
+                    return Ok(Progress::Done);
+                }
+                Phase::Done => return Ok(Progress::Done),
+            };
+            if let Some(next) = filled {
+                // A phase ends with its last batch, so that every batch is in the order of keys.
+                if self.pending.is_empty() {
+                    (self.phase, self.at) = (next, 0);
+                    continue;
+                }
+            }
+            outbox.apply(epoch, self.pending.take())?;
+            return Ok(Progress::More);
+        }
+    }
+
+    fn then(&mut self, next: Phase, result: Result<(), StoreError>) -> Result<Progress, StoreError> {
+        result?;
+        (self.phase, self.at) = (next, 0);
+        Ok(Progress::More)
+    }
+
+    /// Leaves out what an earlier settlement has, and sorts the rest.
+    fn begin(&mut self, outbox: &OutboxStore) -> Option<Phase> {
+        let settled = outbox.settled();
+        self.version = outbox.take_version();
+        self.entries.retain(|(seq, _)| settled <= *seq && *seq < self.before);
+        if self.before <= settled {
+            self.dedup.clear();
+        }
+        self.dedup.sort_unstable_by_key(|row| (row.sender, row.seq));
+        if self.entries.is_empty() && self.dedup.is_empty() {
+            return Some(Phase::SyncRun);
+        }
+        let number = outbox.take_run_number();
+        self.run = Some(RunWriter::new(RunInfo::new(number, settled, self.before.prev())));
+        self.order = (0..).zip(&self.entries).map(|(index, (_, accept))| Sorted::of(accept, index)).collect();
+        // By place first: bodies are written in that order.
+        let entries = &self.entries;
+        let seq = |sorted: &Sorted| entries.get(sorted.index as usize).map(|(seq, _)| *seq);
+        self.order.sort_unstable_by_key(seq);
+        Some(Phase::Bodies)
+    }
+
+    fn fill_bodies(&mut self) -> Option<Phase> {
+        while let Some(sorted) = self.order.get(self.at) {
+            if self.pending.is_full() {
+                return None;
+            }
+            self.at += 1;
+            if let Some((seq, accept)) = self.entries.get(sorted.index as usize) {
+                if may_be_large(accept) {
+                    write_body(*seq, accept, &mut self.scratch, &mut self.pending);
+                }
+            }
+        }
+        if self.pending.is_empty() {
+            self.sort_by_key();
+        }
+        Some(Phase::Entries)
+    }
+
+    fn sort_by_key(&mut self) {
+        let entries = &self.entries;
+        self.order.sort_unstable_by(|a, b| {
+            a.prefix.cmp(&b.prefix).then_with(|| {
+                let key = |sorted: &Sorted| {
+                    entries.get(sorted.index as usize).map(|(seq, accept)| {
+                        let message = &accept.message;
+                        (keys::user_order(message.recipient()), message.priority(), *seq)
+                    })
+                };
+                key(a).cmp(&key(b))
+            })
+        });
+    }
+
+    fn fill_entries(&mut self) -> Option<Phase> {
+        let run = self.run.as_mut()?;
+        while let Some(sorted) = self.order.get(self.at) {
+            if self.pending.is_full() {
+                return None;
+            }
+            self.at += 1;
+            if let Some((seq, accept)) = self.entries.get(sorted.index as usize) {
+                run.accept(*seq, accept, &mut self.pending);
+            }
+        }
+        run.finish(&mut self.pending);
+        Some(Phase::Ids)
+    }
+
+    fn fill_ids(&mut self) -> Option<Phase> {
+        let run = self.run.as_mut()?;
+        while let Some(row) = self.dedup.get(self.at) {
+            if self.pending.is_full() {
+                return None;
+            }
+            self.at += 1;
+            run.id(row, &mut self.pending);
+        }
+        run.finish(&mut self.pending);
+        Some(Phase::SyncRun)
+    }
+
+    fn fill_rows(&mut self, outbox: &OutboxStore) -> Result<Option<Phase>, StoreError> {
+        while let Some((user, row)) = self.rows.get(self.at) {
+            if self.pending.is_full() {
+                return Ok(None);
+            }
+            self.at += 1;
+            for change in rows::write(outbox.dyn_store(), user, row, self.version)? {
+                self.pending.push(change);
+            }
+        }
+        Ok(Some(Phase::Publish))
+    }
+
+    fn publish(&mut self, outbox: &OutboxStore, epoch: Epoch) -> Result<(), StoreError> {
+        let run = self.run.as_ref().map(|run| {
+            let mut info = run.info.clone();
+            info.live = info.entries;
+            info
+        });
+        outbox.publish(epoch, |meta| {
+            meta.bury(&self.died);
+            meta.runs.extend(run);
+            meta.settled = meta.settled.max(self.before);
+            meta.counters = core::mem::take(&mut self.counters);
+            meta.last_time = meta.last_time.max(self.now);
+        })
+    }
+}
+
+impl Sorted {
+    fn of(accept: &Accept, index: u32) -> Self {
+        let (len, id) = keys::user_order(accept.message.recipient());
+        let mut prefix = [0; 16];
+        for (to, from) in prefix.iter_mut().zip([u8::try_from(len).unwrap_or(u8::MAX)].iter().chain(id)) {
+            *to = *from;
+        }
+        Self { prefix: u128::from_be_bytes(prefix), index }
+    }
+}

@@ -1,0 +1,179 @@
+//! Verification: everything is read, and what is damaged or missing is named.
+
+use super::chunk::entries;
+use super::keys::{self, Key};
+use super::load::message_of;
+use super::merge::Judge;
+use super::meta::RunInfo;
+use super::{OutboxStore, rows};
+use crate::codec;
+use crate::id::UserId;
+use crate::message::Priority;
+use crate::ports::{Flow, StoreError};
+use crate::record::Seq;
+
+/// Something that is damaged or missing.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Damage {
+    /// In which run, if in one.
+    pub run: Option<u64>,
+    /// Whose, as far as it is known; of a chunk, the first user in it.
+    pub user: Option<UserId>,
+    /// Which message, or the first one of a chunk.
+    pub entry: Option<(Priority, Seq)>,
+    /// What is wrong, for people.
+    pub reason: String,
+}
+
+impl Damage {
+    /// Damage to the row with this key.
+    pub(super) fn at(key: &[u8], reason: &str) -> Self {
+        let mut damage = Self { reason: reason.to_owned(), ..Self::default() };
+        match Key::decode(key) {
+            Some(Key::Chunk { run, user, lane, seq }) => {
+                (damage.run, damage.user, damage.entry) = (Some(run), Some(user), Some((lane, seq)));
+            }
+            Some(Key::Dedup { run, .. }) => damage.run = Some(run),
+            Some(Key::User { user } | Key::UserPart { user, .. }) => damage.user = Some(user),
+            _ => {}
+        }
+        damage
+    }
+}
+
+/// What a verification read and found.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verified {
+    /// Entries of runs.
+    pub entries: u64,
+    /// Those among them that have not ended.
+    pub live: u64,
+    /// Remembered ids.
+    pub ids: u64,
+    /// User rows.
+    pub rows: u64,
+    /// What is damaged or missing.
+    pub damage: Vec<Damage>,
+}
+
+impl OutboxStore {
+    /// Reads everything: every chunk, body and row, and compares it with the table. Calls `progress` now and then with
+    /// what was read so far. Takes as long as reading the whole store does.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`] when the store cannot be read on. Damage is no error; it is what the report names.
+    pub fn verify(&self, progress: &mut dyn FnMut(&Verified)) -> Result<Verified, StoreError> {
+        let table = self.table();
+        let mut report = Verified::default();
+        for run in &table.runs {
+            self.verify_run(run, &mut report)?;
+            self.verify_ids(run, &mut report)?;
+            progress(&report);
+        }
+        self.verify_rows(&mut report)?;
+        progress(&report);
+        Ok(report)
+    }
+
+    fn verify_run(&self, run: &RunInfo, report: &mut Verified) -> Result<(), StoreError> {
+        let (from, to) = keys::chunks_of(run.number, run.number);
+        let (mut chunks, mut count, mut judge) = (0, 0, Judge::default());
+        let mut failed = None;
+        self.inner.store.scan(&from, &to, &mut |key, value| {
+            chunks += 1;
+            let counted = self.verify_chunk(run, key, value, &mut judge, report);
+            match counted {
+                Ok(entries) => count += entries,
+                Err(error) => failed = Some(error),
+            }
+            if failed.is_none() { Flow::Continue } else { Flow::Stop }
+        })?;
+        failed.map_or(Ok(()), Err)?;
+        report.entries += count;
+        if (chunks, count) != (run.chunks, run.entries) {
+            let reason = format!(
+                "{chunks} chunks with {count} readable entries, where {} with {} should be",
+                run.chunks, run.entries
+            );
+            let user = run.first_user.clone();
+            report.damage.push(Damage { run: Some(run.number), user, entry: None, reason });
+        }
+        Ok(())
+    }
+
+    fn verify_chunk(
+        &self,
+        run: &RunInfo,
+        key: &[u8],
+        value: Result<&[u8], StoreError>,
+        judge: &mut Judge,
+        report: &mut Verified,
+    ) -> Result<u64, StoreError> {
+        let value = match value {
+            Ok(value) => value,
+            Err(error) => {
+                report.damage.push(Damage::at(key, &error.to_string()));
+                return Ok(0);
+            }
+        };
+        let mut count = 0;
+        for entry in entries(value) {
+            let (Ok(entry), Some(user)) =
+                (&entry, entry.as_ref().ok().and_then(|e| UserId::new(e.user).ok()))
+            else {
+                report.damage.push(Damage::at(key, "its rest makes no sense"));
+                break;
+            };
+            count += 1;
+            if judge.has_ended(self, &user, entry.lane, entry.seq)? {
+                continue;
+            }
+            report.live += 1;
+            let in_range = (run.first..=run.last).contains(&entry.seq);
+            let reason = match message_of(self.dyn_store(), entry) {
+                Ok(_) if in_range => continue,
+                Ok(_) => "it lies outside of its run's range".to_owned(),
+                Err(error) => error.to_string(),
+            };
+            let entry = Some((entry.lane, entry.seq));
+            report.damage.push(Damage { run: Some(run.number), user: Some(user), entry, reason });
+        }
+        Ok(count)
+    }
+
+    fn verify_ids(&self, run: &RunInfo, report: &mut Verified) -> Result<(), StoreError> {
+        let (from, to) = keys::dedup_of(run.number, run.number);
+        let mut count = 0;
+        self.inner.store.scan(&from, &to, &mut |key, value| {
+            let rows = value.map_err(|e| e.to_string());
+            match rows.and_then(|value| codec::decode_dedup(value).map_err(|e| e.to_string())) {
+                Ok(rows) => count += rows.len() as u64,
+                Err(reason) => report.damage.push(Damage::at(key, &reason)),
+            }
+            Flow::Continue
+        })?;
+        report.ids += count;
+        if count != run.ids {
+            let reason = format!("{count} readable ids, where {} should be", run.ids);
+            report.damage.push(Damage { run: Some(run.number), reason, ..Damage::default() });
+        }
+        Ok(())
+    }
+
+    fn verify_rows(&self, report: &mut Verified) -> Result<(), StoreError> {
+        let (from, to) = keys::users();
+        self.inner.store.scan(&from, &to, &mut |key, value| {
+            let Some(Key::User { user }) = Key::decode(key) else {
+                if Key::decode(key).is_none() {
+                    report.damage.push(Damage::at(key, "its key is unknown"));
+                }
+                return Flow::Continue;
+            };
+            match value.and_then(|head| rows::open(self.dyn_store(), &user, key, head)) {
+                Ok(_) => report.rows += 1,
+                Err(error) => report.damage.push(Damage::at(key, &error.to_string())),
+            }
+            Flow::Continue
+        })
+    }
+}

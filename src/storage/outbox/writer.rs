@@ -1,0 +1,151 @@
+//! Packs sorted entries and remembered ids into the chunks of a run, and changes into batches.
+
+use std::collections::VecDeque;
+
+use super::chunk::{Body, Chunk, Entry, MAX_INLINE_BYTES, PART_BYTES};
+use super::keys::{self, Key};
+use super::meta::RunInfo;
+use super::rows::Change;
+use crate::codec::{self, DEDUP_BYTES};
+use crate::id::UserId;
+use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
+use crate::record::{Accept, DedupRow, Seq};
+
+/// Changes that wait for a batch, in order.
+#[derive(Debug, Default)]
+pub(super) struct Pending {
+    changes: VecDeque<Change>,
+    bytes: usize,
+}
+
+impl Pending {
+    pub(super) fn push(&mut self, change: Change) {
+        self.bytes += change.bytes();
+        self.changes.push_back(change);
+    }
+
+    pub(super) fn put(&mut self, key: Vec<u8>, value: Vec<u8>) {
+        self.push(Change::Put(key, value));
+    }
+
+    /// Whether there is enough for one batch.
+    pub(super) fn is_full(&self) -> bool {
+        self.bytes >= MAX_BATCH_BYTES
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.changes.is_empty()
+    }
+
+    /// The next batch: as much as one takes.
+    pub(super) fn take(&mut self) -> Batch {
+        let mut batch = Batch::new();
+        while let Some(change) = self.changes.pop_front() {
+            let bytes = change.bytes();
+            if !batch.is_empty() && batch.bytes() + bytes > MAX_BATCH_BYTES {
+                self.changes.push_front(change);
+                break;
+            }
+            self.bytes = self.bytes.saturating_sub(bytes);
+            change.add_to(&mut batch);
+        }
+        batch
+    }
+}
+
+/// A run that is being written, in order.
+#[derive(Debug)]
+pub(super) struct RunWriter {
+    pub(super) info: RunInfo,
+    chunk: Chunk,
+    ids: Vec<u8>,
+    first_id: Option<(u128, Seq)>,
+    scratch: Vec<u8>,
+}
+
+impl RunWriter {
+    pub(super) fn new(info: RunInfo) -> Self {
+        Self { info, chunk: Chunk::default(), ids: Vec::new(), first_id: None, scratch: Vec::new() }
+    }
+
+    /// Adds an entry; they come sorted by user, lane and place.
+    pub(super) fn entry(&mut self, entry: &Entry<'_>, out: &mut Pending) {
+        if !self.chunk.push(entry) {
+            self.flush_chunk(out);
+            self.chunk.push(entry);
+        }
+        self.info.entries += 1;
+        self.info.stubs += u64::from(entry.body.parts() > 0);
+    }
+
+    /// Adds an accepted message; the body of a large one was written by [`write_body`].
+    pub(super) fn accept(&mut self, seq: Seq, accept: &Accept, out: &mut Pending) {
+        let mut bytes = core::mem::take(&mut self.scratch);
+        bytes.clear();
+        codec::encode_accept(accept, &mut bytes);
+        let body =
+            if bytes.len() > MAX_INLINE_BYTES { Body::stub(bytes.len()) } else { Body::Inline(&bytes) };
+        let message = &accept.message;
+        let cost = u32::try_from(message.cost()).unwrap_or(u32::MAX);
+        let user = message.recipient().as_bytes();
+        self.entry(&Entry { user, lane: message.priority(), seq, cost, body }, out);
+        self.scratch = bytes;
+    }
+
+    /// Adds a remembered id; they come sorted by sender and place.
+    pub(super) fn id(&mut self, row: &DedupRow, out: &mut Pending) {
+        if self.ids.len() + DEDUP_BYTES > MAX_VALUE_BYTES {
+            self.flush_ids(out);
+        }
+        self.first_id.get_or_insert((row.sender, row.seq));
+        codec::encode_dedup(row, &mut self.ids);
+        self.info.ids += 1;
+        self.info.newest_id = self.info.newest_id.max(row.at);
+    }
+
+    /// Hands out what is left.
+    pub(super) fn finish(&mut self, out: &mut Pending) {
+        self.flush_chunk(out);
+        self.flush_ids(out);
+    }
+
+    fn flush_chunk(&mut self, out: &mut Pending) {
+        let last: Option<UserId> = self.chunk.last_user();
+        let Some((user, lane, seq, value)) = self.chunk.take() else { return };
+        self.info.bytes += value.len() as u64;
+        self.info.chunks += 1;
+        out.put(keys::chunk(self.info.number, &user, lane, seq), value);
+        self.info.first_user.get_or_insert(user);
+        self.info.last_user = last;
+    }
+
+    fn flush_ids(&mut self, out: &mut Pending) {
+        let Some((sender, seq)) = self.first_id.take() else { return };
+        self.info.bytes += self.ids.len() as u64;
+        self.info.id_chunks += 1;
+        out.put(keys::dedup(self.info.number, sender, seq), core::mem::take(&mut self.ids));
+    }
+}
+
+/// Writes the parts of a large message's body; a small one has none.
+pub(super) fn write_body(seq: Seq, accept: &Accept, scratch: &mut Vec<u8>, out: &mut Pending) {
+    scratch.clear();
+    codec::encode_accept(accept, scratch);
+    if scratch.len() > MAX_INLINE_BYTES {
+        put_body(seq, scratch, out);
+    }
+}
+
+/// Writes an encoded body in parts.
+pub(super) fn put_body(seq: Seq, body: &[u8], out: &mut Pending) {
+    for (part, share) in (0_u32..).zip(body.chunks(PART_BYTES)) {
+        out.put(Key::Body { seq, part }.encode(), share.to_vec());
+    }
+}
+
+/// Whether a message's body may have to be written in parts: its encoding is at most this much longer than its cost.
+pub(super) fn may_be_large(accept: &Accept) -> bool {
+    /// Two more ids of 255 bytes, an id, a time, a trace, an origin and the lengths of 32 headers.
+    const OVERHEAD: u64 = 1024;
+    accept.message.cost() + OVERHEAD > MAX_INLINE_BYTES as u64
+}
