@@ -158,7 +158,7 @@ impl Node {
             return;
         }
         let before = engine.sealed;
-        let counters = vec![None; self.plan.shards];
+        let counters = vec![None; self.shards];
         engine.settling = Settling::Collecting { before, parts: Vec::new(), counters };
         self.broadcast(&Input::Settle { before });
     }
@@ -201,7 +201,7 @@ impl Node {
                         engine.settling = Settling::Telling { before, next: 0 };
                     }
                     Ok(false) => {}
-                    Err(()) => {
+                    Err(_) => {
                         engine.settling = Settling::Idle;
                         self.broadcast(&Input::SettleFailed { before });
                     }
@@ -210,11 +210,22 @@ impl Node {
             Settling::Telling { before, next } => {
                 let (before, shard) = (*before, *next);
                 *next += 1;
-                if shard + 1 == self.plan.shards {
+                if shard + 1 == self.shards {
                     self.recycle(before);
                 }
                 self.input(shard, Input::Settled { before });
             }
+        }
+    }
+
+    /// The store was reopened; what was being settled must begin anew.
+    pub(super) fn reopen(&mut self, random: &mut Random) {
+        let broken_off = self.home.reopen(random);
+        let Some(engine) = &mut self.engine else { return };
+        if let (true, Settling::Storing { before }) = (broken_off, &engine.settling) {
+            let before = *before;
+            engine.settling = Settling::Idle;
+            self.broadcast(&Input::SettleFailed { before });
         }
     }
 

@@ -66,10 +66,17 @@ impl Link {
     pub(super) fn refuse(&mut self, verdict: Option<Verdict>, reaction: &mut Reaction) {
         let Some(front) = self.queue.front() else { return };
         let (lane, key) = (front.entry.lane, front.message.ordering_key().cloned());
+        let mut said = 0;
         self.queue.retain(|delivery| {
             let same = delivery.entry.lane == lane && delivery.message.ordering_key() == key.as_ref();
             if same {
-                reaction.verdicts.extend(verdict.clone().map(|verdict| (delivery.entry, verdict)));
+                // What stands behind a failed one is given back.
+                let theirs = verdict.clone().map(|first| match said {
+                    0 => first,
+                    _ => Verdict::Busy(Duration::ZERO),
+                });
+                reaction.verdicts.extend(theirs.map(|verdict| (delivery.entry, verdict)));
+                said += 1;
             }
             !same
         });

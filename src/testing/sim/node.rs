@@ -15,9 +15,10 @@ use crate::machine::{
     Accepted, Action, Birth, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, Machine, Query, Refusal,
     Survivors, Ticket,
 };
-use crate::ports::{Group, Journal};
+use crate::ports::Journal;
 use crate::record::{Counters, Epoch, Record, Seq};
 use crate::storage::journal::FileJournal;
+use crate::storage::outbox::{Identity, Opened, recover};
 use crate::testing::FaultyDisk;
 use crate::time::Timestamp;
 
@@ -87,6 +88,7 @@ pub(super) struct Node {
     pub(super) defect: Option<Defect>,
     pub(super) stream: StreamId,
     pub(super) digester: Digester,
+    pub(super) shards: usize,
     pub(super) disk: FaultyDisk,
     pub(super) home: Home,
     pub(super) engine: Option<Engine>,
@@ -112,6 +114,7 @@ impl Node {
             defect,
             stream: StreamId::from_u128(0xe0 + u128::from(index)),
             digester: Digester::new(digest_key(&plan)),
+            shards: plan.shards,
             disk,
             home: Home::default(),
             engine: None,
@@ -145,62 +148,81 @@ impl Node {
 
     fn try_open(&mut self) -> Result<(), String> {
         let text = |error: crate::ports::JournalError| error.to_string();
-        let mut journal = FileJournal::open(Arc::new(self.disk.clone()) as Arc<dyn crate::storage::disk::Disk>, self.plan.journal)
-            .map_err(text)?;
-        let settled = self.home.settled();
-        let mut records = BTreeMap::new();
-        let replay = journal.replay(settled, &mut |group| decode(&group, &mut records)).map_err(text)?;
-        if !replay.damaged.is_empty() {
-            return Err(format!("! the journal reports damage: {:?}", replay.damaged));
+        let disk: Arc<dyn crate::storage::disk::Disk> = Arc::new(self.disk.clone());
+        let mut journal = FileJournal::open(disk, self.plan.journal).map_err(text)?;
+        let above = journal.replay(Seq::MAX, &mut |_| Ok(())).map_err(text)?.epoch;
+        let fresh = Identity { stream: self.stream, digest_key: digest_key(&self.plan) };
+        let opened = self.home.open(above, fresh).map_err(|error| error.to_string())?;
+        if !opened.lost.is_empty() || opened.identity != fresh {
+            return Err(format!("! the store has lost something: {opened:?}"));
         }
-        let above = replay.epoch;
-        let opening = self.home.open(above).ok_or("the store does not open")?;
-        journal.begin(opening.epoch).map_err(text)?;
-        records.retain(|seq, _| *seq >= opening.settled);
-        let newest = records.values().map(time_of).max().unwrap_or_default();
-        self.now = self.now.max(opening.last_time).max(newest);
-        let shards = self.fold(&opening, &records);
-        self.oracle.recovered(&self.plan, opening.settled, records);
-        let next = Seq::first_of(opening.epoch);
+        let mut records = Vec::new();
+        let collect = &mut |shard, seq, record: &Record, counts| records.push((shard, seq, record.clone(), counts));
+        let shards = self.shards_of_opening(opened.epoch);
+        let recovered = recover(&opened, &mut journal, shards, collect).map_err(|error| error.to_string())?;
+        if !recovered.replay.damaged.is_empty() || !recovered.bad.is_empty() {
+            return Err(format!("! the journal reports damage: {recovered:?}"));
+        }
+        journal.begin(opened.epoch).map_err(text)?;
+        let newest = records.iter().map(|(_, _, record, _)| time_of(record)).max().unwrap_or_default();
+        self.now = self.now.max(opened.last_time).max(newest);
+        self.shards = shards;
+        let machines = self.fold(&opened, &records);
+        let replayed = records.into_iter().map(|(_, seq, record, _)| (seq, record)).collect();
+        self.oracle.recovered(&self.plan, opened.settled, replayed);
         self.engine = Some(Engine {
             journal,
-            epoch: opening.epoch,
-            shards,
-            next,
+            epoch: opened.epoch,
+            shards: machines,
+            next: recovered.next_seq,
             queue: VecDeque::new(),
             flight: None,
             broken: false,
             loads: Vec::new(),
             links: BTreeMap::new(),
             settling: Settling::Idle,
-            sealed: next,
-            settled: opening.settled,
+            sealed: recovered.next_seq,
+            settled: opened.settled,
             full: false,
         });
         self.check();
         Ok(())
     }
 
+    /// The number of shards may be another one at every opening.
+    fn shards_of_opening(&self, epoch: Epoch) -> usize {
+        match self.plan.reshards {
+            true => 1 + Random::new(self.plan.seed ^ u64::from(epoch.0)).index(3),
+            false => self.plan.shards,
+        }
+    }
+
     /// The machines, after replay.
-    fn fold(&mut self, opening: &super::home::Opening, records: &BTreeMap<Seq, Record>) -> Vec<Machine> {
-        let count = |shard: usize| opening.counters.get(shard).copied().unwrap_or_default();
+    fn fold(&mut self, opened: &Opened, records: &[(usize, Seq, Record, bool)]) -> Vec<Machine> {
+        let same = opened.counters.len() == self.shards;
+        let counters = |shard: usize| {
+            let mut sum = Counters::default();
+            let all = opened.counters.iter().enumerate();
+            let mine = all.filter(|(other, _)| if same { *other == shard } else { shard == 0 });
+            mine.for_each(|(_, (counters, _))| sum.add(counters));
+            sum
+        };
         let birth = |shard: usize| Birth {
             config: self.plan.config.clone(),
             stream: self.stream,
-            epoch: opening.epoch,
+            epoch: opened.epoch,
             digest_key: digest_key(&self.plan),
             seed: self.plan.seed ^ shard as u64,
-            settled: opening.settled,
-            counters: count(shard).0,
-            store_empty: opening.empty,
+            settled: opened.settled,
+            counters: counters(shard),
+            store_empty: opened.store_empty,
         };
-        let mut shards: Vec<_> = (0..self.plan.shards).map(|shard| Machine::new(birth(shard))).collect();
-        for (seq, record) in records {
+        let mut shards: Vec<_> = (0..self.shards).map(|shard| Machine::new(birth(shard))).collect();
+        for (shard, seq, record, counts) in records {
             if self.defect == Some(Defect::ReplayDecides) && is_expired(record, self.now) {
                 continue;
             }
-            let shard = self.digester.shard(record.user(), shards.len());
-            shards[shard].replay(*seq, record, *seq >= count(shard).1);
+            shards[*shard].replay(*seq, record, *counts);
         }
         shards
     }
@@ -223,7 +245,7 @@ impl Node {
     // --------------------------------------------------------------------------------------------------- machines
 
     pub(super) fn shard_of(&self, user: &UserId) -> usize {
-        self.digester.shard(user, self.plan.shards)
+        self.digester.shard(user, self.shards)
     }
 
     /// Hands an input to a machine and does what it says.
@@ -246,7 +268,7 @@ impl Node {
 
     /// Hands an input to every machine.
     pub(super) fn broadcast(&mut self, input: &Input) {
-        for shard in 0..self.plan.shards {
+        for shard in 0..self.shards {
             self.input(shard, input.clone());
         }
     }
@@ -353,7 +375,7 @@ impl Node {
         if pending > config.max_pending.get() as u64 {
             self.oracle.fail(format!("{pending} sends are pending, over the limit of {}", config.max_pending));
         }
-        if counters.live() > config.max_total_messages.get() * self.plan.shards as u64 {
+        if counters.live() > config.max_total_messages.get() * self.shards as u64 {
             self.oracle.fail(format!("{} live messages are over the limit", counters.live()));
         }
         // Between a sync and the last `Persisted`, the machines know less than the disk.
@@ -391,11 +413,3 @@ fn is_expired(record: &Record, now: Timestamp) -> bool {
     matches!(record, Record::Accept(accept) if accept.expires() <= now)
 }
 
-fn decode(group: &Group<'_>, records: &mut BTreeMap<Seq, Record>) -> Result<(), String> {
-    let mut seq = group.first;
-    for record in crate::codec::decode_records(group.count, group.records) {
-        records.insert(seq, record.map_err(|error| error.to_string())?);
-        seq = seq.plus(1);
-    }
-    Ok(())
-}

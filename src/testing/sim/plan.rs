@@ -14,6 +14,8 @@ pub struct Plan {
     pub seed: u64,
     /// Shards of each engine.
     pub shards: usize,
+    /// Whether every opening has another number of shards.
+    pub reshards: bool,
     /// People who receive; the even ones through the second engine.
     pub users: u64,
     /// People who send.
@@ -45,6 +47,7 @@ impl Plan {
         Self {
             seed,
             shards: 1 + random.index(3),
+            reshards: random.chance(20),
             users: 1 + random.below(5),
             senders: 1 + random.below(3),
             keys: random.below(3),

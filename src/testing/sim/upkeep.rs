@@ -4,7 +4,7 @@ use super::link::Reaction;
 use super::node::Node;
 use super::random::Random;
 use crate::id::UserId;
-use crate::machine::{Input, Verdict};
+use crate::machine::{Found, Input, Verdict};
 use crate::time::Timestamp;
 
 impl Node {
@@ -15,7 +15,10 @@ impl Node {
         let Some(engine) = &mut self.engine else { return };
         let index = random.index(engine.loads.len());
         if let Some(load) = engine.loads.get_mut(index).filter(|load| load.found.is_none()) {
-            load.found = Some(self.home.load(&load.query));
+            match self.home.load(&load.query) {
+                Ok(found) => load.found = Some(found),
+                Err(error) => self.oracle.fail(format!("a load failed: {error}")),
+            }
         }
     }
 
@@ -27,7 +30,15 @@ impl Node {
             return;
         }
         let load = engine.loads.swap_remove(index);
-        let found = load.found.unwrap_or_else(|| self.home.load(&load.query));
+        let found = match load.found.map_or_else(|| self.home.load(&load.query), Ok) {
+            Ok(found) => found,
+            Err(error) => return self.oracle.fail(format!("a load failed: {error}")),
+        };
+        if let Found::Page(page) = &found {
+            if !page.damaged.is_empty() {
+                return self.oracle.fail(format!("a page reports damage: {:?}", page.damaged));
+            }
+        }
         self.input(load.shard, Input::Loaded { load: load.load, found: Box::new(found) });
     }
 
@@ -50,7 +61,7 @@ impl Node {
 
     /// Fires what is due.
     pub(super) fn tick(&mut self) {
-        for shard in 0..self.plan.shards {
+        for shard in 0..self.shards {
             for n in 0.. {
                 let machine = self.engine.as_ref().map(|engine| &engine.shards[shard]);
                 if machine.and_then(|machine| machine.poll_timeout()).is_none_or(|at| at > self.now) {
@@ -68,15 +79,15 @@ impl Node {
 
     /// Opens and heals; every fault is over.
     pub(super) fn recover(&mut self, random: &mut Random) {
-        self.home.reopen(random);
+        self.reopen(random);
         self.open();
         if self.engine.is_none() {
             self.oracle.fail("does not open although every fault is over");
         }
         for _ in 0..200 {
             self.heal();
-            self.home.reopen(random);
-            if self.engine.as_ref().is_some_and(|engine| !engine.broken) {
+            self.reopen(random);
+            if !self.home.has_failed() && self.engine.as_ref().is_some_and(|engine| !engine.broken) {
                 return;
             }
             self.settle();

@@ -13,6 +13,7 @@ use crate::id::{MessageId, UserId};
 use crate::machine::{Accepted, Delivery, Input, LinkId, Refusal, Ticket, Verdict};
 use crate::message::{Durability, Message, Priority};
 use crate::testing::{DiskOp, Fault};
+use crate::time::Timestamp;
 
 /// Everything there is.
 #[derive(Debug)]
@@ -104,14 +105,16 @@ impl World {
             Op::Stray => node.stray(random),
             Op::Settle => node.settle(),
             Op::Keep => node.keep(),
-            Op::Merge => node.home.merge(),
+            Op::Merge => node.home.merge(ids_since(node, &plan)),
             Op::Heal => node.heal(),
             Op::Reopen => {
-                node.home.reopen(random);
+                node.reopen(random);
                 node.open();
             }
             Op::DiskFault if random.chance(plan.faults) => fault(node, random),
-            Op::StoreFault if random.chance(plan.faults) => node.home.fail(random.below(6), random.chance(30)),
+            Op::StoreFault if random.chance(plan.faults) => {
+                node.home.fail(random.below(6), random.chance(30), random.chance(40));
+            }
             Op::Relief => {
                 node.disk.heal();
                 node.home.relieve();
@@ -272,7 +275,7 @@ impl World {
         node.crash(power, random);
         // The wall clock may have been set while nobody looked.
         let now = node.now.as_millis();
-        node.now = crate::time::Timestamp::from_millis(match random.below(8) {
+        node.now = Timestamp::from_millis(match random.below(8) {
             0 => now + random.below(YEARS),
             1 => now.saturating_sub(random.below(YEARS)),
             _ => now + random.below(3000),
@@ -349,6 +352,12 @@ impl World {
             self.deliver_answers();
         }
     }
+}
+
+/// Ids accepted before this need not be remembered.
+fn ids_since(node: &Node, plan: &Plan) -> Timestamp {
+    let age = u64::try_from(plan.config.dedup_age.as_millis()).unwrap_or(u64::MAX);
+    Timestamp::from_millis(node.now.as_millis().saturating_sub(age))
 }
 
 fn fault(node: &mut Node, random: &mut Random) {
