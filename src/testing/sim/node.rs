@@ -339,7 +339,7 @@ impl Node {
     /// Passes on what a sink did and said.
     pub(super) fn react(&mut self, link: LinkId, user: &UserId, reaction: super::link::Reaction) {
         for seq in reaction.applied {
-            self.oracle.applied(seq);
+            self.oracle.applied(self.now, seq);
         }
         if reaction.verdicts.is_empty() {
             return;
@@ -375,7 +375,9 @@ impl Node {
         if pending > config.max_pending.get() as u64 {
             self.oracle.fail(format!("{pending} sends are pending, over the limit of {}", config.max_pending));
         }
-        if counters.live() > config.max_total_messages.get() * self.shards as u64 {
+        // The limit is per shard, and the number of shards may have been larger.
+        let shards = if self.plan.reshards { 3 } else { self.shards as u64 };
+        if counters.live() > config.max_total_messages.get() * shards {
             self.oracle.fail(format!("{} live messages are over the limit", counters.live()));
         }
         // Between a sync and the last `Persisted`, the machines know less than the disk.

@@ -303,7 +303,7 @@ impl Oracle {
     }
 
     /// A receiver took a message, perhaps again. Its first time must come after those of all before it.
-    pub(super) fn applied(&mut self, seq: Seq) {
+    pub(super) fn applied(&mut self, now: Timestamp, seq: Seq) {
         let Some(kept) = self.messages.get_mut(&seq).filter(|kept| !kept.applied) else { return };
         kept.applied = true;
         if kept.end.is_some() {
@@ -314,6 +314,9 @@ impl Oracle {
             let theirs = &other.accept.message;
             !other.applied
                 && other.end.is_none()
+                // Its end is certain, though not yet recorded.
+                && other.accept.expires() > now
+                && !other.said.contains(&EndReason::Rejected)
                 && theirs.recipient() == message.recipient()
                 && theirs.priority() == message.priority()
                 && theirs.ordering_key() == message.ordering_key()

@@ -209,7 +209,8 @@ impl World {
     ) {
         let seq = delivery.entry.seq;
         if result.is_ok() {
-            self.nodes[0].oracle.applied(seq);
+            let now = self.nodes[0].now;
+            self.nodes[0].oracle.applied(now, seq);
             if !super::oracle::is_volatile(delivery.entry) {
                 self.old.push(delivery);
                 let surplus = self.old.len().saturating_sub(24);
