@@ -10,6 +10,8 @@
 //! - What is decoded passed [`Message::check`]: a decoded message could have been built.
 //! - Each encoding carries its version; golden files hold it.
 
+mod rows;
+
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
@@ -17,19 +19,17 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::InvalidMessage;
 use crate::event::EventName;
-use crate::id::{MessageId, OrderingKey, StreamId, UserId};
+use crate::id::{MessageId, OrderingKey, UserId};
 use crate::message::{Durability, MAX_HEADERS, Message, Priority};
-use crate::record::{
-    Accept, Attempt, DedupRow, End, Epoch, Exposed, Floor, InboxRow, LaneRow, Origin, Record, Seq, UserRow,
-};
+use crate::record::{Accept, Attempt, End, Exposed, Floor, Origin, Record};
 use crate::time::Timestamp;
+
+pub use rows::{DEDUP_BYTES, decode_dedup, decode_row, encode_dedup, encode_row};
 
 /// No encoding is longer: the largest payload, headers and ids, with room to spare.
 const LIMIT: usize = 17 << 20;
 /// The version of every record body this build writes, and the newest it reads.
 pub const RECORD_VERSION: u8 = 1;
-/// Bytes of an encoded [`DedupRow`].
-pub const DEDUP_BYTES: usize = 56;
 
 /// Why bytes are no record or row. Nothing of them may be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -389,157 +389,6 @@ impl<'de> Visitor<'de> for HeadersVisitor {
     }
 }
 
-// --------------------------------------------------------------------------------------------------------------- rows
-
-/// A user's row between its type and its bytes; every list is a blob of fixed-width items.
-#[derive(Serialize, Deserialize)]
-struct RowWire<'a> {
-    reflects: Seq,
-    exposed: Epoch,
-    #[serde(borrow)]
-    lanes: [LaneWire<'a>; 4],
-    #[serde(borrow)]
-    inbox: Blob<'a>,
-}
-
-#[derive(Clone, Copy, Serialize, Deserialize)]
-struct LaneWire<'a> {
-    cursor: Seq,
-    #[serde(borrow)]
-    ended: Blob<'a>,
-    #[serde(borrow)]
-    attempts: Blob<'a>,
-}
-
-const PLACE_BYTES: usize = 8;
-const ATTEMPT_BYTES: usize = 20;
-
-/// Appends a user's row as `version u8 · body`.
-pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
-    let lists: Vec<(Vec<u8>, Vec<u8>)> = row.lanes.iter().map(lane_lists).collect();
-    let mut lanes = [LaneWire { cursor: Seq::ZERO, ended: Blob(&[]), attempts: Blob(&[]) }; 4];
-    for ((wire, lane), (ended, attempts)) in lanes.iter_mut().zip(&row.lanes).zip(&lists) {
-        *wire = LaneWire { cursor: lane.cursor, ended: Blob(ended), attempts: Blob(attempts) };
-    }
-    let inbox = pack_inbox(&row.inbox);
-    out.push(RECORD_VERSION);
-    encode_value(&RowWire { reflects: row.reflects, exposed: row.exposed, lanes, inbox: Blob(&inbox) }, out);
-}
-
-/// What [`encode_row`] wrote.
-///
-/// # Errors
-/// [`CodecError`].
-pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
-    let (version, body) = bytes.split_first().ok_or(CodecError::Truncated { bytes: 0, needed: 1 })?;
-    check_version(0, *version)?;
-    let wire: RowWire<'_> = decode_borrowed(body)?;
-    let mut row = UserRow { reflects: wire.reflects, exposed: wire.exposed, ..UserRow::default() };
-    for (lane, wire) in row.lanes.iter_mut().zip(wire.lanes) {
-        lane.cursor = wire.cursor;
-        lane.ended = unpack(wire.ended.0, |item: &[u8; PLACE_BYTES]| Seq::new(u64::from_le_bytes(*item)))?;
-        lane.attempts = unpack(wire.attempts.0, unpack_attempt)?;
-    }
-    row.inbox = unpack_inbox(wire.inbox.0)?;
-    Ok(row)
-}
-
-fn lane_lists(lane: &LaneRow) -> (Vec<u8>, Vec<u8>) {
-    let mut attempts = Vec::with_capacity(lane.attempts.len().saturating_mul(ATTEMPT_BYTES));
-    for (seq, count, at) in &lane.attempts {
-        attempts.extend_from_slice(&seq.get().to_le_bytes());
-        attempts.extend_from_slice(&count.to_le_bytes());
-        attempts.extend_from_slice(&at.as_millis().to_le_bytes());
-    }
-    (pack_places(&lane.ended), attempts)
-}
-
-fn pack_places(places: &[Seq]) -> Vec<u8> {
-    places.iter().flat_map(|seq| seq.get().to_le_bytes()).collect()
-}
-
-fn unpack<const N: usize, T>(bytes: &[u8], item: impl Fn(&[u8; N]) -> T) -> Result<Vec<T>, CodecError> {
-    let (items, rest) = bytes.as_chunks::<N>();
-    if !rest.is_empty() {
-        return Err(CodecError::Trailing { bytes: rest.len() });
-    }
-    Ok(items.iter().map(item).collect())
-}
-
-fn unpack_attempt(item: &[u8; ATTEMPT_BYTES]) -> (Seq, u32, Timestamp) {
-    let mut fields = Fields(item);
-    let seq = Seq::new(fields.u64().unwrap_or_default());
-    let count = fields.take::<4>().map_or(0, u32::from_le_bytes);
-    (seq, count, Timestamp::from_millis(fields.u64().unwrap_or_default()))
-}
-
-/// `stream u128 · lane u8 · floor u64 · n u64 · n × u64` for each, so no item is shorter than half its size in memory.
-fn pack_inbox(inbox: &[InboxRow]) -> Vec<u8> {
-    let mut out = Vec::new();
-    for row in inbox {
-        out.extend_from_slice(&row.stream.as_u128().to_le_bytes());
-        out.push(row.lane as u8);
-        out.extend_from_slice(&row.floor.get().to_le_bytes());
-        out.extend_from_slice(&(row.seen.len() as u64).to_le_bytes());
-        out.extend_from_slice(&pack_places(&row.seen));
-    }
-    out
-}
-
-fn unpack_inbox(bytes: &[u8]) -> Result<Vec<InboxRow>, CodecError> {
-    let mut count = 0;
-    let mut fields = Fields(bytes);
-    while !fields.0.is_empty() {
-        unpack_inbox_row(&mut fields)?;
-        count += 1;
-    }
-    let mut rows = Vec::with_capacity(count);
-    let mut fields = Fields(bytes);
-    while !fields.0.is_empty() {
-        let (mut row, seen) = unpack_inbox_row(&mut fields)?;
-        row.seen = unpack(seen, |item: &[u8; PLACE_BYTES]| Seq::new(u64::from_le_bytes(*item)))?;
-        rows.push(row);
-    }
-    Ok(rows)
-}
-
-fn unpack_inbox_row<'a>(fields: &mut Fields<'a>) -> Result<(InboxRow, &'a [u8]), CodecError> {
-    let short = || CodecError::Body("inbox row is cut short".to_owned());
-    let stream = StreamId::from_u128(fields.u128().ok_or_else(short)?);
-    let [lane] = fields.take::<1>().ok_or_else(short)?;
-    let lane = Priority::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))?;
-    let floor = Seq::new(fields.u64().ok_or_else(short)?);
-    let count = usize::try_from(fields.u64().ok_or_else(short)?).unwrap_or(usize::MAX);
-    let seen = fields.bytes(count.saturating_mul(PLACE_BYTES)).ok_or_else(short)?;
-    Ok((InboxRow { stream, lane, floor, seen: Vec::new() }, seen))
-}
-
-/// Appends a remembered id: fixed width, so that rows can be counted without being decoded.
-pub fn encode_dedup(row: &DedupRow, out: &mut Vec<u8>) {
-    out.extend_from_slice(&row.sender.to_le_bytes());
-    out.extend_from_slice(&row.key.to_le_bytes());
-    out.extend_from_slice(&row.content.to_le_bytes());
-    out.extend_from_slice(&row.seq.get().to_le_bytes());
-    out.extend_from_slice(&row.at.as_millis().to_le_bytes());
-}
-
-/// The remembered ids that [`encode_dedup`] wrote one behind the other.
-///
-/// # Errors
-/// [`CodecError::Trailing`] when the bytes are not a whole number of rows.
-pub fn decode_dedup(bytes: &[u8]) -> Result<Vec<DedupRow>, CodecError> {
-    unpack(bytes, |item: &[u8; DEDUP_BYTES]| {
-        let mut fields = Fields(item);
-        DedupRow {
-            sender: fields.u128().unwrap_or_default(),
-            key: fields.u128().unwrap_or_default(),
-            content: fields.u64().unwrap_or_default(),
-            seq: Seq::new(fields.u64().unwrap_or_default()),
-            at: Timestamp::from_millis(fields.u64().unwrap_or_default()),
-        }
-    })
-}
-
 /// Little-endian fields, one after the other.
 #[derive(Clone, Debug)]
 pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
@@ -569,7 +418,7 @@ impl<'a> Fields<'a> {
         self.take().map(u64::from_le_bytes)
     }
 
-    fn u128(&mut self) -> Option<u128> {
+    pub(crate) fn u128(&mut self) -> Option<u128> {
         self.take().map(u128::from_le_bytes)
     }
 }

@@ -13,6 +13,8 @@ pub mod machine;
 mod message;
 pub mod ports;
 pub mod record;
+#[cfg(feature = "runtime")]
+mod runtime;
 mod status;
 mod time;
 
@@ -27,6 +29,11 @@ pub use event::{EventName, InvalidEventName, MAX_EVENT_BYTES};
 pub use id::{DeviceId, InvalidId, InvalidMessageId, MAX_ID_BYTES, MessageId, OrderingKey, StreamId, UserId};
 pub use message::{
     Durability, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_BYTES, Message, MessageBuilder, Priority,
+};
+#[cfg(feature = "runtime")]
+pub use runtime::{
+    Acks, AttachError, Attachment, BuildError, Closed, Detached, DrainReport, Engine, EngineBuilder, Inbox,
+    OutboxLimit, Reached, Receipt, SendError, Stage, Stats, SystemClock, WatchError,
 };
 pub use status::{EndReason, Status};
 pub use time::Timestamp;

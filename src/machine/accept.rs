@@ -250,7 +250,8 @@ impl Machine {
             Pending::Accept(pending) => Record::Accept(pending.accept.clone()),
             Pending::Fact(record) => record.clone(),
         });
-        let records = records.collect();
+        let records: Vec<_> = records.collect();
+        self.open_records += records.len();
         self.commits.push_back(Commit { id: commit, records: pending });
         Some(Action::Persist { commit, records, accepts })
     }
@@ -291,6 +292,7 @@ impl Machine {
             return;
         }
         let Some(commit) = self.commits.pop_front() else { return };
+        self.open_records = self.open_records.saturating_sub(commit.records.len());
         let mut seq = first;
         for pending in commit.records {
             match pending {
@@ -333,6 +335,7 @@ impl Machine {
             return;
         }
         let Some(commit) = self.commits.pop_front() else { return };
+        self.open_records = self.open_records.saturating_sub(commit.records.len());
         let refusal = if unknown { Refusal::OutcomeUnknown } else { Refusal::Degraded };
         let mut kept = Vec::new();
         for pending in commit.records {

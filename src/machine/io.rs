@@ -370,6 +370,8 @@ pub struct MachineStats {
     pub in_flight: u64,
     /// Sends that wait for a commit or a load.
     pub pending: u64,
+    /// Records that are not durable yet.
+    pub recording: u64,
     /// Repeats that were recognised.
     pub duplicates: u64,
     /// Sends that were refused.

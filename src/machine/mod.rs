@@ -60,6 +60,7 @@ use rand_chacha::rand_core::SeedableRng;
 use self::accept::{Commit, Parked, Pending};
 use self::dedup::Dedup;
 use self::deliver::Link;
+use self::lane::EntryState;
 use self::settle::{Job, Logged};
 use self::timer::TimerKey;
 use self::user::{Totals, User};
@@ -67,7 +68,7 @@ use crate::config::Config;
 use crate::digest::{DigestMap, Digester};
 use crate::id::{StreamId, UserId};
 use crate::record::{Counters, Epoch, Seq};
-use crate::status::EndReason;
+use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
 /// What a machine is born with.
@@ -135,6 +136,8 @@ pub struct Machine {
     /// Facts of failed commits, until the last failed one was reported.
     carried: Vec<Pending>,
     commits: VecDeque<Commit>,
+    /// Records of the open commits.
+    open_records: usize,
     last_commit: CommitId,
     pending: usize,
     repeats: DigestMap<Vec<Ticket>>,
@@ -194,6 +197,7 @@ impl Machine {
             current_accepts: false,
             carried: Vec::new(),
             commits: VecDeque::new(),
+            open_records: 0,
             last_commit: CommitId::default(),
             pending: 0,
             repeats: DigestMap::default(),
@@ -275,11 +279,29 @@ impl Machine {
         MachineStats {
             counters: self.counters,
             pending: (self.pending + self.parked_count) as u64,
+            recording: (self.open_records + self.current.len() + self.carried.len()) as u64,
             resident_users: self.users.len() as u64,
             indexed_users: self.index.len() as u64,
             resident_messages: self.resident,
             links: self.links.len() as u64,
             ..self.stats
+        }
+    }
+
+    /// Where a message stands, if that is known without reading the store: `None` for messages that ended, or were
+    /// never there.
+    #[must_use]
+    pub fn status(&self, id: &UserId, entry: EntryRef) -> Option<Status> {
+        let lane = self.users.get(id).map(|user| user.lane_ref(entry.lane));
+        match lane.and_then(|lane| lane.entry(entry.seq)).map(|found| found.state) {
+            Some(EntryState::InFlight(_)) => Some(Status::Sent),
+            Some(_) => Some(Status::Accepted),
+            None if entry.seq >= self.settled => None,
+            None => {
+                let ended =
+                    lane.is_some_and(|lane| entry.seq <= lane.cursor || lane.ended.contains(&entry.seq));
+                (!ended).then_some(Status::Accepted)
+            }
         }
     }
 

@@ -8,7 +8,7 @@
 //! # fn main() {}
 //! ```
 //!
-//! The expression makes a new, empty store each time. [`store_suite`](self::store_suite) runs all cases in one call
+//! The expression makes a new, empty store each time. [`store_suite()`] runs all cases in one call
 //! instead. What a power cut leaves cannot be tested through the port; a store proves that on its own.
 
 use crate::ports::{Batch, Flow, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Store, StoreError};

@@ -19,6 +19,7 @@
 //! What the outbox does not decide: what has ended, what is a repeat, what survives. The machine does.
 
 mod chunk;
+mod export;
 pub mod keys;
 mod load;
 mod manifest;
@@ -41,6 +42,7 @@ use self::meta::Meta;
 use crate::ports::{Batch, Store, StoreError};
 use crate::record::{Epoch, Seq};
 
+pub use export::{Carried, EXPORT_VERSION, ExportError, ImportError};
 pub use merge::{DEFAULT_MAX_RUNS, Merge};
 pub use meta::{META_VERSION, RunInfo};
 pub use open::{Identity, Loss, OpenError, Opened};

@@ -10,6 +10,7 @@ use super::writer::{Pending, RunWriter, may_be_large, write_body};
 use super::{OutboxStore, Progress, keys, rows};
 use crate::id::UserId;
 use crate::machine::Survivors;
+use crate::message::Priority;
 use crate::ports::StoreError;
 use crate::record::{Accept, Counters, DedupRow, Epoch, Seq, UserRow};
 use crate::time::Timestamp;
@@ -49,12 +50,16 @@ enum Phase {
     Done,
 }
 
-/// An entry's place in the order of keys: the id's length and first bytes decide most comparisons.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+/// An entry's place in the order of keys: an id's length and first bytes, which are all of it for most.
+#[derive(Clone, Copy, Debug)]
 struct Sorted {
     prefix: u128,
+    lane: Priority,
     index: u32,
 }
+
+/// Bytes of an id that a prefix holds beside its length.
+const PREFIX_ID_BYTES: usize = 15;
 
 impl Settlement {
     /// What all shards handed over for the records below `before`, in parts. `counters` has one item for each shard,
@@ -143,11 +148,9 @@ impl Settlement {
         }
         let number = outbox.take_run_number();
         self.run = Some(RunWriter::new(RunInfo::new(number, settled, self.before.prev())));
-        self.order = (0..).zip(&self.entries).map(|(index, (_, accept))| Sorted::of(accept, index)).collect();
         // By place first: bodies are written in that order.
-        let entries = &self.entries;
-        let seq = |sorted: &Sorted| entries.get(sorted.index as usize).map(|(seq, _)| *seq);
-        self.order.sort_unstable_by_key(seq);
+        self.entries.sort_unstable_by_key(|(seq, _)| *seq);
+        self.order = (0..).zip(&self.entries).map(|(index, (_, accept))| Sorted::of(accept, index)).collect();
         Some(Phase::Bodies)
     }
 
@@ -169,18 +172,19 @@ impl Settlement {
         Some(Phase::Entries)
     }
 
+    /// By user and lane. The sort is stable, so that each lane stays in the order of places.
     fn sort_by_key(&mut self) {
         let entries = &self.entries;
-        self.order.sort_unstable_by(|a, b| {
-            a.prefix.cmp(&b.prefix).then_with(|| {
-                let key = |sorted: &Sorted| {
-                    entries.get(sorted.index as usize).map(|(seq, accept)| {
-                        let message = &accept.message;
-                        (keys::user_order(message.recipient()), message.priority(), *seq)
-                    })
-                };
-                key(a).cmp(&key(b))
-            })
+        let user = |sorted: &Sorted| {
+            let entry = entries.get(sorted.index as usize);
+            entry.map(|(_, accept)| keys::user_order(accept.message.recipient()))
+        };
+        self.order.sort_by(|a, b| {
+            let mut order = a.prefix.cmp(&b.prefix);
+            if order.is_eq() && a.is_longer() {
+                order = user(a).cmp(&user(b));
+            }
+            order.then(a.lane.cmp(&b.lane))
         });
     }
 
@@ -244,10 +248,15 @@ impl Settlement {
 impl Sorted {
     fn of(accept: &Accept, index: u32) -> Self {
         let (len, id) = keys::user_order(accept.message.recipient());
-        let mut prefix = [0; 16];
+        let mut prefix = [0; 1 + PREFIX_ID_BYTES];
         for (to, from) in prefix.iter_mut().zip([u8::try_from(len).unwrap_or(u8::MAX)].iter().chain(id)) {
             *to = *from;
         }
-        Self { prefix: u128::from_be_bytes(prefix), index }
+        Self { prefix: u128::from_be_bytes(prefix), lane: accept.message.priority(), index }
+    }
+
+    /// Whether the id goes on behind the prefix.
+    fn is_longer(self) -> bool {
+        usize::from(self.prefix.to_be_bytes()[0]) > PREFIX_ID_BYTES
     }
 }

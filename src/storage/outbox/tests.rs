@@ -13,6 +13,8 @@ use crate::time::Timestamp;
 
 mod crash;
 mod damage;
+mod export;
+mod recovery;
 
 const FRESH: Identity = Identity { stream: StreamId::from_u128(1), digest_key: 2 };
 const NORMAL: usize = Priority::Normal.index();

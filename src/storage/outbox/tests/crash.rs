@@ -57,6 +57,7 @@ fn settlement_is_wholly_there_or_wholly_absent_after_a_crash() {
     let outbox = before(&reference);
     let epoch = reference.take_epoch(Epoch(0)).unwrap();
     let old = view(&outbox);
+    let old_rows = census(&reference);
     // Rows come before the table. One that is newer judges what had settled before by what the journal still says.
     let mut ahead = view(&outbox);
     ahead.places[1].retain(|place| *place > 400);
@@ -80,6 +81,9 @@ fn settlement_is_wholly_there_or_wholly_absent_after_a_crash() {
             );
             assert!(!done || found == new, "done, and lost after {kept:?}");
             assert_eq!(opened.settled, found.settled);
+            let kinds = |rows: &BTreeMap<u8, usize>| [2, 3, 4].map(|kind| rows.get(&kind).copied());
+            let expected = if found == new { &rows } else { &old_rows };
+            assert_eq!(kinds(&census(&store)), kinds(expected), "orphans after {steps} steps, {kept:?}");
             assert!(outbox.verify(&mut |_| {}).unwrap().damage.is_empty());
             settle(&outbox, opened.epoch, vec![part(400, true)], 500);
             assert_eq!(view(&outbox), new, "settling again after {steps} steps, {kept:?}");
@@ -152,7 +156,47 @@ fn failed_steps_leave_the_old_state_and_can_be_done_again() {
         assert_eq!(outbox.settled(), Seq::new(500));
         assert_eq!(places(&outbox, "bob").len(), 240);
         drop(outbox);
+        // It may not have come to the failure yet.
+        store.heal();
         let (outbox, _) = open(&store);
         assert!(outbox.verify(&mut |_| {}).unwrap().damage.is_empty());
+    }
+}
+
+#[test]
+fn the_table_is_written_upon_a_run_that_is_durable() {
+    let store = FaultyStore::new();
+    let outbox = before(&store);
+    let epoch = store.take_epoch(Epoch(0)).unwrap();
+    let mut settlement = settlement(vec![part(400, false)], 500);
+    let settled = || meta::Meta::read(&store).unwrap().unwrap().settled;
+    while settled() < Seq::new(500) {
+        assert_eq!(settlement.step(&outbox, epoch).unwrap(), Progress::More);
+    }
+    assert_eq!(store.unsynced(), 1, "the table, and nothing that it names");
+    let mut merging = Merge::plan(&outbox, 1, Timestamp::ZERO).unwrap();
+    while settlement.step(&outbox, epoch).unwrap() != Progress::Done {}
+    while meta::Meta::read(&store).unwrap().unwrap().dropping.is_empty() {
+        assert_eq!(merging.step(&outbox, epoch).unwrap(), Progress::More);
+    }
+    assert_eq!(store.unsynced(), 1, "the table, and nothing that it names");
+}
+
+#[test]
+fn a_large_row_is_the_old_one_or_the_new_one_after_a_crash() {
+    let rows = [row(1, 1, &(10..9000).collect::<Vec<_>>()), row(2, 2, &(20..12_000).collect::<Vec<_>>())];
+    for steps in 0..12 {
+        for kept in KEPT {
+            let store = FaultyStore::new();
+            let (outbox, opened) = open(&store);
+            let part =
+                |n: usize| Survivors { rows: vec![(user("bob"), rows[n].clone())], ..Survivors::default() };
+            settle(&outbox, opened.epoch, vec![part(0)], 1);
+            let mut settlement = settlement(vec![part(1)], 2);
+            let (outbox, _, done) =
+                crash_after(&store, steps, kept, || settlement.step(&outbox, opened.epoch).unwrap());
+            let found = totals(&outbox, "bob").0.unwrap();
+            assert!(found == rows[1] || (!done && found == rows[0]), "after {steps} steps, {kept:?}");
+        }
     }
 }

@@ -1,0 +1,156 @@
+//! Attached sinks: the registry, and what the host holds of one.
+
+use core::fmt;
+
+use dashmap::DashMap;
+use tokio::sync::{mpsc, watch};
+
+use super::error::Closed;
+use super::mail::{Mail, Post};
+use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
+
+/// How long a sink whose queue is full counts as busy.
+const BUSY: core::time::Duration = core::time::Duration::from_secs(1);
+/// Batches that may wait for one sink.
+pub(super) const MAX_QUEUED: usize = 128;
+
+/// Why an attachment ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Detached {
+    /// The host dropped it.
+    Dropped,
+    /// The same device attached again, the user has too many devices, or the engine is shutting down.
+    Dismissed,
+    /// The sink panicked; the batch it had counts as a failed attempt.
+    Panicked,
+    /// The sink said that its connection is gone.
+    Disconnected,
+}
+
+/// A sink's queue, and how it is told that it ended.
+#[derive(Debug)]
+struct Slot {
+    queue: mpsc::Sender<Vec<Delivery>>,
+    end: watch::Sender<Option<Detached>>,
+}
+
+/// The attached sinks. Never hands out a reference into the map.
+#[derive(Debug, Default)]
+pub(super) struct Registry {
+    slots: DashMap<LinkId, Slot>,
+}
+
+impl Registry {
+    pub(super) fn insert(
+        &self,
+        link: LinkId,
+        queue: mpsc::Sender<Vec<Delivery>>,
+        end: watch::Sender<Option<Detached>>,
+    ) {
+        self.slots.insert(link, Slot { queue, end });
+    }
+
+    /// Queues a batch; gives back verdicts when it cannot be.
+    pub(super) fn offer(&self, link: LinkId, batch: Vec<Delivery>) -> Option<Vec<(EntryRef, Verdict)>> {
+        let queue = self.slots.get(&link).map(|slot| slot.queue.clone());
+        let (batch, verdict) = match queue.map(|queue| queue.try_send(batch)) {
+            Some(Ok(())) => return None,
+            Some(Err(mpsc::error::TrySendError::Full(batch))) => (batch, Verdict::Busy(BUSY)),
+            Some(Err(mpsc::error::TrySendError::Closed(batch))) => (batch, Verdict::Disconnected),
+            None => return None,
+        };
+        Some(batch.into_iter().map(|delivery| (delivery.entry, verdict.clone())).collect())
+    }
+
+    pub(super) fn dismiss(&self, link: LinkId) {
+        self.end(link, Detached::Dismissed);
+    }
+
+    /// Removes a sink, for this reason unless it has ended for another before.
+    pub(super) fn end(&self, link: LinkId, why: Detached) {
+        if let Some((_, slot)) = self.slots.remove(&link) {
+            slot.end.send_if_modified(|end| end.is_none() && end.replace(why).is_none());
+        }
+    }
+
+    pub(super) fn clear(&self) {
+        let links: Vec<_> = self.slots.iter().map(|slot| *slot.key()).collect();
+        links.into_iter().for_each(|link| self.dismiss(link));
+    }
+}
+
+/// Reports verdicts that come after `deliver` has returned. Cheap to clone.
+#[derive(Clone, Debug)]
+pub struct Acks {
+    link: LinkId,
+    post: Post,
+}
+
+impl Acks {
+    pub(super) fn new(link: LinkId, post: Post) -> Self {
+        Self { link, post }
+    }
+
+    /// Says what became of messages. Waits when the engine is busy.
+    ///
+    /// # Errors
+    /// [`Closed`] when the engine is gone: the messages will be offered again when it is back.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, nothing was reported.
+    pub async fn report(&self, verdicts: Vec<(EntryRef, Verdict)>) -> Result<(), Closed> {
+        let mail = Mail::Input(Input::Verdicts { link: self.link, verdicts });
+        self.post.mail.send(mail).await.map_err(|_| Closed)
+    }
+}
+
+/// An attached sink. Dropping it detaches the sink; what was in flight is offered again to the next one.
+pub struct Attachment {
+    link: LinkId,
+    post: Post,
+    registry: std::sync::Arc<Registry>,
+    end: watch::Receiver<Option<Detached>>,
+}
+
+impl Attachment {
+    pub(super) fn new(
+        link: LinkId,
+        post: Post,
+        registry: std::sync::Arc<Registry>,
+        end: watch::Receiver<Option<Detached>>,
+    ) -> Self {
+        Self { link, post, registry, end }
+    }
+
+    /// For verdicts that come after `deliver` has returned.
+    #[must_use]
+    pub fn acks(&self) -> Acks {
+        Acks::new(self.link, self.post.clone())
+    }
+
+    /// Waits until the attachment has ended by itself, and says why.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn closed(&self) -> Detached {
+        let mut end = self.end.clone();
+        match end.wait_for(Option::is_some).await {
+            Ok(why) => why.unwrap_or(Detached::Dismissed),
+            Err(_) => Detached::Dismissed,
+        }
+    }
+}
+
+impl Drop for Attachment {
+    fn drop(&mut self) {
+        self.registry.end(self.link, Detached::Dropped);
+        self.post.note(Input::Detach(self.link));
+    }
+}
+
+impl fmt::Debug for Attachment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Attachment").field("link", &self.link).finish_non_exhaustive()
+    }
+}

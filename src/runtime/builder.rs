@@ -1,0 +1,404 @@
+//! Building an engine: the whole configuration is checked, then the outbox is recovered and set to work.
+
+use core::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use core::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64};
+
+use crossbeam_channel::{bounded, unbounded};
+use tokio::runtime::Handle;
+use tokio::sync::{Mutex, Semaphore, mpsc};
+
+use super::attachment::Registry;
+use super::clock::SystemClock;
+use super::committer::{Committer, JournalGauge};
+use super::driver::{Driver, DriverState};
+use super::engine::{Engine, Inner};
+use super::keeper::{Keeper, KeeperGauge};
+use super::mail::Post;
+use super::tasks;
+use crate::config::{Config, ConfigError};
+use crate::digest::Digester;
+use crate::id::{MessageId, StreamId};
+use crate::machine::{Birth, Machine};
+use crate::ports::{Clock, Journal, JournalError, Store};
+use crate::record::{Counters, Epoch};
+use crate::storage::disk::RealDisk;
+use crate::storage::journal::{FileJournal, JournalConfig, MemoryJournal};
+use crate::storage::outbox::{Identity, OpenError, Opened, OutboxStore, RecoverError, Recovered, recover};
+
+/// Messages waiting to be taken by a driver; senders wait when it is full.
+const MAILBOX: usize = 4096;
+/// Orders waiting for the committer, beyond the two commits each driver may have open.
+const ORDERS: usize = 1024;
+/// Loads under way at once.
+const LOADS: usize = 4;
+/// What a message may take in the journal besides payload and headers.
+const RECORD_OVERHEAD: u64 = 4096;
+
+/// An engine could not be built. Unless the variant says otherwise, nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum BuildError {
+    /// The configuration contradicts itself. Nothing was opened.
+    #[error(transparent)]
+    Config(#[from] ConfigError),
+    /// There is no tokio runtime. Nothing was opened.
+    #[error(
+        "no tokio runtime is running here: build inside one, or give the builder a handle; nothing was opened"
+    )]
+    NoRuntime,
+    /// The outbox could not be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// The journal could not be opened or read.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The journal could not be replayed.
+    #[error(transparent)]
+    Recover(#[from] RecoverError),
+    /// The file system refused. What was synced is safe.
+    #[error("could not {op}: what was synced is safe")]
+    Io {
+        /// What was tried.
+        op: &'static str,
+        /// The cause.
+        #[source]
+        source: std::io::Error,
+    },
+}
+
+/// How much one user may have waiting.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OutboxLimit {
+    messages: Option<NonZeroU32>,
+    bytes: Option<NonZeroU64>,
+}
+
+impl OutboxLimit {
+    /// At most this many messages (at least one).
+    #[must_use]
+    pub fn messages(n: u32) -> Self {
+        Self { messages: NonZeroU32::new(n.max(1)), bytes: None }
+    }
+
+    /// And at most this many bytes.
+    #[must_use]
+    pub fn bytes(self, n: u64) -> Self {
+        Self { bytes: NonZeroU64::new(n.max(1)), ..self }
+    }
+}
+
+/// Puts an engine together.
+pub struct EngineBuilder {
+    store: Arc<dyn Store>,
+    journal: Option<Box<dyn Journal>>,
+    journal_size: JournalConfig,
+    config: Config,
+    shards: NonZeroUsize,
+    max_runs: usize,
+    clock: Option<Arc<dyn Clock>>,
+    handle: Option<Handle>,
+    seed: Option<u64>,
+}
+
+impl EngineBuilder {
+    pub(super) fn new(store: Arc<dyn Store>) -> Self {
+        Self {
+            store,
+            journal: None,
+            journal_size: JournalConfig::default(),
+            config: Config::default(),
+            shards: NonZeroUsize::MIN,
+            max_runs: 16,
+            clock: None,
+            handle: None,
+            seed: None,
+        }
+    }
+
+    /// Replaces all limits and policies.
+    #[must_use]
+    pub fn config(mut self, config: Config) -> Self {
+        self.config = config;
+        self
+    }
+
+    /// How many ids are remembered per sender, and how long.
+    #[must_use]
+    pub fn dedup_window(mut self, ids: usize, age: Duration) -> Self {
+        self.config.dedup_ids = NonZeroUsize::new(ids).unwrap_or(NonZeroUsize::MIN);
+        self.config.dedup_age = age;
+        self
+    }
+
+    /// How much one user may have waiting.
+    #[must_use]
+    pub fn outbox_limit(mut self, limit: OutboxLimit) -> Self {
+        self.config.max_user_messages = limit.messages.unwrap_or(self.config.max_user_messages);
+        self.config.max_user_bytes = limit.bytes.unwrap_or(self.config.max_user_bytes);
+        self
+    }
+
+    /// The journal's segments. A server keeps tens of MiB, a phone one.
+    #[must_use]
+    pub fn journal_size(mut self, segment_bytes: u64, segments: u32) -> Self {
+        self.journal_size = JournalConfig { segment_bytes, segments };
+        self
+    }
+
+    /// A journal of the host's own, instead of files beside the store (or memory, for a store in memory).
+    #[must_use]
+    pub fn journal(mut self, journal: impl Journal + 'static) -> Self {
+        self.journal = Some(Box::new(journal));
+        self
+    }
+
+    /// Shards, each with a driver task of its own. One unless set.
+    #[must_use]
+    pub fn shards(mut self, shards: NonZeroUsize) -> Self {
+        self.shards = shards;
+        self
+    }
+
+    /// Runs in the store before they are merged. 16 unless set: each one costs a look-up when a user attaches.
+    #[must_use]
+    pub fn max_runs(mut self, runs: usize) -> Self {
+        self.max_runs = runs.max(1);
+        self
+    }
+
+    /// Where time comes from, instead of the system's clocks.
+    #[must_use]
+    pub fn clock(mut self, clock: impl Clock) -> Self {
+        self.clock = Some(Arc::new(clock));
+        self
+    }
+
+    /// The tokio runtime to work on, instead of the one this is called in.
+    #[must_use]
+    pub fn handle(mut self, handle: Handle) -> Self {
+        self.handle = Some(handle);
+        self
+    }
+
+    /// Seeds backoff jitter, for tests.
+    #[must_use]
+    pub fn seed(mut self, seed: u64) -> Self {
+        self.seed = Some(seed);
+        self
+    }
+
+    /// Checks the configuration, recovers the outbox and sets it to work. Blocks while it reads the journal.
+    ///
+    /// # Errors
+    /// [`BuildError`].
+    pub fn build(mut self) -> Result<Engine, BuildError> {
+        self.check()?;
+        let handle = match self.handle.take() {
+            Some(handle) => handle,
+            None => Handle::try_current().map_err(|_| BuildError::NoRuntime)?,
+        };
+        let journal = match self.journal.take() {
+            Some(journal) => journal,
+            None => self.open_journal()?,
+        };
+        self.start(journal, handle)
+    }
+
+    fn check(&self) -> Result<(), BuildError> {
+        self.config.check()?;
+        if self.journal.is_none() {
+            self.journal_size.validate().map_err(|error| ConfigError::new(error.to_string()))?;
+            let largest = self.config.max_payload_bytes.get() as u64 + RECORD_OVERHEAD;
+            if largest > self.journal_size.largest_message_bytes() {
+                return Err(ConfigError::new(format!(
+                    "a message of {largest} bytes is over a quarter of a journal segment: \
+                     lower max_payload_bytes or raise segment_bytes"
+                ))
+                .into());
+            }
+        }
+        Ok(())
+    }
+
+    fn open_journal(&self) -> Result<Box<dyn Journal>, BuildError> {
+        match self.store.home() {
+            None => Ok(Box::new(MemoryJournal::new(self.journal_size)?)),
+            Some(home) => {
+                let disk = RealDisk::open(home.join("journal"))
+                    .map_err(|source| BuildError::Io { op: "open the journal's directory", source })?;
+                Ok(Box::new(FileJournal::open(
+                    Arc::new(disk) as Arc<dyn crate::storage::disk::Disk>,
+                    self.journal_size,
+                )?))
+            }
+        }
+    }
+
+    fn start(mut self, mut journal: Box<dyn Journal>, handle: Handle) -> Result<Engine, BuildError> {
+        let fresh = Identity { stream: StreamId::from_u128(random()), digest_key: random() };
+        let manifest = self.store.home().map(|home| home.join("MANIFEST"));
+        let (outbox, opened) = OutboxStore::open(self.store.clone(), manifest, Epoch::default(), fresh)?;
+        let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(opened.last_time)));
+        let (machines, recovered) = self.recover(&opened, &mut *journal)?;
+        let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
+        journal.begin(epoch)?;
+        tracing::info!(
+            epoch = epoch.0,
+            records = recovered.replay.records,
+            tail_cut = recovered.replay.tail_cut.is_some(),
+            damaged = recovered.replay.damaged.len() + recovered.bad.len(),
+            lost_runs = opened.lost.len(),
+            "outbox opened"
+        );
+        Assembly { builder: self, handle, clock, outbox, opened, recovered, journal }.run(machines)
+    }
+
+    fn recover(
+        &self,
+        opened: &Opened,
+        journal: &mut dyn Journal,
+    ) -> Result<(Vec<Machine>, Recovered), BuildError> {
+        let shards = self.shards.get();
+        let mut machines: Vec<_> = (0..shards).map(|i| Machine::new(self.birth(opened, i))).collect();
+        let recovered = recover(opened, journal, shards, &mut |shard, seq, record, counts| {
+            if let Some(machine) = machines.get_mut(shard) {
+                machine.replay(seq, record, counts);
+            }
+        })?;
+        Ok((machines, recovered))
+    }
+
+    /// What shard `i` is born with. When the number of shards has changed, the first one starts with the counters of
+    /// all; sums stay exact.
+    fn birth(&self, opened: &Opened, i: usize) -> Birth {
+        let shards = self.shards.get();
+        let mut config = self.config.clone();
+        let part = |n: NonZeroU64| NonZeroU64::new(n.get() / shards as u64).unwrap_or(NonZeroU64::MIN);
+        config.max_total_messages = part(config.max_total_messages);
+        config.max_total_bytes = part(config.max_total_bytes);
+        let mut counters = Counters::default();
+        match (opened.counters.len() == shards, opened.counters.get(i)) {
+            (true, Some((own, _))) => counters = *own,
+            (false, _) if i == 0 => opened.counters.iter().for_each(|(theirs, _)| counters.add(theirs)),
+            _ => {}
+        }
+        Birth {
+            config,
+            stream: opened.identity.stream,
+            epoch: opened.epoch,
+            digest_key: opened.identity.digest_key,
+            seed: self.seed.unwrap_or_else(|| random() as u64).wrapping_add(i as u64),
+            settled: opened.settled,
+            counters,
+            store_empty: opened.store_empty,
+        }
+    }
+}
+
+/// Everything that was opened, on its way to work.
+struct Assembly {
+    builder: EngineBuilder,
+    handle: Handle,
+    clock: Arc<dyn Clock>,
+    outbox: OutboxStore,
+    opened: Opened,
+    recovered: Recovered,
+    journal: Box<dyn Journal>,
+}
+
+impl Assembly {
+    fn run(self, machines: Vec<Machine>) -> Result<Engine, BuildError> {
+        let (orders, committer_orders) = bounded(ORDERS);
+        // Not bounded by itself: a settling has a bounded number of parts, and sealed segments are few.
+        let (events, keeper_events) = unbounded();
+        let (journal_gauge, keeper_gauge) =
+            (Arc::new(JournalGauge::default()), Arc::new(KeeperGauge::default()));
+        let registry = Arc::new(Registry::default());
+        let loads = Arc::new(Semaphore::new(LOADS));
+        let max_mail_bytes = (self.journal.space().max_group_bytes / 4).min(1 << 20);
+        let mut drivers = Vec::new();
+        let mut shards: Vec<Post> = Vec::new();
+        for (shard, machine) in machines.into_iter().enumerate() {
+            let (mail, mail_in) = mpsc::channel(MAILBOX);
+            let (notes, notes_in) = mpsc::unbounded_channel();
+            let post = Post { mail, notes };
+            shards.push(post.clone());
+            drivers.push(Driver {
+                shard,
+                machine,
+                post,
+                mail: mail_in,
+                notes: notes_in,
+                clock: self.clock.clone(),
+                committer: orders.clone(),
+                keeper: events.clone(),
+                registry: registry.clone(),
+                outbox: self.outbox.clone(),
+                loads: loads.clone(),
+                handle: self.handle.clone(),
+                max_mail_bytes,
+                state: DriverState::default(),
+            });
+        }
+        let committer = Committer {
+            journal: self.journal,
+            epoch: self.opened.epoch,
+            next: self.recovered.next_seq,
+            orders: committer_orders,
+            shards: shards.clone(),
+            keeper: events.clone(),
+            gauge: journal_gauge.clone(),
+        };
+        let keeper = Keeper {
+            outbox: self.outbox.clone(),
+            epoch: self.opened.epoch,
+            events: keeper_events,
+            shards: shards.clone(),
+            committer: orders.clone(),
+            clock: self.clock,
+            journal: journal_gauge.clone(),
+            gauge: keeper_gauge.clone(),
+            max_runs: self.builder.max_runs,
+            dedup_age: self.builder.config.dedup_age,
+            sealed: (self.recovered.replay.records > 0).then_some(self.recovered.next_seq),
+        };
+        let failed = |source| BuildError::Io { op: "start a thread", source };
+        let threads = vec![
+            tasks::thread("committer", || committer.run()).map_err(failed)?,
+            tasks::thread("keeper", || keeper.run()).map_err(failed)?,
+        ];
+        let drivers = drivers.into_iter().map(|driver| tasks::spawn(&self.handle, driver.run())).collect();
+        let inner = Inner {
+            shards,
+            digester: Digester::new(self.opened.identity.digest_key),
+            stream: self.opened.identity.stream,
+            registry,
+            handle: self.handle,
+            next_link: AtomicU64::new(1),
+            outbox: self.outbox,
+            journal: journal_gauge,
+            kept: keeper_gauge,
+            committer: orders,
+            keeper: events,
+            threads: std::sync::Mutex::new(threads),
+            drivers: Mutex::new(drivers),
+            closing: AtomicBool::new(false),
+            recovered: self.recovered,
+            lost: self.opened.lost,
+        };
+        Ok(Engine { inner: Arc::new(inner) })
+    }
+}
+
+/// 128 random bits from the system.
+fn random() -> u128 {
+    uuid::Uuid::new_v4().as_u128() ^ MessageId::random().as_u128().rotate_left(64)
+}
+
+impl core::fmt::Debug for EngineBuilder {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.debug_struct("EngineBuilder").field("config", &self.config).finish_non_exhaustive()
+    }
+}

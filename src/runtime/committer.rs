@@ -1,0 +1,309 @@
+//! The committer: everything that waits becomes one group, one write, one sync.
+//!
+//! One thread owns the journal. While it syncs, drivers build the next group: group commit with no timer in the way.
+//! It never waits for a driver; drivers and the keeper may wait for it.
+
+use core::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::clock::Stopwatch;
+use super::keeper::Event;
+use super::mail::Post;
+use crate::machine::{CommitId, Input};
+use crate::ports::{Group, Journal, JournalError};
+use crate::record::{Epoch, Seq};
+
+/// The first wait after a failed heal.
+const HEAL_FLOOR: Duration = Duration::from_millis(10);
+/// The longest.
+const HEAL_CAP: Duration = Duration::from_secs(2);
+/// How long a full journal may wait for settling before new messages are refused.
+const FULL_PATIENCE: Duration = Duration::from_secs(2);
+
+/// One driver's records.
+#[derive(Debug)]
+pub(super) struct Request {
+    pub(super) shard: usize,
+    pub(super) commit: CommitId,
+    pub(super) count: u32,
+    pub(super) accepts: bool,
+    pub(super) records: Vec<u8>,
+}
+
+/// What reaches the committer.
+#[derive(Debug)]
+pub(super) enum Order {
+    Commit(Request),
+    Recycle(Seq),
+    Stop,
+}
+
+/// What others may see of the journal, without asking.
+#[derive(Debug, Default)]
+pub(super) struct JournalGauge {
+    pub(super) free: AtomicU32,
+    pub(super) segments: AtomicU32,
+    pub(super) commits: AtomicU64,
+    pub(super) records: AtomicU64,
+    pub(super) commit_nanos: AtomicU64,
+    pub(super) failures: AtomicU64,
+    pub(super) degraded: AtomicBool,
+}
+
+pub(super) struct Committer {
+    pub(super) journal: Box<dyn Journal>,
+    pub(super) epoch: Epoch,
+    pub(super) next: Seq,
+    pub(super) orders: Receiver<Order>,
+    pub(super) shards: Vec<Post>,
+    pub(super) keeper: Sender<Event>,
+    pub(super) gauge: Arc<JournalGauge>,
+}
+
+/// Whether the thread goes on.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Go {
+    On,
+    Stop,
+}
+
+impl Committer {
+    /// Runs until told to stop, or until nobody can tell it anything any more.
+    pub(super) fn run(mut self) {
+        let mut waiting = Vec::new();
+        let mut buffer = Vec::new();
+        self.publish_space();
+        while let Ok(order) = self.orders.recv() {
+            let mut go = self.take(order, &mut waiting);
+            while let (Go::On, Ok(order)) = (go, self.orders.try_recv()) {
+                go = self.take(order, &mut waiting);
+            }
+            while !waiting.is_empty() {
+                let group = self.next_group(&mut waiting);
+                if self.commit(group, &mut buffer, &mut waiting) == Go::Stop {
+                    go = Go::Stop;
+                    break;
+                }
+            }
+            if go == Go::Stop {
+                self.fail(core::mem::take(&mut waiting), false);
+                return;
+            }
+        }
+    }
+
+    fn take(&mut self, order: Order, waiting: &mut Vec<Request>) -> Go {
+        match order {
+            Order::Commit(request) => waiting.push(request),
+            Order::Recycle(before) => self.recycle(before),
+            Order::Stop => return Go::Stop,
+        }
+        Go::On
+    }
+
+    /// As much of what waits as one group takes.
+    fn next_group(&self, waiting: &mut Vec<Request>) -> Vec<Request> {
+        let max = self.journal.space().max_group_bytes;
+        let mut bytes = 0;
+        let fits = waiting.iter().take_while(|request| {
+            bytes += request.records.len() as u64;
+            bytes <= max
+        });
+        let n = fits.count().max(1);
+        waiting.drain(..n).collect()
+    }
+
+    /// Writes and syncs one group, whatever it takes.
+    fn commit(&mut self, group: Vec<Request>, buffer: &mut Vec<u8>, waiting: &mut Vec<Request>) -> Go {
+        let watch = Stopwatch::start();
+        let accepts = group.iter().any(|request| request.accepts);
+        match self.append(&group, buffer, !accepts) {
+            Ok(first) => self.sync(group, first, watch, waiting),
+            Err(JournalError::Full) => self.wait_for_room(group, buffer, waiting),
+            Err(JournalError::TooLarge { .. }) => {
+                self.fail(group, false);
+                Go::On
+            }
+            Err(_) => self.heal(group, waiting),
+        }
+    }
+
+    fn append(
+        &mut self,
+        group: &[Request],
+        buffer: &mut Vec<u8>,
+        reserve: bool,
+    ) -> Result<Seq, JournalError> {
+        let count = group.iter().map(|request| request.count).sum();
+        let first = self.next;
+        let records: &[u8] = match group {
+            [only] => &only.records,
+            _ => {
+                buffer.clear();
+                group.iter().for_each(|request| buffer.extend_from_slice(&request.records));
+                buffer
+            }
+        };
+        let appended = self.journal.append(self.epoch, Group { first, count, records }, reserve)?;
+        self.next = first.plus(u64::from(count));
+        if let Some(before) = appended.sealed_before {
+            self.publish_space();
+            let _ = self.keeper.send(Event::Sealed(before));
+        }
+        for request in group {
+            self.tell(request.shard, Input::Written(request.commit));
+        }
+        Ok(first)
+    }
+
+    fn sync(&mut self, group: Vec<Request>, first: Seq, watch: Stopwatch, waiting: &mut Vec<Request>) -> Go {
+        if self.journal.sync(self.epoch).is_err() {
+            return self.heal(group, waiting);
+        }
+        let mut first = first;
+        self.gauge.commits.fetch_add(1, Ordering::Relaxed);
+        self.gauge.commit_nanos.fetch_add(watch.nanos(), Ordering::Relaxed);
+        for request in group {
+            self.gauge.records.fetch_add(u64::from(request.count), Ordering::Relaxed);
+            self.tell(request.shard, Input::Persisted { commit: request.commit, first });
+            first = first.plus(u64::from(request.count));
+        }
+        Go::On
+    }
+
+    /// The journal is full: waits for the keeper, within bounds; then refuses new messages and lets facts use the
+    /// reserve.
+    fn wait_for_room(&mut self, group: Vec<Request>, buffer: &mut Vec<u8>, waiting: &mut Vec<Request>) -> Go {
+        let _ = self.keeper.send(Event::Full);
+        let watch = Stopwatch::start();
+        while watch.nanos() < FULL_PATIENCE.as_nanos() as u64 {
+            match self.orders.recv_timeout(Duration::from_millis(50)) {
+                Ok(Order::Recycle(before)) => {
+                    self.recycle(before);
+                    return self.commit(group, buffer, waiting);
+                }
+                Ok(Order::Commit(request)) => waiting.push(request),
+                Err(RecvTimeoutError::Timeout) => {}
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
+                    self.fail(group, false);
+                    return Go::Stop;
+                }
+            }
+        }
+        self.set_writable(false);
+        let (accepts, facts): (Vec<_>, Vec<_>) =
+            group.into_iter().chain(waiting.drain(..)).partition(|request| request.accepts);
+        self.fail(accepts, false);
+        let failed = match facts.is_empty() {
+            true => None,
+            false => self.try_facts(facts, buffer),
+        };
+        self.wait_until_recycled(failed)
+    }
+
+    /// Facts without messages, on the reserve; gives back what finds no room.
+    fn try_facts(&mut self, facts: Vec<Request>, buffer: &mut Vec<u8>) -> Option<Vec<Request>> {
+        match self.append(&facts, buffer, true) {
+            Ok(first) => {
+                self.sync(facts, first, Stopwatch::start(), &mut Vec::new());
+                None
+            }
+            Err(_) => Some(facts),
+        }
+    }
+
+    /// Degraded until the keeper has made room: every commit is given back at once.
+    fn wait_until_recycled(&mut self, failed: Option<Vec<Request>>) -> Go {
+        self.fail(failed.unwrap_or_default(), false);
+        loop {
+            match self.orders.recv() {
+                Ok(Order::Recycle(before)) => {
+                    self.recycle(before);
+                    self.set_writable(true);
+                    return Go::On;
+                }
+                Ok(Order::Commit(request)) => self.fail(vec![request], false),
+                Ok(Order::Stop) | Err(_) => return Go::Stop,
+            }
+        }
+    }
+
+    /// A write or sync failed: what was in the group is unknown, what waits is not stored, and nothing is taken until
+    /// the journal is healed.
+    fn heal(&mut self, group: Vec<Request>, waiting: &mut Vec<Request>) -> Go {
+        self.gauge.failures.fetch_add(1, Ordering::Relaxed);
+        self.next = self.next.plus(group.iter().map(|request| u64::from(request.count)).sum());
+        self.set_writable(false);
+        self.fail(group, true);
+        self.fail(core::mem::take(waiting), false);
+        let mut wait = HEAL_FLOOR;
+        loop {
+            match self.journal.heal(self.epoch) {
+                Ok(()) => {
+                    self.publish_space();
+                    self.set_writable(true);
+                    return Go::On;
+                }
+                Err(JournalError::Fenced { .. }) => return self.stay_fenced(),
+                Err(_) => {}
+            }
+            match self.orders.recv_timeout(wait) {
+                Ok(Order::Commit(request)) => self.fail(vec![request], false),
+                Ok(Order::Recycle(before)) => self.recycle(before),
+                Err(RecvTimeoutError::Timeout) => wait = (wait * 2).min(HEAL_CAP),
+                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => return Go::Stop,
+            }
+        }
+    }
+
+    /// Another owner has the journal: nothing is ever written again.
+    fn stay_fenced(&mut self) -> Go {
+        tracing::warn!("another engine owns the journal: this one accepts nothing any more");
+        while let Ok(order) = self.orders.recv() {
+            match order {
+                Order::Commit(request) => self.fail(vec![request], false),
+                Order::Recycle(_) => {}
+                Order::Stop => break,
+            }
+        }
+        Go::Stop
+    }
+
+    fn recycle(&mut self, before: Seq) {
+        if let Err(error) = self.journal.recycle(self.epoch, before) {
+            tracing::warn!(%error, "journal segments could not be recycled");
+        }
+        self.publish_space();
+    }
+
+    fn publish_space(&self) {
+        let space = self.journal.space();
+        self.gauge.free.store(space.free, Ordering::Relaxed);
+        self.gauge.segments.store(space.segments, Ordering::Relaxed);
+    }
+
+    fn set_writable(&self, writable: bool) {
+        if self.gauge.degraded.swap(!writable, Ordering::Relaxed) == writable {
+            match writable {
+                true => tracing::info!("the journal takes commits again"),
+                false => tracing::warn!("the journal takes no commits: sends are refused until it heals"),
+            }
+        }
+        self.shards.iter().for_each(|post| post.note(Input::Writable(writable)));
+    }
+
+    fn fail(&self, requests: Vec<Request>, unknown: bool) {
+        for request in requests {
+            self.tell(request.shard, Input::PersistFailed { commit: request.commit, unknown });
+        }
+    }
+
+    fn tell(&self, shard: usize, input: Input) {
+        if let Some(post) = self.shards.get(shard) {
+            post.note(input);
+        }
+    }
+}

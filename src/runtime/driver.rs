@@ -1,0 +1,297 @@
+//! The driver: one task per shard that feeds its machine and carries out what it says.
+
+use core::time::Duration;
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use crossbeam_channel::Sender;
+use lru::LruCache;
+use tokio::runtime::Handle;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::attachment::Registry;
+use super::committer::{Order, Request};
+use super::keeper::Event;
+use super::mail::{Mail, Note, Post, Reply};
+use super::receipt::{Reached, Stage};
+use super::tasks;
+use crate::codec;
+use crate::id::UserId;
+use crate::machine::{Action, Change, EntryRef, Input, LoadId, Machine, Query, Ticket};
+use crate::ports::Clock;
+use crate::record::Record;
+use crate::status::Status;
+use crate::storage::outbox::OutboxStore;
+use crate::time::Timestamp;
+
+/// Commits a driver may have open before it takes no more mail: one that syncs, one that waits.
+const MAX_OPEN_COMMITS: usize = 2;
+/// Mail taken at once.
+const MAX_MAIL: usize = 1024;
+/// Messages watched for in one shard.
+const MAX_WATCHED: usize = 65_536;
+/// Ends remembered for those who begin to watch late.
+const MAX_REMEMBERED: usize = 8192;
+
+/// A message, to those who watch it.
+type Watched = (UserId, EntryRef);
+
+pub(super) struct Driver {
+    pub(super) shard: usize,
+    pub(super) machine: Machine,
+    pub(super) post: Post,
+    pub(super) mail: mpsc::Receiver<Mail>,
+    pub(super) notes: mpsc::UnboundedReceiver<Note>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) committer: Sender<Order>,
+    pub(super) keeper: Sender<Event>,
+    pub(super) registry: Arc<Registry>,
+    pub(super) outbox: OutboxStore,
+    pub(super) loads: Arc<Semaphore>,
+    pub(super) handle: Handle,
+    /// The most bytes of new messages taken into one commit.
+    pub(super) max_mail_bytes: u64,
+    pub(super) state: DriverState,
+}
+
+/// What a driver remembers between wake-ups.
+pub(super) struct DriverState {
+    replies: HashMap<u64, Reply>,
+    next_ticket: u64,
+    open_commits: usize,
+    watchers: HashMap<Watched, Vec<(Stage, oneshot::Sender<Reached>)>>,
+    ended: LruCache<Watched, (Status, bool)>,
+}
+
+impl Default for DriverState {
+    fn default() -> Self {
+        let remembered = core::num::NonZeroUsize::new(MAX_REMEMBERED).unwrap_or(core::num::NonZeroUsize::MIN);
+        Self {
+            replies: HashMap::new(),
+            next_ticket: 0,
+            open_commits: 0,
+            watchers: HashMap::new(),
+            ended: LruCache::new(remembered),
+        }
+    }
+}
+
+impl Driver {
+    /// Runs until told to stop, or until nobody holds the engine any more.
+    pub(super) async fn run(mut self) {
+        let mut mail = Vec::with_capacity(MAX_MAIL);
+        loop {
+            self.drain();
+            match self.wait(&mut mail).await {
+                Woken::Note(note) => {
+                    if !self.take_notes(note) {
+                        return;
+                    }
+                }
+                Woken::Mail => {}
+                Woken::Timer => self.machine.handle(self.clock.now(), Input::Tick),
+                Woken::Closed => return,
+            }
+            let now = self.clock.now();
+            for item in mail.drain(..) {
+                self.take_mail(now, item);
+            }
+            self.take_more_mail(now);
+        }
+    }
+
+    async fn wait(&mut self, mail: &mut Vec<Mail>) -> Woken {
+        let now = self.clock.now();
+        let timeout = self.machine.poll_timeout().map(|at| at.since(now));
+        if timeout == Some(Duration::ZERO) {
+            return match self.notes.try_recv() {
+                Ok(note) => Woken::Note(note),
+                Err(_) => {
+                    tokio::task::yield_now().await;
+                    Woken::Timer
+                }
+            };
+        }
+        let takes_mail = self.state.open_commits < MAX_OPEN_COMMITS;
+        let sleep = tokio::time::sleep(timeout.unwrap_or(Duration::MAX).min(Duration::from_secs(3600)));
+        tokio::select! {
+            biased;
+            note = self.notes.recv() => note.map_or(Woken::Closed, Woken::Note),
+            n = self.mail.recv_many(mail, 1), if takes_mail => if n == 0 { Woken::Closed } else { Woken::Mail },
+            () = sleep, if timeout.is_some() => Woken::Timer,
+        }
+    }
+
+    /// `false` when told to stop.
+    fn take_notes(&mut self, first: Note) -> bool {
+        let now = self.clock.now();
+        let mut next = Some(first);
+        while let Some(note) = next {
+            match note {
+                Note::Stop => return false,
+                Note::Input(input) => {
+                    if matches!(input, Input::Persisted { .. } | Input::PersistFailed { .. }) {
+                        self.state.open_commits = self.state.open_commits.saturating_sub(1);
+                    }
+                    self.machine.handle(now, input);
+                }
+            }
+            next = self.notes.try_recv().ok();
+        }
+        true
+    }
+
+    /// Fills the commit that is being built, within its bounds.
+    fn take_more_mail(&mut self, now: Timestamp) {
+        let mut bytes = 0_u64;
+        for _ in 0..MAX_MAIL {
+            if self.state.open_commits >= MAX_OPEN_COMMITS || bytes >= self.max_mail_bytes {
+                return;
+            }
+            let Ok(item) = self.mail.try_recv() else { return };
+            bytes += match &item {
+                Mail::Send { message, .. } => message.cost(),
+                Mail::Receive { delivery, .. } => delivery.message.cost(),
+                _ => 0,
+            };
+            self.take_mail(now, item);
+        }
+    }
+
+    fn take_mail(&mut self, now: Timestamp, item: Mail) {
+        match item {
+            Mail::Send { message, reply } => {
+                let ticket = self.ticket(reply);
+                self.machine.handle(now, Input::Send { ticket, message });
+            }
+            Mail::Receive { delivery, reply } => {
+                let ticket = self.ticket(reply);
+                self.machine.handle(now, Input::Receive { ticket, delivery });
+            }
+            Mail::Watch { user, entry, stage, reply } => self.watch((user, entry), stage, reply),
+            Mail::Stats(reply) => {
+                let _ = reply.send(self.machine.stats());
+            }
+            Mail::Input(input) => self.machine.handle(now, input),
+        }
+    }
+
+    fn ticket(&mut self, reply: Reply) -> Ticket {
+        self.state.next_ticket += 1;
+        self.state.replies.insert(self.state.next_ticket, reply);
+        Ticket(self.state.next_ticket)
+    }
+
+    fn drain(&mut self) {
+        while let Some(action) = self.machine.poll_action() {
+            match action {
+                Action::Answer { ticket, result } => {
+                    if let Some(reply) = self.state.replies.remove(&ticket.0) {
+                        let _ = reply.send(result);
+                    }
+                }
+                Action::Persist { commit, records, accepts } => {
+                    let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
+                    let records = encode(&records);
+                    self.state.open_commits += 1;
+                    let request = Request { shard: self.shard, commit, count, accepts, records };
+                    if self.committer.send(Order::Commit(request)).is_err() {
+                        self.post.note(Input::PersistFailed { commit, unknown: false });
+                    }
+                }
+                Action::Offer { link, batch } => {
+                    if let Some(rejected) = self.registry.offer(link, batch) {
+                        self.post.note(Input::Verdicts { link, verdicts: rejected });
+                    }
+                }
+                Action::Dismiss(link) => self.registry.dismiss(link),
+                Action::Load { load, query } => self.load(load, query),
+                Action::Announce(change) => self.announce(&change),
+                Action::Survivors(part) => {
+                    let _ = self.keeper.send(Event::Survivors(self.shard, Box::new(part)));
+                }
+            }
+        }
+    }
+
+    fn load(&self, load: LoadId, query: Query) {
+        let (outbox, post, handle) = (self.outbox.clone(), self.post.clone(), self.handle.clone());
+        let loads = self.loads.clone();
+        tasks::spawn(&self.handle, async move {
+            let Ok(_permit) = loads.acquire().await else { return };
+            let found = handle.spawn_blocking(move || outbox.load(&query)).await;
+            match found {
+                Ok(Ok(found)) => post.note(Input::Loaded { load, found: Box::new(found) }),
+                Ok(Err(error)) => {
+                    tracing::warn!(%error, "the store could not be read");
+                    post.note(Input::LoadFailed(load));
+                }
+                Err(_) => post.note(Input::LoadFailed(load)),
+            }
+        });
+    }
+
+    fn announce(&mut self, change: &Change) {
+        tracing::debug!(
+            messaging.system = "lastmile",
+            messaging.message.id = change.id.map(tracing::field::display),
+            status = ?change.status,
+            attempts = change.attempts,
+            possibly_delivered = change.possibly_delivered,
+            "message status"
+        );
+        let ended = change.status.is_terminal();
+        if !ended && self.state.watchers.is_empty() {
+            return;
+        }
+        let watched = (change.user.clone(), change.entry);
+        if let Some(waiting) = self.state.watchers.remove(&watched) {
+            let mut left = Vec::new();
+            for (stage, reply) in waiting {
+                match Reached::of(stage, change.status, change.possibly_delivered) {
+                    Some(reached) => drop(reply.send(reached)),
+                    None if reply.is_closed() => {}
+                    None => left.push((stage, reply)),
+                }
+            }
+            if !left.is_empty() {
+                self.state.watchers.insert(watched.clone(), left);
+            }
+        }
+        if ended {
+            self.state.ended.put(watched, (change.status, change.possibly_delivered));
+        }
+    }
+
+    /// Dropping `reply` tells the watcher that the message is forgotten.
+    fn watch(&mut self, watched: Watched, stage: Stage, reply: oneshot::Sender<Reached>) {
+        let now = match self.state.ended.get(&watched) {
+            Some(ended) => Some(*ended),
+            None => self.machine.status(&watched.0, watched.1).map(|status| (status, false)),
+        };
+        let Some((status, possibly_delivered)) = now else { return };
+        if let Some(reached) = Reached::of(stage, status, possibly_delivered) {
+            let _ = reply.send(reached);
+            return;
+        }
+        if self.state.watchers.len() >= MAX_WATCHED {
+            self.state.watchers.retain(|_, waiting| waiting.iter().any(|(_, reply)| !reply.is_closed()));
+        }
+        if self.state.watchers.len() < MAX_WATCHED {
+            self.state.watchers.entry(watched).or_default().push((stage, reply));
+        }
+    }
+}
+
+enum Woken {
+    Note(Note),
+    Mail,
+    Timer,
+    Closed,
+}
+
+fn encode(records: &[Record]) -> Vec<u8> {
+    let mut bytes = Vec::with_capacity(records.len().saturating_mul(384));
+    records.iter().for_each(|record| codec::encode_record(record, &mut bytes));
+    bytes
+}

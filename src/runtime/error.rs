@@ -1,0 +1,102 @@
+//! Errors of the engine's operations.
+
+use crate::machine::Refusal;
+use crate::message::Message;
+
+/// A message was not accepted. Unless [`Refusal::OutcomeUnknown`] says otherwise, nothing was stored. The message comes
+/// back, and sending it again, with the same id, is always safe.
+#[derive(Debug, thiserror::Error)]
+#[error("message {} was not accepted: {reason}", .message.id())]
+pub struct SendError {
+    message: Box<Message>,
+    #[source]
+    reason: Refusal,
+}
+
+impl SendError {
+    pub(super) fn new(message: Message, reason: Refusal) -> Self {
+        Self { message: Box::new(message), reason }
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> &Refusal {
+        &self.reason
+    }
+
+    /// The message, to be sent again or kept elsewhere.
+    #[must_use]
+    pub fn into_message(self) -> Message {
+        *self.message
+    }
+
+    /// Whether sending the same message again later can succeed without anything being changed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self.reason {
+            Refusal::OutboxFull { .. }
+            | Refusal::EngineFull { .. }
+            | Refusal::Overloaded
+            | Refusal::OutcomeUnknown
+            | Refusal::Degraded
+            | Refusal::StoreUnreadable
+            | Refusal::NobodyAttached => true,
+            Refusal::PayloadTooLarge { .. } | Refusal::Conflict | Refusal::ShuttingDown => false,
+        }
+    }
+
+    /// A short name, the same for all errors of this kind, for metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self.reason {
+            Refusal::PayloadTooLarge { .. } => "payload_too_large",
+            Refusal::OutboxFull { .. } => "outbox_full",
+            Refusal::EngineFull { .. } => "engine_full",
+            Refusal::Overloaded => "overloaded",
+            Refusal::Conflict => "conflict",
+            Refusal::OutcomeUnknown => "outcome_unknown",
+            Refusal::Degraded => "degraded",
+            Refusal::StoreUnreadable => "store_unreadable",
+            Refusal::NobodyAttached => "nobody_attached",
+            Refusal::ShuttingDown => "shutting_down",
+        }
+    }
+}
+
+/// A sink could not be attached. Nothing was changed.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum AttachError {
+    /// An id is empty or too long.
+    #[error(transparent)]
+    Id(#[from] crate::id::InvalidId),
+    /// The engine is shutting down.
+    #[error("the engine is shutting down: nothing was attached")]
+    ShuttingDown,
+}
+
+impl From<core::convert::Infallible> for AttachError {
+    fn from(never: core::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// The engine is gone or going. What was accepted is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the engine is shut down; what it accepted is safe in its outbox")]
+pub struct Closed;
+
+/// A message cannot be watched. Its state is unaffected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum WatchError {
+    /// Its place is not known: it was answered before it was durable, or it is volatile.
+    #[error("only messages sent as synced can be watched")]
+    NotTracked,
+    /// It ended too long ago to be remembered, or there are too many watchers.
+    #[error("the message ended too long ago to be remembered, or too many messages are being watched")]
+    Forgotten,
+    /// The engine is gone.
+    #[error(transparent)]
+    Closed(#[from] Closed),
+}

@@ -1,0 +1,62 @@
+//! The inbox: what another engine delivers to this one, taken once.
+
+use core::time::Duration;
+
+use tokio::sync::oneshot;
+
+use super::engine::Engine;
+use super::mail::Mail;
+use crate::machine::{Delivery, EntryRef, Refusal, Verdict};
+
+/// How long a full inbox asks the sender to wait.
+const BUSY: Duration = Duration::from_millis(500);
+
+/// Takes deliveries of other engines into this engine's outboxes, each one once. Cheap to clone.
+///
+/// A delivery is recognised by the other engine's stream and the place in its log, remembered until that engine's
+/// floor says that it holds the acknowledgement. What was taken is delivered to the sinks attached to *this* engine, at
+/// least once, with the `redelivered` flag.
+#[derive(Clone, Debug)]
+pub struct Inbox {
+    engine: Engine,
+}
+
+impl Inbox {
+    pub(super) fn new(engine: Engine) -> Self {
+        Self { engine }
+    }
+
+    /// Takes a batch, in order, and says of each message what the sender should be told: `Delivered` means durable
+    /// here, for the first time or again. What could not be taken is `Busy`, and so is what follows it with the same
+    /// ordering key.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time; the same batch may be received again.
+    pub async fn receive(&self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+        let mut waiting = Vec::with_capacity(batch.len());
+        for delivery in batch {
+            let entry = delivery.entry;
+            let (reply, answer) = oneshot::channel();
+            let post = self.engine.post(delivery.message.recipient());
+            let sent = post.mail.send(Mail::Receive { delivery: Box::new(delivery), reply }).await;
+            waiting.push((entry, sent.is_ok().then_some(answer)));
+        }
+        let mut verdicts = Vec::with_capacity(waiting.len());
+        for (entry, answer) in waiting {
+            let result = match answer {
+                Some(answer) => answer.await.unwrap_or(Err(Refusal::ShuttingDown)),
+                None => Err(Refusal::ShuttingDown),
+            };
+            verdicts.push((entry, verdict(result.err())));
+        }
+        verdicts
+    }
+}
+
+fn verdict(refusal: Option<Refusal>) -> Verdict {
+    match refusal {
+        None => Verdict::Delivered,
+        Some(Refusal::PayloadTooLarge { .. }) => Verdict::Rejected,
+        Some(_) => Verdict::Busy(BUSY),
+    }
+}

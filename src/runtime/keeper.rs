@@ -1,0 +1,186 @@
+//! The keeper: settles sealed journal segments into the store, merges runs, and heals the store.
+
+use core::time::Duration;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+
+use super::clock::Stopwatch;
+use super::committer::{JournalGauge, Order};
+use super::mail::Post;
+use crate::machine::{Input, Survivors};
+use crate::ports::{Clock, StoreError};
+use crate::record::{Epoch, Seq};
+use crate::storage::outbox::{Merge, OutboxStore, Progress, Settlement};
+use crate::time::Timestamp;
+
+/// How long the keeper rests when there is nothing to do.
+const REST: Duration = Duration::from_millis(200);
+/// The first wait after the store failed.
+const HEAL_FLOOR: Duration = Duration::from_millis(50);
+/// The longest.
+const HEAL_CAP: Duration = Duration::from_secs(5);
+
+/// What reaches the keeper.
+#[derive(Debug)]
+pub(super) enum Event {
+    /// A journal segment was left: all its records lie below this place.
+    Sealed(Seq),
+    /// The journal has no room.
+    Full,
+    /// Part of what a shard wants settled.
+    Survivors(usize, Box<Survivors>),
+    Stop,
+}
+
+/// What others may see of the keeper's work.
+#[derive(Debug, Default)]
+pub(super) struct KeeperGauge {
+    pub(super) settlements: AtomicU64,
+    pub(super) settle_nanos: AtomicU64,
+    pub(super) merges: AtomicU64,
+    pub(super) failures: AtomicU64,
+}
+
+pub(super) struct Keeper {
+    pub(super) outbox: OutboxStore,
+    pub(super) epoch: Epoch,
+    pub(super) events: Receiver<Event>,
+    pub(super) shards: Vec<Post>,
+    pub(super) committer: Sender<Order>,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) journal: Arc<JournalGauge>,
+    pub(super) gauge: Arc<KeeperGauge>,
+    pub(super) max_runs: usize,
+    pub(super) dedup_age: Duration,
+    pub(super) sealed: Option<Seq>,
+}
+
+/// Why settling was left.
+enum Left {
+    Stop,
+    Store(StoreError),
+}
+
+impl Keeper {
+    /// Runs until told to stop.
+    pub(super) fn run(mut self) {
+        let mut wait = HEAL_FLOOR;
+        let mut merge: Option<Merge> = None;
+        loop {
+            let rest = if merge.is_some() { Duration::ZERO } else { REST };
+            match self.events.recv_timeout(rest) {
+                Ok(Event::Sealed(before)) => self.sealed = self.sealed.max(Some(before)),
+                Ok(Event::Full) | Err(RecvTimeoutError::Timeout) => {}
+                Ok(Event::Survivors(..)) => {}
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
+            }
+            let result = match self.wants_to_settle() {
+                Some(before) => self.settle(before),
+                None => self.merge(&mut merge),
+            };
+            match result {
+                Ok(()) => wait = HEAL_FLOOR,
+                Err(Left::Stop) => return,
+                Err(Left::Store(error)) => {
+                    merge = None;
+                    if !self.heal(&error, wait) {
+                        return;
+                    }
+                    wait = (wait * 2).min(HEAL_CAP);
+                }
+            }
+        }
+    }
+
+    /// Half of the ring is kept free, so that commits never wait for settling.
+    fn wants_to_settle(&self) -> Option<Seq> {
+        let (free, segments) =
+            (self.journal.free.load(Ordering::Relaxed), self.journal.segments.load(Ordering::Relaxed));
+        self.sealed.filter(|_| free * 2 <= segments)
+    }
+
+    fn settle(&mut self, before: Seq) -> Result<(), Left> {
+        let watch = Stopwatch::start();
+        self.shards.iter().for_each(|post| post.note(Input::Settle { before }));
+        let (parts, counters) = self.collect(before)?;
+        let mut settlement = Settlement::new(parts, before, counters, self.clock.now());
+        loop {
+            match settlement.step(&self.outbox, self.epoch) {
+                Ok(Progress::More) => {}
+                Ok(Progress::Busy) => std::thread::sleep(Duration::from_millis(1)),
+                Ok(Progress::Done) => break,
+                Err(error) => {
+                    self.shards.iter().for_each(|post| post.note(Input::SettleFailed { before }));
+                    return Err(Left::Store(error));
+                }
+            }
+        }
+        self.shards.iter().for_each(|post| post.note(Input::Settled { before }));
+        self.sealed = self.sealed.filter(|sealed| *sealed > before);
+        self.gauge.settlements.fetch_add(1, Ordering::Relaxed);
+        self.gauge.settle_nanos.fetch_add(watch.nanos(), Ordering::Relaxed);
+        self.committer.send(Order::Recycle(before)).map_err(|_| Left::Stop)
+    }
+
+    #[allow(clippy::type_complexity, reason = "parts and counters belong to one settlement only")]
+    fn collect(
+        &mut self,
+        before: Seq,
+    ) -> Result<(Vec<Survivors>, Vec<(crate::record::Counters, Seq)>), Left> {
+        let mut parts = Vec::new();
+        let mut counters = vec![None; self.shards.len()];
+        while counters.iter().any(Option::is_none) {
+            match self.events.recv() {
+                Ok(Event::Survivors(shard, part)) if part.before == before => {
+                    if let (Some(slot), true) = (counters.get_mut(shard), part.last) {
+                        *slot = part.counters;
+                    }
+                    parts.push(*part);
+                }
+                Ok(Event::Sealed(newer)) => self.sealed = self.sealed.max(Some(newer)),
+                Ok(Event::Survivors(..) | Event::Full) => {}
+                Ok(Event::Stop) | Err(_) => return Err(Left::Stop),
+            }
+        }
+        Ok((parts, counters.into_iter().flatten().collect()))
+    }
+
+    /// One step of a merge, if there are too many runs.
+    fn merge(&mut self, merge: &mut Option<Merge>) -> Result<(), Left> {
+        if merge.is_none() {
+            let now = self.clock.now().as_millis();
+            let since = Timestamp::from_millis(now.saturating_sub(self.dedup_age.as_millis() as u64));
+            *merge = Merge::plan(&self.outbox, self.max_runs, since);
+        }
+        let Some(open) = merge else { return Ok(()) };
+        match open.step(&self.outbox, self.epoch).map_err(Left::Store)? {
+            Progress::More => {}
+            Progress::Busy => std::thread::sleep(Duration::from_millis(1)),
+            Progress::Done => {
+                *merge = None;
+                self.gauge.merges.fetch_add(1, Ordering::Relaxed);
+            }
+        }
+        Ok(())
+    }
+
+    /// Waits, then reopens the store. `false` when told to stop.
+    fn heal(&mut self, error: &StoreError, wait: Duration) -> bool {
+        self.gauge.failures.fetch_add(1, Ordering::Relaxed);
+        tracing::warn!(%error, "settling failed: what was accepted is safe in the journal; trying again");
+        let watch = Stopwatch::start();
+        while watch.nanos() < wait.as_nanos() as u64 {
+            match self.events.recv_timeout(Duration::from_millis(20)) {
+                Ok(Event::Sealed(newer)) => self.sealed = self.sealed.max(Some(newer)),
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                _ => {}
+            }
+        }
+        if let Err(error) = self.outbox.reopen() {
+            tracing::warn!(%error, "the store could not be reopened yet");
+        }
+        true
+    }
+}

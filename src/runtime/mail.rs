@@ -1,0 +1,42 @@
+//! What reaches a driver.
+
+use tokio::sync::{mpsc, oneshot};
+
+use super::receipt::{Reached, Stage};
+use crate::id::UserId;
+use crate::machine::{Accepted, Delivery, EntryRef, Input, MachineStats, Refusal};
+use crate::message::Message;
+
+/// How a `send` is answered.
+pub(super) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
+
+/// From hosts and sinks: bounded, so that they wait.
+#[derive(Debug)]
+pub(super) enum Mail {
+    Send { message: Message, reply: Reply },
+    Receive { delivery: Box<Delivery>, reply: Reply },
+    Watch { user: UserId, entry: EntryRef, stage: Stage, reply: oneshot::Sender<Reached> },
+    Stats(oneshot::Sender<MachineStats>),
+    Input(Input),
+}
+
+/// From the engine's own threads: not bounded by itself, but by what the driver has open with them.
+#[derive(Debug)]
+pub(super) enum Note {
+    Input(Input),
+    Stop,
+}
+
+/// Both ways to reach one driver.
+#[derive(Clone, Debug)]
+pub(super) struct Post {
+    pub(super) mail: mpsc::Sender<Mail>,
+    pub(super) notes: mpsc::UnboundedSender<Note>,
+}
+
+impl Post {
+    /// Tells the driver; a driver that is gone needs to know nothing.
+    pub(super) fn note(&self, input: Input) {
+        let _ = self.notes.send(Note::Input(input));
+    }
+}

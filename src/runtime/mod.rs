@@ -1,0 +1,36 @@
+//! The async shell on tokio: it moves inputs and actions between hosts, machines, threads and sinks, and decides
+//! nothing.
+//!
+//! - A *driver* task per shard owns a [`Machine`](crate::machine::Machine).
+//! - The *committer* thread owns the journal: everything that waits becomes one group, one write, one sync.
+//! - The *keeper* thread settles sealed journal segments into the store and merges runs.
+//! - Each attached sink has a task of its own.
+//!
+//! What is bounded: a driver's mailbox (senders wait), the commits a driver has open (two; then it takes no mail), the
+//! queue to a sink (one window; then the sink counts as busy), loads under way (four), watchers (65,536 a shard).
+
+mod attachment;
+mod builder;
+mod clock;
+mod committer;
+mod driver;
+mod engine;
+mod error;
+mod inbox;
+mod keeper;
+mod mail;
+mod receipt;
+mod report;
+mod sink;
+mod stats;
+mod tasks;
+
+pub use attachment::{Acks, Attachment, Detached};
+pub use builder::{BuildError, EngineBuilder, OutboxLimit};
+pub use clock::SystemClock;
+pub use engine::Engine;
+pub use error::{AttachError, Closed, SendError, WatchError};
+pub use inbox::Inbox;
+pub use receipt::{Reached, Receipt, Stage};
+pub use report::DrainReport;
+pub use stats::Stats;

@@ -1,0 +1,204 @@
+//! The engine from end to end: send, deliver, acknowledge, reopen.
+#![cfg(all(feature = "runtime", feature = "sled"))]
+
+use std::time::Duration;
+
+use lastmile::machine::{Delivery, EntryRef, Refusal, Verdict};
+use lastmile::ports::Sink;
+use lastmile::storage::{MemoryStore, SledStore};
+use lastmile::{Detached, Engine, Message, OutboxLimit, Priority, Reached, Stage};
+use tokio::sync::mpsc;
+
+/// Hands every delivery to the test and says the same of each.
+struct Tell(mpsc::UnboundedSender<Delivery>, Verdict);
+
+impl Sink for Tell {
+    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+        let verdicts = batch.iter().map(|delivery| (delivery.entry, self.1.clone())).collect();
+        for delivery in batch {
+            let _ = self.0.send(delivery);
+        }
+        verdicts
+    }
+}
+
+struct Panics;
+
+impl Sink for Panics {
+    async fn deliver(&mut self, _: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+        panic!("the host's bug")
+    }
+}
+
+fn message(user: &str, text: &str) -> Message {
+    Message::to(user, "chat.message", text.to_owned()).build().unwrap()
+}
+
+fn memory() -> Engine {
+    Engine::builder(MemoryStore::new()).build().unwrap()
+}
+
+const LONG: Duration = Duration::from_secs(20);
+
+async fn next(told: &mut mpsc::UnboundedReceiver<Delivery>) -> Delivery {
+    tokio::time::timeout(LONG, told.recv()).await.expect("nothing was delivered").unwrap()
+}
+
+#[tokio::test]
+async fn a_message_reaches_the_sink_that_is_attached() {
+    let engine = memory();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let _attached = engine.attach("alice", "phone", Tell(tell, Verdict::Delivered)).unwrap();
+    let receipt = engine.send(message("alice", "hello")).await.unwrap();
+    assert_eq!(next(&mut told).await.message.payload().as_ref(), b"hello");
+    assert_eq!(receipt.reached(Stage::Delivered).await, Ok(Reached::Stage(Stage::Delivered)));
+    let report = engine.shutdown(LONG).await;
+    assert!(report.clean && report.waiting == 0, "{report}");
+}
+
+#[tokio::test]
+async fn what_was_accepted_is_delivered_after_a_reopening_in_order_of_priority() {
+    let dir = tempfile::tempdir().unwrap();
+    let engine = Engine::builder(SledStore::open(dir.path()).unwrap()).build().unwrap();
+    for i in 0..3 {
+        engine.send(message("alice", &format!("normal {i}"))).await.unwrap();
+    }
+    let urgent = Message::to("alice", "call.ring", "urgent").priority(Priority::Critical).build().unwrap();
+    engine.send(urgent).await.unwrap();
+    let report = engine.shutdown(LONG).await;
+    assert_eq!(report.waiting, 4);
+    drop(engine);
+
+    let engine = Engine::builder(SledStore::open(dir.path()).unwrap()).build().unwrap();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let _attached = engine.attach("alice", "phone", Tell(tell, Verdict::Delivered)).unwrap();
+    let mut texts = Vec::new();
+    for _ in 0..4 {
+        texts.push(String::from_utf8(next(&mut told).await.message.payload().to_vec()).unwrap());
+    }
+    assert_eq!(texts, ["urgent", "normal 0", "normal 1", "normal 2"]);
+    engine.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn many_messages_settle_and_come_back_from_the_store() {
+    let dir = tempfile::tempdir().unwrap();
+    let config = |builder: lastmile::EngineBuilder| {
+        let mut config = lastmile::Config::default();
+        config.max_payload_bytes = (8 << 10).try_into().unwrap();
+        builder.config(config).journal_size(64 << 10, 4)
+    };
+    let engine = config(Engine::builder(SledStore::open(dir.path()).unwrap())).build().unwrap();
+    for i in 0..3000 {
+        engine.send(message(&format!("user-{}", i % 7), &format!("{i}"))).await.unwrap();
+    }
+    let stats = engine.stats().await.unwrap();
+    assert!(stats.settlements > 0, "{stats:?}");
+    engine.shutdown(LONG).await;
+    drop(engine);
+    let engine = config(Engine::builder(SledStore::open(dir.path()).unwrap())).build().unwrap();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let attached: Vec<_> = (0..7)
+        .map(|u| engine.attach(format!("user-{u}"), "phone", Tell(tell.clone(), Verdict::Delivered)).unwrap())
+        .collect();
+    let mut last = [-1_i64; 7];
+    for _ in 0..3000 {
+        let delivery = next(&mut told).await;
+        let n: i64 = std::str::from_utf8(delivery.message.payload()).unwrap().parse().unwrap();
+        let slot = &mut last[(n % 7) as usize];
+        assert!(n > *slot, "{n} after {slot}");
+        *slot = n;
+    }
+    let report = engine.shutdown(LONG).await;
+    assert_eq!(report.waiting, 0, "{report}");
+    drop(attached);
+}
+
+#[tokio::test]
+async fn a_repeat_is_accepted_once_and_a_conflict_gives_the_message_back() {
+    let engine = memory();
+    let builder = Message::to("alice", "chat.message", "one");
+    let first = engine.send(builder.clone().build().unwrap()).await.unwrap();
+    assert!(!first.is_duplicate());
+    assert!(engine.send(builder.build().unwrap()).await.unwrap().is_duplicate());
+    let other = Message::to("alice", "chat.message", "two").id(first.id()).build().unwrap();
+    let error = engine.send(other).await.unwrap_err();
+    assert_eq!((error.kind(), error.is_retryable()), ("conflict", false));
+    assert_eq!(error.into_message().payload().as_ref(), b"two");
+}
+
+#[tokio::test]
+async fn an_oversized_payload_and_a_full_outbox_give_the_message_back() {
+    let engine = Engine::builder(MemoryStore::new()).outbox_limit(OutboxLimit::messages(1)).build().unwrap();
+    let large = Message::to("alice", "file.chunk", vec![0; (256 << 10) + 1]).build().unwrap();
+    let error = engine.send(large).await.unwrap_err();
+    assert_eq!((error.kind(), error.into_message().payload().len()), ("payload_too_large", (256 << 10) + 1));
+    engine.send(message("alice", "one")).await.unwrap();
+    let error = engine.send(message("alice", "two")).await.unwrap_err();
+    assert!(matches!(error.reason(), Refusal::OutboxFull { messages: 1, .. }) && error.is_retryable());
+}
+
+#[tokio::test]
+async fn a_sink_that_panics_ends_its_attachment_and_nothing_else() {
+    let engine = memory();
+    let broken = engine.attach("alice", "phone", Panics).unwrap();
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let _bob = engine.attach("bob", "phone", Tell(tell, Verdict::Delivered)).unwrap();
+    engine.send(message("alice", "hello")).await.unwrap();
+    assert_eq!(tokio::time::timeout(LONG, broken.closed()).await.unwrap(), Detached::Panicked);
+    let receipt = engine.send(message("bob", "hello")).await.unwrap();
+    next(&mut told).await;
+    assert_eq!(receipt.reached(Stage::Delivered).await, Ok(Reached::Stage(Stage::Delivered)));
+    assert_eq!(engine.stats().await.unwrap().waiting, 1);
+}
+
+#[tokio::test]
+async fn an_inbox_between_two_engines_takes_each_message_once() {
+    struct Relay(lastmile::Inbox);
+    impl Sink for Relay {
+        async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+            self.0.receive(batch.clone()).await;
+            self.0.receive(batch).await
+        }
+    }
+    let (here, there) = (memory(), memory());
+    let (tell, mut told) = mpsc::unbounded_channel();
+    let _handler = there.attach("alice", "handler", Tell(tell, Verdict::Delivered)).unwrap();
+    let _relay = here.attach("alice", "phone", Relay(there.inbox())).unwrap();
+    for i in 0..100 {
+        here.send(message("alice", &format!("{i}"))).await.unwrap();
+    }
+    for i in 0..100 {
+        assert_eq!(next(&mut told).await.message.payload().as_ref(), format!("{i}").as_bytes());
+    }
+    let report = here.shutdown(LONG).await;
+    assert_eq!(report.waiting, 0, "{report}");
+    assert_eq!(there.stats().await.unwrap().counters.accepted, 100);
+}
+
+#[tokio::test]
+async fn a_dropped_send_is_wholly_in_or_wholly_out() {
+    let engine = memory();
+    for _ in 0..50 {
+        let builder = Message::to("alice", "chat.message", "once");
+        let first = engine.send(builder.clone().build().unwrap());
+        tokio::select! { biased; _ = first => {}, () = std::future::ready(()) => {} }
+        engine.send(builder.build().unwrap()).await.unwrap();
+    }
+    assert_eq!(engine.stats().await.unwrap().counters.accepted, 50);
+}
+
+#[test]
+fn building_outside_a_runtime_is_a_typed_error() {
+    let error = Engine::builder(MemoryStore::new()).build().unwrap_err();
+    assert!(matches!(error, lastmile::BuildError::NoRuntime), "{error}");
+}
+
+#[tokio::test]
+async fn an_impossible_configuration_is_refused_before_anything_is_opened() {
+    let error =
+        Engine::builder(MemoryStore::new()).dedup_window(10, Duration::from_secs(1)).build().unwrap_err();
+    assert!(error.to_string().contains("nothing was opened"), "{error}");
+    let error = Engine::builder(MemoryStore::new()).journal_size(64 << 10, 4).build().unwrap_err();
+    assert!(error.to_string().contains("quarter of a journal segment"), "{error}");
+}
