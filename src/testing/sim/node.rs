@@ -338,17 +338,17 @@ impl Node {
 
     /// Passes on what a sink did and said.
     pub(super) fn react(&mut self, link: LinkId, user: &UserId, reaction: super::link::Reaction) {
-        for seq in reaction.applied {
-            self.oracle.applied(self.now, seq);
-        }
-        if reaction.verdicts.is_empty() {
-            return;
-        }
         for (entry, verdict) in &reaction.verdicts {
             self.oracle.said(*entry, verdict);
             if !is_volatile(*entry) {
                 self.ghosts.push((link, user.clone(), *entry));
             }
+        }
+        for seq in reaction.applied {
+            self.oracle.applied(self.now, seq);
+        }
+        if reaction.verdicts.is_empty() {
+            return;
         }
         let shard = self.shard_of(user);
         self.input(shard, Input::Verdicts { link, verdicts: reaction.verdicts });

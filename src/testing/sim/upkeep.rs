@@ -103,6 +103,22 @@ impl Node {
         }
     }
 
+    /// Settles all that lies in segments that were left.
+    pub(super) fn settle_all(&mut self, random: &mut Random) {
+        for _ in 0..400 {
+            self.work(random);
+            self.settle();
+            self.keep();
+            let settled = |engine: &super::node::Engine| {
+                engine.settled >= engine.sealed && matches!(engine.settling, super::node::Settling::Idle)
+            };
+            if self.engine.as_ref().is_some_and(settled) {
+                return;
+            }
+        }
+        self.oracle.fail("settling does not end");
+    }
+
     pub(super) fn attach_if_alone(&mut self, user: &UserId, is_wire: bool) {
         let alone = |engine: &super::node::Engine| engine.links.values().all(|link| &link.user != user);
         if self.engine.as_ref().is_some_and(alone) {

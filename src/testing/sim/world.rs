@@ -323,6 +323,15 @@ impl World {
             }
             self.nodes[index].recover(&mut random);
             self.nodes[index].restart_if_draining(&mut random);
+            if random.chance(40) {
+                // Everything into the store, and nothing left in memory.
+                self.nodes[index].settle_all(&mut random);
+                self.crash(index, random.chance(50), &mut random);
+                self.nodes[index].recover(&mut random);
+            }
+        }
+        for _ in 0..6 {
+            self.repeat(&mut random, false);
         }
         self.verdict()?;
         for round in 0..400 {
