@@ -35,6 +35,7 @@ fn samples() -> Vec<(&'static str, Record)> {
         (
             "end",
             Record::End(End {
+                upgrades: Some(EndReason::Expired),
                 user: user.clone(),
                 lane,
                 seq,

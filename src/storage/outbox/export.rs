@@ -194,11 +194,7 @@ impl OutboxStore {
     }
 
     /// Visits a range until the visitor fails.
-    fn each(
-        &self,
-        (from, to): &keys::Range,
-        visit: &mut dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Result<(), ExportError>,
-    ) -> Result<(), ExportError> {
+    fn each(&self, (from, to): &keys::Range, visit: &mut Visit<'_>) -> Result<(), ExportError> {
         let mut result = Ok(());
         self.inner.store.scan(from, to, &mut |key, value| {
             result = visit(key, value);
@@ -275,6 +271,9 @@ impl OutboxStore {
     }
 }
 
+/// What takes a key and its value, or what is wrong with it.
+type Visit<'a> = dyn FnMut(&[u8], Result<&[u8], StoreError>) -> Result<(), ExportError> + 'a;
+
 struct Out<'a> {
     out: &'a mut dyn Write,
     items: u64,
@@ -341,7 +340,7 @@ impl In<'_> {
             return Err(self.damaged("its length is out of range"));
         }
         head.extend_from_slice(&self.bytes(len)?);
-        let body = frame::decode(&name(kind, self.items), &head).map_err(|e| self.damaged(&e))?.to_vec();
+        let body = frame::decode(&name(kind, self.items), &head).map_err(|e| self.damaged(e))?.to_vec();
         self.items += 1;
         Ok((kind, body))
     }

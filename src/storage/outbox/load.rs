@@ -20,8 +20,9 @@ impl OutboxStore {
     /// Answers a query. May be called from several threads, while settling and merging go on.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; [`StoreError::Damaged`] when a user's row or a sender's remembered ids are damaged.
-    /// Damaged messages are named in the page instead, as far as they can be known, and the others are loaded.
+    /// [`StoreError::Io`]; [`StoreError::Damaged`] when a user's row is damaged.
+    /// Damaged messages are named in the page instead, as far as they can be known, and the others are loaded; damaged
+    /// remembered ids are left out.
     pub fn load(&self, query: &Query) -> Result<Found, StoreError> {
         let table = self.table();
         match query {
@@ -47,11 +48,10 @@ impl OutboxStore {
             let (from, to) =
                 (keys::chunk(run.number, user, Priority::Critical, Seq::ZERO), end_of(run, user));
             self.scan_entries(run, user, from, to, &mut |entry| {
-                if let Ok(entry) = entry {
-                    if !row.is_some_and(|row| has_ended(row, entry.lane, entry.seq)) {
-                        messages = messages.saturating_add(1);
-                        bytes = bytes.saturating_add(u64::from(entry.cost));
-                    }
+                let live = |entry: &Entry<'_>| !row.is_some_and(|row| has_ended(row, entry.lane, entry.seq));
+                if let Some(entry) = entry.ok().filter(live) {
+                    messages = messages.saturating_add(1);
+                    bytes = bytes.saturating_add(u64::from(entry.cost));
                 }
                 Flow::Continue
             })?;
@@ -90,7 +90,7 @@ impl OutboxStore {
         user: &UserId,
         from: Vec<u8>,
         to: Vec<u8>,
-        visit: &mut dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow,
+        visit: &mut Visit<'_>,
     ) -> Result<(), StoreError> {
         let store = self.dyn_store();
         let start = keys::chunks_of(run.number, run.number).0;
@@ -120,41 +120,32 @@ impl OutboxStore {
         for run in table.runs.iter().filter(|run| run.ids > 0 && run.newest_id >= since) {
             let start = keys::dedup_of(run.number, run.number).0;
             let from = keys::dedup(run.number, sender, Seq::ZERO);
-            let first = self.dyn_store().last(&start, &from)?.map_or(from, |(key, _)| key);
+            let first = match self.dyn_store().last(&start, &from) {
+                Ok(Some((key, _))) => key,
+                Ok(None) | Err(StoreError::Damaged { .. }) => from,
+                Err(error) => return Err(error),
+            };
             let to = keys::after(keys::dedup(run.number, sender, Seq::MAX));
-            let mut damage = None;
-            self.dyn_store().scan(&first, &to, &mut |key, value| {
-                let rows = value.and_then(|value| {
-                    codec::decode_dedup(value).map_err(|e| rows::damaged(key, &e.to_string()))
-                });
-                match rows {
-                    Ok(rows) => {
-                        found.extend(rows.into_iter().filter(|row| row.sender == sender && row.at >= since));
-                        Flow::Continue
-                    }
-                    Err(error) => {
-                        damage = Some(error);
-                        Flow::Stop
-                    }
-                }
+            self.dyn_store().scan(&first, &to, &mut |_, value| {
+                // A damaged chunk is left out: rather take a message twice than refuse a sender for good.
+                let rows = value.ok().and_then(|value| codec::decode_dedup(value).ok()).unwrap_or_default();
+                found.extend(rows.into_iter().filter(|row| row.sender == sender && row.at >= since));
+                Flow::Continue
             })?;
-            damage.map_or(Ok(()), Err)?;
         }
         Ok(found)
     }
 }
+
+/// What takes an entry, or the place at which a damaged chunk starts (none when it starts with another user).
+type Visit<'a> = dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow + 'a;
 
 /// Behind a user's last entry in a run.
 fn end_of(run: &RunInfo, user: &UserId) -> Vec<u8> {
     keys::after(keys::chunk(run.number, user, Priority::Low, Seq::MAX))
 }
 
-fn visit_chunk(
-    key: &[u8],
-    value: Result<&[u8], StoreError>,
-    user: &UserId,
-    visit: &mut dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow,
-) -> Flow {
+fn visit_chunk(key: &[u8], value: Result<&[u8], StoreError>, user: &UserId, visit: &mut Visit<'_>) -> Flow {
     let first = match Key::decode(key) {
         Some(Key::Chunk { user: first, lane, seq, .. }) if first == *user => Some((lane, seq)),
         _ => None,

@@ -73,11 +73,9 @@ impl Merge {
             return Some(Self::new(Phase::Wait, table.dropping.clone(), ids_since));
         }
         let dead = |run: &&RunInfo| run.live == 0 && (run.ids == 0 || run.newest_id < ids_since);
-        let dead: Vec<RunInfo> = table.runs.iter().filter(dead).cloned().collect();
-        if !dead.is_empty() {
-            return Some(Self::new(Phase::Publish, dead, ids_since));
-        }
-        let inputs = cheapest_neighbours(&table, max_runs.max(1))?;
+        // A live count is a hint: the run is read before it goes, and what lives after all is kept.
+        let dead = table.runs.iter().find(dead).map(|run| vec![run.clone()]);
+        let inputs = dead.or_else(|| cheapest_neighbours(&table, max_runs.max(1)))?;
         let (first, last) = (inputs.first()?.first, inputs.last()?.last);
         let mut merge = Self::new(Phase::Entries, inputs, ids_since);
         merge.writer = Some(RunWriter::new(RunInfo::new(outbox.take_run_number(), first, last)));
@@ -205,7 +203,10 @@ impl Merge {
             let (inputs, mut kept): (Vec<_>, Vec<_>) = meta.runs.drain(..).partition(is_input);
             if let Some(mut run) = self.writer.as_ref().map(|writer| writer.info.clone()) {
                 // What settled while the runs were read has been taken off their counts already.
-                run.live = inputs.iter().map(|input| input.live).sum();
+                run.live = match inputs.iter().map(|input| input.live).sum() {
+                    0 => run.entries,
+                    live => live,
+                };
                 if run.entries > 0 || run.ids > 0 {
                     kept.insert(at, run);
                 }

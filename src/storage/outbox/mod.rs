@@ -13,7 +13,8 @@
 //!   the table and its last reader is done. A crash at any point leaves the old table or the new one.
 //! - Runs hold disjoint ranges of places, in order: run after run, each lane is in order. Only neighbours are merged.
 //! - Rows are newer than the table, or as new: they say what they reflect.
-//! - A live count is what was entered minus what was reported ended. Merging adds them up and counts nothing anew.
+//! - A live count is what was entered minus what was reported ended. Merging adds them up. It is a hint for what to
+//!   merge next, never a reason to delete: that takes the row's word.
 //! - The manifest file is the table, written after each change of it, so that damage to the store can be named.
 //!
 //! What the outbox does not decide: what has ended, what is a repeat, what survives. The machine does.

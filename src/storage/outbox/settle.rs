@@ -160,10 +160,9 @@ impl Settlement {
                 return None;
             }
             self.at += 1;
-            if let Some((seq, accept)) = self.entries.get(sorted.index as usize) {
-                if may_be_large(accept) {
-                    write_body(*seq, accept, &mut self.scratch, &mut self.pending);
-                }
+            let entry = self.entries.get(sorted.index as usize);
+            if let Some((seq, accept)) = entry.filter(|(_, accept)| may_be_large(accept)) {
+                write_body(*seq, accept, &mut self.scratch, &mut self.pending);
             }
         }
         if self.pending.is_empty() {

@@ -74,7 +74,7 @@ fn merge(outbox: &OutboxStore, epoch: Epoch, max_runs: usize, since: u64) -> boo
 
 fn totals(outbox: &OutboxStore, to: &str) -> (Option<UserRow>, (u32, u64)) {
     match outbox.load(&Query::User(user(to))).unwrap() {
-        Found::User { row, live } => (row, live),
+        Found::User { row, live, .. } => (row.map(|row| *row), live),
         other => panic!("{other:?}"),
     }
 }
@@ -288,4 +288,19 @@ fn chunks_stay_until_their_readers_are_done() {
     drop(reader);
     while merge.step(&outbox, opened.epoch).unwrap() != Progress::Done {}
     assert_eq!(places(&outbox, "bob"), [1, 2, 3, 4]);
+}
+
+#[test]
+fn a_wrong_live_count_loses_nothing() {
+    let (outbox, opened) = open(&MemoryStore::new());
+    let part = Survivors { entries: entries("bob", 1..10, 5000), ..Survivors::default() };
+    settle(&outbox, opened.epoch, vec![part], 10);
+    let died = (1..10).chain(1..10).map(Seq::new).collect();
+    let rows = vec![(user("bob"), row(10, 5, &[]))];
+    settle(&outbox, opened.epoch, vec![Survivors { rows, died, ..Survivors::default() }], 11);
+    assert_eq!(outbox.runs()[0].live, 0);
+    assert!(merge(&outbox, opened.epoch, 16, 0));
+    assert_eq!(places(&outbox, "bob"), [6, 7, 8, 9]);
+    assert_eq!(outbox.runs()[0].live, 4);
+    assert!(!merge(&outbox, opened.epoch, 16, 0));
 }
