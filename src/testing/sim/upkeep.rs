@@ -130,9 +130,7 @@ impl Node {
     pub(super) fn work(&mut self, random: &mut Random) {
         for _ in 0..200 {
             self.commit(random);
-            while self.engine.as_ref().is_some_and(|engine| !engine.loads.is_empty()) {
-                self.loaded(random);
-            }
+            self.load_all(random);
             self.tick();
             let Some(engine) = &self.engine else { return };
             if engine.full || matches!(engine.settling, super::node::Settling::Idle) && random.chance(3) {
@@ -142,6 +140,17 @@ impl Node {
             let Some(engine) = &self.engine else { return };
             if engine.queue.is_empty() && engine.flight.is_none() && !random.chance(30) {
                 return;
+            }
+        }
+    }
+
+    fn load_all(&mut self, random: &mut Random) {
+        let mut left = 1000;
+        while self.engine.as_ref().is_some_and(|engine| !engine.loads.is_empty()) {
+            self.loaded(random);
+            left -= 1;
+            if left == 0 {
+                return self.oracle.fail("the machines do not stop loading");
             }
         }
     }
