@@ -109,7 +109,8 @@ fn explore(args: &Args) -> Tally {
     });
     bar.finish_and_clear();
     let total = tally.total.lock().unwrap_or_else(PoisonError::into_inner).clone();
-    let ended: Vec<_> = EndReason::ALL.iter().map(|end| format!("{}={}", end.as_str(), total.ended[end.index()])).collect();
+    let ended: Vec<_> =
+        EndReason::ALL.iter().map(|end| format!("{}={}", end.as_str(), total.ended[end.index()])).collect();
     for (kind, (count, seed)) in &*tally.kinds.lock().unwrap_or_else(PoisonError::into_inner) {
         println!("{count} lives, first seed {seed}: {kind}");
     }

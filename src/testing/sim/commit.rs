@@ -12,7 +12,8 @@ impl Node {
     /// Takes waiting commits as one group, and writes it.
     pub(super) fn append(&mut self, random: &mut Random) {
         let limit = 1 + random.index(6);
-        let Some(engine) = self.engine.as_mut().filter(|engine| engine.flight.is_none() && !engine.broken) else {
+        let Some(engine) = self.engine.as_mut().filter(|engine| engine.flight.is_none() && !engine.broken)
+        else {
             return;
         };
         let max = self.plan.journal.max_group_bytes() as usize;
@@ -96,7 +97,8 @@ impl Node {
 
     /// Reports one commit of the synced group.
     pub(super) fn persisted(&mut self) {
-        let flight = self.engine.as_mut().and_then(|engine| engine.flight.as_mut()).filter(|flight| flight.synced);
+        let flight =
+            self.engine.as_mut().and_then(|engine| engine.flight.as_mut()).filter(|flight| flight.synced);
         let Some((shard, commit, first)) = flight.and_then(|flight| flight.parts.pop_front()) else { return };
         self.finish_flight();
         self.input(shard, Input::Persisted { commit, first });
@@ -114,7 +116,12 @@ impl Node {
         self.append(random);
         self.written();
         self.sync();
-        while self.engine.as_ref().and_then(|engine| engine.flight.as_ref()).is_some_and(|flight| flight.synced) {
+        while self
+            .engine
+            .as_ref()
+            .and_then(|engine| engine.flight.as_ref())
+            .is_some_and(|flight| flight.synced)
+        {
             self.persisted();
         }
     }
@@ -154,7 +161,10 @@ impl Node {
     /// Asks the machines for what must settle.
     pub(super) fn settle(&mut self) {
         let Some(engine) = &mut self.engine else { return };
-        if !matches!(engine.settling, Settling::Idle) || engine.sealed <= engine.settled || engine.flight.is_some() {
+        if !matches!(engine.settling, Settling::Idle)
+            || engine.sealed <= engine.settled
+            || engine.flight.is_some()
+        {
             return;
         }
         let before = engine.sealed;

@@ -12,8 +12,8 @@ use super::random::Random;
 use crate::digest::Digester;
 use crate::id::{StreamId, UserId};
 use crate::machine::{
-    Accepted, Action, Birth, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, Machine, Query, Refusal,
-    Survivors, Ticket,
+    Accepted, Action, Birth, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, Machine, Query,
+    Refusal, Survivors, Ticket,
 };
 use crate::ports::Journal;
 use crate::record::{Counters, Epoch, Record, Seq};
@@ -57,9 +57,18 @@ pub(super) struct Load {
 pub(super) enum Settling {
     #[default]
     Idle,
-    Collecting { before: Seq, parts: Vec<Survivors>, counters: Vec<Option<(Counters, Seq)>> },
-    Storing { before: Seq },
-    Telling { before: Seq, next: usize },
+    Collecting {
+        before: Seq,
+        parts: Vec<Survivors>,
+        counters: Vec<Option<(Counters, Seq)>>,
+    },
+    Storing {
+        before: Seq,
+    },
+    Telling {
+        before: Seq,
+        next: usize,
+    },
 }
 
 /// What runs; gone with the process.
@@ -157,7 +166,8 @@ impl Node {
             return Err(format!("! the store has lost something: {opened:?}"));
         }
         let mut records = Vec::new();
-        let collect = &mut |shard, seq, record: &Record, counts| records.push((shard, seq, record.clone(), counts));
+        let collect =
+            &mut |shard, seq, record: &Record, counts| records.push((shard, seq, record.clone(), counts));
         let shards = self.shards_of_opening(opened.epoch);
         let recovered = recover(&opened, &mut journal, shards, collect).map_err(|error| error.to_string())?;
         if !recovered.replay.damaged.is_empty() || !recovered.bad.is_empty() {
@@ -253,7 +263,11 @@ impl Node {
         let now = self.now;
         let Some(engine) = &mut self.engine else { return };
         if let Some(trace) = self.trace.as_mut().filter(|_| !matches!(input, Input::Tick)) {
-            trace.push(format!("  {}.{shard} {} < {input:?}", self.stream.as_u128() & 0xf, now.as_millis() % 100_000_000));
+            trace.push(format!(
+                "  {}.{shard} {} < {input:?}",
+                self.stream.as_u128() & 0xf,
+                now.as_millis() % 100_000_000
+            ));
         }
         engine.shards[shard].handle(now, input);
         for n in 0.. {
@@ -320,7 +334,8 @@ impl Node {
     }
 
     pub(super) fn detach(&mut self, id: LinkId) {
-        let Some(user) = self.engine.as_ref().and_then(|engine| engine.links.get(&id)).map(|link| link.user.clone())
+        let Some(user) =
+            self.engine.as_ref().and_then(|engine| engine.links.get(&id)).map(|link| link.user.clone())
         else {
             return;
         };
@@ -373,7 +388,8 @@ impl Node {
             self.oracle.fail(format!("{in_flight} in flight on {links} links of {window}"));
         }
         if pending > config.max_pending.get() as u64 {
-            self.oracle.fail(format!("{pending} sends are pending, over the limit of {}", config.max_pending));
+            self.oracle
+                .fail(format!("{pending} sends are pending, over the limit of {}", config.max_pending));
         }
         // The limit is per shard, and the number of shards may have been larger.
         let shards = if self.plan.reshards { 3 } else { self.shards as u64 };
@@ -414,4 +430,3 @@ fn time_of(record: &Record) -> Timestamp {
 fn is_expired(record: &Record, now: Timestamp) -> bool {
     matches!(record, Record::Accept(accept) if accept.expires() <= now)
 }
-

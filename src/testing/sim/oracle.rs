@@ -119,7 +119,9 @@ impl Oracle {
                 self.latest = self.latest.max(Timestamp::ZERO);
                 match self.messages.get_mut(&attempt.seq) {
                     Some(kept) => kept.attempts = attempt.attempts,
-                    None => self.fail(format!("attempt recorded for {:?}, which was never accepted", attempt.seq)),
+                    None => {
+                        self.fail(format!("attempt recorded for {:?}, which was never accepted", attempt.seq))
+                    }
                 }
             }
             Record::Exposed(exposed) => {
@@ -194,9 +196,13 @@ impl Oracle {
         match result {
             Ok(accepted) => self.check_promise(&message, *accepted),
             Err(Refusal::Conflict) => {
-                let same = |other: &Message| identity(other) == identity(&message) && !same_content(other, &message);
+                let same =
+                    |other: &Message| identity(other) == identity(&message) && !same_content(other, &message);
                 if !self.any_known(same) {
-                    self.fail(format!("{} refused as a conflict, with nothing it conflicts with", message.id()));
+                    self.fail(format!(
+                        "{} refused as a conflict, with nothing it conflicts with",
+                        message.id()
+                    ));
                 }
             }
             Err(_) => {}
@@ -223,8 +229,10 @@ impl Oracle {
         if accepted.duplicate && self.messages.values().any(inbound) {
             return;
         }
-        let mut written = self.maybe.iter().filter(|group| group.survives_kill).flat_map(|group| &group.records);
-        let written = written.any(|(_, record)| matches!(record, Record::Accept(accept) if same(&accept.message)));
+        let mut written =
+            self.maybe.iter().filter(|group| group.survives_kill).flat_map(|group| &group.records);
+        let written =
+            written.any(|(_, record)| matches!(record, Record::Accept(accept) if same(&accept.message)));
         match message.durability() {
             Durability::Buffered if written => {}
             durability => self.fail(format!(
@@ -251,7 +259,14 @@ impl Oracle {
     // -------------------------------------------------------------------------------------------------- delivery
 
     /// A batch was offered to a sink. `told` says whether the machines know all that is durable.
-    pub(super) fn offered(&mut self, now: Timestamp, epoch: Epoch, user: &UserId, batch: &[Delivery], told: bool) {
+    pub(super) fn offered(
+        &mut self,
+        now: Timestamp,
+        epoch: Epoch,
+        user: &UserId,
+        batch: &[Delivery],
+        told: bool,
+    ) {
         for delivery in batch {
             if is_volatile(delivery.entry) {
                 continue;

@@ -143,7 +143,8 @@ impl Script {
     pub fn of_seed(seed: u64) -> Self {
         let mut random = Random::new(seed ^ 0x5ce9_1a7b);
         let len = 120 + random.index(181);
-        let steps = (0..len).map(|_| Step { op: Op::draw(&mut random), detail: random.next() >> 32 }).collect();
+        let steps =
+            (0..len).map(|_| Step { op: Op::draw(&mut random), detail: random.next() >> 32 }).collect();
         Self { plan: seed, steps }
     }
 

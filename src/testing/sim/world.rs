@@ -161,7 +161,8 @@ impl World {
     /// Carries the oldest delivery of some link to the other engine.
     fn carry(&mut self, random: &mut Random) {
         let Some(engine) = &mut self.nodes[0].engine else { return };
-        let mut wires: Vec<_> = engine.links.values_mut().filter(|link| link.is_wire && !link.queue.is_empty()).collect();
+        let mut wires: Vec<_> =
+            engine.links.values_mut().filter(|link| link.is_wire && !link.queue.is_empty()).collect();
         let index = random.index(wires.len());
         let Some(link) = wires.get_mut(index).filter(|link| link.carrying.is_none()) else { return };
         let Some(delivery) = link.queue.front().cloned() else { return };
@@ -218,7 +219,8 @@ impl World {
             }
         }
         let links = self.nodes[0].engine.as_mut().map(|engine| &mut engine.links);
-        let Some(found) = links.and_then(|links| links.get_mut(&link)).filter(|l| l.carrying == Some(ticket)) else {
+        let Some(found) = links.and_then(|links| links.get_mut(&link)).filter(|l| l.carrying == Some(ticket))
+        else {
             return;
         };
         found.carrying = None;
@@ -239,7 +241,8 @@ impl World {
     fn verdict_of_sink(&mut self, index: usize, random: &mut Random) {
         let node = &mut self.nodes[index];
         let Some(engine) = &mut node.engine else { return };
-        let mut sinks: Vec<_> = engine.links.values_mut().filter(|link| !link.is_wire && !link.queue.is_empty()).collect();
+        let mut sinks: Vec<_> =
+            engine.links.values_mut().filter(|link| !link.is_wire && !link.queue.is_empty()).collect();
         let at = random.index(sinks.len());
         let Some(link) = sinks.get_mut(at) else { return };
         let mut reaction = Reaction::default();
@@ -421,7 +424,8 @@ fn compose(plan: &Plan, random: &mut Random, number: usize) -> Message {
 
 /// The same id with another durability, or (forged) with another content.
 fn altered(message: &Message, forge: bool, random: &mut Random) -> Message {
-    let body = if forge { bytes::Bytes::from(vec![7; 65 + random.index(9)]) } else { message.payload().clone() };
+    let body =
+        if forge { bytes::Bytes::from(vec![7; 65 + random.index(9)]) } else { message.payload().clone() };
     let mut builder = Message::to(message.recipient(), message.event().clone(), body)
         .id(message.id())
         .priority(message.priority())
@@ -445,7 +449,8 @@ impl Node {
     fn stray(&mut self, random: &mut Random) {
         let at = random.index(self.ghosts.len());
         let Some((link, user, entry)) = self.ghosts.get(at).cloned() else { return };
-        let live = self.engine.as_ref().and_then(|engine| engine.links.values().find(|link| link.user == user));
+        let live =
+            self.engine.as_ref().and_then(|engine| engine.links.values().find(|link| link.user == user));
         let link = if random.chance(50) { live.map_or(link, |link| link.id) } else { link };
         // Untrue confirmations are the one lie that cannot be told from the truth: only what was taken is confirmed.
         let taken = self.oracle.messages.get(&entry.seq).is_some_and(|kept| kept.applied);

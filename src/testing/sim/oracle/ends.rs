@@ -12,17 +12,22 @@ impl Oracle {
     pub(super) fn fold_end(&mut self, plan: &Plan, end: &End) {
         self.latest = self.latest.max(end.at);
         let Some(kept) = self.messages.get_mut(&end.seq) else {
-            return self.fail(format!("{:?} recorded for {:?}, which was never accepted", end.reason, end.seq));
+            return self
+                .fail(format!("{:?} recorded for {:?}, which was never accepted", end.reason, end.seq));
         };
         let before = kept.end;
         let message = &kept.accept.message;
         let justified = match end.reason {
-            EndReason::Delivered | EndReason::Unconfirmed | EndReason::Rejected => kept.said.contains(&end.reason),
+            EndReason::Delivered | EndReason::Unconfirmed | EndReason::Rejected => {
+                kept.said.contains(&end.reason)
+            }
             EndReason::Expired => end.at >= kept.accept.expires(),
             EndReason::Dead => end.attempts + 1 >= plan.config.max_attempts.get(),
             _ => false,
         };
-        let hidden = matches!(end.reason, EndReason::Expired | EndReason::Dead) && kept.offered && !end.possibly_delivered;
+        let hidden = matches!(end.reason, EndReason::Expired | EndReason::Dead)
+            && kept.offered
+            && !end.possibly_delivered;
         let wrong = if message.recipient() != &end.user || message.priority() != end.lane {
             Some("under another user or lane")
         } else if before != end.upgrades {
@@ -40,7 +45,10 @@ impl Oracle {
         };
         kept.end = Some(end.reason);
         if let Some(wrong) = wrong {
-            self.fail(format!("{:?} (before: {before:?}) recorded for {:?} {wrong}: {end:?}", end.reason, end.seq));
+            self.fail(format!(
+                "{:?} (before: {before:?}) recorded for {:?} {wrong}: {end:?}",
+                end.reason, end.seq
+            ));
         }
         self.count(end, before);
     }

@@ -17,7 +17,12 @@ impl Oracle {
     }
 
     /// The engine has opened again: `settled` is what the store says, `replayed` what the journal handed over.
-    pub(in super::super) fn recovered(&mut self, plan: &Plan, settled: Seq, mut replayed: BTreeMap<Seq, Record>) {
+    pub(in super::super) fn recovered(
+        &mut self,
+        plan: &Plan,
+        settled: Seq,
+        mut replayed: BTreeMap<Seq, Record>,
+    ) {
         for (seq, record) in std::mem::take(&mut self.log).split_off(&settled) {
             match replayed.remove(&seq) {
                 Some(found) if found == record => {}
