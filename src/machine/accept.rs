@@ -266,13 +266,12 @@ impl Machine {
                 && !pending.answered
             {
                 pending.answered = true;
-                answers.push((pending.ticket, pending.key, pending.accept.message.priority()));
+                answers.push((pending.ticket, pending.accept.message.priority()));
             }
         }
-        for (ticket, key, lane) in answers {
+        for (ticket, lane) in answers {
             let entry = EntryRef { lane, seq: Seq::ZERO };
             self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
-            self.answer_repeats(key, Ok(entry));
         }
     }
 

@@ -56,7 +56,7 @@ impl Machine {
             let content = self.digester.content(message);
             self.dedup.commit(key, Slot { content, seq, at: accept.at, sender }, live);
         }
-        self.log.push_back(Logged { seq, user: message.recipient().clone(), lane: message.priority(), key });
+        self.log.push_back(Logged { seq, user: message.recipient().clone(), lane: message.priority(), key, ended_at: None });
         self.resident += 1;
         let user = self.user_mut(message.recipient());
         if let Some(live) = &mut user.live {
@@ -80,6 +80,12 @@ impl Machine {
         let on_disk = end.seq < collected;
         if on_disk {
             self.died.push(end.seq);
+        }
+        if !on_disk
+            && let Ok(i) = self.log.binary_search_by_key(&end.seq, |logged| logged.seq)
+            && let Some(logged) = self.log.get_mut(i)
+        {
+            logged.ended_at = Some(seq);
         }
         let user = self.user_mut(&end.user);
         match &mut user.live {
@@ -120,14 +126,16 @@ impl Machine {
     }
 
     pub(super) fn apply_attempt(&mut self, seq: Seq, attempt: &Attempt) {
+        let is_live = self.is_live;
         let user = self.user_mut(&attempt.user);
         let lane = user.lane(attempt.lane);
         if lane.ended.contains(&attempt.seq) || attempt.seq <= lane.cursor {
             return;
         }
         lane.attempts.insert(attempt.seq, (attempt.attempts, attempt.not_before));
-        if let Some(entry) = lane.entry_mut(attempt.seq)
-            && entry.state == EntryState::Waiting
+        // Live, the message went into its backoff when the attempt failed, and may be out of it by now.
+        if !is_live
+            && let Some(entry) = lane.entry_mut(attempt.seq)
         {
             entry.state = EntryState::Backoff(attempt.not_before);
         }

@@ -22,6 +22,8 @@ pub(super) struct Logged {
     pub(super) lane: Priority,
     /// The digest of its identity, unless it came through the inbox.
     pub(super) key: Option<u128>,
+    /// The place of its end, if it ended before it was collected.
+    pub(super) ended_at: Option<Seq>,
 }
 
 /// A settling under way.
@@ -110,6 +112,9 @@ impl Machine {
                 }
             }
             let Some(logged) = self.log.pop_front() else { break };
+            if let Some(end) = logged.ended_at.filter(|end| *end >= job.before) {
+                self.note_early_end(&logged, end);
+            }
             let lane = self.users.get(&logged.user).map(|user| user.lane_ref(logged.lane));
             if let Some(entry) = lane.and_then(|lane| lane.entry(logged.seq)) {
                 part.entries.push((entry.seq, entry.accept.clone()));
@@ -120,6 +125,16 @@ impl Machine {
             job.collected.push_back(logged);
         }
         self.actions.push_back(Action::Survivors(part));
+    }
+
+    /// A message that was accepted below the place and ended above it is in no run, but its end will be replayed: the
+    /// row must say that it is reflected.
+    fn note_early_end(&mut self, logged: &Logged, end: Seq) {
+        let lane = self.user_mut(&logged.user).lane(logged.lane);
+        if logged.seq > lane.cursor {
+            lane.ended.insert(logged.seq);
+        }
+        self.touch(&logged.user, end);
     }
 
     fn collect_rows(&mut self, job: &mut Job) {

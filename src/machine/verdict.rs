@@ -260,8 +260,12 @@ impl Machine {
             }
             Record::Attempt(attempt) => {
                 self.replay(seq, &record, true);
-                let entry = EntryRef { lane: attempt.lane, seq: attempt.seq };
-                self.announce(&attempt.user, entry, Status::Retrying);
+                let lane = self.users.get(&attempt.user).map(|user| user.lane_ref(attempt.lane));
+                let found = lane.and_then(|lane| lane.entry(attempt.seq));
+                if found.is_some_and(|found| matches!(found.state, EntryState::Backoff(_))) {
+                    let entry = EntryRef { lane: attempt.lane, seq: attempt.seq };
+                    self.announce(&attempt.user, entry, Status::Retrying);
+                }
             }
             Record::Exposed(exposed) => {
                 self.replay(seq, &record, true);

@@ -1,0 +1,202 @@
+//! The parent: starts lives, ends them with SIGKILL, shows how far it all is.
+
+use std::io::{BufRead, BufReader};
+use std::path::Path;
+use std::process::{Child, ChildStdout, Command, ExitStatus, Stdio};
+use std::sync::mpsc::{self, Receiver, RecvTimeoutError};
+use std::time::Duration;
+
+use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
+
+use super::check::Ledger;
+use super::logs::now_ms;
+use super::plan::Plan;
+use super::{Failure, PATIENCE};
+
+/// What a life says on its standard output, a line each.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Report {
+    /// So many are accepted, so many applied (with those of earlier lives).
+    Progress { accepted: u64, applied: u64, waiting: u64 },
+    /// Everything has ended; what the ledgers say.
+    Done(Ledger),
+}
+
+impl Report {
+    pub(crate) fn print(self) {
+        match self {
+            Self::Progress { accepted, applied, waiting } => {
+                println!("progress {accepted} {applied} {waiting}")
+            }
+            Self::Done(ledger) => println!("done {} {}", ledger.expired, ledger.inbox_repeats),
+        }
+    }
+
+    fn parse(line: &str) -> Option<Self> {
+        let (kind, rest) = line.split_once(' ')?;
+        let numbers: Vec<u64> = rest.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
+        match (kind, numbers[..].as_ref()) {
+            ("progress", &[accepted, applied, waiting]) => {
+                Some(Self::Progress { accepted, applied, waiting })
+            }
+            ("done", &[expired, inbox_repeats]) => Some(Self::Done(Ledger { expired, inbox_repeats })),
+            _ => None,
+        }
+    }
+}
+
+/// Runs life after life until everything has ended. Returns how long it took, and what the ledgers say.
+pub(crate) fn supervise(plan: &Plan, kills: u32, dir: &Path) -> Result<(Duration, Ledger), Failure> {
+    let began = now_ms();
+    let bars = Bars::new(plan);
+    for life in 0..kills {
+        let mut child = Life::start(plan, dir, life)?;
+        // Spread over sending and receiving. The last part is left alone: TTLs make its length unknown.
+        let threshold = u64::from(plan.messages) * 2 * 9 / 10 * u64::from(life + 1) / u64::from(kills + 1);
+        child.run_until(threshold, &bars)?;
+        child.kill()?;
+        bars.killed(life + 1, kills);
+    }
+    let ledger = Life::start(plan, dir, kills)?.run_to_the_end(&bars)?;
+    bars.finish();
+    Ok((Duration::from_millis(now_ms().saturating_sub(began)), ledger))
+}
+
+/// One child process.
+struct Life {
+    process: Child,
+    reports: Receiver<Report>,
+}
+
+impl Life {
+    fn start(plan: &Plan, dir: &Path, life: u32) -> Result<Self, Failure> {
+        let program = std::env::current_exe()?;
+        let mut command = Command::new(program);
+        command.arg("life").arg("--dir").arg(dir).args(["--life", &life.to_string()]);
+        command.args(["--users", &plan.users.to_string(), "--messages", &plan.messages.to_string()]);
+        command.args(["--seed", &plan.seed.to_string()]);
+        let mut process = command.stdin(Stdio::null()).stdout(Stdio::piped()).spawn()?;
+        let output = process.stdout.take().ok_or("the child has no standard output")?;
+        let (sender, reports) = mpsc::channel();
+        std::thread::spawn(move || listen(output, &sender));
+        Ok(Self { process, reports })
+    }
+
+    /// Waits until so much has happened, accepted and applied together.
+    fn run_until(&mut self, threshold: u64, bars: &Bars) -> Result<(), Failure> {
+        loop {
+            match self.next()? {
+                Report::Progress { accepted, applied, waiting } => {
+                    bars.show(accepted, applied, waiting);
+                    if accepted + applied >= threshold {
+                        return Ok(());
+                    }
+                }
+                Report::Done(_) => {
+                    return Err("the child was done before it was killed: use more --messages".into());
+                }
+            }
+        }
+    }
+
+    fn run_to_the_end(mut self, bars: &Bars) -> Result<Ledger, Failure> {
+        let ledger = loop {
+            match self.next()? {
+                Report::Progress { accepted, applied, waiting } => bars.show(accepted, applied, waiting),
+                Report::Done(ledger) => break ledger,
+            }
+        };
+        let status = self.process.wait()?;
+        if !status.success() {
+            return Err(format!("the last life ended with {status}").into());
+        }
+        Ok(ledger)
+    }
+
+    fn next(&mut self) -> Result<Report, Failure> {
+        match self.reports.recv_timeout(PATIENCE) {
+            Ok(report) => Ok(report),
+            Err(RecvTimeoutError::Disconnected) => {
+                Err(format!("a life ended early, with {}", self.process.wait()?).into())
+            }
+            Err(RecvTimeoutError::Timeout) => Err(format!("nothing happened for {PATIENCE:?}").into()),
+        }
+    }
+
+    /// SIGKILL: no destructor, no flush, no goodbye.
+    fn kill(&mut self) -> Result<(), Failure> {
+        self.process.kill()?;
+        let status = self.process.wait()?;
+        if !was_killed(status) {
+            return Err(format!("a life was to be killed and ended with {status} by itself").into());
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Life {
+    fn drop(&mut self) {
+        // A run that fails leaves no process behind. One that has ended already is none.
+        let _ = self.process.kill();
+        let _ = self.process.wait();
+    }
+}
+
+#[cfg(unix)]
+fn was_killed(status: ExitStatus) -> bool {
+    const SIGKILL: i32 = 9;
+    std::os::unix::process::ExitStatusExt::signal(&status) == Some(SIGKILL)
+}
+
+#[cfg(not(unix))]
+fn was_killed(status: ExitStatus) -> bool {
+    !status.success()
+}
+
+fn listen(output: ChildStdout, reports: &mpsc::Sender<Report>) {
+    for line in BufReader::new(output).lines().map_while(Result::ok) {
+        if let Some(report) = Report::parse(&line) {
+            if reports.send(report).is_err() {
+                return;
+            }
+        }
+    }
+}
+
+/// What is shown meanwhile.
+struct Bars {
+    all: MultiProgress,
+    accepted: ProgressBar,
+    applied: ProgressBar,
+}
+
+impl Bars {
+    fn new(plan: &Plan) -> Self {
+        let style = "{prefix:>9} {bar:40} {human_pos:>9} / {human_len} {msg}";
+        let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
+        let all = MultiProgress::new();
+        let bar = |prefix: &'static str| {
+            let bar = ProgressBar::new(plan.messages.into()).with_style(style.clone()).with_prefix(prefix);
+            all.add(bar)
+        };
+        let (accepted, applied) = (bar("accepted"), bar("applied"));
+        Self { all, accepted, applied }
+    }
+
+    fn show(&self, accepted: u64, applied: u64, waiting: u64) {
+        self.accepted.set_position(accepted);
+        self.applied.set_position(applied);
+        self.applied.set_message(format!("{waiting} waiting"));
+    }
+
+    fn killed(&self, kill: u32, kills: u32) {
+        self.accepted.set_message(format!("killed {kill} of {kills} times"));
+    }
+
+    fn finish(&self) {
+        self.accepted.finish();
+        self.applied.finish();
+        // The table follows; without a terminal nothing was shown at all.
+        let _ = self.all.println("");
+    }
+}
