@@ -37,7 +37,7 @@ use self::support::{Dice, now, rate, short};
 static HEAP: PeakAlloc = PeakAlloc;
 
 const PAYLOAD: usize = 256;
-const IN_FLIGHT: u64 = 256;
+const IN_FLIGHT: u64 = 1024;
 /// People whose first message is timed.
 const VISITS: u64 = 2_000;
 
