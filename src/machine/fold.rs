@@ -56,7 +56,13 @@ impl Machine {
             let content = self.digester.content(message);
             self.dedup.commit(key, Slot { content, seq, at: accept.at, sender }, live);
         }
-        self.log.push_back(Logged { seq, user: message.recipient().clone(), lane: message.priority(), key, ended_at: None });
+        self.log.push_back(Logged {
+            seq,
+            user: message.recipient().clone(),
+            lane: message.priority(),
+            key,
+            ended_at: None,
+        });
         self.resident += 1;
         let user = self.user_mut(message.recipient());
         if let Some(live) = &mut user.live {
@@ -134,9 +140,7 @@ impl Machine {
         }
         lane.attempts.insert(attempt.seq, (attempt.attempts, attempt.not_before));
         // Live, the message went into its backoff when the attempt failed, and may be out of it by now.
-        if !is_live
-            && let Some(entry) = lane.entry_mut(attempt.seq)
-        {
+        if !is_live && let Some(entry) = lane.entry_mut(attempt.seq) {
             entry.state = EntryState::Backoff(attempt.not_before);
         }
         self.touch(&attempt.user, seq);

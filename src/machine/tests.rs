@@ -583,6 +583,7 @@ fn the_row_reflects_an_end_above_the_place_of_a_message_below_it() {
     rig.input(Input::Settle { before });
     let rows: Vec<_> = rig.survivors.iter().flat_map(|part| part.rows.clone()).collect();
     assert_eq!(rows.last().unwrap().1.lanes[Priority::Normal.index()].ended, [entry.seq]);
-    let entries: Vec<_> = rig.survivors.iter().flat_map(|part| part.entries.clone()).map(|(seq, _)| seq).collect();
+    let entries: Vec<_> =
+        rig.survivors.iter().flat_map(|part| part.entries.clone()).map(|(seq, _)| seq).collect();
     assert_eq!(entries, [waiting.seq]);
 }
