@@ -93,8 +93,9 @@ impl Layout {
             last_chain: newest.chain,
             ..Self::default()
         };
-        let released = found.iter().filter(|segment| segment.header.released);
-        let released = released.map(|segment| segment.header.generation.saturating_add(1)).max().unwrap_or(0);
+        let marks = found.iter().map(|segment| segment.header).filter(|header| header.released);
+        let mark = marks.max_by_key(|header| header.generation);
+        let released = mark.map_or(0, |mark| mark.generation.saturating_add(1));
         let oldest = newest.oldest.max(released);
         found.retain(|segment| segment.header.generation >= oldest);
         // A generation is never written twice; were it so, the later owner's copy counts.
@@ -106,8 +107,12 @@ impl Layout {
             limit = limit.min(segment.header.continues);
         }
         found.reverse();
-        let first = found.first().map(|segment| segment.header.generation);
-        layout.start_missing = first.is_some_and(|first| first > oldest);
+        // A generation that was begun and never became durable leaves a gap with no records in it.
+        let empty_gap = |first: &SegmentHeader| {
+            oldest == released && mark.is_some_and(|mark| first.base <= mark.base)
+        };
+        let first = found.first().map(|segment| segment.header);
+        layout.start_missing = first.is_some_and(|first| first.generation > oldest && !empty_gap(&first));
         let span = newest.generation.saturating_add(1).saturating_sub(oldest);
         layout.unreadable = unreadable > span.saturating_sub(found.len() as u64);
         layout.live = found;
