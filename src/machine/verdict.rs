@@ -57,7 +57,7 @@ impl Machine {
             Verdict::Disconnected => {}
             Verdict::Delivered | Verdict::Unconfirmed | Verdict::Rejected => {
                 let Some(reason) = verdict.end() else { return };
-                if is_volatile(entry) || reason != EndReason::Rejected {
+                if is_volatile(entry) || reason == EndReason::Delivered {
                     self.land(link, user, entry);
                 } else {
                     self.land_keeping_key(link, user, entry);
@@ -133,7 +133,7 @@ impl Machine {
         let lane = user.lane(entry.lane);
         let Some(found) = lane.entry_mut(entry.seq) else { return };
         let attempts = found.failures;
-        let holds_key = !matches!(reason, EndReason::Delivered | EndReason::Unconfirmed);
+        let holds_key = reason != EndReason::Delivered;
         let before = core::mem::replace(&mut found.state, EntryState::Ending { holds_key });
         let (accept, offers) = (found.accept.clone(), found.offers);
         match before {

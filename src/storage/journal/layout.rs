@@ -109,7 +109,8 @@ impl Layout {
         found.reverse();
         // A generation that was begun and never became durable leaves a gap with no records in it.
         let empty_gap = |first: &SegmentHeader| {
-            oldest == released && mark.is_some_and(|mark| first.base <= mark.base)
+            let follows = |mark: &SegmentHeader| first.base <= mark.base || first.continues <= mark.continues;
+            oldest == released && mark.as_ref().is_some_and(follows)
         };
         let first = found.first().map(|segment| segment.header);
         layout.start_missing = first.is_some_and(|first| first.generation > oldest && !empty_gap(&first));
