@@ -154,11 +154,10 @@ fn was_killed(status: ExitStatus) -> bool {
 }
 
 fn listen(output: ChildStdout, reports: &mpsc::Sender<Report>) {
-    for line in BufReader::new(output).lines().map_while(Result::ok) {
-        if let Some(report) = Report::parse(&line) {
-            if reports.send(report).is_err() {
-                return;
-            }
+    let lines = BufReader::new(output).lines().map_while(Result::ok);
+    for report in lines.filter_map(|line| Report::parse(&line)) {
+        if reports.send(report).is_err() {
+            return;
         }
     }
 }
