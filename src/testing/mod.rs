@@ -2,8 +2,13 @@
 //!
 //! Nothing here is meant for production: it trades speed and durability for determinism.
 
+pub mod sim;
 pub mod store_suite;
 
+mod clock;
+mod faulty_disk;
 mod faulty_store;
 
+pub use clock::ManualClock;
+pub use faulty_disk::{DiskOp, FaultyDisk};
 pub use faulty_store::{Fault, FaultyStore, StoreOp, Survivors};

@@ -1,0 +1,16 @@
+//! What decodes as a key encodes to the same bytes.
+#![no_main]
+
+use counting::{Counting, bounded};
+use lastmile::storage::outbox::keys::Key;
+use libfuzzer_sys::fuzz_target;
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+fuzz_target!(|bytes: &[u8]| {
+    bounded(bytes.len(), || drop(Key::decode(bytes)));
+    if let Some(key) = Key::decode(bytes) {
+        assert_eq!(key.encode(), bytes);
+    }
+});

@@ -1,0 +1,165 @@
+//! A model of operations and the smallest shell that can play them: machines whose every record is durable at once.
+//!
+//! Property tests play it at random; the full shell with disks and crashes is `lastmile::testing::sim`.
+
+use std::collections::VecDeque;
+use std::time::Duration;
+
+use lastmile::digest::Digester;
+use lastmile::machine::{
+    Accepted, Action, Birth, EntryRef, Input, LinkId, Machine, Refusal, Ticket, Verdict,
+};
+use lastmile::record::{Counters, Epoch, Seq};
+use lastmile::{Config, DeviceId, Message, MessageId, Priority, StreamId, Timestamp, UserId};
+
+/// What can happen.
+#[derive(Clone, Debug)]
+pub enum Op {
+    /// A message is sent.
+    Send {
+        /// By whom.
+        sender: u8,
+        /// To whom.
+        user: u8,
+        /// Its id.
+        id: u8,
+        /// How urgent it is.
+        priority: Priority,
+        /// Its payload.
+        body: Vec<u8>,
+    },
+    /// Someone attaches a sink.
+    Attach(u8),
+    /// Time passes.
+    Wait(u16),
+}
+
+/// The person of this number.
+#[must_use]
+pub fn person(number: u8) -> UserId {
+    UserId::new([b'u', number]).expect("two bytes are a user id")
+}
+
+/// The message of a send.
+#[must_use]
+pub fn message(sender: u8, user: u8, id: u8, priority: Priority, body: &[u8]) -> Message {
+    let builder = Message::to(person(user), "prop.message", body.to_vec())
+        .id(MessageId::from_u128(u128::from(id)))
+        .sender(person(sender))
+        .priority(priority);
+    builder.build().expect("a small message is within the limits")
+}
+
+/// Machines and nothing else: commits are durable at once, sinks confirm at once, nothing settles.
+#[derive(Debug)]
+pub struct Shell {
+    machines: Vec<Machine>,
+    digester: Digester,
+    /// The time.
+    pub now: Timestamp,
+    next: Seq,
+    tickets: u64,
+    links: Vec<(LinkId, usize, UserId)>,
+    /// What was delivered, in order.
+    pub delivered: Vec<(UserId, Priority, MessageId)>,
+    /// What was answered, in order.
+    pub answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
+}
+
+impl Shell {
+    /// So many shards.
+    #[must_use]
+    pub fn new(shards: usize, config: &Config) -> Self {
+        let birth = || Birth {
+            config: config.clone(),
+            stream: StreamId::from_u128(1),
+            epoch: Epoch(1),
+            digest_key: 7,
+            seed: 1,
+            settled: Seq::ZERO,
+            counters: Counters::default(),
+            store_empty: true,
+        };
+        Self {
+            machines: (0..shards).map(|_| Machine::new(birth())).collect(),
+            digester: Digester::new(7),
+            now: Timestamp::from_millis(1_000_000),
+            next: Seq::first_of(Epoch(1)),
+            tickets: 0,
+            links: Vec::new(),
+            delivered: Vec::new(),
+            answers: Vec::new(),
+        }
+    }
+
+    /// Does one thing.
+    pub fn play(&mut self, op: &Op) {
+        match op {
+            Op::Send { sender, user, id, priority, body } => {
+                self.tickets += 1;
+                let message = message(*sender, *user, *id, *priority, body);
+                self.input(&person(*user), Input::Send { ticket: Ticket(self.tickets), message });
+            }
+            Op::Attach(user) => self.attach(&person(*user)),
+            Op::Wait(millis) => {
+                self.now = self.now.after(Duration::from_millis((*millis).into()));
+                for shard in 0..self.machines.len() {
+                    self.on(shard, Input::Tick);
+                }
+            }
+        }
+    }
+
+    fn attach(&mut self, user: &UserId) {
+        let link = LinkId(self.links.len() as u64 + 1);
+        self.links.push((link, self.digester.shard(user, self.machines.len()), user.clone()));
+        let device = DeviceId::new("d").expect("one byte is a device id");
+        self.input(user, Input::Attach { link, user: user.clone(), device });
+    }
+
+    fn input(&mut self, user: &UserId, input: Input) {
+        self.on(self.digester.shard(user, self.machines.len()), input);
+    }
+
+    fn on(&mut self, shard: usize, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            self.machines[shard].handle(self.now, input);
+            while let Some(action) = self.machines[shard].poll_action() {
+                inputs.extend(self.act(action));
+            }
+        }
+    }
+
+    fn act(&mut self, action: Action) -> Option<Input> {
+        match action {
+            Action::Persist { commit, records, .. } => {
+                let first = self.next;
+                self.next = self.next.plus(records.len() as u64);
+                Some(Input::Persisted { commit, first })
+            }
+            Action::Offer { link, batch } => {
+                let user = self.links.iter().find(|(id, ..)| *id == link)?.2.clone();
+                let took = |delivery: &lastmile::machine::Delivery| {
+                    (user.clone(), delivery.entry.lane, delivery.message.id())
+                };
+                self.delivered.extend(batch.iter().map(took));
+                let verdicts: Vec<(EntryRef, Verdict)> =
+                    batch.iter().map(|delivery| (delivery.entry, Verdict::Delivered)).collect();
+                Some(Input::Verdicts { link, verdicts })
+            }
+            Action::Answer { ticket, result } => {
+                self.answers.push((ticket, result));
+                None
+            }
+            _ => None,
+        }
+    }
+
+    /// What one person was delivered, in order.
+    #[must_use]
+    pub fn delivered_to(&self, user: u8) -> Vec<(Priority, MessageId)> {
+        let theirs = self.delivered.iter().filter(|(to, ..)| *to == person(user));
+        theirs.map(|(_, lane, id)| (*lane, *id)).collect()
+    }
+}

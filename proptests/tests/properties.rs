@@ -1,0 +1,125 @@
+//! Properties that hold for every input.
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use lastmile::codec::{decode_records, encode_record};
+use lastmile::record::{Accept, Attempt, End, Epoch, Exposed, Origin, Record, Seq};
+use lastmile::storage::outbox::keys::Key;
+use lastmile::testing::sim::{self, Script};
+use lastmile::{Config, EndReason, Priority, StreamId, Timestamp, UserId};
+use lastmile_proptests::{Op, Shell, message};
+use proptest::prelude::*;
+
+fn priority() -> impl Strategy<Value = Priority> {
+    (0_u8..4).prop_map(|index| Priority::from_index(index).unwrap())
+}
+
+fn op() -> impl Strategy<Value = Op> {
+    let send = (0_u8..3, 0_u8..5, 0_u8..40, priority(), prop::collection::vec(any::<u8>(), 0..2));
+    prop_oneof![
+        6 => send.prop_map(|(sender, user, id, priority, body)| Op::Send { sender, user, id, priority, body }),
+        1 => (0_u8..5).prop_map(Op::Attach),
+        1 => any::<u16>().prop_map(Op::Wait),
+    ]
+}
+
+fn user() -> impl Strategy<Value = UserId> {
+    prop::collection::vec(any::<u8>(), 1..=255).prop_map(|bytes| UserId::new(bytes).unwrap())
+}
+
+fn record() -> impl Strategy<Value = Record> {
+    let parts = (user(), priority(), any::<u64>(), 0_usize..8, any::<bool>(), any::<u32>(), any::<u64>());
+    (parts, 0_u8..4, prop::collection::vec(any::<u8>(), 0..5000)).prop_map(|(parts, kind, body)| {
+        let (user, lane, seq, reason, flag, attempts, at) = parts;
+        let (seq, at) = (Seq::new(seq), Timestamp::from_millis(at));
+        match kind {
+            0 => Record::Accept(Arc::new(Accept {
+                message: message(1, 2, 3, lane, &body),
+                at,
+                origin: flag.then_some(Origin { stream: StreamId::from_u128(9), seq }),
+            })),
+            1 => Record::End(End {
+                user,
+                lane,
+                seq,
+                reason: EndReason::ALL[reason],
+                upgrades: flag.then_some(EndReason::Expired),
+                possibly_delivered: flag,
+                attempts,
+                cost: seq.get(),
+                at,
+            }),
+            2 => Record::Attempt(Attempt { user, lane, seq, attempts, not_before: at }),
+            _ => Record::Exposed(Exposed { user, epoch: Epoch(attempts) }),
+        }
+    })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 256, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn shards_are_routing_only(ops in prop::collection::vec(op(), 0..120), shards in 2_usize..6) {
+        let config = Config::default();
+        let (mut one, mut many) = (Shell::new(1, &config), Shell::new(shards, &config));
+        for op in &ops {
+            one.play(op);
+            many.play(op);
+        }
+        for user in 0..5 {
+            prop_assert_eq!(one.delivered_to(user), many.delivered_to(user));
+        }
+        let kinds = |shell: &Shell| {
+            shell.answers.iter().map(|(ticket, result)| (*ticket, result.clone().map(|a| a.duplicate))).collect::<Vec<_>>()
+        };
+        prop_assert_eq!(kinds(&one), kinds(&many));
+    }
+
+    #[test]
+    fn an_id_is_accepted_once_and_a_conflict_refused(ops in prop::collection::vec(op(), 0..200)) {
+        let mut shell = Shell::new(1, &Config::default());
+        let mut known: HashMap<(u8, u8, u8), (Priority, Vec<u8>)> = HashMap::new();
+        for op in &ops {
+            shell.play(op);
+            let Op::Send { sender, user, id, priority, body } = op else { continue };
+            let (_, result) = shell.answers.last().unwrap();
+            let content = (*priority, body.clone());
+            match known.get(&(*sender, *user, *id)) {
+                None => prop_assert!(matches!(result, Ok(accepted) if !accepted.duplicate), "{:?}", result),
+                Some(first) if *first == content => {
+                    prop_assert!(matches!(result, Ok(accepted) if accepted.duplicate), "{:?}", result);
+                }
+                Some(_) => prop_assert!(matches!(result, Err(lastmile::machine::Refusal::Conflict)), "{:?}", result),
+            }
+            known.entry((*sender, *user, *id)).or_insert(content);
+        }
+    }
+
+    #[test]
+    fn keys_come_back_and_users_keep_apart(a in user(), b in user(), run: u64, lane in priority(), seq: u64) {
+        let key = |user: &UserId| Key::Chunk { run, user: user.clone(), lane, seq: Seq::new(seq) };
+        prop_assert_eq!(Key::decode(&key(&a).encode()), Some(key(&a)));
+        let row = Key::User { user: a.clone() };
+        prop_assert_eq!(Key::decode(&row.encode()), Some(row.clone()));
+        prop_assert_eq!(key(&a).encode() == key(&b).encode(), a == b);
+        let other = Key::User { user: b.clone() }.encode();
+        prop_assert_eq!(row.encode().starts_with(&other), a == b);
+    }
+
+    #[test]
+    fn records_come_back(records in prop::collection::vec(record(), 1..6)) {
+        let mut bytes = Vec::new();
+        records.iter().for_each(|record| encode_record(record, &mut bytes));
+        let back: Result<Vec<_>, _> = decode_records(records.len() as u32, &bytes).collect();
+        prop_assert_eq!(back, Ok(records));
+    }
+
+    #[test]
+    fn any_script_survives_being_written(bytes in prop::collection::vec(any::<u8>(), 0..100)) {
+        let script = Script::of_bytes(&bytes);
+        prop_assert_eq!(script.to_string().parse::<Script>(), Ok(script.clone()));
+        // Whatever is found, it is found again.
+        prop_assert_eq!(sim::run(&script, None), sim::run(&script, None));
+    }
+}

@@ -1,0 +1,432 @@
+//! One simulated engine: the shell around its machines, played one step at a time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::defect::Defect;
+use super::home::Home;
+use super::link::Link;
+use super::oracle::{Oracle, is_volatile};
+use super::plan::Plan;
+use super::random::Random;
+use crate::digest::Digester;
+use crate::id::{StreamId, UserId};
+use crate::machine::{
+    Accepted, Action, Birth, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, Machine, Query,
+    Refusal, Survivors, Ticket,
+};
+use crate::ports::Journal;
+use crate::record::{Counters, Epoch, Record, Seq};
+use crate::storage::journal::FileJournal;
+use crate::storage::outbox::{Identity, Opened, recover};
+use crate::testing::FaultyDisk;
+use crate::time::Timestamp;
+
+/// Actions a single input may cause; more means that the machine goes round in circles.
+const MAX_ACTIONS: usize = 20_000;
+
+/// A set of records that a machine handed out.
+#[derive(Debug)]
+pub(super) struct Handed {
+    pub(super) shard: usize,
+    pub(super) commit: CommitId,
+    pub(super) records: Vec<Record>,
+    pub(super) accepts: bool,
+}
+
+/// A group on its way to the disk.
+#[derive(Debug)]
+pub(super) struct Flight {
+    /// Shard, commit, first place.
+    pub(super) parts: VecDeque<(usize, CommitId, Seq)>,
+    pub(super) told_written: bool,
+    pub(super) synced: bool,
+}
+
+/// A load that was asked for.
+#[derive(Debug)]
+pub(super) struct Load {
+    pub(super) shard: usize,
+    pub(super) load: LoadId,
+    pub(super) query: Query,
+    pub(super) found: Option<Found>,
+}
+
+/// How far a settling is.
+#[derive(Debug, Default)]
+pub(super) enum Settling {
+    #[default]
+    Idle,
+    Collecting {
+        before: Seq,
+        parts: Vec<Survivors>,
+        counters: Vec<Option<(Counters, Seq)>>,
+    },
+    Storing {
+        before: Seq,
+    },
+    Telling {
+        before: Seq,
+        next: usize,
+    },
+}
+
+/// What runs; gone with the process.
+#[derive(Debug)]
+pub(super) struct Engine {
+    pub(super) journal: FileJournal,
+    pub(super) epoch: Epoch,
+    pub(super) shards: Vec<Machine>,
+    pub(super) next: Seq,
+    pub(super) queue: VecDeque<Handed>,
+    pub(super) flight: Option<Flight>,
+    pub(super) broken: bool,
+    pub(super) loads: Vec<Load>,
+    pub(super) links: BTreeMap<LinkId, Link>,
+    pub(super) settling: Settling,
+    /// Everything below can be settled.
+    pub(super) sealed: Seq,
+    pub(super) settled: Seq,
+    pub(super) full: bool,
+}
+
+/// One engine, running or not.
+#[derive(Debug)]
+pub(super) struct Node {
+    pub(super) plan: Arc<Plan>,
+    pub(super) defect: Option<Defect>,
+    pub(super) stream: StreamId,
+    pub(super) digester: Digester,
+    pub(super) shards: usize,
+    pub(super) disk: FaultyDisk,
+    pub(super) home: Home,
+    pub(super) engine: Option<Engine>,
+    pub(super) oracle: Oracle,
+    pub(super) now: Timestamp,
+    /// Answers to deliveries that came from the other engine.
+    pub(super) answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
+    pub(super) tickets: u64,
+    last_link: u64,
+    /// Sinks of the past, for verdicts that come late.
+    pub(super) ghosts: Vec<(LinkId, UserId, EntryRef)>,
+    /// What machines were told and what they did, if somebody wants to know.
+    pub(super) trace: Option<Vec<String>>,
+    /// Whether it was told to refuse new sends.
+    pub(super) draining: bool,
+}
+
+impl Node {
+    pub(super) fn new(plan: Arc<Plan>, index: u64, defect: Option<Defect>) -> Self {
+        let disk = FaultyDisk::new();
+        disk.set_lying(defect == Some(Defect::NoFdatasync));
+        let mut node = Self {
+            defect,
+            stream: StreamId::from_u128(0xe0 + u128::from(index)),
+            digester: Digester::new(digest_key(&plan)),
+            shards: plan.shards,
+            disk,
+            home: Home::default(),
+            engine: None,
+            oracle: Oracle::default(),
+            now: Timestamp::from_millis(1_800_000_000_000),
+            answers: Vec::new(),
+            tickets: index << 32,
+            last_link: 0,
+            ghosts: Vec::new(),
+            trace: None,
+            draining: false,
+            plan,
+        };
+        node.open();
+        node
+    }
+
+    // --------------------------------------------------------------------------------------------------- opening
+
+    /// Tries to start the process.
+    pub(super) fn open(&mut self) {
+        if self.engine.is_some() {
+            return;
+        }
+        if let Err(error) = self.try_open() {
+            if error.starts_with('!') {
+                self.oracle.fail(error);
+            }
+        }
+    }
+
+    fn try_open(&mut self) -> Result<(), String> {
+        let text = |error: crate::ports::JournalError| error.to_string();
+        let disk: Arc<dyn crate::storage::disk::Disk> = Arc::new(self.disk.clone());
+        let mut journal = FileJournal::open(disk, self.plan.journal).map_err(text)?;
+        let above = journal.replay(Seq::MAX, &mut |_| Ok(())).map_err(text)?.epoch;
+        let fresh = Identity { stream: self.stream, digest_key: digest_key(&self.plan) };
+        let opened = self.home.open(above, fresh).map_err(|error| error.to_string())?;
+        if !opened.lost.is_empty() || opened.identity != fresh {
+            return Err(format!("! the store has lost something: {opened:?}"));
+        }
+        let mut records = Vec::new();
+        let collect =
+            &mut |shard, seq, record: &Record, counts| records.push((shard, seq, record.clone(), counts));
+        let shards = self.shards_of_opening(opened.epoch);
+        let recovered = recover(&opened, &mut journal, shards, collect).map_err(|error| error.to_string())?;
+        if !recovered.replay.damaged.is_empty() || !recovered.bad.is_empty() {
+            return Err(format!("! the journal reports damage: {recovered:?}"));
+        }
+        journal.begin(opened.epoch).map_err(text)?;
+        let newest = records.iter().map(|(_, _, record, _)| time_of(record)).max().unwrap_or_default();
+        self.now = self.now.max(opened.last_time).max(newest);
+        self.shards = shards;
+        let machines = self.fold(&opened, &records);
+        let replayed = records.into_iter().map(|(_, seq, record, _)| (seq, record)).collect();
+        self.oracle.recovered(&self.plan, opened.settled, replayed);
+        self.engine = Some(Engine {
+            journal,
+            epoch: opened.epoch,
+            shards: machines,
+            next: recovered.next_seq,
+            queue: VecDeque::new(),
+            flight: None,
+            broken: false,
+            loads: Vec::new(),
+            links: BTreeMap::new(),
+            settling: Settling::Idle,
+            sealed: recovered.next_seq,
+            settled: opened.settled,
+            full: false,
+        });
+        self.check();
+        Ok(())
+    }
+
+    /// The number of shards may be another one at every opening.
+    fn shards_of_opening(&self, epoch: Epoch) -> usize {
+        match self.plan.reshards {
+            true => 1 + Random::new(self.plan.seed ^ u64::from(epoch.0)).index(3),
+            false => self.plan.shards,
+        }
+    }
+
+    /// The machines, after replay.
+    fn fold(&mut self, opened: &Opened, records: &[(usize, Seq, Record, bool)]) -> Vec<Machine> {
+        let same = opened.counters.len() == self.shards;
+        let counters = |shard: usize| {
+            let mut sum = Counters::default();
+            let all = opened.counters.iter().enumerate();
+            let mine = all.filter(|(other, _)| if same { *other == shard } else { shard == 0 });
+            mine.for_each(|(_, (counters, _))| sum.add(counters));
+            sum
+        };
+        let birth = |shard: usize| Birth {
+            config: self.plan.config.clone(),
+            stream: self.stream,
+            epoch: opened.epoch,
+            digest_key: digest_key(&self.plan),
+            seed: self.plan.seed ^ shard as u64,
+            settled: opened.settled,
+            counters: counters(shard),
+            store_empty: opened.store_empty,
+        };
+        let mut shards: Vec<_> = (0..self.shards).map(|shard| Machine::new(birth(shard))).collect();
+        for (shard, seq, record, counts) in records {
+            if self.defect == Some(Defect::ReplayDecides) && is_expired(record, self.now) {
+                continue;
+            }
+            shards[*shard].replay(*seq, record, *counts);
+        }
+        shards
+    }
+
+    /// The process ends. With `power`, so does the machine it runs on.
+    pub(super) fn crash(&mut self, power: bool, random: &mut Random) {
+        self.engine = None;
+        self.draining = false;
+        self.answers.clear();
+        self.home.crash(random);
+        self.oracle.crashed(power);
+        if power {
+            let odds = random.below(5) * 25;
+            self.disk.power_cut(|_, _| random.chance(odds));
+        } else {
+            self.disk.kill();
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------- machines
+
+    pub(super) fn shard_of(&self, user: &UserId) -> usize {
+        self.digester.shard(user, self.shards)
+    }
+
+    /// Hands an input to a machine and does what it says.
+    pub(super) fn input(&mut self, shard: usize, input: Input) {
+        let now = self.now;
+        let Some(engine) = &mut self.engine else { return };
+        if let Some(trace) = self.trace.as_mut().filter(|_| !matches!(input, Input::Tick)) {
+            trace.push(format!(
+                "  {}.{shard} {} < {input:?}",
+                self.stream.as_u128() & 0xf,
+                now.as_millis() % 100_000_000
+            ));
+        }
+        engine.shards[shard].handle(now, input);
+        for n in 0.. {
+            let Some(engine) = &mut self.engine else { return };
+            let Some(action) = engine.shards[shard].poll_action() else { break };
+            self.act(shard, action);
+            if n > MAX_ACTIONS {
+                return self.oracle.fail("a machine does not stop acting");
+            }
+        }
+    }
+
+    /// Hands an input to every machine.
+    pub(super) fn broadcast(&mut self, input: &Input) {
+        for shard in 0..self.shards {
+            self.input(shard, input.clone());
+        }
+    }
+
+    fn act(&mut self, shard: usize, action: Action) {
+        if let Some(trace) = &mut self.trace {
+            trace.push(format!("  {}.{shard} > {action:?}", self.stream.as_u128() & 0xf));
+        }
+        let Some(engine) = &mut self.engine else { return };
+        match action {
+            Action::Persist { commit, records, accepts } => {
+                engine.queue.push_back(Handed { shard, commit, records, accepts });
+            }
+            Action::Answer { ticket, result } => {
+                self.oracle.answered(ticket, &result);
+                self.answers.push((ticket, result));
+            }
+            Action::Offer { link, batch } => self.offered(link, batch),
+            Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
+            Action::Announce(change) => self.oracle.announced(&change),
+            Action::Survivors(part) => self.survivors(shard, part),
+            Action::Dismiss(link) => self.forget_link(link),
+        }
+    }
+
+    fn offered(&mut self, link: LinkId, batch: Vec<Delivery>) {
+        let Some(engine) = &mut self.engine else { return };
+        let Some(found) = engine.links.get_mut(&link) else {
+            return self.oracle.fail(format!("{link:?} was offered something after it was dismissed"));
+        };
+        if batch.is_empty() || batch.len() > self.plan.config.max_batch.get() as usize {
+            self.oracle.fail(format!("a batch of {} messages", batch.len()));
+        }
+        let told = engine.flight.is_none();
+        self.oracle.offered(self.now, engine.epoch, &found.user, &batch, told);
+        found.queue.extend(batch);
+    }
+
+    // ------------------------------------------------------------------------------------------------------ sinks
+
+    pub(super) fn attach(&mut self, user: UserId, device: u64, is_wire: bool) {
+        self.last_link += 1;
+        let id = LinkId(self.last_link);
+        let Some(engine) = &mut self.engine else { return };
+        let link = Link { id, user: user.clone(), is_wire, queue: VecDeque::new(), carrying: None };
+        engine.links.insert(id, link);
+        let shard = self.shard_of(&user);
+        self.input(shard, Input::Attach { link: id, user, device: super::oracle::device(device) });
+    }
+
+    pub(super) fn detach(&mut self, id: LinkId) {
+        let Some(user) =
+            self.engine.as_ref().and_then(|engine| engine.links.get(&id)).map(|link| link.user.clone())
+        else {
+            return;
+        };
+        self.forget_link(id);
+        let shard = self.shard_of(&user);
+        self.input(shard, Input::Detach(id));
+    }
+
+    fn forget_link(&mut self, id: LinkId) {
+        let Some(link) = self.engine.as_mut().and_then(|engine| engine.links.remove(&id)) else { return };
+        self.ghosts.extend(link.queue.iter().map(|delivery| (id, link.user.clone(), delivery.entry)));
+        let surplus = self.ghosts.len().saturating_sub(32);
+        self.ghosts.drain(..surplus);
+    }
+
+    /// Passes on what a sink did and said.
+    pub(super) fn react(&mut self, link: LinkId, user: &UserId, reaction: super::link::Reaction) {
+        for (entry, verdict) in &reaction.verdicts {
+            self.oracle.said(*entry, verdict);
+            if !is_volatile(*entry) {
+                self.ghosts.push((link, user.clone(), *entry));
+            }
+        }
+        for seq in reaction.applied {
+            self.oracle.applied(self.now, seq);
+        }
+        if reaction.verdicts.is_empty() {
+            return;
+        }
+        let shard = self.shard_of(user);
+        self.input(shard, Input::Verdicts { link, verdicts: reaction.verdicts });
+    }
+
+    // ------------------------------------------------------------------------------------------------------ checks
+
+    /// Whatever can be compared now.
+    pub(super) fn check(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        let (mut counters, mut in_flight, mut pending, mut links) = (Counters::default(), 0, 0, 0);
+        for machine in &engine.shards {
+            let stats = machine.stats();
+            counters.add(&stats.counters);
+            in_flight += stats.in_flight;
+            links += stats.links;
+            pending = pending.max(stats.pending);
+        }
+        let config = &self.plan.config;
+        let window = u64::from(config.max_in_flight.get()) + u64::from(config.critical_reserve);
+        if in_flight > window * links {
+            self.oracle.fail(format!("{in_flight} in flight on {links} links of {window}"));
+        }
+        if pending > config.max_pending.get() as u64 {
+            self.oracle
+                .fail(format!("{pending} sends are pending, over the limit of {}", config.max_pending));
+        }
+        // The limit is per shard, and the number of shards may have been larger.
+        let shards = if self.plan.reshards { 3 } else { self.shards as u64 };
+        if counters.live() > config.max_total_messages.get() * shards {
+            self.oracle.fail(format!("{} live messages are over the limit", counters.live()));
+        }
+        // Between a sync and the last `Persisted`, the machines know less than the disk.
+        if engine.flight.is_none() && !engine.broken {
+            self.oracle.check_ledger(&counters);
+            self.check_state();
+        }
+    }
+
+    fn check_state(&mut self) {
+        let Some(engine) = &self.engine else { return };
+        for machine in &engine.shards {
+            for user in machine.resident_users() {
+                if let Some(held) = machine.snapshot(user) {
+                    self.oracle.check_user(user, engine.settled, &held);
+                }
+            }
+        }
+    }
+}
+
+fn digest_key(plan: &Plan) -> u128 {
+    u128::from(plan.seed) << 7 | 1
+}
+
+fn time_of(record: &Record) -> Timestamp {
+    match record {
+        Record::Accept(accept) => accept.at,
+        Record::End(end) => end.at,
+        _ => Timestamp::ZERO,
+    }
+}
+
+fn is_expired(record: &Record, now: Timestamp) -> bool {
+    matches!(record, Record::Accept(accept) if accept.expires() <= now)
+}

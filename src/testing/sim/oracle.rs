@@ -1,0 +1,391 @@
+//! What must be true, kept outside of the engine: a fold of the records that are durable, and who was told what.
+
+mod ends;
+mod recovery;
+
+use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::sync::Arc;
+
+use super::plan::Plan;
+use crate::id::{DeviceId, MessageId, UserId};
+use crate::machine::{Accepted, Change, Delivery, EntryRef, Refusal, Ticket, Verdict};
+use crate::message::{Durability, Message};
+use crate::record::{Accept, Counters, Epoch, Origin, Record, Seq};
+use crate::status::{EndReason, Status};
+use crate::time::Timestamp;
+
+/// Sender, recipient and id: what makes a message the same one.
+type Identity = (Option<UserId>, UserId, MessageId);
+
+fn identity(message: &Message) -> Identity {
+    (message.sender().cloned(), message.recipient().clone(), message.id())
+}
+
+/// A message that was durable once.
+#[derive(Debug)]
+pub(super) struct Kept {
+    pub(super) accept: Arc<Accept>,
+    pub(super) end: Option<EndReason>,
+    pub(super) attempts: u32,
+    /// A receiver has it: a sink took it, or the other engine accepted it.
+    pub(super) applied: bool,
+    /// Some sink was handed it, in whatever life.
+    pub(super) offered: bool,
+    status: Option<Status>,
+    said: BTreeSet<EndReason>,
+}
+
+/// Records that may or may not be stored.
+#[derive(Debug)]
+pub(super) struct Maybe {
+    records: Vec<(Seq, Record)>,
+    /// The operating system has them: a mere kill must not lose them.
+    survives_kill: bool,
+}
+
+/// One engine's oracle.
+#[derive(Debug, Default)]
+pub(super) struct Oracle {
+    pub(super) messages: BTreeMap<Seq, Kept>,
+    pub(super) counters: Counters,
+    /// Durable records that the journal must hand over in a replay.
+    log: BTreeMap<Seq, Record>,
+    maybe: Vec<Maybe>,
+    by_identity: HashMap<Identity, Vec<Seq>>,
+    by_sender: HashMap<Option<UserId>, Vec<Seq>>,
+    origins: HashSet<(UserId, Origin)>,
+    /// Sends that wait for an answer.
+    pub(super) waiting: HashMap<Ticket, Message>,
+    pub(super) latest: Timestamp,
+    pub(super) exposed: HashMap<UserId, Epoch>,
+    failures: Vec<String>,
+    /// Answers given, by outcome.
+    pub(super) accepted: u64,
+    pub(super) duplicates: u64,
+}
+
+impl Oracle {
+    /// Notes a violation.
+    pub(super) fn fail(&mut self, what: impl Into<String>) {
+        self.failures.push(what.into());
+    }
+
+    pub(super) fn take_failure(&mut self) -> Option<String> {
+        self.failures.drain(..).next()
+    }
+
+    // ------------------------------------------------------------------------------------------------ the journal
+
+    /// A group is being written.
+    pub(super) fn appending(&mut self, records: Vec<(Seq, Record)>) {
+        self.maybe.push(Maybe { records, survives_kill: false });
+    }
+
+    /// The operating system has every group so far.
+    pub(super) fn written(&mut self) {
+        self.maybe.iter_mut().for_each(|group| group.survives_kill = true);
+    }
+
+    /// A write or sync failed: nothing is promised any more.
+    pub(super) fn failed(&mut self) {
+        self.maybe.iter_mut().for_each(|group| group.survives_kill = false);
+    }
+
+    /// Every group so far is durable.
+    pub(super) fn synced(&mut self, plan: &Plan) {
+        for group in std::mem::take(&mut self.maybe) {
+            for (seq, record) in group.records {
+                self.durable(plan, seq, record);
+            }
+        }
+    }
+
+    /// What was not synced is fenced off for good; or nothing of it was written at all.
+    pub(super) fn fenced(&mut self) {
+        self.maybe.clear();
+    }
+
+    /// Everything below this place is in the store.
+    pub(super) fn recycled(&mut self, before: Seq) {
+        self.log = self.log.split_off(&before);
+    }
+
+    /// Folds a durable record.
+    fn durable(&mut self, plan: &Plan, seq: Seq, record: Record) {
+        match &record {
+            Record::Accept(accept) => self.fold_accept(plan, seq, accept),
+            Record::End(end) => self.fold_end(plan, end),
+            Record::Attempt(attempt) => {
+                self.latest = self.latest.max(Timestamp::ZERO);
+                match self.messages.get_mut(&attempt.seq) {
+                    Some(kept) => kept.attempts = attempt.attempts,
+                    None => {
+                        self.fail(format!("attempt recorded for {:?}, which was never accepted", attempt.seq))
+                    }
+                }
+            }
+            Record::Exposed(exposed) => {
+                self.exposed.insert(exposed.user.clone(), exposed.epoch);
+            }
+            Record::Floor(_) => {}
+        }
+        self.log.insert(seq, record);
+    }
+
+    fn fold_accept(&mut self, plan: &Plan, seq: Seq, accept: &Arc<Accept>) {
+        let message = &accept.message;
+        self.latest = self.latest.max(accept.at);
+        self.counters.accepted += 1;
+        self.counters.accepted_bytes += message.cost();
+        match accept.origin {
+            Some(origin) => {
+                // Volatile places begin anew with every life of the sender.
+                let volatile = origin.seq.epoch() == Epoch::default();
+                if !self.origins.insert((message.recipient().clone(), origin)) && !volatile {
+                    self.fail(format!("applied twice: {origin:?} for {}", message.recipient()));
+                }
+            }
+            None => self.check_window(plan, seq, accept),
+        }
+        let kept = Kept {
+            accept: Arc::clone(accept),
+            end: None,
+            attempts: 0,
+            applied: false,
+            offered: false,
+            status: None,
+            said: BTreeSet::new(),
+        };
+        if self.messages.insert(seq, kept).is_some() {
+            self.fail(format!("place {seq:?} was given away twice"));
+        }
+    }
+
+    /// An id within the dedup window must not be accepted again.
+    fn check_window(&mut self, plan: &Plan, seq: Seq, accept: &Accept) {
+        let message = &accept.message;
+        let sent = self.by_sender.entry(message.sender().cloned()).or_default();
+        let known = self.by_identity.entry(identity(message)).or_default();
+        if let Some(before) = known.last().and_then(|seq| Some((*seq, self.messages.get(seq)?))) {
+            let (place, kept) = before;
+            let since = sent.iter().rev().take_while(|other| **other > place).count();
+            let young = accept.at.since(kept.accept.at) <= plan.config.dedup_age;
+            if young && since < plan.config.dedup_ids.get() {
+                let (id, age) = (message.id(), accept.at.since(kept.accept.at));
+                self.failures.push(format!(
+                    "accepted twice within the dedup window: {id} at {place:?} and {seq:?}, {since} ids and {age:?} later"
+                ));
+            }
+        }
+        known.push(seq);
+        sent.push(seq);
+    }
+
+    // --------------------------------------------------------------------------------------------------- answers
+
+    /// A send was handed to the engine.
+    pub(super) fn sent(&mut self, ticket: Ticket, message: Message) {
+        self.waiting.insert(ticket, message);
+    }
+
+    /// A send was answered.
+    pub(super) fn answered(&mut self, ticket: Ticket, result: &Result<Accepted, Refusal>) {
+        let Some(message) = self.waiting.remove(&ticket) else {
+            return self.fail(format!("{ticket:?} was answered twice, or never asked"));
+        };
+        match result {
+            Ok(accepted) => self.check_promise(&message, *accepted),
+            Err(Refusal::Conflict) => {
+                let same =
+                    |other: &Message| identity(other) == identity(&message) && !same_content(other, &message);
+                if !self.any_known(same) {
+                    self.fail(format!(
+                        "{} refused as a conflict, with nothing it conflicts with",
+                        message.id()
+                    ));
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
+    fn check_promise(&mut self, message: &Message, accepted: Accepted) {
+        if message.durability() == Durability::Volatile {
+            return;
+        }
+        if accepted.duplicate {
+            self.duplicates += 1;
+        } else {
+            self.accepted += 1;
+        }
+        let same = |other: &Message| identity(other) == identity(message) && same_content(other, message);
+        let durable = self.by_identity.get(&identity(message)).into_iter().flatten();
+        let durable = durable.filter_map(|seq| self.messages.get(seq)).any(|kept| same(&kept.accept.message));
+        let inbound = |kept: &Kept| kept.accept.origin.is_some() && same(&kept.accept.message);
+        if durable || self.messages.get(&accepted.entry.seq).is_some_and(inbound) {
+            return;
+        }
+        // Inbound repeats are answered without a place.
+        if accepted.duplicate && self.messages.values().any(inbound) {
+            return;
+        }
+        let mut written =
+            self.maybe.iter().filter(|group| group.survives_kill).flat_map(|group| &group.records);
+        let written =
+            written.any(|(_, record)| matches!(record, Record::Accept(accept) if same(&accept.message)));
+        match message.durability() {
+            Durability::Buffered if written => {}
+            durability => self.fail(format!(
+                "{} answered Ok ({durability:?}, duplicate: {}) before its record was {}",
+                message.id(),
+                accepted.duplicate,
+                if durability == Durability::Buffered { "written" } else { "durable" }
+            )),
+        }
+    }
+
+    /// Whether a message for which this holds was ever accepted, or may have been, or is on its way.
+    fn any_known(&self, holds: impl Fn(&Message) -> bool) -> bool {
+        let maybe = self.maybe.iter().flat_map(|group| &group.records);
+        let mut maybe = maybe.filter_map(|(_, record)| match record {
+            Record::Accept(accept) => Some(&accept.message),
+            _ => None,
+        });
+        self.messages.values().any(|kept| holds(&kept.accept.message))
+            || maybe.any(&holds)
+            || self.waiting.values().any(&holds)
+    }
+
+    // -------------------------------------------------------------------------------------------------- delivery
+
+    /// A batch was offered to a sink. `told` says whether the machines know all that is durable.
+    pub(super) fn offered(
+        &mut self,
+        now: Timestamp,
+        epoch: Epoch,
+        user: &UserId,
+        batch: &[Delivery],
+        told: bool,
+    ) {
+        for delivery in batch {
+            if is_volatile(delivery.entry) {
+                continue;
+            }
+            let seq = delivery.entry.seq;
+            if self.exposed.get(user) != Some(&epoch) {
+                self.fail(format!("{seq:?} offered to {user} before the exposure was durable"));
+            }
+            let floor = delivery.floor;
+            let live = |(seq, kept): &(&Seq, &Kept)| {
+                **seq <= floor
+                    && kept.end.is_none()
+                    && kept.accept.message.recipient() == user
+                    && kept.accept.message.priority() == delivery.entry.lane
+            };
+            if let Some((below, _)) = self.messages.range(..=floor).find(|pair| live(pair)) {
+                let what = format!("{seq:?} offered with floor {floor:?}, below which {below:?} is live");
+                self.fail(what);
+            }
+            let Some(kept) = self.messages.get_mut(&seq) else {
+                return self.fail(format!("{seq:?} offered, but it is not durable"));
+            };
+            kept.offered = true;
+            let what = if kept.accept.message != delivery.message {
+                "with another content"
+            } else if kept.end.is_some() {
+                "after its end"
+            } else if kept.accept.expires() <= now {
+                "after its TTL"
+            } else if told && delivery.attempts < kept.attempts {
+                "with attempts forgotten"
+            } else {
+                continue;
+            };
+            let what = format!("{seq:?} offered {what}");
+            self.fail(what);
+        }
+    }
+
+    /// A sink said something final about a message, true or not.
+    pub(super) fn said(&mut self, entry: EntryRef, verdict: &Verdict) {
+        let reason = match verdict {
+            Verdict::Delivered => EndReason::Delivered,
+            Verdict::Unconfirmed => EndReason::Unconfirmed,
+            Verdict::Rejected => EndReason::Rejected,
+            _ => return,
+        };
+        if let Some(kept) = self.messages.get_mut(&entry.seq) {
+            kept.said.insert(reason);
+        }
+    }
+
+    /// A receiver took a message, perhaps again. Its first time must come after those of all before it.
+    pub(super) fn applied(&mut self, now: Timestamp, seq: Seq) {
+        let Some(kept) = self.messages.get_mut(&seq).filter(|kept| !kept.applied) else { return };
+        kept.applied = true;
+        if kept.end.is_some() {
+            return;
+        }
+        let message = kept.accept.message.clone();
+        let before = self.messages.range(..seq).find(|(_, other)| {
+            let theirs = &other.accept.message;
+            !other.applied
+                && other.end.is_none()
+                // Its end is certain, though not yet recorded.
+                && other.accept.expires() > now
+                && !other.said.contains(&EndReason::Rejected)
+                && theirs.recipient() == message.recipient()
+                && theirs.priority() == message.priority()
+                && theirs.ordering_key() == message.ordering_key()
+        });
+        if let Some((before, _)) = before {
+            let what = format!("order: {seq:?} was applied before {before:?} of the same user, lane and key");
+            self.fail(what);
+        }
+    }
+
+    /// A status was announced.
+    pub(super) fn announced(&mut self, change: &Change) {
+        if is_volatile(change.entry) {
+            return;
+        }
+        let (seq, next) = (change.entry.seq, change.status);
+        let Some(kept) = self.messages.get_mut(&seq) else {
+            return self.fail(format!("{next:?} announced for {seq:?}, which is not durable"));
+        };
+        let before = kept.status.replace(next).unwrap_or(Status::Accepted);
+        let undurable = match next {
+            Status::Ended(reason) => kept.end != Some(reason),
+            Status::Retrying => kept.attempts < change.attempts,
+            Status::Accepted | Status::Sent => false,
+        };
+        if !before.may_become(next) && before != next {
+            self.fail(format!("{seq:?} went from {before:?} to {next:?}"));
+        } else if undurable {
+            self.fail(format!("{next:?} announced for {seq:?} before its record was durable"));
+        }
+    }
+
+    /// Messages that have not ended.
+    pub(super) fn live(&self) -> impl Iterator<Item = (&Seq, &Kept)> {
+        self.messages.iter().filter(|(_, kept)| kept.end.is_none())
+    }
+}
+
+/// Whether two messages say the same, as dedup sees it: everything but how long and how durably.
+fn same_content(a: &Message, b: &Message) -> bool {
+    a.payload() == b.payload()
+        && a.event() == b.event()
+        && a.priority() == b.priority()
+        && a.ordering_key() == b.ordering_key()
+        && a.headers().eq(b.headers())
+}
+
+pub(super) fn is_volatile(entry: EntryRef) -> bool {
+    entry.seq.epoch() == Epoch::default()
+}
+
+/// A device's name.
+pub(super) fn device(number: u64) -> DeviceId {
+    DeviceId::new(format!("d{number}")).expect("a short name is a device id")
+}

@@ -1,0 +1,114 @@
+//! How messages may end, and that the counters and the machine's memory say the same.
+
+use super::super::plan::Plan;
+use super::Oracle;
+use crate::id::UserId;
+use crate::machine::UserSnapshot;
+use crate::message::Priority;
+use crate::record::{Counters, End, Seq};
+use crate::status::EndReason;
+
+impl Oracle {
+    pub(super) fn fold_end(&mut self, plan: &Plan, end: &End) {
+        self.latest = self.latest.max(end.at);
+        let Some(kept) = self.messages.get_mut(&end.seq) else {
+            return self
+                .fail(format!("{:?} recorded for {:?}, which was never accepted", end.reason, end.seq));
+        };
+        let before = kept.end;
+        let message = &kept.accept.message;
+        let justified = match end.reason {
+            EndReason::Delivered | EndReason::Unconfirmed | EndReason::Rejected => {
+                kept.said.contains(&end.reason)
+            }
+            EndReason::Expired => end.at >= kept.accept.expires(),
+            EndReason::Dead => end.attempts + 1 >= plan.config.max_attempts.get(),
+            _ => false,
+        };
+        let hidden = matches!(end.reason, EndReason::Expired | EndReason::Dead)
+            && kept.offered
+            && !end.possibly_delivered;
+        let wrong = if message.recipient() != &end.user || message.priority() != end.lane {
+            Some("under another user or lane")
+        } else if before != end.upgrades {
+            Some("without knowing what it upgrades")
+        } else if before == Some(EndReason::Delivered) {
+            Some("after it was delivered")
+        } else if !justified {
+            Some("without a cause")
+        } else if hidden {
+            Some("without admitting that it may have been delivered")
+        } else if before.is_none() && end.cost != message.cost() {
+            Some("with another cost")
+        } else {
+            None
+        };
+        kept.end = Some(end.reason);
+        if let Some(wrong) = wrong {
+            self.fail(format!(
+                "{:?} (before: {before:?}) recorded for {:?} {wrong}: {end:?}",
+                end.reason, end.seq
+            ));
+        }
+        self.count(end, before);
+    }
+
+    fn count(&mut self, end: &End, before: Option<EndReason>) {
+        self.counters.ended[end.reason.index()] += 1;
+        match before {
+            Some(before) => {
+                self.counters.ended[before.index()] -= 1;
+                self.counters.upgraded += 1;
+            }
+            None => self.counters.ended_bytes += end.cost,
+        }
+    }
+
+    /// The ledger equation, and the engine's counters against ours. Only when every durable record was reported.
+    pub(in super::super) fn check_ledger(&mut self, theirs: &Counters) {
+        let live = self.live().count() as u64;
+        if theirs != &self.counters {
+            let what = format!("ledger: the engine counts {theirs:?}, its records say {:?}", self.counters);
+            self.fail(what);
+        } else if self.counters.live() != live {
+            let what = format!("ledger: accepted - ended = {}, but {live} are live", self.counters.live());
+            self.fail(what);
+        }
+    }
+
+    /// What the machine holds of a user against the fold of the records.
+    pub(in super::super) fn check_user(&mut self, user: &UserId, settled: Seq, held: &UserSnapshot) {
+        let mut wrong = Vec::new();
+        let mut totals = (0_u32, 0_u64);
+        let theirs = self.messages.iter().filter(|(_, kept)| kept.accept.message.recipient() == user);
+        for (seq, kept) in theirs {
+            let message = &kept.accept.message;
+            let lane = &held.lanes[message.priority().index()];
+            let (has, live) = (lane.live.binary_search(seq).is_ok(), kept.end.is_none());
+            totals = if live { (totals.0 + 1, totals.1 + message.cost()) } else { totals };
+            if live && *seq >= settled && !has {
+                wrong.push(format!("{seq:?} is live and not settled, but not in memory"));
+            }
+            if !live && has {
+                wrong.push(format!("{seq:?} has ended, but is in memory"));
+            }
+            if live && (*seq <= lane.cursor || lane.ended.binary_search(seq).is_ok()) {
+                wrong.push(format!("{seq:?} is live, but its lane says it has ended"));
+            }
+            let attempts = lane.attempts.iter().find(|(place, ..)| place == seq).map_or(0, |(_, n, _)| *n);
+            if live && has && attempts != kept.attempts {
+                wrong.push(format!("{seq:?} has {} attempts, in memory {attempts}", kept.attempts));
+            }
+        }
+        for lane in Priority::ALL {
+            let unknown = held.lanes[lane.index()].live.iter().find(|seq| !self.messages.contains_key(seq));
+            wrong.extend(unknown.map(|seq| format!("{seq:?} is in memory, but not durable")));
+        }
+        if held.totals.is_some_and(|held| held != totals) {
+            wrong.push(format!("totals are {totals:?}, in memory {:?}", held.totals));
+        }
+        if let Some(what) = wrong.into_iter().next() {
+            self.fail(format!("state is not the fold of the records, user {user}: {what}"));
+        }
+    }
+}

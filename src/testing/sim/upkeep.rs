@@ -1,0 +1,198 @@
+//! Loads, timers, and bringing an engine to rest.
+
+use super::link::Reaction;
+use super::node::Node;
+use super::random::Random;
+use crate::id::UserId;
+use crate::machine::{Found, Input, Verdict};
+use crate::time::Timestamp;
+
+impl Node {
+    // ------------------------------------------------------------------------------------------------------- loads
+
+    /// Some load reads the store.
+    pub(super) fn read(&mut self, random: &mut Random) {
+        let Some(engine) = &mut self.engine else { return };
+        let index = random.index(engine.loads.len());
+        if let Some(load) = engine.loads.get_mut(index).filter(|load| load.found.is_none()) {
+            match self.home.load(&load.query) {
+                Ok(found) => load.found = Some(found),
+                Err(error) => self.oracle.fail(format!("a load failed: {error}")),
+            }
+        }
+    }
+
+    /// What some load has read reaches the machine.
+    pub(super) fn loaded(&mut self, random: &mut Random) {
+        let Some(engine) = &mut self.engine else { return };
+        let index = random.index(engine.loads.len());
+        if index >= engine.loads.len() || engine.loads[index].found.is_none() && !random.chance(50) {
+            return;
+        }
+        let load = engine.loads.swap_remove(index);
+        let found = match load.found.map_or_else(|| self.home.load(&load.query), Ok) {
+            Ok(found) => found,
+            Err(error) => return self.oracle.fail(format!("a load failed: {error}")),
+        };
+        if let Found::Page(page) = &found {
+            if !page.damaged.is_empty() {
+                return self.oracle.fail(format!("a page reports damage: {:?}", page.damaged));
+            }
+        }
+        self.input(load.shard, Input::Loaded { load: load.load, found: Box::new(found) });
+    }
+
+    pub(super) fn load_failed(&mut self, random: &mut Random) {
+        let Some(engine) = &mut self.engine else { return };
+        let index = random.index(engine.loads.len());
+        if index < engine.loads.len() {
+            let load = engine.loads.swap_remove(index);
+            self.input(load.shard, Input::LoadFailed(load.load));
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------ timers
+
+    /// When the next timer is due, now at the earliest.
+    pub(super) fn next_timer(&self) -> Option<Timestamp> {
+        let machines = &self.engine.as_ref()?.shards;
+        machines.iter().filter_map(|machine| machine.poll_timeout()).min().map(|at| at.max(self.now))
+    }
+
+    /// Fires what is due.
+    pub(super) fn tick(&mut self) {
+        for shard in 0..self.shards {
+            for n in 0.. {
+                let machine = self.engine.as_ref().map(|engine| &engine.shards[shard]);
+                if machine.and_then(|machine| machine.poll_timeout()).is_none_or(|at| at > self.now) {
+                    break;
+                }
+                self.input(shard, Input::Tick);
+                if n > 1000 {
+                    return self.oracle.fail("a timer does not stop firing");
+                }
+            }
+        }
+    }
+
+    // ------------------------------------------------------------------------------------------------------ at rest
+
+    /// Opens and heals; every fault is over.
+    pub(super) fn recover(&mut self, random: &mut Random) {
+        self.reopen(random);
+        self.open();
+        if self.engine.is_none() {
+            self.oracle.fail("does not open although every fault is over");
+        }
+        for _ in 0..200 {
+            self.heal();
+            self.reopen(random);
+            if !self.home.has_failed() && self.engine.as_ref().is_some_and(|engine| !engine.broken) {
+                return;
+            }
+            self.settle();
+            self.keep();
+        }
+        self.oracle.fail("the journal does not heal although every fault is over");
+    }
+
+    pub(super) fn restart_if_draining(&mut self, random: &mut Random) {
+        if self.draining {
+            self.crash(false, random);
+            self.recover(random);
+        }
+    }
+
+    /// Settles all that lies in segments that were left.
+    pub(super) fn settle_all(&mut self, random: &mut Random) {
+        for _ in 0..400 {
+            self.work(random);
+            self.settle();
+            self.keep();
+            let settled = |engine: &super::node::Engine| {
+                engine.settled >= engine.sealed && matches!(engine.settling, super::node::Settling::Idle)
+            };
+            if self.engine.as_ref().is_some_and(settled) {
+                return;
+            }
+        }
+        self.oracle.fail("settling does not end");
+    }
+
+    pub(super) fn attach_if_alone(&mut self, user: &UserId, is_wire: bool) {
+        let alone = |engine: &super::node::Engine| engine.links.values().all(|link| &link.user != user);
+        if self.engine.as_ref().is_some_and(alone) {
+            self.attach(user.clone(), 9, is_wire);
+        }
+    }
+
+    /// Does what there is to do inside.
+    pub(super) fn work(&mut self, random: &mut Random) {
+        for _ in 0..200 {
+            self.commit(random);
+            self.load_all(random);
+            self.tick();
+            let Some(engine) = &self.engine else { return };
+            if engine.full || matches!(engine.settling, super::node::Settling::Idle) && random.chance(3) {
+                self.settle();
+            }
+            self.keep();
+            let Some(engine) = &self.engine else { return };
+            if engine.queue.is_empty() && engine.flight.is_none() && !random.chance(30) {
+                return;
+            }
+        }
+    }
+
+    fn load_all(&mut self, random: &mut Random) {
+        let mut left = 1000;
+        while self.engine.as_ref().is_some_and(|engine| !engine.loads.is_empty()) {
+            self.loaded(random);
+            left -= 1;
+            if left == 0 {
+                return self.oracle.fail("the machines do not stop loading");
+            }
+        }
+    }
+
+    /// Every sink that leads to a person takes everything.
+    pub(super) fn deliver_all(&mut self) {
+        let Some(engine) = &mut self.engine else { return };
+        let mut reactions = Vec::new();
+        for link in engine.links.values_mut().filter(|link| !link.is_wire) {
+            let mut reaction = Reaction::default();
+            while !link.queue.is_empty() {
+                link.take(Some(Verdict::Delivered), &mut reaction);
+            }
+            reactions.push((link.id, link.user.clone(), reaction));
+        }
+        for (id, user, reaction) in reactions {
+            self.react(id, &user, reaction);
+        }
+    }
+
+    /// Whether nothing is left to deliver.
+    pub(super) fn is_done(&self) -> bool {
+        let idle = |engine: &super::node::Engine| engine.queue.is_empty() && engine.flight.is_none();
+        self.oracle.live().next().is_none() && self.engine.as_ref().is_some_and(idle)
+    }
+
+    /// What is still there, in words.
+    pub(super) fn left_over(&self) -> Vec<String> {
+        let user = |user: &UserId| {
+            let engine = self.engine.as_ref()?;
+            engine.shards[self.shard_of(user)].snapshot(user)
+        };
+        let live = self.oracle.live().map(|(seq, kept)| {
+            let message = &kept.accept.message;
+            format!(
+                "{seq:?} for {} ({:?}), offered: {}, in memory: {:?}",
+                message.recipient(),
+                message.priority(),
+                kept.offered,
+                user(message.recipient())
+            )
+        });
+        live.collect()
+    }
+}

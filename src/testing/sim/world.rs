@@ -1,0 +1,461 @@
+//! Two engines, the network between them, and the people at both ends.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use super::defect::Defect;
+use super::link::{self, Reaction};
+use super::node::Node;
+use super::plan::Plan;
+use super::random::Random;
+use super::script::{Op, Step};
+use crate::id::{MessageId, UserId};
+use crate::machine::{Accepted, Delivery, Input, LinkId, Refusal, Ticket, Verdict};
+use crate::message::{Durability, Message, Priority};
+use crate::testing::{DiskOp, Fault};
+use crate::time::Timestamp;
+
+/// Everything there is.
+#[derive(Debug)]
+pub(super) struct World {
+    pub(super) plan: Arc<Plan>,
+    /// The sending engine and the receiving one.
+    pub(super) nodes: [Node; 2],
+    sent: Vec<(usize, Message)>,
+    /// Deliveries that the second engine took: the network may bring them again.
+    old: Vec<Delivery>,
+    /// Deliveries under way: whose ticket it is.
+    carried: Vec<(Ticket, LinkId, Delivery)>,
+}
+
+impl World {
+    pub(super) fn new(plan: Plan, defect: Option<Defect>) -> Self {
+        let plan = Arc::new(plan);
+        let nodes = [0, 1].map(|index| Node::new(Arc::clone(&plan), index, defect));
+        Self { plan, nodes, sent: Vec::new(), old: Vec::new(), carried: Vec::new() }
+    }
+
+    pub(super) fn trace(&mut self, on: bool) {
+        self.nodes.iter_mut().for_each(|node| node.trace = on.then(Vec::new));
+    }
+
+    pub(super) fn take_trace(&mut self) -> Vec<String> {
+        let traces = self.nodes.iter_mut().filter_map(|node| node.trace.as_mut());
+        traces.flat_map(std::mem::take).collect()
+    }
+
+    /// Does one step; says what went wrong.
+    pub(super) fn step(&mut self, step: Step) -> Result<(), String> {
+        let mut random = Random::new(step.detail);
+        self.act(step.op, &mut random);
+        self.deliver_answers();
+        self.verdict()
+    }
+
+    fn verdict(&mut self) -> Result<(), String> {
+        for (index, node) in self.nodes.iter_mut().enumerate() {
+            node.check();
+            if let Some(failure) = node.oracle.take_failure() {
+                return Err(format!("engine {index}: {failure}"));
+            }
+        }
+        Ok(())
+    }
+
+    fn act(&mut self, op: Op, random: &mut Random) {
+        let index = usize::from(random.chance(25));
+        match op {
+            Op::Send => self.send(random),
+            Op::Repeat => self.repeat(random, false),
+            Op::Forge => self.repeat(random, true),
+            Op::Carry => self.carry(random),
+            Op::Duplicate => self.duplicate(random),
+            Op::Wait => {
+                let longest = 1 << (1 + random.below(14));
+                self.pass(Duration::from_millis(random.below(longest)));
+            }
+            Op::Timer => self.timer(),
+            Op::Verdict => self.verdict_of_sink(usize::from(random.chance(40)), random),
+            Op::Kill | Op::PowerCut => self.crash(index, op == Op::PowerCut, random),
+            op => self.act_on(op, index, random),
+        }
+    }
+
+    fn act_on(&mut self, op: Op, index: usize, random: &mut Random) {
+        let plan = Arc::clone(&self.plan);
+        let node = &mut self.nodes[index];
+        match op {
+            Op::Append => node.append(random),
+            Op::Written => node.written(),
+            Op::Sync => node.sync(),
+            Op::Persisted => node.persisted(),
+            Op::Commit => node.commit(random),
+            Op::Read => node.read(random),
+            Op::Loaded => node.loaded(random),
+            Op::LoadFail => node.load_failed(random),
+            Op::Attach => {
+                let user = random.below(plan.users);
+                node.attach(person(user), random.below(3), is_wire(index, user));
+            }
+            Op::Detach => {
+                if let Some(id) = node.some_link(random) {
+                    node.detach(id);
+                }
+            }
+            Op::Stray => node.stray(random),
+            Op::Settle => node.settle(),
+            Op::Keep => node.keep(),
+            Op::Merge => node.home.merge(ids_since(node, &plan)),
+            Op::Heal => node.heal(),
+            Op::Reopen => {
+                node.reopen(random);
+                node.open();
+            }
+            Op::DiskFault if random.chance(plan.faults) => fault(node, random),
+            Op::StoreFault if random.chance(plan.faults) => {
+                node.home.fail(random.below(6), random.chance(30), random.chance(40));
+            }
+            Op::Relief => {
+                node.disk.heal();
+                node.home.relieve();
+            }
+            Op::Drain => {
+                node.draining = true;
+                node.broadcast(&Input::Drain);
+            }
+            _ => {}
+        }
+    }
+
+    // ---------------------------------------------------------------------------------------------------- senders
+
+    fn send(&mut self, random: &mut Random) {
+        let index = usize::from(random.chance(10));
+        let message = compose(&self.plan, random, self.sent.len());
+        self.sent.push((index, message.clone()));
+        self.submit(index, message);
+    }
+
+    fn repeat(&mut self, random: &mut Random, forge: bool) {
+        let recent = random.index(self.sent.len().min(12));
+        let Some((index, message)) = self.sent.iter().rev().nth(recent).cloned() else { return };
+        let another = forge || random.chance(15);
+        let message = if another { altered(&message, forge, random) } else { message };
+        self.submit(index, message);
+    }
+
+    fn submit(&mut self, index: usize, message: Message) {
+        let node = &mut self.nodes[index];
+        if node.engine.is_none() {
+            return;
+        }
+        node.tickets += 1;
+        let ticket = Ticket(node.tickets);
+        node.oracle.sent(ticket, message.clone());
+        let shard = node.shard_of(message.recipient());
+        node.input(shard, Input::Send { ticket, message });
+    }
+
+    // ---------------------------------------------------------------------------------------------------- network
+
+    /// Carries the oldest delivery of some link to the other engine.
+    fn carry(&mut self, random: &mut Random) {
+        let Some(engine) = &mut self.nodes[0].engine else { return };
+        let mut wires: Vec<_> =
+            engine.links.values_mut().filter(|link| link.is_wire && !link.queue.is_empty()).collect();
+        let index = random.index(wires.len());
+        let Some(link) = wires.get_mut(index).filter(|link| link.carrying.is_none()) else { return };
+        let Some(delivery) = link.queue.front().cloned() else { return };
+        let ticket = Ticket(self.nodes[1].tickets + 1);
+        link.carrying = Some(ticket);
+        self.carried.push((ticket, link.id, delivery.clone()));
+        self.receive(delivery);
+    }
+
+    fn receive(&mut self, delivery: Delivery) {
+        let node = &mut self.nodes[1];
+        node.tickets += 1;
+        let ticket = Ticket(node.tickets);
+        if node.engine.is_none() {
+            return node.answers.push((ticket, Err(Refusal::Degraded)));
+        }
+        node.oracle.sent(ticket, delivery.message.clone());
+        let shard = node.shard_of(delivery.message.recipient());
+        node.input(shard, Input::Receive { ticket, delivery: Box::new(delivery) });
+    }
+
+    fn duplicate(&mut self, random: &mut Random) {
+        let index = random.index(self.old.len());
+        if let Some(delivery) = self.old.get(index).cloned() {
+            self.receive(delivery);
+        }
+    }
+
+    /// Brings the other engine's answers back to the sinks that wait for them.
+    fn deliver_answers(&mut self) {
+        self.nodes[0].answers.clear();
+        for (ticket, result) in std::mem::take(&mut self.nodes[1].answers) {
+            let Some(at) = self.carried.iter().position(|(other, ..)| *other == ticket) else { continue };
+            let (_, link, delivery) = self.carried.swap_remove(at);
+            self.deliver_answer(ticket, link, delivery, &result);
+        }
+    }
+
+    fn deliver_answer(
+        &mut self,
+        ticket: Ticket,
+        link: LinkId,
+        delivery: Delivery,
+        result: &Result<Accepted, Refusal>,
+    ) {
+        let seq = delivery.entry.seq;
+        if result.is_ok() {
+            let now = self.nodes[0].now;
+            self.nodes[0].oracle.applied(now, seq);
+            if !super::oracle::is_volatile(delivery.entry) {
+                self.old.push(delivery);
+                let surplus = self.old.len().saturating_sub(24);
+                self.old.drain(..surplus);
+            }
+        }
+        let links = self.nodes[0].engine.as_mut().map(|engine| &mut engine.links);
+        let Some(found) = links.and_then(|links| links.get_mut(&link)).filter(|l| l.carrying == Some(ticket))
+        else {
+            return;
+        };
+        found.carrying = None;
+        let mut reaction = Reaction::default();
+        let lost = ticket.0.is_multiple_of(13);
+        match result {
+            Ok(_) => found.take((!lost).then_some(Verdict::Delivered), &mut reaction),
+            Err(_) if lost => found.refuse(None, &mut reaction),
+            Err(_) if ticket.0.is_multiple_of(3) => found.refuse(Some(Verdict::Nack(None)), &mut reaction),
+            Err(_) => found.refuse(Some(Verdict::Busy(Duration::from_millis(100))), &mut reaction),
+        }
+        let user = found.user.clone();
+        self.nodes[0].react(link, &user, reaction);
+    }
+
+    // ------------------------------------------------------------------------------------------------------- sinks
+
+    fn verdict_of_sink(&mut self, index: usize, random: &mut Random) {
+        let node = &mut self.nodes[index];
+        let Some(engine) = &mut node.engine else { return };
+        let mut sinks: Vec<_> =
+            engine.links.values_mut().filter(|link| !link.is_wire && !link.queue.is_empty()).collect();
+        let at = random.index(sinks.len());
+        let Some(link) = sinks.get_mut(at) else { return };
+        let mut reaction = Reaction::default();
+        for _ in 0..=random.below(3) {
+            let next = link.react(random);
+            reaction.applied.extend(next.applied);
+            reaction.verdicts.extend(next.verdicts);
+        }
+        let (id, user) = (link.id, link.user.clone());
+        node.react(id, &user, reaction);
+    }
+
+    // -------------------------------------------------------------------------------------------------------- time
+
+    pub(super) fn pass(&mut self, by: Duration) {
+        for node in &mut self.nodes {
+            node.now = node.now.after(by);
+            node.tick();
+        }
+    }
+
+    fn timer(&mut self) {
+        let next = self.nodes.iter().filter_map(|node| Some(node.next_timer()?.since(node.now))).min();
+        if let Some(by) = next.filter(|by| *by < Duration::from_secs(1 << 20)) {
+            self.pass(by);
+        }
+    }
+
+    // ----------------------------------------------------------------------------------------------------- crashes
+
+    fn crash(&mut self, index: usize, power: bool, random: &mut Random) {
+        const YEARS: u64 = 10 * 365 * 24 * 3600 * 1000;
+        let node = &mut self.nodes[index];
+        node.crash(power, random);
+        // The wall clock may have been set while nobody looked.
+        let now = node.now.as_millis();
+        node.now = Timestamp::from_millis(match random.below(8) {
+            0 => now + random.below(YEARS),
+            1 => now.saturating_sub(random.below(YEARS)),
+            _ => now + random.below(3000),
+        });
+        if index == 1 {
+            self.cut_wires(random);
+        }
+        if !random.chance(10) {
+            self.nodes[index].open();
+        }
+    }
+
+    /// The second engine is gone, and what was on its way to it.
+    fn cut_wires(&mut self, random: &mut Random) {
+        self.carried.clear();
+        let links = self.nodes[0].engine.iter_mut().flat_map(|engine| engine.links.values_mut());
+        let mut cut = Vec::new();
+        for link in links {
+            if link.carrying.take().is_none() {
+                continue;
+            }
+            let mut reaction = Reaction::default();
+            match random.chance(50) {
+                true => link.disconnect(&mut reaction),
+                false => link.refuse(None, &mut reaction),
+            }
+            cut.push((link.id, link.user.clone(), reaction));
+        }
+        for (id, user, reaction) in cut {
+            self.nodes[0].react(id, &user, reaction);
+        }
+    }
+
+    // --------------------------------------------------------------------------------------------------------- end
+
+    /// Heals everything, attaches everybody, and delivers until nothing is left.
+    pub(super) fn finish(&mut self) -> Result<(), String> {
+        let mut random = Random::new(self.plan.seed);
+        for index in 0..2 {
+            self.nodes[index].disk.heal();
+            self.nodes[index].home.relieve();
+            if random.chance(50) || self.nodes[index].engine.is_none() {
+                self.crash(index, random.chance(50), &mut random);
+            }
+            self.nodes[index].recover(&mut random);
+            self.nodes[index].restart_if_draining(&mut random);
+            if random.chance(40) {
+                // Everything into the store, and nothing left in memory.
+                self.nodes[index].settle_all(&mut random);
+                self.crash(index, random.chance(50), &mut random);
+                self.nodes[index].recover(&mut random);
+            }
+        }
+        for _ in 0..6 {
+            self.repeat(&mut random, false);
+        }
+        self.verdict()?;
+        for round in 0..400 {
+            for user in 0..self.plan.users {
+                for index in 0..2 {
+                    self.nodes[index].attach_if_alone(&person(user), is_wire(index, user));
+                }
+            }
+            self.round(&mut random);
+            self.verdict()?;
+            if self.nodes.iter().all(Node::is_done) {
+                return Ok(());
+            }
+            self.pass(Duration::from_millis(if round < 20 { 50 } else { 30_000 }));
+        }
+        let left: Vec<_> = self.nodes.iter().flat_map(Node::left_over).take(3).collect();
+        Err(format!("does not drain: {}", left.join("; ")))
+    }
+
+    fn round(&mut self, random: &mut Random) {
+        for index in 0..2 {
+            self.nodes[index].work(random);
+            self.nodes[index].deliver_all();
+        }
+        for _ in 0..32 {
+            self.carry(random);
+            self.nodes[1].work(random);
+            self.deliver_answers();
+        }
+    }
+}
+
+/// Ids accepted before this need not be remembered.
+fn ids_since(node: &Node, plan: &Plan) -> Timestamp {
+    let age = u64::try_from(plan.config.dedup_age.as_millis()).unwrap_or(u64::MAX);
+    Timestamp::from_millis(node.now.as_millis().saturating_sub(age))
+}
+
+fn fault(node: &mut Node, random: &mut Random) {
+    let op = [DiskOp::Write, DiskOp::Sync, DiskOp::Sync, DiskOp::Create][random.index(4)];
+    let lasting = if random.chance(30) { Fault::Forever } else { Fault::Once };
+    node.disk.set_torn(random.next() as u8);
+    node.disk.fail_at(op, node.disk.count(op) + 1 + random.below(4), lasting);
+}
+
+/// Users with an even number get what the first engine sends through the second one.
+fn is_wire(index: usize, user: u64) -> bool {
+    index == 0 && user.is_multiple_of(2)
+}
+
+fn person(number: u64) -> UserId {
+    UserId::new(format!("user-{number}")).expect("a short name is a user id")
+}
+
+fn compose(plan: &Plan, random: &mut Random, number: usize) -> Message {
+    let size = match random.below(20) {
+        0 => 4000 + random.below(4300),
+        1..4 => random.below(2000),
+        _ => random.below(64),
+    };
+    let body: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(size as usize).collect();
+    let to = format!("user-{}", random.below(plan.users));
+    let builder = Message::to(to, "sim.message", body)
+        .id(MessageId::from_u128(1 + number as u128))
+        .priority(Priority::ALL[random.index(4)])
+        .durability(match random.below(10) {
+            0 => Durability::Volatile,
+            1 | 2 => Durability::Buffered,
+            _ => Durability::Synced,
+        });
+    let builder = match random.below(plan.keys + 1) {
+        0 => builder,
+        key => builder.ordering_key(format!("k{key}")),
+    };
+    let builder = match random.below(plan.senders + 1) {
+        0 => builder,
+        sender => builder.sender(format!("sender-{sender}")),
+    };
+    let builder = match random.below(10) {
+        0 => builder.ttl(Duration::from_millis(1 + random.below(200))),
+        1 => builder.ttl(Duration::from_millis(1 + random.below(20_000))),
+        2 => builder.ttl(Duration::from_secs(1 + random.below(100_000))),
+        _ => builder,
+    };
+    builder.build().expect("a simulated message is within the limits")
+}
+
+/// The same id with another durability, or (forged) with another content.
+fn altered(message: &Message, forge: bool, random: &mut Random) -> Message {
+    let body =
+        if forge { bytes::Bytes::from(vec![7; 65 + random.index(9)]) } else { message.payload().clone() };
+    let mut builder = Message::to(message.recipient(), message.event().clone(), body)
+        .id(message.id())
+        .priority(message.priority())
+        .durability(if random.chance(50) { Durability::Synced } else { Durability::Buffered });
+    if let Some(key) = message.ordering_key() {
+        builder = builder.ordering_key(key);
+    }
+    if let Some(sender) = message.sender() {
+        builder = builder.sender(sender);
+    }
+    builder.build().expect("a simulated message is within the limits")
+}
+
+impl Node {
+    pub(super) fn some_link(&self, random: &mut Random) -> Option<LinkId> {
+        let links = &self.engine.as_ref()?.links;
+        links.keys().nth(random.index(links.len())).copied()
+    }
+
+    /// Someone says something about a message that is no longer, or never was, theirs.
+    fn stray(&mut self, random: &mut Random) {
+        let at = random.index(self.ghosts.len());
+        let Some((link, user, entry)) = self.ghosts.get(at).cloned() else { return };
+        let live =
+            self.engine.as_ref().and_then(|engine| engine.links.values().find(|link| link.user == user));
+        let link = if random.chance(50) { live.map_or(link, |link| link.id) } else { link };
+        // Untrue confirmations are the one lie that cannot be told from the truth: only what was taken is confirmed.
+        let taken = self.oracle.messages.get(&entry.seq).is_some_and(|kept| kept.applied);
+        let verdict = if taken && random.chance(60) { Verdict::Delivered } else { link::nonsense(random) };
+        let reaction = Reaction { applied: Vec::new(), verdicts: vec![(entry, verdict)] };
+        self.react(link, &user, reaction);
+    }
+}
