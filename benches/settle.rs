@@ -39,7 +39,7 @@ static HEAP: PeakAlloc = PeakAlloc;
 const PAYLOAD: usize = 256;
 /// A payload and the two ids that go with it.
 const MESSAGE: u64 = PAYLOAD as u64 + 12 + 16;
-const IN_FLIGHT: u64 = 256;
+const IN_FLIGHT: u64 = 1024;
 /// The default journal, twice.
 const RING_BYTES: usize = 256 << 20;
 const REST_PAYLOAD: usize = 16 << 10;

@@ -122,7 +122,7 @@ impl Dedup {
         }
         window.ids.push_back(key);
         self.trim(slot.sender, slot.at);
-        self.shrink();
+        self.shrink(slot.sender);
     }
 
     fn trim(&mut self, sender: u128, now: Timestamp) {
@@ -139,14 +139,14 @@ impl Dedup {
     }
 
     /// Lets the longest idle senders fall to the store while too much is in memory. What has not settled stays: the
-    /// journal bounds it.
-    fn shrink(&mut self) {
+    /// journal bounds it. So does the sender at hand: what was just read for it must be there when its sends go on.
+    fn shrink(&mut self, at_hand: u128) {
         let mut tries = 4;
         while self.slots.len() > self.max_resident && tries > 0 {
             tries -= 1;
             let Some((sender, window)) = self.senders.pop_lru() else { return };
             let newest = window.ids.back().and_then(|key| self.slots.get(key));
-            if window.pending > 0 || newest.is_some_and(|slot| slot.seq >= self.settled) {
+            if sender == at_hand || window.pending > 0 || newest.is_some_and(|slot| slot.seq >= self.settled) {
                 self.senders.put(sender, window);
                 continue;
             }
@@ -175,7 +175,7 @@ impl Dedup {
         window.ids = ids;
         window.complete = true;
         self.trim(sender, now);
-        self.shrink();
+        self.shrink(sender);
     }
 
     /// The row of an id, if it is still remembered.

@@ -612,3 +612,23 @@ fn the_row_reflects_an_end_above_the_place_of_a_message_below_it() {
         rig.survivors.iter().flat_map(|part| part.entries.clone()).map(|(seq, _)| seq).collect();
     assert_eq!(entries, [waiting.seq]);
 }
+
+/// Found by the simulator: the window that was read for a waiting send fell out of memory before the send went on.
+#[test]
+fn a_window_that_was_just_read_stays_until_the_send_that_needs_it_goes_on() {
+    let one = core::num::NonZeroUsize::MIN;
+    let config = Config { max_dedup_resident: one, dedup_ids: one, ..Config::default() };
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(config) });
+    let ticket = rig.send(&to("alice").sender("bob").build().unwrap());
+    let (load, query) = rig.loads.pop().unwrap();
+    let Query::Sender { sender, .. } = query else { panic!("{query:?}") };
+    let row = |n: u128| crate::record::DedupRow { sender, key: n, content: 0, seq: Seq::new(n as u64), at: rig.now };
+    let rows = vec![row(1), row(2), row(3)];
+    rig.input(Input::Loaded { load, found: Box::new(Found::Sender(rows)) });
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::User(_)), "{query:?}");
+    let found = Found::User { row: None, live: (0, 0), reflects: Seq::ZERO };
+    rig.input(Input::Loaded { load, found: Box::new(found) });
+    rig.commit();
+    assert!(rig.answer(ticket).unwrap().is_ok());
+}

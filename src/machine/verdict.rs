@@ -262,7 +262,7 @@ impl Machine {
                 self.replay(seq, &record, true);
                 let lane = self.users.get(&attempt.user).map(|user| user.lane_ref(attempt.lane));
                 let found = lane.and_then(|lane| lane.entry(attempt.seq));
-                if found.is_some_and(|found| matches!(found.state, EntryState::Backoff(_))) {
+                if found.is_some_and(|found| found.state == EntryState::Backoff(attempt.not_before)) {
                     let entry = EntryRef { lane: attempt.lane, seq: attempt.seq };
                     self.announce(&attempt.user, entry, Status::Retrying);
                 }

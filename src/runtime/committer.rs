@@ -20,8 +20,9 @@ use crate::record::{Epoch, Seq};
 const HEAL_FLOOR: Duration = Duration::from_millis(10);
 /// The longest.
 const HEAL_CAP: Duration = Duration::from_secs(2);
-/// How long a full journal may wait for settling before new messages are refused.
-const FULL_PATIENCE: Duration = Duration::from_secs(2);
+/// How long a full journal waits for a settling that goes well, before new messages are refused. When settling fails,
+/// they are refused at once.
+const FULL_PATIENCE: Duration = Duration::from_secs(60);
 
 /// One driver's records.
 #[derive(Debug)]
@@ -51,6 +52,8 @@ pub(super) struct JournalGauge {
     pub(super) commit_nanos: AtomicU64,
     pub(super) failures: AtomicU64,
     pub(super) degraded: AtomicBool,
+    /// Settling failed last; written by the keeper.
+    pub(super) store_down: AtomicBool,
 }
 
 pub(super) struct Committer {
@@ -179,7 +182,8 @@ impl Committer {
     fn wait_for_room(&mut self, group: Vec<Request>, buffer: &mut Vec<u8>, waiting: &mut Vec<Request>) -> Go {
         let _ = self.keeper.send(Event::Full);
         let watch = Stopwatch::start();
-        while watch.nanos() < FULL_PATIENCE.as_nanos() as u64 {
+        let fails = || self.gauge.store_down.load(Ordering::Relaxed);
+        while watch.nanos() < FULL_PATIENCE.as_nanos() as u64 && !fails() {
             match self.orders.recv_timeout(Duration::from_millis(50)) {
                 Ok(Order::Recycle(before)) => {
                     self.recycle(before);

@@ -81,9 +81,13 @@ impl Keeper {
                 None => self.merge(&mut merge),
             };
             match result {
-                Ok(()) => wait = HEAL_FLOOR,
+                Ok(()) => {
+                    self.journal.store_down.store(false, Ordering::Relaxed);
+                    wait = HEAL_FLOOR;
+                }
                 Err(Left::Stop) => return,
                 Err(Left::Store(error)) => {
+                    self.journal.store_down.store(true, Ordering::Relaxed);
                     merge = None;
                     if !self.heal(&error, wait) {
                         return;

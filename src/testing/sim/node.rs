@@ -148,10 +148,11 @@ impl Node {
         if self.engine.is_some() {
             return;
         }
-        if let Err(error) = self.try_open() {
-            if error.starts_with('!') {
-                self.oracle.fail(error);
-            }
+        // What no fault explains is marked.
+        if let Err(error) = self.try_open()
+            && error.starts_with('!')
+        {
+            self.oracle.fail(error);
         }
     }
 

@@ -58,6 +58,8 @@ pub(super) struct Oracle {
     pub(super) waiting: HashMap<Ticket, Message>,
     pub(super) latest: Timestamp,
     pub(super) exposed: HashMap<UserId, Epoch>,
+    /// Buffered messages answered in this life: on their way, whatever becomes of the first write.
+    promised: Vec<Message>,
     failures: Vec<String>,
     /// Answers given, by outcome.
     pub(super) accepted: u64,
@@ -234,7 +236,7 @@ impl Oracle {
         let written =
             written.any(|(_, record)| matches!(record, Record::Accept(accept) if same(&accept.message)));
         match message.durability() {
-            Durability::Buffered if written => {}
+            Durability::Buffered if written => self.promised.push(message.clone()),
             durability => self.fail(format!(
                 "{} answered Ok ({durability:?}, duplicate: {}) before its record was {}",
                 message.id(),
@@ -254,6 +256,7 @@ impl Oracle {
         self.messages.values().any(|kept| holds(&kept.accept.message))
             || maybe.any(&holds)
             || self.waiting.values().any(&holds)
+            || self.promised.iter().any(&holds)
     }
 
     // -------------------------------------------------------------------------------------------------- delivery

@@ -34,10 +34,10 @@ impl Node {
             Ok(found) => found,
             Err(error) => return self.oracle.fail(format!("a load failed: {error}")),
         };
-        if let Found::Page(page) = &found {
-            if !page.damaged.is_empty() {
-                return self.oracle.fail(format!("a page reports damage: {:?}", page.damaged));
-            }
+        if let Found::Page(page) = &found
+            && !page.damaged.is_empty()
+        {
+            return self.oracle.fail(format!("a page reports damage: {:?}", page.damaged));
         }
         self.input(load.shard, Input::Loaded { load: load.load, found: Box::new(found) });
     }
