@@ -264,23 +264,44 @@ impl Counters {
     /// Messages that have not ended.
     #[must_use]
     pub fn live(&self) -> u64 {
-        self.accepted.saturating_sub(self.ended.iter().sum())
+        let ended = self.ended.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n));
+        positive(self.accepted.wrapping_sub(ended))
     }
 
     /// Bytes of messages that have not ended.
     #[must_use]
     pub fn live_bytes(&self) -> u64 {
-        self.accepted_bytes.saturating_sub(self.ended_bytes)
+        positive(self.accepted_bytes.wrapping_sub(self.ended_bytes))
     }
 
-    /// Adds what another shard counted.
+    /// Adds what another shard counted. Sums wrap: when the number of shards has changed, a shard may end messages that
+    /// another one has counted as accepted, and only the sum over all shards means something.
     pub fn add(&mut self, other: &Self) {
-        self.accepted += other.accepted;
+        self.accepted = self.accepted.wrapping_add(other.accepted);
         for (mine, theirs) in self.ended.iter_mut().zip(other.ended) {
-            *mine += theirs;
+            *mine = mine.wrapping_add(theirs);
         }
-        self.upgraded += other.upgraded;
-        self.accepted_bytes += other.accepted_bytes;
-        self.ended_bytes += other.ended_bytes;
+        self.upgraded = self.upgraded.wrapping_add(other.upgraded);
+        self.accepted_bytes = self.accepted_bytes.wrapping_add(other.accepted_bytes);
+        self.ended_bytes = self.ended_bytes.wrapping_add(other.ended_bytes);
     }
+
+    /// Shard `i`'s part, when these counters are divided among `shards`. The parts sum up to the whole.
+    #[must_use]
+    pub fn part(&self, i: u64, shards: u64) -> Self {
+        let shards = shards.max(1);
+        let part = |n: u64| n / shards + u64::from(i < n % shards);
+        Self {
+            accepted: part(self.accepted),
+            ended: self.ended.map(part),
+            upgraded: part(self.upgraded),
+            accepted_bytes: part(self.accepted_bytes),
+            ended_bytes: part(self.ended_bytes),
+        }
+    }
+}
+
+/// A difference of wrapping counters, or nothing if it is below zero.
+const fn positive(difference: u64) -> u64 {
+    if difference > i64::MAX as u64 { 0 } else { difference }
 }

@@ -166,6 +166,10 @@ impl Machine {
         if let Err(refusal) = self.gate(&delivery.message) {
             return self.answer(ticket, Err(refusal));
         }
+        if super::verdict::is_volatile(delivery.entry) {
+            let result = self.send_volatile(now, delivery.message);
+            return self.answer(ticket, result);
+        }
         let recipient = delivery.message.recipient().clone();
         if !self.ensure_row(&recipient) {
             return self.park(Query::User(recipient), Parked::Receive(ticket, Box::new(delivery)));
@@ -174,6 +178,10 @@ impl Machine {
         self.note_floor(&recipient, origin.stream, lane, delivery.floor);
         let max_seen = self.config.max_inbox_seen.get();
         let user = self.user_mut(&recipient);
+        if user.inbox.get(&(origin.stream, lane)).is_some_and(|seen| origin.seq <= seen.floor) {
+            self.answer(ticket, Err(Refusal::Obsolete));
+            return self.evict_if_idle(&recipient);
+        }
         if user.has_seen(origin, lane) {
             self.stats.duplicates += 1;
             let entry = EntryRef { lane, seq: Seq::ZERO };

@@ -243,7 +243,7 @@ impl Machine {
         let mut batch = Vec::with_capacity(picked.len());
         for (entry, accept) in picked {
             if accept.expires() <= now && !is_volatile(entry) {
-                self.pass_over(id, entry, &accept);
+                self.pass_over(id, entry);
                 self.end(now, id, entry, crate::status::EndReason::Expired);
             } else if let Some(delivery) = self.fly(id, link, entry, accept) {
                 batch.push(delivery);
@@ -257,10 +257,12 @@ impl Machine {
         offered
     }
 
-    /// A message that was picked but is not offered after all.
-    fn pass_over(&mut self, id: &UserId, entry: EntryRef, accept: &Arc<Accept>) {
-        if let Some(user) = self.users.get_mut(id) {
-            user.lane(entry.lane).release_key(accept);
+    /// A message that was picked but is not offered after all: like one that rests, it holds its key until it ends.
+    fn pass_over(&mut self, id: &UserId, entry: EntryRef) {
+        let now = self.now;
+        let found = self.users.get_mut(id).and_then(|user| user.lane(entry.lane).entry_mut(entry.seq));
+        if let Some(found) = found {
+            found.state = EntryState::Backoff(now);
         }
     }
 

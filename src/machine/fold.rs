@@ -119,7 +119,7 @@ impl Machine {
     fn count_end(&mut self, end: &End) {
         let mut count = |reason: crate::status::EndReason, more: bool| {
             if let Some(n) = self.counters.ended.get_mut(reason.index()) {
-                *n = if more { *n + 1 } else { n.saturating_sub(1) };
+                *n = if more { n.wrapping_add(1) } else { n.wrapping_sub(1) };
             }
         };
         count(end.reason, true);
@@ -128,7 +128,7 @@ impl Machine {
                 count(before, false);
                 self.counters.upgraded += 1;
             }
-            None => self.counters.ended_bytes += end.cost,
+            None => self.counters.ended_bytes = self.counters.ended_bytes.wrapping_add(end.cost),
         }
     }
 

@@ -279,6 +279,10 @@ pub enum Refusal {
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// An old copy of a delivery whose sender is done with it, however it ended. Whether it was applied is not known
+    /// any more, and makes no difference to the sender.
+    #[error("the sender of this delivery is done with it: this is an old copy")]
+    Obsolete,
 }
 
 /// What the shell must do, in order.

@@ -25,6 +25,8 @@ pub(super) struct Entry {
     pub(super) state: EntryState,
     /// Acquisitions: how often it was handed to a sink in this life.
     pub(super) offers: u32,
+    /// Failed attempts, those included whose records are not durable yet.
+    pub(super) failures: u32,
 }
 
 /// What a live message is doing.
@@ -36,8 +38,12 @@ pub(super) enum EntryState {
     InFlight(LinkId),
     /// Waiting after a failed attempt, or because the sink was busy.
     Backoff(Timestamp),
-    /// Its end is being recorded.
-    Ending,
+    /// Its end is being recorded. An end that is no delivery holds the ordering key until it is durable: after a crash
+    /// the message would be offered again, and what came behind it must not have been.
+    Ending {
+        /// Whether it holds its key.
+        holds_key: bool,
+    },
 }
 
 /// The waiting messages of one ordering key.
@@ -107,11 +113,11 @@ impl Lane {
     /// Adds a live message, waiting unless it has failed attempts that ask for patience. Not queued yet.
     pub(super) fn insert(&mut self, seq: Seq, accept: Arc<Accept>) {
         if let Err(i) = self.position(seq) {
-            let state = match self.attempts.get(&seq) {
-                Some((_, until)) => EntryState::Backoff(*until),
-                None => EntryState::Waiting,
+            let (state, failures) = match self.attempts.get(&seq) {
+                Some((n, until)) => (EntryState::Backoff(*until), *n),
+                None => (EntryState::Waiting, 0),
             };
-            self.entries.insert(i, Entry { seq, accept, state, offers: 0 });
+            self.entries.insert(i, Entry { seq, accept, state, offers: 0, failures });
         }
     }
 
@@ -142,8 +148,10 @@ impl Lane {
             }
             match state {
                 EntryState::Waiting => self.enqueue(seq, &accept),
-                EntryState::InFlight(_) | EntryState::Backoff(_) => self.key(&accept).busy += 1,
-                EntryState::Ending => {}
+                EntryState::InFlight(_) | EntryState::Backoff(_) | EntryState::Ending { holds_key: true } => {
+                    self.key(&accept).busy += 1;
+                }
+                EntryState::Ending { holds_key: false } => {}
             }
         }
     }
@@ -167,6 +175,11 @@ impl Lane {
             queue.queued = true;
             self.ring.push_back(accept.message.ordering_key().cloned());
         }
+    }
+
+    /// A waiting message, out of its queue by now, holds its key.
+    pub(super) fn hold_key(&mut self, accept: &Accept) {
+        self.key(accept).busy += 1;
     }
 
     /// A message of this key is resolved, or waits again (then call [`Lane::enqueue`] as well, before this).
@@ -196,6 +209,9 @@ impl Lane {
     /// The message whose turn it is, for a batch with this pick number. At the gap bound only the lane's oldest.
     pub(super) fn next(&mut self, pick: u64, max_gaps: usize) -> Option<Seq> {
         let crowded = self.ended.len() + self.attempts.len() + self.in_flight >= max_gaps;
+        if crowded && !self.bring_oldest_forward() {
+            return None;
+        }
         while let Some(name) = self.ring.front() {
             let Some(queue) = self.keys.get_mut(name) else {
                 self.ring.pop_front();
@@ -218,6 +234,17 @@ impl Lane {
             }
         }
         None
+    }
+
+    /// Gives the turn to the key of the lane's oldest message, if that message waits.
+    fn bring_oldest_forward(&mut self) -> bool {
+        let oldest = self.entries.front().filter(|entry| entry.state == EntryState::Waiting);
+        let Some(name) = oldest.map(|entry| entry.accept.message.ordering_key().cloned()) else { return false };
+        let Some(i) = self.ring.iter().position(|other| *other == name) else { return false };
+        if let Some(name) = self.ring.remove(i) {
+            self.ring.push_front(name);
+        }
+        true
     }
 
     /// Takes the message that [`Lane::next`] has just named; its key moves behind the others.

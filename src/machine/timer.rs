@@ -100,10 +100,17 @@ impl Machine {
 
     /// Arms the timer by what is in memory.
     pub(super) fn rearm_user(&mut self, now: Timestamp, id: &UserId) {
-        let Some(user) = self.users.get(id).filter(|user| user.is_attached()) else { return };
+        // A backoff from before a jump of the clock must not last longer than any other.
+        let latest = now.after(self.config.backoff_cap);
+        let Some(user) = self.users.get_mut(id).filter(|user| user.is_attached()) else { return };
+        for entry in user.lanes.iter_mut().flat_map(|lane| &mut lane.entries) {
+            if let EntryState::Backoff(until) = &mut entry.state {
+                *until = (*until).min(latest);
+            }
+        }
         let entries = user.lanes.iter().flat_map(|lane| &lane.entries);
         let next = entries.filter_map(|entry| match entry.state {
-            EntryState::Ending => None,
+            EntryState::Ending { .. } => None,
             EntryState::Backoff(until) => Some(until.min(entry.accept.expires())),
             _ => Some(entry.accept.expires()),
         });
@@ -122,7 +129,7 @@ impl Machine {
         for (lane, priority) in user.lanes.iter_mut().zip(Priority::ALL) {
             let mut rested = Vec::new();
             for entry in &mut lane.entries {
-                if entry.state != EntryState::Ending && entry.accept.expires() <= now {
+                if !matches!(entry.state, EntryState::Ending { .. }) && entry.accept.expires() <= now {
                     expired.push(EntryRef { lane: priority, seq: entry.seq });
                 } else if matches!(entry.state, EntryState::Backoff(until) if until <= now) {
                     entry.state = EntryState::Waiting;

@@ -143,10 +143,10 @@ impl User {
             && self.lanes.iter().all(|lane| lane.entries.is_empty() && lane.loading.is_none())
     }
 
-    /// Whether an inbound place was applied before.
+    /// Whether an inbound place above the floor was applied before.
     pub(super) fn has_seen(&self, origin: Origin, lane: Priority) -> bool {
         let seen = self.inbox.get(&(origin.stream, lane));
-        seen.is_some_and(|seen| origin.seq <= seen.floor || seen.above.contains(&origin.seq))
+        seen.is_some_and(|seen| seen.above.contains(&origin.seq))
     }
 
     pub(super) fn raise_floor(&mut self, stream: StreamId, lane: Priority, floor: Seq) {

@@ -57,7 +57,11 @@ impl Machine {
             Verdict::Disconnected => {}
             Verdict::Delivered | Verdict::Unconfirmed | Verdict::Rejected => {
                 let Some(reason) = verdict.end() else { return };
-                self.land(link, user, entry);
+                if is_volatile(entry) || reason != EndReason::Rejected {
+                    self.land(link, user, entry);
+                } else {
+                    self.land_keeping_key(link, user, entry);
+                }
                 self.end(now, user, entry, reason);
             }
         }
@@ -127,14 +131,23 @@ impl Machine {
         let Some(user) = self.users.get_mut(id).filter(|_| !is_volatile(entry)) else { return };
         let exposed_through = user.exposed_through;
         let lane = user.lane(entry.lane);
-        let attempts = lane.attempts.get(&entry.seq).map_or(0, |(n, _)| *n);
         let Some(found) = lane.entry_mut(entry.seq) else { return };
-        let before = core::mem::replace(&mut found.state, EntryState::Ending);
+        let attempts = found.failures;
+        let holds_key = !matches!(reason, EndReason::Delivered | EndReason::Unconfirmed);
+        let before = core::mem::replace(&mut found.state, EntryState::Ending { holds_key });
         let (accept, offers) = (found.accept.clone(), found.offers);
         match before {
-            EntryState::Ending => return,
-            EntryState::Waiting => lane.unqueue(entry.seq, &accept),
-            EntryState::Backoff(_) if lane.is_offerable(entry.seq) => lane.release_key(&accept),
+            EntryState::Ending { .. } => {
+                found.state = before;
+                return;
+            }
+            EntryState::Waiting if lane.is_offerable(entry.seq) => {
+                lane.unqueue(entry.seq, &accept);
+                if holds_key {
+                    lane.hold_key(&accept);
+                }
+            }
+            EntryState::Backoff(_) if !holds_key && lane.is_offerable(entry.seq) => lane.release_key(&accept),
             _ => {}
         }
         let end = End {
@@ -157,7 +170,7 @@ impl Machine {
         if let Some(EntryState::InFlight(link)) =
             lane.and_then(|lane| lane.entry(entry.seq)).map(|found| found.state)
         {
-            self.land(link, id, entry);
+            self.land_keeping_key(link, id, entry);
         }
         self.end(now, id, entry, EndReason::Expired);
     }
@@ -174,11 +187,12 @@ impl Machine {
         if is_volatile(entry) {
             return self.land(link, &id, entry);
         }
-        let known =
-            self.users.get(&id).and_then(|user| user.lane_ref(entry.lane).attempts.get(&entry.seq).copied());
-        let attempts = known.map_or(0, |(n, _)| n).saturating_add(1);
+        let found = self.users.get_mut(&id).and_then(|user| user.lane(entry.lane).entry_mut(entry.seq));
+        let Some(found) = found else { return };
+        found.failures = found.failures.saturating_add(1);
+        let attempts = found.failures;
         if attempts >= self.config.max_attempts.get() {
-            self.land(link, &id, entry);
+            self.land_keeping_key(link, &id, entry);
             return self.end(now, &id, entry, EndReason::Dead);
         }
         let not_before =
@@ -251,6 +265,7 @@ impl Machine {
             Record::End(end) => {
                 let entry = EntryRef { lane: end.lane, seq: end.seq };
                 self.announce_end(end, entry);
+                self.release_ended(end);
                 self.replay(seq, &record, true);
                 if end.reason != EndReason::Delivered && end.possibly_delivered {
                     self.recent_ends.put((end.user.clone(), entry), (end.reason, end.attempts));
@@ -273,6 +288,16 @@ impl Machine {
                 self.mark_ready(&exposed.user);
             }
             Record::Floor(_) | Record::Accept(_) => self.replay(seq, &record, true),
+        }
+    }
+
+    /// An end that held its ordering key is durable: what waits behind it may go.
+    fn release_ended(&mut self, end: &End) {
+        let Some(user) = self.users.get_mut(&end.user).filter(|user| user.is_attached()) else { return };
+        let lane = user.lane(end.lane);
+        let held = lane.entry(end.seq).filter(|entry| entry.state == EntryState::Ending { holds_key: true });
+        if let Some(accept) = held.map(|entry| entry.accept.clone()).filter(|_| lane.is_offerable(end.seq)) {
+            lane.release_key(&accept);
         }
     }
 

@@ -22,7 +22,7 @@ use crate::digest::Digester;
 use crate::id::{MessageId, StreamId};
 use crate::machine::{Birth, Machine};
 use crate::ports::{Clock, Journal, JournalError, Store};
-use crate::record::{Counters, Epoch};
+use crate::record::Epoch;
 use crate::storage::disk::RealDisk;
 use crate::storage::journal::{FileJournal, JournalConfig, MemoryJournal};
 use crate::storage::outbox::{Identity, OpenError, Opened, OutboxStore, RecoverError, Recovered, recover};
@@ -270,20 +270,13 @@ impl EngineBuilder {
         Ok((machines, recovered))
     }
 
-    /// What shard `i` is born with. When the number of shards has changed, the first one starts with the counters of
-    /// all; sums stay exact.
+    /// What shard `i` is born with.
     fn birth(&self, opened: &Opened, i: usize) -> Birth {
         let shards = self.shards.get();
         let mut config = self.config.clone();
         let part = |n: NonZeroU64| NonZeroU64::new(n.get() / shards as u64).unwrap_or(NonZeroU64::MIN);
         config.max_total_messages = part(config.max_total_messages);
         config.max_total_bytes = part(config.max_total_bytes);
-        let mut counters = Counters::default();
-        match (opened.counters.len() == shards, opened.counters.get(i)) {
-            (true, Some((own, _))) => counters = *own,
-            (false, _) if i == 0 => opened.counters.iter().for_each(|(theirs, _)| counters.add(theirs)),
-            _ => {}
-        }
         Birth {
             config,
             stream: opened.identity.stream,
@@ -291,7 +284,7 @@ impl EngineBuilder {
             digest_key: opened.identity.digest_key,
             seed: self.seed.unwrap_or_else(|| random() as u64).wrapping_add(i as u64),
             settled: opened.settled,
-            counters,
+            counters: opened.counters_of(i, shards),
             store_empty: opened.store_empty,
         }
     }

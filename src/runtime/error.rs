@@ -41,7 +41,7 @@ impl SendError {
             | Refusal::Degraded
             | Refusal::StoreUnreadable
             | Refusal::NobodyAttached => true,
-            Refusal::PayloadTooLarge { .. } | Refusal::Conflict | Refusal::ShuttingDown => false,
+            Refusal::PayloadTooLarge { .. } | Refusal::Conflict | Refusal::ShuttingDown | Refusal::Obsolete => false,
         }
     }
 
@@ -59,6 +59,7 @@ impl SendError {
             Refusal::StoreUnreadable => "store_unreadable",
             Refusal::NobodyAttached => "nobody_attached",
             Refusal::ShuttingDown => "shutting_down",
+            Refusal::Obsolete => "obsolete",
         }
     }
 }

@@ -46,6 +46,20 @@ pub struct Opened {
     pub lost: Vec<Loss>,
 }
 
+impl Opened {
+    /// What shard `i` of `shards` starts counting from: its own counters, or its part of all of them when the number of
+    /// shards has changed. The sum over all shards is exact either way.
+    #[must_use]
+    pub fn counters_of(&self, i: usize, shards: usize) -> Counters {
+        if let (true, Some((own, _))) = (self.counters.len() == shards, self.counters.get(i)) {
+            return *own;
+        }
+        let mut sum = Counters::default();
+        self.counters.iter().for_each(|(theirs, _)| sum.add(theirs));
+        sum.part(i as u64, shards as u64)
+    }
+}
+
 /// A run that is gone, wholly or in part.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loss {

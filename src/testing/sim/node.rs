@@ -210,14 +210,6 @@ impl Node {
 
     /// The machines, after replay.
     fn fold(&mut self, opened: &Opened, records: &[(usize, Seq, Record, bool)]) -> Vec<Machine> {
-        let same = opened.counters.len() == self.shards;
-        let counters = |shard: usize| {
-            let mut sum = Counters::default();
-            let all = opened.counters.iter().enumerate();
-            let mine = all.filter(|(other, _)| if same { *other == shard } else { shard == 0 });
-            mine.for_each(|(_, (counters, _))| sum.add(counters));
-            sum
-        };
         let birth = |shard: usize| Birth {
             config: self.plan.config.clone(),
             stream: self.stream,
@@ -225,7 +217,7 @@ impl Node {
             digest_key: digest_key(&self.plan),
             seed: self.plan.seed ^ shard as u64,
             settled: opened.settled,
-            counters: counters(shard),
+            counters: opened.counters_of(shard, self.shards),
             store_empty: opened.store_empty,
         };
         let mut shards: Vec<_> = (0..self.shards).map(|shard| Machine::new(birth(shard))).collect();

@@ -22,7 +22,7 @@ impl Oracle {
                 kept.said.contains(&end.reason)
             }
             EndReason::Expired => end.at >= kept.accept.expires(),
-            EndReason::Dead => end.attempts + 1 >= plan.config.max_attempts.get(),
+            EndReason::Dead => end.attempts >= plan.config.max_attempts.get(),
             _ => false,
         };
         let hidden = matches!(end.reason, EndReason::Expired | EndReason::Dead)
