@@ -7,17 +7,17 @@
 //! | line | what it is |
 //! |---|---|
 //! | sustained | messages accepted a second, durably, with settling and merging included |
-//! | heap | bytes allocated in this process, by a counting allocator; sled's share is in it |
+//! | heap | bytes allocated in this process once all has settled, by a counting allocator; sled's share is in it |
 //! | rss | what the operating system says of the process |
-//! | slope | bytes of heap an idle user with messages waiting costs: between half of the users and all of them |
+//! | slope | bytes of heap an idle user with a message waiting costs: as many users again, one message each |
 //! | disk/logical | bytes of the directory, the journal's ring taken off, over bytes of payloads and ids |
 //! | reopen | from a closed directory to an engine that takes messages |
 //! | first message | from attaching to the first delivery, for people who were away, p50 and p99 |
 
 mod support;
 
+use std::collections::HashSet;
 use std::error::Error;
-use std::future::{Future, ready};
 use std::path::Path;
 use std::time::Duration;
 
@@ -37,7 +37,13 @@ use self::support::{Dice, now, rate, short};
 static HEAP: PeakAlloc = PeakAlloc;
 
 const PAYLOAD: usize = 256;
+/// A payload and the two ids that go with it.
+const MESSAGE: u64 = PAYLOAD as u64 + 12 + 16;
 const IN_FLIGHT: u64 = 1024;
+/// The default journal, twice.
+const RING_BYTES: usize = 256 << 20;
+const REST_PAYLOAD: usize = 16 << 10;
+const CLIENTS_AT_REST: usize = 32;
 /// People whose first message is timed.
 const VISITS: u64 = 2_000;
 
@@ -75,36 +81,26 @@ fn main() -> Result<(), Failure> {
 async fn run(options: &Options, dir: &Path) -> Result<(), Failure> {
     let engine = open(dir)?;
     let empty = HEAP.current_usage();
-    let half = fill(&engine, options, 0, options.users / 2).await?;
-    let at_half = rest(&engine).await;
-    let full = fill(&engine, options, options.users / 2, options.users).await?;
-    let at_full = rest(&engine).await;
-    line("sustained", format!("{}/s", short(rate(options.messages as usize, half + full))));
-    line(
-        "heap",
-        format!("{} MB (empty {} MB, peak {:.0} MB)", mb(at_full), mb(empty), HEAP.peak_usage_as_mb()),
-    );
-    line(
-        "rss",
-        status("VmRSS")
-            .zip(status("VmHWM"))
-            .map_or("unknown".into(), |(now, peak)| format!("{now} (peak {peak})")),
-    );
-    let slope = (at_full as f64 - at_half as f64) / (options.users - options.users / 2) as f64;
-    line("slope", format!("{slope:.0} bytes a user"));
-    engine.shutdown(Duration::from_secs(600)).await;
+    let took = fill(&engine, 0, options.users, options.messages).await?;
+    line("sustained", format!("{}/s", short(rate(options.messages as usize, took))));
+    let peak = HEAP.peak_usage_as_mb();
+    let full = at_rest(&engine).await?;
+    line("heap", format!("{} MB (empty {} MB, peak {peak:.0} MB)", full >> 20, empty >> 20));
+    let rss = status("VmRSS").zip(status("VmHWM")).map(|(now, peak)| format!("{now} (peak {peak})"));
+    line("rss", rss.unwrap_or_else(|| "unknown".into()));
+    let disk = size(dir)? - size(&dir.join("journal"))?;
+    line("disk/logical", format!("{:.2}", disk as f64 / (options.messages * MESSAGE) as f64));
+    fill(&engine, options.users, 2 * options.users, options.users).await?;
+    let twice = at_rest(&engine).await?;
+    line("slope", format!("{:.0} bytes a user", (twice as f64 - full as f64) / options.users as f64));
+    line("shutdown", engine.shutdown(Duration::from_secs(600)).await.to_string());
     drop(engine);
-    let logical = options.messages * (PAYLOAD as u64 + "user-000000".len() as u64);
-    line(
-        "disk/logical",
-        format!("{:.2}", (size(dir)? - size(&dir.join("journal"))?) as f64 / logical as f64),
-    );
     let began = now();
     let engine = open(dir)?;
     line("reopen", format!("{:.2} s", began.elapsed().as_secs_f64()));
     let waits = visits(&engine, options.users).await?;
     let [p50, p99] = [0.5, 0.99].map(|quantile| waits.value_at_quantile(quantile) as f64 / 1000.0);
-    line("first message", format!("p50 {p50:.2} ms, p99 {p99:.2} ms"));
+    line("first message", format!("p50 {p50:.2} ms, p99 {p99:.2} ms, of {} people", waits.len()));
     engine.shutdown(Duration::from_secs(600)).await;
     Ok(())
 }
@@ -113,17 +109,16 @@ fn open(dir: &Path) -> Result<Engine, Failure> {
     Ok(Engine::builder(SledStore::open(dir)?).build()?)
 }
 
-/// Sends everybody from `first` to `last` their share of the messages, in random order. Returns how long it took.
-async fn fill(engine: &Engine, options: &Options, first: u64, last: u64) -> Result<Duration, Failure> {
-    let share = options.messages * (last - first) / options.users.max(1);
+/// Sends so many messages to the people from `first` to `last`, at random. Returns how long it took.
+async fn fill(engine: &Engine, first: u64, last: u64, messages: u64) -> Result<Duration, Failure> {
     let began = now();
     let mut clients = JoinSet::new();
     for client in 0..IN_FLIGHT {
         let engine = engine.clone();
         clients.spawn(async move {
             let mut dice = Dice(first ^ client << 40);
-            for _ in 0..share / IN_FLIGHT {
-                let user = format!("user-{:06}", first + dice.below(last - first));
+            for _ in 0..messages / IN_FLIGHT {
+                let user = format!("user-{:07}", first + dice.below(last - first));
                 engine.send(Message::to(user, "chat.message", vec![b'.'; PAYLOAD]).build()?).await?;
             }
             Ok::<(), Failure>(())
@@ -135,32 +130,46 @@ async fn fill(engine: &Engine, options: &Options, first: u64, last: u64) -> Resu
     Ok(began.elapsed())
 }
 
-/// The heap once nothing changes any more.
-async fn rest(_engine: &Engine) -> usize {
-    let mut last = HEAP.current_usage();
-    loop {
-        tokio::time::sleep(Duration::from_secs(1)).await;
-        let now = HEAP.current_usage();
-        if now.abs_diff(last) < 1 << 20 {
-            return now;
-        }
-        last = now;
+/// The heap once everything that waits has settled. What goes to somebody who is there and takes it leaves nothing
+/// behind, and pushes everything else out of the journal.
+async fn at_rest(engine: &Engine) -> Result<usize, Failure> {
+    let (arrived, arrivals) = mpsc::unbounded_channel();
+    drop(arrivals);
+    let attached = engine.attach("somebody", "phone", First(arrived))?;
+    let mut clients = JoinSet::new();
+    for _ in 0..CLIENTS_AT_REST {
+        let engine = engine.clone();
+        clients.spawn(async move {
+            for _ in 0..RING_BYTES / REST_PAYLOAD / CLIENTS_AT_REST {
+                engine.send(Message::to("somebody", "chat.message", vec![0; REST_PAYLOAD]).build()?).await?;
+            }
+            Ok::<(), Failure>(())
+        });
     }
+    while let Some(ended) = clients.join_next().await {
+        ended??;
+    }
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    drop(attached);
+    Ok(HEAP.current_usage())
 }
 
 /// Lets people come, one after the other; times their first message, in microseconds.
 async fn visits(engine: &Engine, users: u64) -> Result<Histogram<u64>, Failure> {
     let mut waits = Histogram::new_with_bounds(1, 60_000_000, 3)?;
-    let mut dice = Dice(99);
+    let (mut dice, mut seen) = (Dice(99), HashSet::new());
     for _ in 0..VISITS.min(users) {
-        let user = format!("user-{:06}", dice.below(users));
+        let number = dice.below(users);
+        if !seen.insert(number) {
+            continue;
+        }
+        let user = format!("user-{number:07}");
         let (arrived, mut arrival) = mpsc::unbounded_channel();
         let began = now();
         let attached = engine.attach(user.as_str(), "phone", First(arrived))?;
-        match tokio::time::timeout(Duration::from_secs(1), arrival.recv()).await {
-            Ok(_) => waits.saturating_record(began.elapsed().as_micros() as u64),
-            // Chance has left this person without messages, or gave it to them at an earlier visit.
-            Err(_) => {}
+        // By chance, somebody has no message at all.
+        if tokio::time::timeout(Duration::from_secs(1), arrival.recv()).await.is_ok() {
+            waits.saturating_record(began.elapsed().as_micros() as u64);
         }
         drop(attached);
     }
@@ -171,19 +180,15 @@ async fn visits(engine: &Engine, users: u64) -> Result<Histogram<u64>, Failure> 
 struct First(mpsc::UnboundedSender<()>);
 
 impl Sink for First {
-    fn deliver(&mut self, batch: Vec<Delivery>) -> impl Future<Output = Vec<(EntryRef, Verdict)>> + Send {
+    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
         // The visitor may have left.
         let _ = self.0.send(());
-        ready(batch.iter().map(|delivery| (delivery.entry, Verdict::Delivered)).collect())
+        batch.iter().map(|delivery| (delivery.entry, Verdict::Delivered)).collect()
     }
 }
 
 fn line(name: &str, value: String) {
     println!("{name:<16}{value}");
-}
-
-fn mb(bytes: usize) -> usize {
-    bytes >> 20
 }
 
 /// A line of `/proc/self/status`, where there is one.

@@ -37,3 +37,8 @@ pub use runtime::{
 };
 pub use status::{EndReason, Status};
 pub use time::Timestamp;
+
+/// Compiles the README's example.
+#[cfg(all(doctest, feature = "runtime", feature = "sled"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -1,5 +1,7 @@
 //! What the benchmarks share: arguments, time, medians, numbers for people.
 
+#![allow(dead_code, reason = "each benchmark takes what it needs")]
+
 use std::time::{Duration, Instant};
 
 use clap::Parser;

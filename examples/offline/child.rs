@@ -157,7 +157,9 @@ impl World {
             if waiting != last {
                 (last, since) = (waiting, now_ms());
             } else if Duration::from_millis(now_ms().saturating_sub(since)) > STUCK {
-                return Err(self.stuck(waiting).await?.into());
+                eprintln!("offline: {}", self.stuck(waiting).await?);
+                Report::Stuck(self.ledger().await?).print();
+                break;
             }
             tokio::time::sleep(REPORT_EVERY).await;
         }
@@ -167,7 +169,9 @@ impl World {
 
     async fn stuck(&self, waiting: u64) -> Result<String, Closed> {
         let (outbox, inbox) = (self.outbox.stats().await?, self.inbox.stats().await?);
-        Ok(format!("{waiting} messages are stuck for {STUCK:?}; outbox: {outbox:?}; inbox: {inbox:?}"))
+        Ok(format!(
+            "{waiting} messages wait and nothing moves for {STUCK:?}; outbox: {outbox:?}; inbox: {inbox:?}"
+        ))
     }
 
     async fn ledger(&self) -> Result<Ledger, Closed> {

@@ -20,6 +20,8 @@ pub(crate) enum Report {
     Progress { accepted: u64, applied: u64, waiting: u64 },
     /// Everything has ended; what the ledgers say.
     Done(Ledger),
+    /// Messages wait for people who are there, and nothing moves: the logs will show them as lost.
+    Stuck(Ledger),
 }
 
 impl Report {
@@ -29,6 +31,7 @@ impl Report {
                 println!("progress {accepted} {applied} {waiting}")
             }
             Self::Done(ledger) => println!("done {} {}", ledger.expired, ledger.inbox_repeats),
+            Self::Stuck(ledger) => println!("stuck {} {}", ledger.expired, ledger.inbox_repeats),
         }
     }
 
@@ -40,6 +43,7 @@ impl Report {
                 Some(Self::Progress { accepted, applied, waiting })
             }
             ("done", &[expired, inbox_repeats]) => Some(Self::Done(Ledger { expired, inbox_repeats })),
+            ("stuck", &[expired, inbox_repeats]) => Some(Self::Stuck(Ledger { expired, inbox_repeats })),
             _ => None,
         }
     }
@@ -48,18 +52,21 @@ impl Report {
 /// Runs life after life until everything has ended. Returns how long it took, and what the ledgers say.
 pub(crate) fn supervise(plan: &Plan, kills: u32, dir: &Path) -> Result<(Duration, Ledger), Failure> {
     let began = now_ms();
+    let elapsed = || Duration::from_millis(now_ms().saturating_sub(began));
     let bars = Bars::new(plan);
     for life in 0..kills {
         let mut child = Life::start(plan, dir, life)?;
         // Spread over sending and receiving. The last part is left alone: TTLs make its length unknown.
         let threshold = u64::from(plan.messages) * 2 * 9 / 10 * u64::from(life + 1) / u64::from(kills + 1);
-        child.run_until(threshold, &bars)?;
+        if let Some(ledger) = child.run_until(threshold, &bars)? {
+            return Ok((elapsed(), ledger));
+        }
         child.kill()?;
         bars.killed(life + 1, kills);
     }
     let ledger = Life::start(plan, dir, kills)?.run_to_the_end(&bars)?;
     bars.finish();
-    Ok((Duration::from_millis(now_ms().saturating_sub(began)), ledger))
+    Ok((elapsed(), ledger))
 }
 
 /// One child process.
@@ -82,16 +89,17 @@ impl Life {
         Ok(Self { process, reports })
     }
 
-    /// Waits until so much has happened, accepted and applied together.
-    fn run_until(&mut self, threshold: u64, bars: &Bars) -> Result<(), Failure> {
+    /// Waits until so much has happened, accepted and applied together. Returns the ledger if it never will.
+    fn run_until(&mut self, threshold: u64, bars: &Bars) -> Result<Option<Ledger>, Failure> {
         loop {
             match self.next()? {
                 Report::Progress { accepted, applied, waiting } => {
                     bars.show(accepted, applied, waiting);
                     if accepted + applied >= threshold {
-                        return Ok(());
+                        return Ok(None);
                     }
                 }
+                Report::Stuck(ledger) => return Ok(Some(ledger)),
                 Report::Done(_) => {
                     return Err("the child was done before it was killed: use more --messages".into());
                 }
@@ -103,7 +111,7 @@ impl Life {
         let ledger = loop {
             match self.next()? {
                 Report::Progress { accepted, applied, waiting } => bars.show(accepted, applied, waiting),
-                Report::Done(ledger) => break ledger,
+                Report::Done(ledger) | Report::Stuck(ledger) => break ledger,
             }
         };
         let status = self.process.wait()?;
@@ -154,11 +162,10 @@ fn was_killed(status: ExitStatus) -> bool {
 }
 
 fn listen(output: ChildStdout, reports: &mpsc::Sender<Report>) {
-    for line in BufReader::new(output).lines().map_while(Result::ok) {
-        if let Some(report) = Report::parse(&line) {
-            if reports.send(report).is_err() {
-                return;
-            }
+    let lines = BufReader::new(output).lines().map_while(Result::ok);
+    for report in lines.filter_map(|line| Report::parse(&line)) {
+        if reports.send(report).is_err() {
+            return;
         }
     }
 }

@@ -1,6 +1,5 @@
 //! People: they come, receive for a while over a bad connection, and go. Most are away at any time.
 
-use std::future::Future;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 use std::time::Duration;
@@ -104,23 +103,21 @@ struct Connection {
 }
 
 impl Sink for Connection {
-    fn deliver(&mut self, batch: Vec<Delivery>) -> impl Future<Output = Vec<(EntryRef, Verdict)>> + Send {
-        async move {
-            self.active.store(now_ms(), Ordering::Relaxed);
-            let entries: Vec<EntryRef> = batch.iter().map(|delivery| delivery.entry).collect();
-            let all = |verdict: Verdict| entries.iter().map(|entry| (*entry, verdict.clone())).collect();
-            if self.dice.per_mille(BROKEN_BEFORE) {
-                return all(Verdict::Disconnected);
-            }
-            if self.dice.per_mille(FAILED) {
-                return all(Verdict::Nack(Some(Duration::from_millis(10))));
-            }
-            let verdicts = self.world.inbox.inbox().receive(batch).await;
-            if self.dice.per_mille(BROKEN_AFTER) {
-                return all(Verdict::Disconnected);
-            }
-            verdicts
+    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+        self.active.store(now_ms(), Ordering::Relaxed);
+        let entries: Vec<EntryRef> = batch.iter().map(|delivery| delivery.entry).collect();
+        let all = |verdict: Verdict| entries.iter().map(|entry| (*entry, verdict.clone())).collect();
+        if self.dice.per_mille(BROKEN_BEFORE) {
+            return all(Verdict::Disconnected);
         }
+        if self.dice.per_mille(FAILED) {
+            return all(Verdict::Nack(Some(Duration::from_millis(10))));
+        }
+        let verdicts = self.world.inbox.inbox().receive(batch).await;
+        if self.dice.per_mille(BROKEN_AFTER) {
+            return all(Verdict::Disconnected);
+        }
+        verdicts
     }
 }
 
@@ -131,10 +128,9 @@ struct Handler {
 }
 
 impl Sink for Handler {
-    fn deliver(&mut self, batch: Vec<Delivery>) -> impl Future<Output = Vec<(EntryRef, Verdict)>> + Send {
+    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
         self.active.store(now_ms(), Ordering::Relaxed);
-        let verdicts = batch.iter().map(|delivery| (delivery.entry, self.apply(delivery))).collect();
-        std::future::ready(verdicts)
+        batch.iter().map(|delivery| (delivery.entry, self.apply(delivery))).collect()
     }
 }
 
