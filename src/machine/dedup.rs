@@ -146,7 +146,8 @@ impl Dedup {
             tries -= 1;
             let Some((sender, window)) = self.senders.pop_lru() else { return };
             let newest = window.ids.back().and_then(|key| self.slots.get(key));
-            if sender == at_hand || window.pending > 0 || newest.is_some_and(|slot| slot.seq >= self.settled) {
+            if sender == at_hand || window.pending > 0 || newest.is_some_and(|slot| slot.seq >= self.settled)
+            {
                 self.senders.put(sender, window);
                 continue;
             }

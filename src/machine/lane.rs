@@ -239,7 +239,9 @@ impl Lane {
     /// Gives the turn to the key of the lane's oldest message, if that message waits.
     fn bring_oldest_forward(&mut self) -> bool {
         let oldest = self.entries.front().filter(|entry| entry.state == EntryState::Waiting);
-        let Some(name) = oldest.map(|entry| entry.accept.message.ordering_key().cloned()) else { return false };
+        let Some(name) = oldest.map(|entry| entry.accept.message.ordering_key().cloned()) else {
+            return false;
+        };
         let Some(i) = self.ring.iter().position(|other| *other == name) else { return false };
         if let Some(name) = self.ring.remove(i) {
             self.ring.push_front(name);

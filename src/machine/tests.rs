@@ -622,7 +622,13 @@ fn a_window_that_was_just_read_stays_until_the_send_that_needs_it_goes_on() {
     let ticket = rig.send(&to("alice").sender("bob").build().unwrap());
     let (load, query) = rig.loads.pop().unwrap();
     let Query::Sender { sender, .. } = query else { panic!("{query:?}") };
-    let row = |n: u128| crate::record::DedupRow { sender, key: n, content: 0, seq: Seq::new(n as u64), at: rig.now };
+    let row = |n: u128| crate::record::DedupRow {
+        sender,
+        key: n,
+        content: 0,
+        seq: Seq::new(n as u64),
+        at: rig.now,
+    };
     let rows = vec![row(1), row(2), row(3)];
     rig.input(Input::Loaded { load, found: Box::new(Found::Sender(rows)) });
     let (load, query) = rig.loads.pop().unwrap();

@@ -41,7 +41,10 @@ impl SendError {
             | Refusal::Degraded
             | Refusal::StoreUnreadable
             | Refusal::NobodyAttached => true,
-            Refusal::PayloadTooLarge { .. } | Refusal::Conflict | Refusal::ShuttingDown | Refusal::Obsolete => false,
+            Refusal::PayloadTooLarge { .. }
+            | Refusal::Conflict
+            | Refusal::ShuttingDown
+            | Refusal::Obsolete => false,
         }
     }
 

@@ -109,8 +109,7 @@ impl Layout {
         found.reverse();
         // A generation that was begun and never became durable leaves a gap with no records in it.
         let empty_gap = |first: &SegmentHeader| {
-            let follows = |mark: &SegmentHeader| first.base <= mark.base || first.continues <= mark.continues;
-            oldest == released && mark.as_ref().is_some_and(follows)
+            oldest == released && mark.is_some_and(|mark| first.continues < mark.first_number)
         };
         let first = found.first().map(|segment| segment.header);
         layout.start_missing = first.is_some_and(|first| first.generation > oldest && !empty_gap(&first));

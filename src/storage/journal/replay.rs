@@ -42,6 +42,8 @@ pub(super) struct ScannedSegment {
     pub(super) end: Seq,
     /// It holds no group and lost none: it can be used again at once.
     pub(super) empty: bool,
+    /// The number after its last group that counts.
+    pub(super) next_number: u64,
 }
 
 /// Reads everything.
@@ -58,7 +60,8 @@ pub(super) fn scan(layout: &Layout, from: Seq, visit: Visit<'_>, changes: u64) -
         let quiet = before == (walk.groups_read, walk.replay.damaged.len()) && walk.replay.tail_cut.is_none();
         let end = next.map_or(walk.end, |next| next.base.max(walk.end));
         unproven = reach.map(|(from, to)| (segment.header.id, from, to));
-        segments.push(ScannedSegment { header: segment.header, end, empty: quiet });
+        let next_number = next.map_or(walk.number, |next| next.continues).saturating_add(1);
+        segments.push(ScannedSegment { header: segment.header, end, empty: quiet, next_number });
     }
     walk.finish(layout);
     Ok(Scan {

@@ -24,7 +24,7 @@ pub(super) enum SlotState {
     /// and synced before anything else is written here.
     Free { unmarked: Option<SegmentHeader> },
     /// Left; every record lies below `end`. `empty` ones hold no group at all.
-    Sealed { header: SegmentHeader, end: Seq, empty: bool },
+    Sealed { header: SegmentHeader, end: Seq, empty: bool, next_number: u64 },
     /// Being written.
     Current { header: SegmentHeader },
 }
@@ -49,9 +49,9 @@ impl Ring {
             let len = file.len().map_err(io("read segment length"))?;
             let segment = scanned.iter().find(|segment| segment.header.id == id);
             let state = match segment {
-                Some(ScannedSegment { header, end, empty }) => {
+                Some(ScannedSegment { header, end, empty, next_number }) => {
                     let empty = *empty && len == config.segment_bytes;
-                    SlotState::Sealed { header: *header, end: *end, empty }
+                    SlotState::Sealed { header: *header, end: *end, empty, next_number: *next_number }
                 }
                 None => SlotState::Free { unmarked: None },
             };
@@ -153,9 +153,12 @@ impl Ring {
     /// no hole.
     pub(super) fn release(&mut self, before: Seq, buffer: &mut Vec<u8>) {
         while let Some(slot) = self.oldest_sealed().filter(|slot| slot.ends_by(before)) {
-            if let SlotState::Sealed { header, end, .. } = slot.state {
-                // The mark says where the records ended, should it become the newest header there is.
-                slot.state = SlotState::Free { unmarked: Some(SegmentHeader { base: end, ..header }) };
+            if let SlotState::Sealed { header, end, next_number, .. } = slot.state {
+                // The mark says where the records ended, should it become the newest header there is, and which group
+                // comes next, so that a replay can tell a missing segment from one that never became durable.
+                let first_number = next_number.max(header.first_number);
+                let mark = SegmentHeader { base: end, first_number, ..header };
+                slot.state = SlotState::Free { unmarked: Some(mark) };
                 // Best effort: what fails here is done again before the segment is used.
                 let _ = slot.mark_released(buffer);
             }
@@ -180,10 +183,10 @@ impl Slot {
         matches!(self.state, SlotState::Sealed { end, .. } if end <= before)
     }
 
-    /// Closes the current segment. It is `empty` when no group of it counts.
-    pub(super) fn seal(&mut self, end: Seq, empty: bool) {
+    /// Closes the current segment. It is `empty` when no group of it counts; `next_number` comes after the last that does.
+    pub(super) fn seal(&mut self, end: Seq, empty: bool, next_number: u64) {
         if let SlotState::Current { header } = self.state {
-            self.state = SlotState::Sealed { header, end, empty };
+            self.state = SlotState::Sealed { header, end, empty, next_number };
         }
     }
 

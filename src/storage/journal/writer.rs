@@ -145,7 +145,7 @@ impl Writer {
     fn seal(&mut self) {
         if let Some(current) = self.current.take() {
             let empty = self.durable.number < current.header.first_number;
-            self.ring.slot_mut(current.slot).seal(self.end, empty);
+            self.ring.slot_mut(current.slot).seal(self.end, empty, self.durable.number.saturating_add(1));
             self.sealed_before = Some(self.end);
         }
     }

@@ -32,6 +32,11 @@ impl Home {
         Ok(opened)
     }
 
+    /// What loads reflect.
+    pub(super) fn settled(&self) -> Seq {
+        self.outbox.as_ref().map_or(Seq::ZERO, OutboxStore::settled)
+    }
+
     /// Begins to store what settles.
     pub(super) fn begin(
         &mut self,

@@ -398,10 +398,12 @@ impl Node {
 
     fn check_state(&mut self) {
         let Some(engine) = &self.engine else { return };
+        // What the store shows already may be read from it before the machines are told.
+        let settled = engine.settled.max(self.home.settled());
         for machine in &engine.shards {
             for user in machine.resident_users() {
                 if let Some(held) = machine.snapshot(user) {
-                    self.oracle.check_user(user, engine.settled, &held);
+                    self.oracle.check_user(user, settled, &held);
                 }
             }
         }

@@ -1,5 +1,7 @@
 //! Loads, timers, and bringing an engine to rest.
 
+use core::time::Duration;
+
 use super::link::Reaction;
 use super::node::Node;
 use super::random::Random;
@@ -109,6 +111,9 @@ impl Node {
             self.work(random);
             self.settle();
             self.keep();
+            // A row that could not be read is asked for again after a while.
+            self.now = self.next_timer().unwrap_or(self.now).min(self.now.after(Duration::from_secs(1)));
+            self.tick();
             let settled = |engine: &super::node::Engine| {
                 engine.settled >= engine.sealed && matches!(engine.settling, super::node::Settling::Idle)
             };
