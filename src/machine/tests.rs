@@ -638,3 +638,54 @@ fn a_window_that_was_just_read_stays_until_the_send_that_needs_it_goes_on() {
     rig.commit();
     assert!(rig.answer(ticket).unwrap().is_ok());
 }
+
+/// Found by the simulator: after a crash the dead message would have been offered behind one that came later.
+#[test]
+fn what_waits_behind_a_dead_message_goes_when_the_end_is_durable_and_not_before() {
+    let config = Config { max_attempts: core::num::NonZeroU32::MIN, ..Config::default() };
+    let mut rig = Rig::with(config);
+    let first = rig.accept(&message("alice"));
+    rig.attach(1, "alice", "phone");
+    let second = rig.accept(&message("alice"));
+    assert_eq!(rig.offered(), [first]);
+    rig.input(Input::Verdicts { link: LinkId(1), verdicts: vec![(first, Verdict::Nack(None))] });
+    assert_eq!(rig.offered(), [first]);
+    rig.commit();
+    assert_eq!(rig.offered(), [first, second]);
+}
+
+/// Found by the simulator: at the gap bound only the first key in turn was looked at.
+#[test]
+fn at_the_gap_bound_the_oldest_message_goes_whoever_is_in_turn() {
+    let config = Config { max_gaps: core::num::NonZeroUsize::MIN, ..Config::default() };
+    let mut rig = Rig::with(config);
+    let oldest = rig.accept(&to("alice").ordering_key("a").build().unwrap());
+    let next = rig.accept(&to("alice").ordering_key("b").build().unwrap());
+    rig.accept(&to("alice").ordering_key("c").build().unwrap());
+    rig.attach(1, "alice", "phone");
+    rig.say(1, oldest, Verdict::Nack(None));
+    rig.say(1, next, Verdict::Delivered);
+    rig.pass(Duration::from_secs(20));
+    assert_eq!(rig.offered(), [oldest, next, oldest]);
+}
+
+/// Found by the simulator: a volatile message has no place of its own in the sender's log.
+#[test]
+fn an_inbox_hands_a_volatile_delivery_on_and_remembers_nothing_of_it() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "handler");
+    let hint = to("alice").durability(Durability::Volatile).build().unwrap();
+    let delivery = Delivery {
+        message: hint,
+        stream: StreamId::from_u128(2),
+        entry: EntryRef { lane: Priority::Normal, seq: Seq::new(1) },
+        floor: Seq::first_of(Epoch(9)),
+        accepted_at: rig.now,
+        attempts: 0,
+        redelivered: false,
+    };
+    rig.input(Input::Receive { ticket: Ticket(1), delivery: Box::new(delivery) });
+    assert!(rig.answer(Ticket(1)).unwrap().is_ok());
+    assert_eq!(rig.offers.len(), 1);
+    assert!(rig.machine.snapshot(&UserId::new("alice").unwrap()).unwrap().inbox.is_empty());
+}
