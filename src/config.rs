@@ -57,7 +57,7 @@ pub struct Config {
     pub backoff_cap: Duration,
     /// Failed attempts before a message is parked as dead. 20.
     pub max_attempts: NonZeroU32,
-    /// Ended messages above a lane's cursor; at the bound only the lane's oldest message is offered. 2,048.
+    /// Ended messages above a lane's cursor (and those on the way there); at the bound, give or take one batch, only the lane's oldest message is offered. 2,048.
     pub max_gaps: NonZeroUsize,
     /// Settled messages of one lane held in memory for an attached user, and the size of one load. 256.
     pub max_resident: NonZeroUsize,

@@ -657,7 +657,8 @@ fn what_waits_behind_a_dead_message_goes_when_the_end_is_durable_and_not_before(
 /// Found by the simulator: at the gap bound only the first key in turn was looked at.
 #[test]
 fn at_the_gap_bound_the_oldest_message_goes_whoever_is_in_turn() {
-    let config = Config { max_gaps: core::num::NonZeroUsize::MIN, ..Config::default() };
+    let one = core::num::NonZeroU32::MIN;
+    let config = Config { max_gaps: core::num::NonZeroUsize::MIN, max_batch: one, ..Config::default() };
     let mut rig = Rig::with(config);
     let oldest = rig.accept(&to("alice").ordering_key("a").build().unwrap());
     let next = rig.accept(&to("alice").ordering_key("b").build().unwrap());
