@@ -134,7 +134,6 @@ impl Machine {
         for lane in &mut user.lanes {
             lane.clear_queues();
             lane.volatile.clear();
-            lane.loading = None;
         }
         self.let_go(id);
     }

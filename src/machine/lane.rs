@@ -293,11 +293,12 @@ impl Lane {
     }
 
     /// Drops `seq` and the settled messages behind it from memory if at least `keep` come before it and all of them
-    /// wait.
+    /// wait and were never offered: that they were is remembered in memory only.
     pub(super) fn spill_from(&mut self, seq: Seq, settled: Seq, keep: usize) -> usize {
         let Ok(from) = self.position(seq) else { return 0 };
         let to = self.entries.partition_point(|entry| entry.seq < settled);
-        let idle = self.entries.range(from..to.max(from)).all(|entry| entry.state == EntryState::Waiting);
+        let fresh = |entry: &Entry| entry.state == EntryState::Waiting && entry.offers == 0;
+        let idle = self.entries.range(from..to.max(from)).all(fresh);
         if from < keep || !idle {
             return 0;
         }

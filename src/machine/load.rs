@@ -69,8 +69,8 @@ impl Machine {
                 self.dedup.loaded(sender, &rows, now);
                 self.unpark(now, load, false);
             }
-            (Query::Page { user, lane, .. }, Found::Page(page)) => {
-                self.loaded_page(now, &user, lane, load, page)
+            (Query::Page { user, lane, after, .. }, Found::Page(page)) => {
+                self.loaded_page(now, &user, lane, after, page);
             }
             (query, _) => {
                 self.loads.insert(load, query);
@@ -126,16 +126,17 @@ impl Machine {
         }
     }
 
-    fn loaded_page(&mut self, now: Timestamp, id: &UserId, lane: Priority, load: LoadId, page: Page) {
+    fn loaded_page(&mut self, now: Timestamp, id: &UserId, lane: Priority, after: Seq, page: Page) {
         let Some(user) = self.users.get_mut(id) else { return };
         let attached = user.is_attached();
         let found = user.lane(lane);
-        if found.loading != Some(load) {
-            return;
-        }
         found.loading = None;
         if !attached {
-            return self.settle_into_memory(id);
+            return self.let_go(id);
+        }
+        // They may have left and come back while it was read: then the lane may need to go back further.
+        if found.more_after != Some(after) {
+            return self.refill(id, lane);
         }
         let before = found.entries.len();
         for (seq, accept) in page.entries {

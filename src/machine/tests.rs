@@ -690,3 +690,24 @@ fn an_inbox_hands_a_volatile_delivery_on_and_remembers_nothing_of_it() {
     assert_eq!(rig.offers.len(), 1);
     assert!(rig.machine.snapshot(&UserId::new("alice").unwrap()).unwrap().inbox.is_empty());
 }
+
+/// Found by the simulator: read again from the store, the message no longer admitted that it had been offered.
+#[test]
+fn a_message_that_was_offered_is_not_dropped_from_the_memory_of_somebody_attached() {
+    let (one, few) = (core::num::NonZeroUsize::MIN, core::num::NonZeroU32::MIN);
+    let mut rig = Rig::with(Config { max_resident: one, max_in_flight: few, ..Config::default() });
+    rig.attach(1, "alice", "phone");
+    rig.attach(2, "alice", "tablet");
+    let ttl = Duration::from_secs(20);
+    let entries = ["a", "b"].map(|key| rig.accept(&to("alice").ordering_key(key).ttl(ttl).build().unwrap()));
+    let (holder, _) = rig.offers.iter().find(|(_, delivery)| delivery.entry == entries[1]).unwrap();
+    let holder = *holder;
+    rig.input(Input::Detach(holder));
+    settle(&mut rig);
+    rig.pass(Duration::from_secs(90));
+    let ends = rig.log.iter().filter_map(|(_, record)| match record {
+        Record::End(end) => Some((end.seq, end.possibly_delivered)),
+        _ => None,
+    });
+    assert_eq!(ends.collect::<Vec<_>>(), entries.iter().map(|entry| (entry.seq, true)).collect::<Vec<_>>());
+}
