@@ -102,6 +102,13 @@ impl Dedup {
         self.senders.get_or_insert_mut(sender, || Window { complete, ..Window::default() })
     }
 
+    /// What was reserved for an id is durable at this place.
+    pub(super) fn commit_reserved(&mut self, key: u128, seq: Seq) {
+        if let Some(slot) = self.slots.get(&key).copied() {
+            self.commit(key, Slot { seq, ..slot }, true);
+        }
+    }
+
     /// Forgets an id whose commit failed.
     pub(super) fn cancel(&mut self, key: u128) {
         if let Some(slot) = self.slots.remove(&key) {

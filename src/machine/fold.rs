@@ -50,11 +50,14 @@ impl Machine {
             self.counters.accepted += 1;
             self.counters.accepted_bytes += cost;
         }
-        if let Some(key) = key {
-            let live = self.is_live;
-            let sender = self.digester.user(message.sender());
-            let content = self.digester.content(message);
-            self.dedup.commit(key, Slot { content, seq, at: accept.at, sender }, live);
+        match key {
+            Some(key) if self.is_live => self.dedup.commit_reserved(key, seq),
+            Some(key) => {
+                let sender = self.digester.user(message.sender());
+                let content = self.digester.content(message);
+                self.dedup.commit(key, Slot { content, seq, at: accept.at, sender }, false);
+            }
+            None => {}
         }
         self.log.push_back(Logged {
             seq,

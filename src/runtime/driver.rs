@@ -56,7 +56,7 @@ pub(super) struct Driver {
 
 /// What a driver remembers between wake-ups.
 pub(super) struct DriverState {
-    replies: HashMap<u64, Reply>,
+    replies: hashbrown::HashMap<u64, Reply>,
     next_ticket: u64,
     open_commits: usize,
     watchers: HashMap<Watched, Vec<(Stage, oneshot::Sender<Reached>)>>,
@@ -67,7 +67,7 @@ impl Default for DriverState {
     fn default() -> Self {
         let remembered = core::num::NonZeroUsize::new(MAX_REMEMBERED).unwrap_or(core::num::NonZeroUsize::MIN);
         Self {
-            replies: HashMap::new(),
+            replies: hashbrown::HashMap::new(),
             next_ticket: 0,
             open_commits: 0,
             watchers: HashMap::new(),
