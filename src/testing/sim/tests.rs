@@ -23,6 +23,11 @@ fn every_deliberate_defect_is_caught() {
     for (defect, name) in Defect::ALL {
         let caught = (0..2000).find(|seed| run(&Script::of_seed(*seed), Some(defect)).violation.is_some());
         let seed = caught.unwrap_or_else(|| panic!("{name} was not caught"));
+        assert_eq!(
+            run(&Script::of_seed(seed), None).violation,
+            None,
+            "{name}: seed {seed} fails without it as well"
+        );
         let small = shrink(&Script::of_seed(seed), Some(defect));
         assert!(run(&small, Some(defect)).violation.is_some(), "{name}: seed {seed}\n{small}");
         assert!(small.steps.len() < 100, "{name}: {} steps", small.steps.len());
