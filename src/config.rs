@@ -27,6 +27,9 @@ pub struct Config {
     pub max_total_bytes: NonZeroU64,
     /// The most sends that wait for a commit or a load in this shard; more are refused as overloaded. 65,536.
     pub max_pending: NonZeroUsize,
+    /// About how many bytes of records one commit takes; more go into further commits, a larger message alone. 1 MiB. The
+    /// engine lowers it to a quarter of what its journal takes in one group.
+    pub max_commit_bytes: NonZeroU64,
     /// Ids remembered per sender. 100,000.
     pub dedup_ids: NonZeroUsize,
     /// How long an id is remembered. One hour.
@@ -80,6 +83,7 @@ impl Default for Config {
             max_total_messages: nz!(NonZeroU64, 100_000_000),
             max_total_bytes: nz!(NonZeroU64, 1 << 40),
             max_pending: nz!(NonZeroUsize, 65_536),
+            max_commit_bytes: nz!(NonZeroU64, 1 << 20),
             dedup_ids: nz!(NonZeroUsize, 100_000),
             dedup_age: Duration::from_secs(3600),
             max_dedup_resident: nz!(NonZeroUsize, 262_144),

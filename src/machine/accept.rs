@@ -10,6 +10,9 @@ use crate::message::{Durability, Message};
 use crate::record::{Accept, Origin, Record, Seq};
 use crate::time::Timestamp;
 
+/// What a record takes in a commit at most, besides a message's cost.
+const FACT_BYTES: u64 = 1024;
+
 /// A record that is being made durable.
 #[derive(Debug)]
 pub(super) enum Pending {
@@ -111,7 +114,6 @@ impl Machine {
 
     fn push_accept(&mut self, accept: Arc<Accept>, key: Option<u128>, ticket: Ticket) {
         self.pending += 1;
-        self.current_accepts = true;
         self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered: false }));
     }
 
@@ -169,6 +171,9 @@ impl Machine {
         if super::verdict::is_volatile(delivery.entry) {
             let result = self.send_volatile(now, delivery.message);
             return self.answer(ticket, result);
+        }
+        if lane != delivery.message.priority() {
+            return self.answer(ticket, Err(Refusal::Conflict));
         }
         let recipient = delivery.message.recipient().clone();
         if !self.ensure_row(&recipient) {
@@ -245,6 +250,20 @@ impl Machine {
         }
     }
 
+    /// How many of the gathered records make one commit: a group must fit into the journal.
+    fn piece(&self) -> usize {
+        let max = self.config.max_commit_bytes.get();
+        let mut bytes = 0_u64;
+        let fits = self.current.iter().take_while(|pending| {
+            bytes = bytes.saturating_add(match pending {
+                Pending::Accept(pending) => pending.accept.message.cost().saturating_add(FACT_BYTES),
+                Pending::Fact(_) => FACT_BYTES,
+            });
+            bytes <= max
+        });
+        fits.count().max(1)
+    }
+
     /// Hands out what has gathered, if the disk takes it.
     pub(super) fn take_commit(&mut self) -> Option<Action> {
         if self.current.is_empty() || !self.writable {
@@ -252,8 +271,8 @@ impl Machine {
         }
         self.last_commit.0 += 1;
         let commit = self.last_commit;
-        let pending = core::mem::take(&mut self.current);
-        let accepts = core::mem::take(&mut self.current_accepts);
+        let pending: Vec<_> = self.current.drain(..self.piece()).collect();
+        let accepts = pending.iter().any(|pending| matches!(pending, Pending::Accept(_)));
         let records = pending.iter().map(|pending| match pending {
             Pending::Accept(pending) => Record::Accept(pending.accept.clone()),
             Pending::Fact(record) => record.clone(),
@@ -272,6 +291,7 @@ impl Machine {
             if let Pending::Accept(pending) = pending
                 && pending.accept.message.durability() == Durability::Buffered
                 && !pending.answered
+                && pending.accept.origin.is_none()
             {
                 pending.answered = true;
                 answers.push((pending.ticket, pending.accept.message.priority()));
@@ -362,7 +382,6 @@ impl Machine {
         }
         let newer = core::mem::replace(&mut self.current, core::mem::take(&mut self.carried));
         self.current.extend(newer);
-        self.current_accepts = self.current.iter().any(|p| matches!(p, Pending::Accept(_)));
     }
 
     fn undo(&mut self, pending: PendingAccept, refusal: &Refusal) {

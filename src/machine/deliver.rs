@@ -110,8 +110,10 @@ impl Machine {
                 if let Some(found) = lane.entry_mut(entry.seq) {
                     found.state = EntryState::Waiting;
                 }
-                lane.enqueue(entry.seq, &accept);
-                lane.release_key(&accept);
+                if lane.is_offerable(entry.seq) {
+                    lane.enqueue(entry.seq, &accept);
+                    lane.release_key(&accept);
+                }
             }
             self.announce(&link.user, entry, Status::Accepted);
         }
@@ -260,7 +262,7 @@ impl Machine {
     fn pass_over(&mut self, id: &UserId, entry: EntryRef) {
         let now = self.now;
         let found = self.users.get_mut(id).and_then(|user| user.lane(entry.lane).entry_mut(entry.seq));
-        if let Some(found) = found {
+        if let Some(found) = found.filter(|found| !matches!(found.state, EntryState::Ending { .. })) {
             found.state = EntryState::Backoff(now);
         }
     }

@@ -14,7 +14,7 @@
 //! # The drain contract
 //! 1. Call [`Machine::handle`] for any number of inputs, in the order they happened.
 //! 2. Call [`Machine::poll_action`] until it returns `None`, and do each action in order. The records of all inputs
-//!    since the last drain come as one [`Action::Persist`].
+//!    since the last drain come together, in as few [`Action::Persist`] as `Config::max_commit_bytes` allows.
 //! 3. Ask [`Machine::poll_timeout`] when to send [`Input::Tick`] if nothing happens before.
 //!
 //! # What makes it safe
@@ -132,7 +132,6 @@ pub struct Machine {
     next_settle: Option<Seq>,
 
     current: Vec<Pending>,
-    current_accepts: bool,
     /// Facts of failed commits, until the last failed one was reported.
     carried: Vec<Pending>,
     commits: VecDeque<Commit>,
@@ -194,7 +193,6 @@ impl Machine {
             job: None,
             next_settle: None,
             current: Vec::new(),
-            current_accepts: false,
             carried: Vec::new(),
             commits: VecDeque::new(),
             open_records: 0,
@@ -246,8 +244,8 @@ impl Machine {
         self.fire_timers(now);
     }
 
-    /// The next thing to do. Call until `None` after every batch of inputs; records of the whole batch come as one
-    /// [`Action::Persist`], last.
+    /// The next thing to do. Call until `None` after every batch of inputs; records of the whole batch come last, as one
+    /// [`Action::Persist`] or a few.
     pub fn poll_action(&mut self) -> Option<Action> {
         if self.actions.is_empty() && self.slice_due {
             self.slice_due = false;

@@ -175,7 +175,8 @@ impl Machine {
 
     /// A row was read: settling may have waited for it.
     pub(super) fn resume_settling(&mut self) {
-        if let Some(job) = self.job.as_mut().filter(|job| job.phase == Phase::AwaitRows) {
+        let waits = |job: &&mut Job| matches!(job.phase, Phase::AwaitRows | Phase::Rows);
+        if let Some(job) = self.job.as_mut().filter(waits) {
             job.phase = Phase::Rows;
             job.rows.append(&mut job.unknown);
         }
@@ -202,7 +203,6 @@ impl Machine {
         while let Some(logged) = job.collected.pop_back() {
             self.log.push_front(logged);
         }
-        self.collected = self.settled;
         let written = job.written.into_iter().map(|(id, _)| id);
         self.dirty.extend(job.rows.into_iter().chain(job.unknown).chain(written));
         self.died.extend(job.died);

@@ -122,7 +122,9 @@ impl Machine {
         if let (Some(user), false) = (self.users.get_mut(user), is_volatile(entry)) {
             let lane = user.lane(entry.lane);
             lane.in_flight = lane.in_flight.saturating_sub(1);
-            lane.release_key(&flight.accept);
+            if lane.is_offerable(entry.seq) {
+                lane.release_key(&flight.accept);
+            }
         }
     }
 
@@ -188,7 +190,7 @@ impl Machine {
             return self.land(link, &id, entry);
         }
         let found = self.users.get_mut(&id).and_then(|user| user.lane(entry.lane).entry_mut(entry.seq));
-        let Some(found) = found else { return };
+        let Some(found) = found else { return self.land(link, &id, entry) };
         found.failures = found.failures.saturating_add(1);
         let attempts = found.failures;
         if attempts >= self.config.max_attempts.get() {

@@ -198,30 +198,39 @@ impl Committer {
             }
         }
         self.set_writable(false);
-        let (accepts, facts): (Vec<_>, Vec<_>) =
-            group.into_iter().chain(waiting.drain(..)).partition(|request| request.accepts);
-        self.fail(accepts, false);
-        let failed = match facts.is_empty() {
-            true => None,
-            false => self.try_facts(facts, buffer),
-        };
-        self.wait_until_recycled(failed)
+        // Each shard's commits succeed or fail in order: facts may use the reserve until the first commit with messages.
+        let mut blocked = vec![false; self.shards.len()];
+        let (facts, rest): (Vec<_>, Vec<_>) =
+            group.into_iter().chain(waiting.drain(..)).partition(|request| {
+                let Some(blocked) = blocked.get_mut(request.shard) else { return false };
+                *blocked |= request.accepts;
+                !*blocked
+            });
+        let go = self.try_facts(facts, buffer);
+        self.fail(rest, false);
+        match go {
+            Go::On => self.wait_until_recycled(),
+            Go::Stop => Go::Stop,
+        }
     }
 
-    /// Facts without messages, on the reserve; gives back what finds no room.
-    fn try_facts(&mut self, facts: Vec<Request>, buffer: &mut Vec<u8>) -> Option<Vec<Request>> {
+    /// Facts without messages, on the reserve; they fail when that is used up too.
+    fn try_facts(&mut self, facts: Vec<Request>, buffer: &mut Vec<u8>) -> Go {
+        if facts.is_empty() {
+            return Go::On;
+        }
         match self.append(&facts, buffer, true) {
-            Ok(first) => {
-                self.sync(facts, first, Stopwatch::start(), &mut Vec::new());
-                None
+            Ok(first) => self.sync(facts, first, Stopwatch::start(), &mut Vec::new()),
+            Err(_) => {
+                self.fail(facts, false);
+                Go::On
             }
-            Err(_) => Some(facts),
         }
     }
 
     /// Degraded until the keeper has made room: every commit is given back at once.
-    fn wait_until_recycled(&mut self, failed: Option<Vec<Request>>) -> Go {
-        self.fail(failed.unwrap_or_default(), false);
+    fn wait_until_recycled(&mut self) -> Go {
+        self.set_writable(false);
         loop {
             match self.orders.recv() {
                 Ok(Order::Recycle(before)) => {

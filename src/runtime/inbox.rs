@@ -56,7 +56,7 @@ impl Inbox {
 fn verdict(refusal: Option<Refusal>) -> Verdict {
     match refusal {
         None => Verdict::Delivered,
-        Some(Refusal::PayloadTooLarge { .. } | Refusal::Obsolete) => Verdict::Rejected,
+        Some(Refusal::PayloadTooLarge { .. } | Refusal::Obsolete | Refusal::Conflict) => Verdict::Rejected,
         Some(_) => Verdict::Busy(BUSY),
     }
 }

@@ -27,7 +27,14 @@ impl OutboxStore {
         let table = self.table();
         match query {
             Query::User(user) => {
-                let row = rows::read(self.dyn_store(), user)?;
+                let row = match rows::read(self.dyn_store(), user) {
+                    // Rather deliver again than never: without its row nothing of the user could settle.
+                    Err(error @ StoreError::Damaged { .. }) => {
+                        tracing::warn!(%error, "a user's row is damaged and taken for absent: messages may come again");
+                        None
+                    }
+                    row => row?,
+                };
                 let live = self.totals(&table, user, row.as_ref())?;
                 Ok(Found::User { row: row.map(Box::new), live, reflects: table.settled })
             }
