@@ -68,6 +68,9 @@ pub struct Config {
     pub max_load_bytes: NonZeroU64,
     /// Places an inbox remembers per lane of one sender, above its floor; more are refused as busy. 4,096.
     pub max_inbox_seen: NonZeroUsize,
+    /// Lanes of other engines that one user's inbox remembers; a delivery of a further one is refused as busy. 1,024: four
+    /// lanes of 256 engines.
+    pub max_inbox_lanes: NonZeroUsize,
     /// Volatile messages waiting for one user; more are refused. 256.
     pub max_volatile: NonZeroUsize,
     /// The most sinks attached to one user. 16.
@@ -107,6 +110,7 @@ impl Default for Config {
             max_resident: nz!(NonZeroUsize, 256),
             max_load_bytes: nz!(NonZeroU64, 1 << 20),
             max_inbox_seen: nz!(NonZeroUsize, 4096),
+            max_inbox_lanes: nz!(NonZeroUsize, 1024),
             max_volatile: nz!(NonZeroUsize, 256),
             max_devices: nz!(NonZeroUsize, 16),
         }

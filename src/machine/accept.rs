@@ -1,12 +1,14 @@
 //! Admission: limits, dedup, quotas; and the records that are on their way to the disk.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Machine;
 use super::dedup::{Known, Slot};
 use super::io::{Accepted, Action, CommitId, Delivery, EntryRef, Query, Refusal, Ticket};
-use super::user::Totals;
-use crate::message::{Durability, Message};
+use super::user::{Inbound, Totals};
+use crate::id::{OrderingKey, StreamId, UserId};
+use crate::message::{Durability, Message, Priority};
 use crate::record::{Accept, Origin, Record, Seq};
 use crate::time::Timestamp;
 
@@ -38,6 +40,9 @@ pub(super) struct Commit {
     pub(super) id: CommitId,
     pub(super) records: Vec<Pending>,
 }
+
+/// Lines in which a delivery was refused for now: what follows in the same line may not overtake it.
+type Held = HashSet<(UserId, Priority, Option<OrderingKey>)>;
 
 /// A send that waits for the store.
 #[derive(Debug)]
@@ -162,59 +167,91 @@ impl Machine {
         }
     }
 
-    /// An inbound delivery for this engine's inbox.
-    pub(super) fn handle_receive(&mut self, now: Timestamp, ticket: Ticket, delivery: Delivery) {
-        let lane = delivery.entry.lane;
-        if let Err(refusal) = self.gate(&delivery.message) {
-            return self.answer(ticket, Err(refusal));
+    /// Deliveries of another engine for this engine's inbox, in the order it offered them.
+    pub(super) fn handle_receive(&mut self, now: Timestamp, batch: Vec<(Ticket, Delivery)>) {
+        let mut held = Held::default();
+        for (ticket, delivery) in batch {
+            self.receive(now, ticket, delivery, &mut held);
         }
+    }
+
+    /// Takes one delivery, unless it would overtake one that was refused.
+    fn receive(&mut self, now: Timestamp, ticket: Ticket, delivery: Delivery, held: &mut Held) {
+        let message = &delivery.message;
+        let recipient = message.recipient().clone();
+        let line = (recipient.clone(), delivery.entry.lane, message.ordering_key().cloned());
+        let ordered = !super::verdict::is_volatile(delivery.entry);
+        if ordered && held.contains(&line) {
+            return self.answer(ticket, Err(Refusal::Overloaded));
+        }
+        match self.try_receive(now, ticket, delivery) {
+            Ok(None) => {}
+            Ok(Some(accepted)) => self.answer(ticket, Ok(accepted)),
+            Err(refusal) => {
+                if ordered && !refusal.is_final() {
+                    held.insert(line);
+                }
+                self.answer(ticket, Err(refusal));
+            }
+        }
+        self.evict_if_idle(&recipient);
+    }
+
+    /// `None` when the answer comes later.
+    fn try_receive(
+        &mut self,
+        now: Timestamp,
+        ticket: Ticket,
+        delivery: Delivery,
+    ) -> Result<Option<Accepted>, Refusal> {
+        let lane = delivery.entry.lane;
+        self.gate(&delivery.message)?;
         if super::verdict::is_volatile(delivery.entry) {
-            let result = self.send_volatile(now, delivery.message);
-            return self.answer(ticket, result);
+            return self.send_volatile(now, delivery.message).map(Some);
         }
         if lane != delivery.message.priority() {
-            return self.answer(ticket, Err(Refusal::Conflict));
+            return Err(Refusal::Conflict);
         }
         let recipient = delivery.message.recipient().clone();
         if !self.ensure_row(&recipient) {
-            return self.park(Query::User(recipient), Parked::Receive(ticket, Box::new(delivery)));
+            self.park(Query::User(recipient), Parked::Receive(ticket, Box::new(delivery)));
+            return Ok(None);
         }
         let origin = Origin { stream: delivery.stream, seq: delivery.entry.seq };
+        let (max_seen, max_lanes) = (self.config.max_inbox_seen.get(), self.config.max_inbox_lanes.get());
+        if !self.user_mut(&recipient).has_inbox_room(origin.stream, lane, max_lanes) {
+            return Err(Refusal::Overloaded);
+        }
         self.note_floor(&recipient, origin.stream, lane, delivery.floor);
-        let max_seen = self.config.max_inbox_seen.get();
         let user = self.user_mut(&recipient);
         if user.inbox.get(&(origin.stream, lane)).is_some_and(|seen| origin.seq <= seen.floor) {
-            self.answer(ticket, Err(Refusal::Obsolete));
-            return self.evict_if_idle(&recipient);
+            return Err(Refusal::Obsolete);
         }
         if user.has_seen(origin, lane) {
             self.stats.duplicates += 1;
-            let entry = EntryRef { lane, seq: Seq::ZERO };
-            self.answer(ticket, Ok(Accepted { entry, duplicate: true }));
-            return self.evict_if_idle(&recipient);
+            return Ok(Some(Accepted { entry: EntryRef { lane, seq: Seq::ZERO }, duplicate: true }));
         }
-        if let Some(waiting) = user.inbound.get_mut(&origin) {
-            waiting.push(ticket);
+        if let Some(inbound) = user.inbound.get_mut(&origin) {
+            inbound.waiting.push(ticket);
             self.parked_count += 1;
-            return;
+            return Ok(None);
         }
         let seen = user.inbox.get(&(origin.stream, lane)).map_or(0, |seen| seen.above.len());
         if seen + user.inbound.len() >= max_seen {
-            return self.answer(ticket, Err(Refusal::Overloaded));
+            return Err(Refusal::Overloaded);
         }
-        if let Err(refusal) = self.claim(&delivery.message) {
-            return self.answer(ticket, Err(refusal));
-        }
-        self.user_mut(&recipient).inbound.insert(origin, Vec::new());
+        self.claim(&delivery.message)?;
+        self.user_mut(&recipient).inbound.insert(origin, Inbound { lane, waiting: Vec::new() });
         let accept = Arc::new(Accept { message: delivery.message, at: now, origin: Some(origin) });
         self.push_accept(accept, None, ticket);
+        Ok(None)
     }
 
     fn note_floor(
         &mut self,
-        user: &crate::id::UserId,
-        stream: crate::id::StreamId,
-        lane: crate::message::Priority,
+        user: &UserId,
+        stream: StreamId,
+        lane: Priority,
         floor: Seq,
     ) {
         let known = self.user_mut(user).inbox.get(&(stream, lane)).map_or(Seq::ZERO, |seen| seen.floor);
@@ -240,12 +277,13 @@ impl Machine {
 
     /// Takes up the sends that waited for a load; refuses them if it failed.
     pub(super) fn unpark(&mut self, now: Timestamp, load: super::io::LoadId, failed: bool) {
+        let mut held = Held::default();
         for parked in self.parked.remove(&load).unwrap_or_default() {
             self.parked_count = self.parked_count.saturating_sub(1);
             match parked {
                 parked if failed => self.answer(parked.ticket(), Err(Refusal::StoreUnreadable)),
                 Parked::Send(ticket, message) => self.handle_send(now, ticket, message),
-                Parked::Receive(ticket, delivery) => self.handle_receive(now, ticket, *delivery),
+                Parked::Receive(ticket, delivery) => self.receive(now, ticket, *delivery, &mut held),
             }
         }
     }
@@ -349,8 +387,8 @@ impl Machine {
         self.offer_accepted(now, seq, &accept);
     }
 
-    fn answer_inbound(&mut self, inbound: Option<Vec<Ticket>>, result: &Result<EntryRef, Refusal>) {
-        for ticket in inbound.unwrap_or_default() {
+    fn answer_inbound(&mut self, inbound: Option<Inbound>, result: &Result<EntryRef, Refusal>) {
+        for ticket in inbound.map(|inbound| inbound.waiting).unwrap_or_default() {
             self.parked_count = self.parked_count.saturating_sub(1);
             self.answer(ticket, result.clone().map(|entry| Accepted { entry, duplicate: true }));
         }
@@ -364,15 +402,24 @@ impl Machine {
         let Some(commit) = self.commits.pop_front() else { return };
         self.open_records = self.open_records.saturating_sub(commit.records.len());
         let refusal = if unknown { Refusal::OutcomeUnknown } else { Refusal::Degraded };
+        let mut kept = self.undo_all(commit.records, &refusal);
+        self.carried.append(&mut kept);
+        // What came after a failed message must not be stored before it is sent again.
+        let newer = core::mem::take(&mut self.current);
+        self.current = self.undo_all(newer, &Refusal::Degraded);
+        self.take_up_carried();
+    }
+
+    /// Undoes the new messages among these, and gives back the rest.
+    fn undo_all(&mut self, records: Vec<Pending>, refusal: &Refusal) -> Vec<Pending> {
         let mut kept = Vec::new();
-        for pending in commit.records {
+        for pending in records {
             match pending {
-                Pending::Accept(pending) if !pending.answered => self.undo(pending, &refusal),
+                Pending::Accept(pending) if !pending.answered => self.undo(pending, refusal),
                 answered => kept.push(answered),
             }
         }
-        self.carried.append(&mut kept);
-        self.take_up_carried();
+        kept
     }
 
     /// Once no commit is open, what failed ones left goes before what has come since.

@@ -86,13 +86,9 @@ pub enum Input {
         /// The message.
         message: Message,
     },
-    /// Another engine's delivery comes in for this engine's inbox. Answered like a send.
-    Receive {
-        /// Answered once, by [`Action::Answer`].
-        ticket: Ticket,
-        /// The delivery as the other engine offered it.
-        delivery: Box<Delivery>,
-    },
+    /// Another engine's deliveries come in for this engine's inbox, as one batch it offered, in its order. Each is
+    /// answered like a send; what follows a refused one with the same recipient, lane and ordering key is refused too.
+    Receive(Vec<(Ticket, Delivery)>),
     /// The operating system has the records of this commit; a process crash no longer loses them.
     Written(CommitId),
     /// The records of this commit are durable; the first one has this place, the others follow.
@@ -392,6 +388,14 @@ pub struct MachineStats {
     pub stray_verdicts: u64,
     /// Messages lost to damage on disk.
     pub damaged: u64,
+}
+
+impl Refusal {
+    /// Whether the same message would be refused again, however often it is sent.
+    #[must_use]
+    pub fn is_final(&self) -> bool {
+        matches!(self, Self::PayloadTooLarge { .. } | Self::Conflict | Self::Obsolete)
+    }
 }
 
 impl Verdict {

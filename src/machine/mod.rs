@@ -225,7 +225,7 @@ impl Machine {
         let now = self.now;
         match input {
             Input::Send { ticket, message } => self.handle_send(now, ticket, message),
-            Input::Receive { ticket, delivery } => self.handle_receive(now, ticket, *delivery),
+            Input::Receive(batch) => self.handle_receive(now, batch),
             Input::Written(commit) => self.handle_written(commit),
             Input::Persisted { commit, first } => self.handle_persisted(now, commit, first),
             Input::PersistFailed { commit, unknown } => self.handle_persist_failed(commit, unknown),

@@ -36,6 +36,14 @@ pub(super) struct Seen {
     pub(super) above: BTreeSet<Seq>,
 }
 
+/// An inbound message that is being committed.
+#[derive(Debug)]
+pub(super) struct Inbound {
+    pub(super) lane: Priority,
+    /// Who else waits for it: repeats that came meanwhile.
+    pub(super) waiting: Vec<Ticket>,
+}
+
 /// One user in memory.
 #[derive(Debug)]
 pub(super) struct User {
@@ -50,8 +58,8 @@ pub(super) struct User {
     /// Ends replayed before the row was known: lane, place, cost.
     pub(super) early_ends: Vec<(Priority, Seq, u64)>,
     pub(super) inbox: BTreeMap<(StreamId, Priority), Seen>,
-    /// Inbound messages that are being committed, and who else waits for them.
-    pub(super) inbound: BTreeMap<Origin, Vec<Ticket>>,
+    /// Inbound messages that are being committed.
+    pub(super) inbound: BTreeMap<Origin, Inbound>,
     pub(super) exposed: Epoch,
     /// An exposure is being committed.
     pub(super) exposing: bool,
@@ -147,6 +155,16 @@ impl User {
     pub(super) fn has_seen(&self, origin: Origin, lane: Priority) -> bool {
         let seen = self.inbox.get(&(origin.stream, lane));
         seen.is_some_and(|seen| seen.above.contains(&origin.seq))
+    }
+
+    /// Whether the inbox may remember this lane of another engine: it does already, or knows fewer than `max`.
+    pub(super) fn has_inbox_room(&self, stream: StreamId, lane: Priority, max: usize) -> bool {
+        if self.inbox.contains_key(&(stream, lane)) || self.inbox.len() + self.inbound.len() < max {
+            return true;
+        }
+        let coming = self.inbound.iter().map(|(origin, inbound)| (origin.stream, inbound.lane));
+        let known: BTreeSet<_> = self.inbox.keys().copied().chain(coming).collect();
+        known.contains(&(stream, lane)) || known.len() < max
     }
 
     pub(super) fn raise_floor(&mut self, stream: StreamId, lane: Priority, floor: Seq) {

@@ -151,7 +151,7 @@ impl Driver {
             let Ok(item) = self.mail.try_recv() else { return };
             bytes += match &item {
                 Mail::Send { message, .. } => message.cost(),
-                Mail::Receive { delivery, .. } => delivery.message.cost(),
+                Mail::Receive(batch) => batch.iter().map(|(delivery, _)| delivery.message.cost()).sum(),
                 _ => 0,
             };
             self.take_mail(now, item);
@@ -164,9 +164,10 @@ impl Driver {
                 let ticket = self.ticket(reply);
                 self.machine.handle(now, Input::Send { ticket, message });
             }
-            Mail::Receive { delivery, reply } => {
-                let ticket = self.ticket(reply);
-                self.machine.handle(now, Input::Receive { ticket, delivery });
+            Mail::Receive(batch) => {
+                let batch = batch.into_iter().map(|(delivery, reply)| (self.ticket(reply), delivery));
+                let batch = batch.collect();
+                self.machine.handle(now, Input::Receive(batch));
             }
             Mail::Watch { user, entry, stage, reply } => self.watch((user, entry), stage, reply),
             Mail::Stats(reply) => {

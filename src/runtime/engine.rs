@@ -64,10 +64,13 @@ impl Engine {
         EngineBuilder::new(Arc::new(store))
     }
 
+    pub(super) fn shard(&self, user: &UserId) -> usize {
+        self.inner.digester.shard(user, self.inner.shards.len())
+    }
+
     pub(super) fn post(&self, user: &UserId) -> &Post {
         let shards = &self.inner.shards;
-        let i = self.inner.digester.shard(user, shards.len());
-        shards.get(i).or(shards.first()).expect("an engine has at least one shard")
+        shards.get(self.shard(user)).or(shards.first()).expect("an engine has at least one shard")
     }
 
     /// Accepts a message: `Ok` means what its [`Durability`](crate::Durability) promises, now.

@@ -34,19 +34,23 @@ impl Inbox {
     /// May be dropped at any time; the same batch may be received again.
     pub async fn receive(&self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
         let mut waiting = Vec::with_capacity(batch.len());
+        let mut by_shard: Vec<_> = self.engine.inner.shards.iter().map(|_| Vec::new()).collect();
         for delivery in batch {
-            let entry = delivery.entry;
             let (reply, answer) = oneshot::channel();
-            let post = self.engine.post(delivery.message.recipient());
-            let sent = post.mail.send(Mail::Receive { delivery: Box::new(delivery), reply }).await;
-            waiting.push((entry, sent.is_ok().then_some(answer)));
+            waiting.push((delivery.entry, answer));
+            if let Some(part) = by_shard.get_mut(self.engine.shard(delivery.message.recipient())) {
+                part.push((delivery, reply));
+            }
+        }
+        for (post, part) in self.engine.inner.shards.iter().zip(by_shard) {
+            if !part.is_empty() {
+                // An engine that is gone drops the replies.
+                let _ = post.mail.send(Mail::Receive(part)).await;
+            }
         }
         let mut verdicts = Vec::with_capacity(waiting.len());
         for (entry, answer) in waiting {
-            let result = match answer {
-                Some(answer) => answer.await.unwrap_or(Err(Refusal::ShuttingDown)),
-                None => Err(Refusal::ShuttingDown),
-            };
+            let result = answer.await.unwrap_or(Err(Refusal::ShuttingDown));
             verdicts.push((entry, verdict(result.err())));
         }
         verdicts
@@ -56,7 +60,7 @@ impl Inbox {
 fn verdict(refusal: Option<Refusal>) -> Verdict {
     match refusal {
         None => Verdict::Delivered,
-        Some(Refusal::PayloadTooLarge { .. } | Refusal::Obsolete | Refusal::Conflict) => Verdict::Rejected,
+        Some(refusal) if refusal.is_final() => Verdict::Rejected,
         Some(_) => Verdict::Busy(BUSY),
     }
 }

@@ -14,7 +14,7 @@ pub(super) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
 #[derive(Debug)]
 pub(super) enum Mail {
     Send { message: Message, reply: Reply },
-    Receive { delivery: Box<Delivery>, reply: Reply },
+    Receive(Vec<(Delivery, Reply)>),
     Watch { user: UserId, entry: EntryRef, stage: Stage, reply: oneshot::Sender<Reached> },
     Stats(oneshot::Sender<MachineStats>),
     Input(Input),

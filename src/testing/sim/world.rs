@@ -181,7 +181,7 @@ impl World {
         }
         node.oracle.sent(ticket, delivery.message.clone());
         let shard = node.shard_of(delivery.message.recipient());
-        node.input(shard, Input::Receive { ticket, delivery: Box::new(delivery) });
+        node.input(shard, Input::Receive(vec![(ticket, delivery)]));
     }
 
     fn duplicate(&mut self, random: &mut Random) {

@@ -1,0 +1,175 @@
+//! Admission: what is answered when, repeats, quotas, commits that fail.
+
+use super::*;
+
+#[test]
+fn nothing_is_answered_or_offered_before_it_is_durable() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let ticket = rig.send(&message("alice"));
+    assert_eq!(rig.open.len(), 1);
+    assert!(rig.answer(ticket).is_none() && rig.offers.is_empty());
+    rig.commit();
+    assert!(rig.answer(ticket).unwrap().is_ok());
+    assert_eq!(rig.offers.len(), 1);
+}
+
+#[test]
+fn a_buffered_message_is_answered_when_written_but_offered_when_durable() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let ticket = rig.send(&to("alice").durability(Durability::Buffered).build().unwrap());
+    let commit = rig.open.front().unwrap().0;
+    rig.input(Input::Written(commit));
+    assert!(rig.answer(ticket).unwrap().is_ok() && rig.offers.is_empty());
+    rig.commit();
+    assert_eq!(rig.offers.len(), 1);
+}
+
+#[test]
+fn a_buffered_message_that_was_answered_goes_into_the_next_commit_when_its_own_fails() {
+    let mut rig = Rig::new();
+    let ticket = rig.send(&to("alice").durability(Durability::Buffered).build().unwrap());
+    let commit = rig.open.pop_front().unwrap().0;
+    rig.input(Input::Written(commit));
+    rig.input(Input::Writable(false));
+    rig.input(Input::PersistFailed { commit, unknown: true });
+    assert!(rig.answer(ticket).unwrap().is_ok() && rig.open.is_empty());
+    rig.input(Input::Writable(true));
+    rig.commit();
+    assert_eq!(rig.machine.stats().counters.accepted, 1);
+}
+
+#[test]
+fn a_failed_commit_is_an_unknown_outcome_and_the_same_id_may_be_sent_again() {
+    let mut rig = Rig::new();
+    let message = message("alice");
+    let ticket = rig.send(&message);
+    let commit = rig.open.pop_front().unwrap().0;
+    rig.input(Input::PersistFailed { commit, unknown: true });
+    assert_eq!(rig.answer(ticket), Some(&Err(Refusal::OutcomeUnknown)));
+    let again = rig.send(&message);
+    rig.commit();
+    assert!(!rig.answer(again).unwrap().as_ref().unwrap().duplicate);
+    assert_eq!(rig.machine.stats().counters.live(), 1);
+}
+
+#[test]
+fn a_repeat_waits_for_the_commit_of_the_first_and_is_accepted_once() {
+    let mut rig = Rig::new();
+    let message = message("alice");
+    let (first, second) = (rig.send(&message), rig.send(&message));
+    assert!(rig.answer(second).is_none());
+    rig.commit();
+    assert!(!rig.answer(first).unwrap().as_ref().unwrap().duplicate);
+    assert!(rig.answer(second).unwrap().as_ref().unwrap().duplicate);
+    let third = rig.send(&message);
+    assert!(rig.answer(third).unwrap().as_ref().unwrap().duplicate);
+    assert_eq!(rig.machine.stats().counters.accepted, 1);
+}
+
+#[test]
+fn the_same_id_with_another_body_is_a_conflict_and_to_another_person_another_message() {
+    let mut rig = Rig::new();
+    let id = MessageId::from_u128(9);
+    rig.accept(&to("alice").id(id).build().unwrap());
+    let ticket = rig.send(&Message::to("alice", "chat.message", "other").id(id).build().unwrap());
+    assert_eq!(rig.answer(ticket), Some(&Err(Refusal::Conflict)));
+    rig.accept(&to("bob").id(id).build().unwrap());
+    assert_eq!(rig.machine.stats().counters.accepted, 2);
+}
+
+#[test]
+fn full_outbox_rejects_without_evicting() {
+    let config = Config { max_user_messages: core::num::NonZeroU32::new(2).unwrap(), ..Config::default() };
+    let mut rig = Rig::with(config);
+    rig.accept(&message("alice"));
+    rig.accept(&message("alice"));
+    let ticket = rig.send(&message("alice"));
+    assert!(matches!(rig.answer(ticket), Some(Err(Refusal::OutboxFull { messages: 2, .. }))));
+    rig.accept(&message("bob"));
+    assert_eq!(rig.machine.stats().counters.live(), 3);
+}
+
+#[test]
+fn volatile_messages_are_only_for_those_who_are_there() {
+    let mut rig = Rig::new();
+    let hint = to("alice").durability(Durability::Volatile).build().unwrap();
+    let ticket = rig.send(&hint);
+    assert_eq!(rig.answer(ticket), Some(&Err(Refusal::NobodyAttached)));
+    rig.attach(1, "alice", "phone");
+    let ticket = rig.send(&hint);
+    assert!(rig.answer(ticket).unwrap().is_ok());
+    assert_eq!(rig.offers.len(), 1);
+    assert_eq!(rig.machine.stats().counters.accepted, 0);
+}
+
+#[test]
+fn replay_gives_the_state_that_was() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let first = rig.accept(&message("alice"));
+    let second = rig.accept(&message("alice"));
+    rig.accept(&message("bob"));
+    rig.say(1, first, Verdict::Delivered);
+    rig.say(1, second, Verdict::Nack(None));
+    let replayed = rig.replayed();
+    assert_eq!(replayed.stats().counters, rig.machine.stats().counters);
+    for user in ["alice", "bob"] {
+        let user = UserId::new(user).unwrap();
+        assert_eq!(replayed.snapshot(&user), rig.machine.snapshot(&user));
+    }
+}
+
+#[test]
+fn a_repeat_is_recognised_after_replay() {
+    let mut rig = Rig::new();
+    let message = message("alice");
+    rig.accept(&message);
+    let mut machine = rig.replayed();
+    machine.handle(rig.now, Input::Send { ticket: Ticket(99), message });
+    assert!(matches!(
+        machine.poll_action(),
+        Some(Action::Answer { result: Ok(Accepted { duplicate: true, .. }), .. })
+    ));
+}
+
+/// Found by the simulator: the repeat was answered with the buffered original, before it was durable.
+#[test]
+fn a_synced_repeat_of_a_buffered_message_waits_for_the_sync() {
+    let mut rig = Rig::new();
+    let builder = to("alice");
+    rig.send(&builder.clone().durability(Durability::Buffered).build().unwrap());
+    let commit = rig.open.front().unwrap().0;
+    let repeat = rig.send(&builder.build().unwrap());
+    rig.input(Input::Written(commit));
+    assert!(rig.answer(repeat).is_none());
+    rig.commit();
+    assert!(rig.answer(repeat).unwrap().as_ref().unwrap().duplicate);
+}
+
+/// Found by the simulator: the window that was read for a waiting send fell out of memory before the send went on.
+#[test]
+fn a_window_that_was_just_read_stays_until_the_send_that_needs_it_goes_on() {
+    let one = core::num::NonZeroUsize::MIN;
+    let config = Config { max_dedup_resident: one, dedup_ids: one, ..Config::default() };
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(config) });
+    let ticket = rig.send(&to("alice").sender("bob").build().unwrap());
+    let (load, query) = rig.loads.pop().unwrap();
+    let Query::Sender { sender, .. } = query else { panic!("{query:?}") };
+    let row = |n: u128| crate::record::DedupRow {
+        sender,
+        key: n,
+        content: 0,
+        seq: Seq::new(n as u64),
+        at: rig.now,
+    };
+    let rows = vec![row(1), row(2), row(3)];
+    rig.input(Input::Loaded { load, found: Box::new(Found::Sender(rows)) });
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::User(_)), "{query:?}");
+    let found = Found::User { row: None, live: (0, 0), reflects: Seq::ZERO };
+    rig.input(Input::Loaded { load, found: Box::new(found) });
+    rig.commit();
+    assert!(rig.answer(ticket).unwrap().is_ok());
+}
