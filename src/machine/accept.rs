@@ -247,13 +247,7 @@ impl Machine {
         Ok(None)
     }
 
-    fn note_floor(
-        &mut self,
-        user: &UserId,
-        stream: StreamId,
-        lane: Priority,
-        floor: Seq,
-    ) {
+    fn note_floor(&mut self, user: &UserId, stream: StreamId, lane: Priority, floor: Seq) {
         let known = self.user_mut(user).inbox.get(&(stream, lane)).map_or(Seq::ZERO, |seen| seen.floor);
         if floor > known && floor.epoch() != crate::record::Epoch::default() {
             let floor = crate::record::Floor { user: user.clone(), stream, lane, floor };

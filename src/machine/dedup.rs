@@ -145,11 +145,11 @@ impl Dedup {
         }
     }
 
-    /// Lets the longest idle senders fall to the store while too much is in memory. What has not settled stays: the
+    /// Lets the longest idle senders fall to the store while too much is in memory, ids or senders. What has not settled stays: the
     /// journal bounds it. So does the sender at hand: what was just read for it must be there when its sends go on.
     fn shrink(&mut self, at_hand: u128) {
         let mut tries = 4;
-        while self.slots.len() > self.max_resident && tries > 0 {
+        while self.slots.len().max(self.senders.len()) > self.max_resident && tries > 0 {
             tries -= 1;
             let Some((sender, window)) = self.senders.pop_lru() else { return };
             let newest = window.ids.back().and_then(|key| self.slots.get(key));
@@ -195,5 +195,10 @@ impl Dedup {
     /// Everything below this place is in the store.
     pub(super) fn settled(&mut self, before: Seq) {
         self.settled = before;
+    }
+
+    #[cfg(test)]
+    pub(super) fn senders(&self) -> usize {
+        self.senders.len()
     }
 }

@@ -360,6 +360,17 @@ pub struct Survivors {
     pub last: bool,
 }
 
+/// Where a message stands, as far as a machine's memory knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    /// It has not ended.
+    Live(Status),
+    /// It has ended, or was never there.
+    Gone,
+    /// It lies in the store if it has not ended: only the store knows.
+    AskStore,
+}
+
 /// An O(1) snapshot of a machine.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]

@@ -296,10 +296,12 @@ impl Lane {
     /// wait and were never offered: that they were is remembered in memory only.
     pub(super) fn spill_from(&mut self, seq: Seq, settled: Seq, keep: usize) -> usize {
         let Ok(from) = self.position(seq) else { return 0 };
+        if from < keep {
+            return 0;
+        }
         let to = self.entries.partition_point(|entry| entry.seq < settled);
         let fresh = |entry: &Entry| entry.state == EntryState::Waiting && entry.offers == 0;
-        let idle = self.entries.range(from..to.max(from)).all(fresh);
-        if from < keep || !idle {
+        if !self.entries.range(from..to.max(from)).all(fresh) {
             return 0;
         }
         self.entries.drain(from..to.max(from));

@@ -157,7 +157,8 @@ impl Machine {
     /// A message whose row is damaged cannot be delivered; it ends, so that the ledger stays true.
     fn end_damaged(&mut self, now: Timestamp, id: &UserId, lane: Priority, seq: Seq) {
         let found = self.user_mut(id).lane(lane);
-        if seq <= found.cursor || found.ended.contains(&seq) {
+        let ended = seq <= found.cursor || found.ended.contains(&seq) || found.entry(seq).is_some();
+        if ended || !self.ending_damaged.insert(seq) {
             return;
         }
         self.stats.damaged += 1;

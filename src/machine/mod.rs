@@ -45,7 +45,7 @@ mod verdict;
 
 pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, MachineStats, Page,
-    Query, Refusal, Survivors, Ticket, Verdict,
+    Query, Refusal, Standing, Survivors, Ticket, Verdict,
 };
 pub use snapshot::{LaneSnapshot, UserSnapshot};
 
@@ -116,6 +116,8 @@ pub struct Machine {
     dedup: Dedup,
     counters: Counters,
     reserved: Totals,
+    /// Messages that were confirmed while another end was being recorded.
+    confirmed_late: BTreeSet<Seq>,
     recent_ends: LruCache<(UserId, EntryRef), (EndReason, u32)>,
 
     /// The place after the last record applied.
@@ -127,6 +129,8 @@ pub struct Machine {
     log: VecDeque<Logged>,
     dirty: Vec<UserId>,
     died: Vec<Seq>,
+    /// Damaged messages whose end is being recorded.
+    ending_damaged: BTreeSet<Seq>,
     job: Option<Job>,
     /// Asked for while the last one was still being let go of.
     next_settle: Option<Seq>,
@@ -183,6 +187,7 @@ impl Machine {
             dedup,
             counters: birth.counters,
             reserved: Totals::default(),
+            confirmed_late: BTreeSet::new(),
             recent_ends: LruCache::new(recent),
             applied: birth.settled,
             settled: birth.settled,
@@ -190,6 +195,7 @@ impl Machine {
             log: VecDeque::new(),
             dirty: Vec::new(),
             died: Vec::new(),
+            ending_damaged: BTreeSet::new(),
             job: None,
             next_settle: None,
             current: Vec::new(),
@@ -286,20 +292,24 @@ impl Machine {
         }
     }
 
-    /// Where a message stands, if that is known without reading the store: `None` for messages that ended, or were
-    /// never there.
+    /// Where a message stands, as far as memory knows.
     #[must_use]
-    pub fn status(&self, id: &UserId, entry: EntryRef) -> Option<Status> {
-        let lane = self.users.get(id).map(|user| user.lane_ref(entry.lane));
-        match lane.and_then(|lane| lane.entry(entry.seq)).map(|found| found.state) {
-            Some(EntryState::InFlight(_)) => Some(Status::Sent),
-            Some(_) => Some(Status::Accepted),
-            None if entry.seq >= self.settled => None,
-            None => {
-                let ended =
-                    lane.is_some_and(|lane| entry.seq <= lane.cursor || lane.ended.contains(&entry.seq));
-                (!ended).then_some(Status::Accepted)
-            }
+    pub fn standing(&self, id: &UserId, entry: EntryRef) -> Standing {
+        let user = self.users.get(id);
+        let lane = user.map(|user| user.lane_ref(entry.lane));
+        if let Some(found) = lane.and_then(|lane| lane.entry(entry.seq)) {
+            return Standing::Live(match found.state {
+                EntryState::InFlight(_) => Status::Sent,
+                _ => Status::Accepted,
+            });
+        }
+        let ended = lane.is_some_and(|lane| entry.seq <= lane.cursor || lane.ended.contains(&entry.seq));
+        // Without a gap to the store, memory holds every message of the lane that lives.
+        let whole =
+            user.is_some_and(|user| user.row_known) && lane.is_some_and(|lane| lane.is_offerable(entry.seq));
+        match entry.seq >= self.settled || ended || whole {
+            true => Standing::Gone,
+            false => Standing::AskStore,
         }
     }
 

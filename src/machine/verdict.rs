@@ -85,6 +85,13 @@ impl Machine {
                     self.land(other, user, entry);
                     return self.end(now, user, entry, EndReason::Delivered);
                 }
+                // Its end is on its way to the disk, and cannot be called back: it is corrected by what follows it.
+                Some((EntryState::Ending { holds_key: true }, offers))
+                    if offers > 0 || entry.seq <= exposed_through =>
+                {
+                    self.confirmed_late.insert(entry.seq);
+                    return;
+                }
                 None if self.upgrade(now, user, entry) => return,
                 _ => {}
             }
@@ -269,8 +276,12 @@ impl Machine {
                 self.announce_end(end, entry);
                 self.release_ended(end);
                 self.replay(seq, &record, true);
+                self.ending_damaged.remove(&end.seq);
                 if end.reason != EndReason::Delivered && end.possibly_delivered {
                     self.recent_ends.put((end.user.clone(), entry), (end.reason, end.attempts));
+                    if self.confirmed_late.remove(&end.seq) {
+                        self.upgrade(now, &end.user, entry);
+                    }
                 }
                 self.mark_ready(&end.user);
                 self.let_go(&end.user);

@@ -345,6 +345,7 @@ impl Assembly {
             shards: shards.clone(),
             keeper: events.clone(),
             gauge: journal_gauge.clone(),
+            generation: 0,
         };
         let keeper = Keeper {
             outbox: self.outbox.clone(),

@@ -28,6 +28,8 @@ const FULL_PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Request {
     pub(super) shard: usize,
+    /// How often the driver had been told that the journal takes no commits.
+    pub(super) generation: u64,
     pub(super) commit: CommitId,
     pub(super) count: u32,
     pub(super) accepts: bool,
@@ -64,6 +66,9 @@ pub(super) struct Committer {
     pub(super) shards: Vec<Post>,
     pub(super) keeper: Sender<Event>,
     pub(super) gauge: Arc<JournalGauge>,
+    /// How often drivers were told that the journal takes no commits. A commit handed out before its driver knew of the
+    /// last time fails, even if the journal takes commits again: an earlier one of that driver may have failed.
+    pub(super) generation: u64,
 }
 
 /// Whether the thread goes on.
@@ -100,7 +105,8 @@ impl Committer {
 
     fn take(&mut self, order: Order, waiting: &mut Vec<Request>) -> Go {
         match order {
-            Order::Commit(request) => waiting.push(request),
+            Order::Commit(request) if request.generation == self.generation => waiting.push(request),
+            Order::Commit(stale) => self.fail(vec![stale], false),
             Order::Recycle(before) => self.recycle(before),
             Order::Stop => return Go::Stop,
         }
@@ -127,7 +133,10 @@ impl Committer {
             Ok(first) => self.sync(group, first, watch, waiting),
             Err(JournalError::Full) => self.wait_for_room(group, buffer, waiting),
             Err(JournalError::TooLarge { .. }) => {
+                self.set_writable(false);
                 self.fail(group, false);
+                self.fail(core::mem::take(waiting), false);
+                self.set_writable(true);
                 Go::On
             }
             Err(_) => self.heal(group, waiting),
@@ -298,7 +307,10 @@ impl Committer {
         self.gauge.segments.store(space.segments, Ordering::Relaxed);
     }
 
-    fn set_writable(&self, writable: bool) {
+    fn set_writable(&mut self, writable: bool) {
+        if !writable {
+            self.generation += 1;
+        }
         if self.gauge.degraded.swap(!writable, Ordering::Relaxed) == writable {
             match writable {
                 true => tracing::info!("the journal takes commits again"),

@@ -1,26 +1,23 @@
 //! The driver: one task per shard that feeds its machine and carries out what it says.
 
 use core::time::Duration;
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use crossbeam_channel::Sender;
-use lru::LruCache;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc};
 
 use super::attachment::Registry;
 use super::committer::{Order, Request};
 use super::keeper::Event;
 use super::mail::{Mail, Note, Post, Reply};
-use super::receipt::{Reached, Stage};
+use super::receipt::Stage;
 use super::tasks;
+use super::watch::{Waiting, Watched, Watchers};
 use crate::codec;
-use crate::id::UserId;
 use crate::machine::{Action, Change, EntryRef, Input, LoadId, Machine, Query, Ticket};
 use crate::ports::Clock;
 use crate::record::Record;
-use crate::status::Status;
 use crate::storage::outbox::OutboxStore;
 use crate::time::Timestamp;
 
@@ -28,14 +25,6 @@ use crate::time::Timestamp;
 const MAX_OPEN_COMMITS: usize = 2;
 /// Mail taken at once.
 const MAX_MAIL: usize = 1024;
-/// Messages watched for in one shard.
-const MAX_WATCHED: usize = 65_536;
-/// Ends remembered for those who begin to watch late.
-const MAX_REMEMBERED: usize = 8192;
-
-/// A message, to those who watch it.
-type Watched = (UserId, EntryRef);
-
 pub(super) struct Driver {
     pub(super) shard: usize,
     pub(super) machine: Machine,
@@ -55,25 +44,14 @@ pub(super) struct Driver {
 }
 
 /// What a driver remembers between wake-ups.
+#[derive(Default)]
 pub(super) struct DriverState {
     replies: hashbrown::HashMap<u64, Reply>,
     next_ticket: u64,
     open_commits: usize,
-    watchers: HashMap<Watched, Vec<(Stage, oneshot::Sender<Reached>)>>,
-    ended: LruCache<Watched, (Status, bool)>,
-}
-
-impl Default for DriverState {
-    fn default() -> Self {
-        let remembered = core::num::NonZeroUsize::new(MAX_REMEMBERED).unwrap_or(core::num::NonZeroUsize::MIN);
-        Self {
-            replies: hashbrown::HashMap::new(),
-            next_ticket: 0,
-            open_commits: 0,
-            watchers: HashMap::new(),
-            ended: LruCache::new(remembered),
-        }
-    }
+    watchers: Watchers,
+    /// How often the journal stopped taking commits, as far as the machine was told.
+    generation: u64,
 }
 
 impl Driver {
@@ -129,9 +107,14 @@ impl Driver {
         while let Some(note) = next {
             match note {
                 Note::Stop => return false,
+                Note::Gone(watched) => self.state.watchers.forget(&watched),
                 Note::Input(input) => {
-                    if matches!(input, Input::Persisted { .. } | Input::PersistFailed { .. }) {
-                        self.state.open_commits = self.state.open_commits.saturating_sub(1);
+                    match input {
+                        Input::Persisted { .. } | Input::PersistFailed { .. } => {
+                            self.state.open_commits = self.state.open_commits.saturating_sub(1);
+                        }
+                        Input::Writable(false) => self.state.generation += 1,
+                        _ => {}
                     }
                     self.machine.handle(now, input);
                 }
@@ -195,7 +178,8 @@ impl Driver {
                     let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
                     let records = encode(&records);
                     self.state.open_commits += 1;
-                    let request = Request { shard: self.shard, commit, count, accepts, records };
+                    let generation = self.state.generation;
+                    let request = Request { shard: self.shard, generation, commit, count, accepts, records };
                     if self.committer.send(Order::Commit(request)).is_err() {
                         self.post.note(Input::PersistFailed { commit, unknown: false });
                     }
@@ -241,46 +225,28 @@ impl Driver {
             possibly_delivered = change.possibly_delivered,
             "message status"
         );
-        let ended = change.status.is_terminal();
-        if !ended && self.state.watchers.is_empty() {
-            return;
-        }
-        let watched = (change.user.clone(), change.entry);
-        if let Some(waiting) = self.state.watchers.remove(&watched) {
-            let mut left = Vec::new();
-            for (stage, reply) in waiting {
-                match Reached::of(stage, change.status, change.possibly_delivered) {
-                    Some(reached) => drop(reply.send(reached)),
-                    None if reply.is_closed() => {}
-                    None => left.push((stage, reply)),
-                }
-            }
-            if !left.is_empty() {
-                self.state.watchers.insert(watched.clone(), left);
-            }
-        }
-        if ended {
-            self.state.ended.put(watched, (change.status, change.possibly_delivered));
+        self.state.watchers.announce(change);
+    }
+
+    fn watch(&mut self, watched: Watched, stage: Stage, reply: Waiting) {
+        let standing = self.machine.standing(&watched.0, watched.1);
+        if self.state.watchers.watch(watched.clone(), standing, stage, reply) {
+            self.look_up(watched);
         }
     }
 
-    /// Dropping `reply` tells the watcher that the message is forgotten.
-    fn watch(&mut self, watched: Watched, stage: Stage, reply: oneshot::Sender<Reached>) {
-        let now = match self.state.ended.get(&watched) {
-            Some(ended) => Some(*ended),
-            None => self.machine.status(&watched.0, watched.1).map(|status| (status, false)),
-        };
-        let Some((status, possibly_delivered)) = now else { return };
-        if let Some(reached) = Reached::of(stage, status, possibly_delivered) {
-            let _ = reply.send(reached);
-            return;
-        }
-        if self.state.watchers.len() >= MAX_WATCHED {
-            self.state.watchers.retain(|_, waiting| waiting.iter().any(|(_, reply)| !reply.is_closed()));
-        }
-        if self.state.watchers.len() < MAX_WATCHED {
-            self.state.watchers.entry(watched).or_default().push((stage, reply));
-        }
+    /// Asks the store whether a message still waits. While it cannot be read, whoever waits goes on waiting.
+    fn look_up(&self, watched: Watched) {
+        let (outbox, post, handle) = (self.outbox.clone(), self.post.clone(), self.handle.clone());
+        let loads = self.loads.clone();
+        tasks::spawn(&self.handle, async move {
+            let Ok(_permit) = loads.acquire().await else { return };
+            let (user, EntryRef { lane, seq }) = watched.clone();
+            let waits = handle.spawn_blocking(move || outbox.is_waiting(&user, lane, seq)).await;
+            if let Ok(Ok(false)) = waits {
+                let _ = post.notes.send(Note::Gone(watched));
+            }
+        });
     }
 }
 

@@ -2,7 +2,8 @@
 
 use tokio::sync::{mpsc, oneshot};
 
-use super::receipt::{Reached, Stage};
+use super::receipt::Stage;
+use super::watch::{Waiting, Watched};
 use crate::id::UserId;
 use crate::machine::{Accepted, Delivery, EntryRef, Input, MachineStats, Refusal};
 use crate::message::Message;
@@ -15,7 +16,7 @@ pub(super) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
 pub(super) enum Mail {
     Send { message: Message, reply: Reply },
     Receive(Vec<(Delivery, Reply)>),
-    Watch { user: UserId, entry: EntryRef, stage: Stage, reply: oneshot::Sender<Reached> },
+    Watch { user: UserId, entry: EntryRef, stage: Stage, reply: Waiting },
     Stats(oneshot::Sender<MachineStats>),
     Input(Input),
 }
@@ -24,6 +25,8 @@ pub(super) enum Mail {
 #[derive(Debug)]
 pub(super) enum Note {
     Input(Input),
+    /// The store holds nothing of a message that is watched for.
+    Gone(Watched),
     Stop,
 }
 

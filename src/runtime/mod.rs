@@ -24,6 +24,7 @@ mod report;
 mod sink;
 mod stats;
 mod tasks;
+mod watch;
 
 pub use attachment::{Acks, Attachment, Detached};
 pub use builder::{BuildError, EngineBuilder, OutboxLimit};

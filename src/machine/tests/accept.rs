@@ -173,3 +173,87 @@ fn a_window_that_was_just_read_stays_until_the_send_that_needs_it_goes_on() {
     rig.commit();
     assert!(rig.answer(ticket).unwrap().is_ok());
 }
+
+/// A group that is over what the journal takes would fail however often it is tried.
+#[test]
+fn what_gathers_in_one_drain_is_committed_in_pieces_in_order() {
+    let config = Config { max_commit_bytes: core::num::NonZeroU64::new(5000).unwrap(), ..Config::default() };
+    let mut rig = Rig::with(config);
+    let sends: Vec<_> = (0..10_u64)
+        .map(|n| {
+            let message = Message::to("alice", "chat.message", vec![0; 1000]).build().unwrap();
+            rig.machine.handle(rig.now, Input::Send { ticket: Ticket(n), message: message.clone() });
+            message.id()
+        })
+        .collect();
+    rig.drain();
+    let sizes: Vec<_> = rig.open.iter().map(|(_, records)| records.len()).collect();
+    assert_eq!(sizes, [2, 2, 2, 2, 2]);
+    let ids: Vec<_> = rig
+        .open
+        .iter()
+        .flat_map(|(_, records)| records)
+        .map(|record| match record {
+            Record::Accept(accept) => accept.message.id(),
+            other => panic!("{other:?}"),
+        })
+        .collect();
+    assert_eq!(ids, sends);
+    rig.commit();
+    assert!((0..10).all(|n| rig.answer(Ticket(n)).unwrap().is_ok()));
+}
+
+/// Found by review: a message larger than a commit should be would never have been handed out.
+#[test]
+fn a_message_larger_than_a_commit_goes_alone() {
+    let config = Config { max_commit_bytes: core::num::NonZeroU64::MIN, ..Config::default() };
+    let mut rig = Rig::with(config);
+    rig.accept(&message("alice"));
+    rig.accept(&message("alice"));
+    assert_eq!(rig.machine.stats().counters.accepted, 2);
+}
+
+#[test]
+fn what_becomes_of_a_message_is_known_from_memory_or_the_store_is_asked() {
+    let mut rig = Rig::new();
+    let alice = UserId::new("alice").unwrap();
+    let entry = rig.accept(&message("alice"));
+    assert_eq!(rig.machine.standing(&alice, entry), Standing::Live(Status::Accepted));
+    rig.attach(1, "alice", "phone");
+    assert_eq!(rig.machine.standing(&alice, entry), Standing::Live(Status::Sent));
+    rig.say(1, entry, Verdict::Delivered);
+    assert_eq!(rig.machine.standing(&alice, entry), Standing::Gone);
+    let waiting = rig.accept(&message("alice"));
+    rig.input(Input::Detach(LinkId(1)));
+    settle(&mut rig);
+    assert_eq!(rig.machine.stats().resident_users, 0);
+    for entry in [entry, waiting] {
+        assert_eq!(rig.machine.standing(&alice, entry), Standing::AskStore);
+    }
+    let later = EntryRef { seq: rig.next, ..entry };
+    assert_eq!(rig.machine.standing(&alice, later), Standing::Gone);
+}
+
+/// Found by review: senders whose ids are all forgotten stayed in memory for ever.
+#[test]
+fn senders_who_have_nothing_remembered_leave_memory() {
+    let config = Config {
+        max_dedup_resident: core::num::NonZeroUsize::new(8).unwrap(),
+        dedup_ids: core::num::NonZeroUsize::MIN,
+        max_user_messages: core::num::NonZeroU32::MIN,
+        ..Config::default()
+    };
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(config) });
+    for n in 0..100 {
+        rig.send(&to("alice").sender(format!("sender-{n}")).build().unwrap());
+        while let Some((load, query)) = rig.loads.pop() {
+            let found = match query {
+                Query::User(_) => Found::User { row: None, live: (1, 1), reflects: Seq::ZERO },
+                _ => Found::Sender(Vec::new()),
+            };
+            rig.input(Input::Loaded { load, found: Box::new(found) });
+        }
+    }
+    assert!(rig.answers.iter().all(|(_, result)| matches!(result, Err(Refusal::OutboxFull { .. }))));
+    assert!(rig.machine.dedup.senders() <= 8, "{}", rig.machine.dedup.senders());
+}

@@ -188,3 +188,21 @@ fn a_message_that_was_offered_is_not_dropped_from_the_memory_of_somebody_attache
     });
     assert_eq!(ends.collect::<Vec<_>>(), entries.iter().map(|entry| (entry.seq, true)).collect::<Vec<_>>());
 }
+
+/// Found by review: the confirmation came while the end was on its way to the disk, and was thrown away.
+#[test]
+fn a_confirmation_that_comes_while_another_end_is_recorded_corrects_it() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let entry = rig.accept(&to("alice").ttl(Duration::from_secs(1)).build().unwrap());
+    rig.now = rig.now.after(Duration::from_secs(2));
+    rig.input(Input::Tick);
+    let delivered = || Input::Verdicts { link: LinkId(1), verdicts: vec![(entry, Verdict::Delivered)] };
+    rig.input(delivered());
+    rig.input(delivered());
+    rig.commit();
+    let counters = rig.machine.stats().counters;
+    assert_eq!((counters.ended[EndReason::Expired.index()], counters.ended[0], counters.upgraded), (0, 1, 1));
+    let statuses: Vec<_> = rig.changes.iter().map(|change| change.status).collect();
+    assert_eq!(statuses.last(), Some(&Status::Ended(EndReason::Delivered)));
+}

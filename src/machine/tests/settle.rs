@@ -129,3 +129,61 @@ fn the_row_reflects_an_end_above_the_place_of_a_message_below_it() {
         rig.survivors.iter().flat_map(|part| part.entries.clone()).map(|(seq, _)| seq).collect();
     assert_eq!(entries, [waiting.seq]);
 }
+
+/// Found by review: with as many users to be read as one slice takes, settling was never taken up again.
+#[test]
+fn settling_goes_on_when_many_rows_must_be_read_first() {
+    const USERS: usize = 300;
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
+    let epoch = Epoch(1);
+    for n in 0..USERS {
+        let user = UserId::new(format!("user-{n}")).unwrap();
+        let exposed = Record::Exposed(crate::record::Exposed { user, epoch });
+        rig.machine.replay(rig.next, &exposed, true);
+        rig.next = rig.next.plus(1);
+    }
+    rig.input(Input::Settle { before: rig.next });
+    let mut read = 0;
+    while let Some((load, query)) = rig.loads.pop() {
+        assert!(matches!(query, Query::User(_)), "{query:?}");
+        let found = Found::User { row: None, live: (0, 0), reflects: Seq::ZERO };
+        rig.input(Input::Loaded { load, found: Box::new(found) });
+        read += 1;
+    }
+    assert_eq!(read, USERS);
+    assert!(rig.survivors.last().unwrap().last);
+    assert_eq!(rig.survivors.iter().map(|part| part.rows.len()).sum::<usize>(), USERS);
+}
+
+/// Found by review: somebody who left and came back while it was recorded had the same damage counted twice.
+#[test]
+fn a_damaged_message_ends_once_however_often_it_is_read() {
+    let mut rig = Rig::born(Birth { store_empty: false, settled: Seq::new(100), ..birth(Config::default()) });
+    let (entry, reflects, mut row) = (Seq::new(50), Seq::new(100), None);
+    for link in 1..4 {
+        let (user, device) = (UserId::new("alice").unwrap(), DeviceId::new("phone").unwrap());
+        rig.input(Input::Attach { link: LinkId(link), user, device });
+        let (load, query) = rig.loads.pop().unwrap();
+        assert!(matches!(query, Query::User(_)), "{query:?}");
+        let found = Found::User { row: row.clone(), live: (1, 1), reflects };
+        rig.input(Input::Loaded { load, found: Box::new(found) });
+        if link == 1 {
+            // That somebody was attached has settled: nothing keeps the user in memory.
+            rig.commit();
+            row =
+                settle(&mut rig).into_iter().flat_map(|part| part.rows).next().map(|(_, row)| Box::new(row));
+        }
+        for (load, query) in core::mem::take(&mut rig.loads) {
+            let Query::Page { lane, .. } = query else { panic!("{query:?}") };
+            let damaged = if lane == Priority::Normal { vec![entry] } else { Vec::new() };
+            let page = Page { entries: Vec::new(), damaged, more_after: None, reflects };
+            rig.input(Input::Loaded { load, found: Box::new(Found::Page(page)) });
+        }
+        rig.input(Input::Detach(LinkId(link)));
+        assert_eq!(rig.machine.stats().resident_users, 0);
+    }
+    rig.commit();
+    let stats = rig.machine.stats();
+    assert_eq!((stats.damaged, stats.counters.ended[EndReason::Dead.index()]), (1, 1));
+    assert!(rig.machine.ending_damaged.is_empty());
+}

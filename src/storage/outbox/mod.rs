@@ -30,6 +30,7 @@ mod open;
 mod recover;
 mod rows;
 mod settle;
+mod standing;
 mod verify;
 mod writer;
 

@@ -1,0 +1,177 @@
+//! Who waits for what to become of a message: one driver's watchers.
+
+use std::collections::HashMap;
+
+use lru::LruCache;
+use tokio::sync::oneshot;
+
+use super::receipt::{Reached, Stage};
+use crate::id::UserId;
+use crate::machine::{Change, EntryRef, Standing};
+use crate::status::Status;
+
+/// Waits at once in one shard; more are told that the message is forgotten.
+const MAX_WAITS: usize = 65_536;
+/// Ends remembered for those who begin to watch late.
+const MAX_REMEMBERED: usize = 8192;
+
+/// A message, to those who watch it.
+pub(super) type Watched = (UserId, EntryRef);
+/// How a watcher is told. Dropping it says that the message is forgotten.
+pub(super) type Waiting = oneshot::Sender<Reached>;
+
+#[derive(Debug)]
+pub(super) struct Watchers {
+    waits: HashMap<Watched, Vec<(Stage, Waiting)>>,
+    /// How many waits there are over all messages.
+    count: usize,
+    max: usize,
+    ended: LruCache<Watched, (Status, bool)>,
+}
+
+impl Default for Watchers {
+    fn default() -> Self {
+        let remembered = core::num::NonZeroUsize::new(MAX_REMEMBERED).unwrap_or(core::num::NonZeroUsize::MIN);
+        Self { waits: HashMap::new(), count: 0, max: MAX_WAITS, ended: LruCache::new(remembered) }
+    }
+}
+
+impl Watchers {
+    /// Tells those who wait for this.
+    pub(super) fn announce(&mut self, change: &Change) {
+        let ended = change.status.is_terminal();
+        if !ended && self.waits.is_empty() {
+            return;
+        }
+        let watched = (change.user.clone(), change.entry);
+        if let Some(waiting) = self.waits.remove(&watched) {
+            self.count -= waiting.len();
+            for (stage, reply) in waiting {
+                match Reached::of(stage, change.status, change.possibly_delivered) {
+                    Some(reached) => drop(reply.send(reached)),
+                    None if reply.is_closed() => {}
+                    None => self.wait(watched.clone(), stage, reply),
+                }
+            }
+        }
+        if ended {
+            self.ended.put(watched, (change.status, change.possibly_delivered));
+        }
+    }
+
+    /// Takes a wait, given where the message stands. `true` when the store must be asked whether there is anything to
+    /// wait for: then call [`Watchers::forget`] if there is not.
+    pub(super) fn watch(
+        &mut self,
+        watched: Watched,
+        standing: Standing,
+        stage: Stage,
+        reply: Waiting,
+    ) -> bool {
+        let known = match (self.ended.get(&watched), standing) {
+            (Some(ended), _) => Some(*ended),
+            (None, Standing::Live(status)) => Some((status, false)),
+            (None, Standing::Gone) => return false,
+            (None, Standing::AskStore) => None,
+        };
+        let reached = known.and_then(|(status, possibly)| Reached::of(stage, status, possibly));
+        if let Some(reached) = reached {
+            let _ = reply.send(reached);
+            return false;
+        }
+        if self.count >= self.max {
+            self.waits.retain(|_, waiting| {
+                waiting.retain(|(_, reply)| !reply.is_closed());
+                !waiting.is_empty()
+            });
+            self.count = self.waits.values().map(Vec::len).sum();
+        }
+        if self.count >= self.max {
+            return false;
+        }
+        self.wait(watched, stage, reply);
+        known.is_none()
+    }
+
+    fn wait(&mut self, watched: Watched, stage: Stage, reply: Waiting) {
+        self.waits.entry(watched).or_default().push((stage, reply));
+        self.count += 1;
+    }
+
+    /// The message ended long ago, and how is not known any more.
+    pub(super) fn forget(&mut self, watched: &Watched) {
+        if let Some(waiting) = self.waits.remove(watched) {
+            self.count -= waiting.len();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Priority;
+    use crate::record::Seq;
+    use crate::status::EndReason;
+
+    fn watched(seq: u64) -> Watched {
+        (UserId::new("alice").unwrap(), EntryRef { lane: Priority::Normal, seq: Seq::new(seq) })
+    }
+
+    fn change(watched: &Watched, status: Status) -> Change {
+        let (user, entry) = watched.clone();
+        Change { user, entry, id: None, status, possibly_delivered: false, attempts: 0 }
+    }
+
+    #[test]
+    fn a_wait_that_the_store_knows_nothing_of_is_let_go() {
+        let mut watchers = Watchers::default();
+        let (reply, mut answer) = oneshot::channel();
+        assert!(watchers.watch(watched(1), Standing::AskStore, Stage::Delivered, reply));
+        watchers.forget(&watched(1));
+        assert!(answer.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Closed));
+        assert_eq!(watchers.count, 0);
+    }
+
+    #[test]
+    fn those_who_come_late_are_told_of_an_end_and_those_who_wait_of_their_stage() {
+        let mut watchers = Watchers::default();
+        let (sent, mut was_sent) = oneshot::channel();
+        let (delivered, mut was_delivered) = oneshot::channel();
+        let accepted = Standing::Live(Status::Accepted);
+        watchers.watch(watched(1), accepted, Stage::Sent, sent);
+        watchers.watch(watched(1), accepted, Stage::Delivered, delivered);
+        watchers.announce(&change(&watched(1), Status::Sent));
+        assert_eq!(was_sent.try_recv(), Ok(Reached::Stage(Stage::Sent)));
+        assert!(was_delivered.try_recv().is_err());
+        watchers.announce(&change(&watched(1), Status::Ended(EndReason::Delivered)));
+        assert_eq!(was_delivered.try_recv(), Ok(Reached::Stage(Stage::Delivered)));
+        let (late, mut was_late) = oneshot::channel();
+        watchers.watch(watched(1), Standing::AskStore, Stage::Delivered, late);
+        assert_eq!(was_late.try_recv(), Ok(Reached::Stage(Stage::Delivered)));
+        assert_eq!(watchers.count, 0);
+    }
+
+    #[test]
+    fn at_the_bound_those_who_left_make_room_and_nobody_else_does() {
+        let mut watchers = Watchers { max: 2, ..Watchers::default() };
+        let waits: Vec<_> = (0..4)
+            .map(|n| {
+                let (reply, answer) = oneshot::channel();
+                let mut answer = Some(answer);
+                watchers.watch(watched(n / 2), Standing::Live(Status::Accepted), Stage::Delivered, reply);
+                if n == 1 {
+                    answer = None;
+                }
+                answer
+            })
+            .collect();
+        let open: Vec<_> = waits
+            .into_iter()
+            .map(|a| {
+                a.is_some_and(|mut a| a.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Empty))
+            })
+            .collect();
+        assert_eq!(open, [true, false, true, false]);
+        assert_eq!(watchers.count, 2);
+    }
+}
