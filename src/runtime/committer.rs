@@ -332,3 +332,6 @@ impl Committer {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
