@@ -104,6 +104,7 @@ impl Machine {
         }
         let lane = user.lane(end.lane);
         lane.attempts.remove(&end.seq);
+        lane.ending.remove(&end.seq);
         let removed = lane.remove(end.seq);
         if on_disk && end.seq > lane.cursor {
             lane.ended.insert(end.seq);

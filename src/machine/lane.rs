@@ -66,6 +66,8 @@ pub(super) struct Lane {
     pub(super) attempts: BTreeMap<Seq, (u32, Timestamp)>,
     pub(super) more_after: Option<Seq>,
     pub(super) loading: Option<LoadId>,
+    /// Settled messages that are not in memory and whose end is being recorded.
+    pub(super) ending: BTreeSet<Seq>,
     /// Volatile messages, by their number.
     pub(super) volatile: VecDeque<(Seq, Arc<Accept>)>,
     /// Unspent turn, in bytes.
@@ -84,6 +86,7 @@ impl Lane {
             attempts: BTreeMap::new(),
             more_after: None,
             loading: None,
+            ending: BTreeSet::new(),
             volatile: VecDeque::new(),
             deficit: 0,
             in_flight: 0,
@@ -110,12 +113,17 @@ impl Lane {
         }
     }
 
-    /// Adds a live message, waiting unless it has failed attempts that ask for patience. Not queued yet.
+    /// Adds a live message, waiting unless its end is being recorded or it has failed attempts that ask for patience. Not
+    /// queued yet.
     pub(super) fn insert(&mut self, seq: Seq, accept: Arc<Accept>) {
         if let Err(i) = self.position(seq) {
             let (state, failures) = match self.attempts.get(&seq) {
                 Some((n, until)) => (EntryState::Backoff(*until), *n),
                 None => (EntryState::Waiting, 0),
+            };
+            let state = match self.ending.contains(&seq) {
+                true => EntryState::Ending { holds_key: true },
+                false => state,
             };
             self.entries.insert(i, Entry { seq, accept, state, offers: 0, failures });
         }
@@ -266,6 +274,7 @@ impl Lane {
     /// The place up to which everything has ended, given the place after the last record applied.
     pub(super) fn advance_cursor(&mut self, applied: Seq) -> Seq {
         let first = self.entries.front().map_or(applied, |entry| entry.seq);
+        let first = self.ending.first().map_or(first, |ending| first.min(*ending));
         let candidate = match self.more_after {
             Some(after) => after.min(first.prev()),
             None => first.prev(),

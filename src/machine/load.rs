@@ -158,7 +158,7 @@ impl Machine {
     fn end_damaged(&mut self, now: Timestamp, id: &UserId, lane: Priority, seq: Seq) {
         let found = self.user_mut(id).lane(lane);
         let ended = seq <= found.cursor || found.ended.contains(&seq) || found.entry(seq).is_some();
-        if ended || !self.ending_damaged.insert(seq) {
+        if ended || !found.ending.insert(seq) {
             return;
         }
         self.stats.damaged += 1;

@@ -129,8 +129,6 @@ pub struct Machine {
     log: VecDeque<Logged>,
     dirty: Vec<UserId>,
     died: Vec<Seq>,
-    /// Damaged messages whose end is being recorded.
-    ending_damaged: BTreeSet<Seq>,
     job: Option<Job>,
     /// Asked for while the last one was still being let go of.
     next_settle: Option<Seq>,
@@ -195,7 +193,6 @@ impl Machine {
             log: VecDeque::new(),
             dirty: Vec::new(),
             died: Vec::new(),
-            ending_damaged: BTreeSet::new(),
             job: None,
             next_settle: None,
             current: Vec::new(),

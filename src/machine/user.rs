@@ -148,7 +148,10 @@ impl User {
             && self.inbound.is_empty()
             && !self.exposing
             && self.early_ends.is_empty()
-            && self.lanes.iter().all(|lane| lane.entries.is_empty() && lane.loading.is_none())
+            && self
+                .lanes
+                .iter()
+                .all(|lane| lane.entries.is_empty() && lane.loading.is_none() && lane.ending.is_empty())
     }
 
     /// Whether an inbound place above the floor was applied before.

@@ -276,7 +276,6 @@ impl Machine {
                 self.announce_end(end, entry);
                 self.release_ended(end);
                 self.replay(seq, &record, true);
-                self.ending_damaged.remove(&end.seq);
                 if end.reason != EndReason::Delivered && end.possibly_delivered {
                     self.recent_ends.put((end.user.clone(), entry), (end.reason, end.attempts));
                     if self.confirmed_late.remove(&end.seq) {
