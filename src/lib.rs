@@ -33,7 +33,7 @@ pub use message::{
 #[cfg(feature = "runtime")]
 pub use runtime::{
     Acks, AttachError, Attachment, BuildError, Closed, Detached, DrainReport, Engine, EngineBuilder, Inbox,
-    OutboxLimit, Reached, Receipt, SendError, Stage, Stats, SystemClock, WatchError,
+    OperateError, OutboxLimit, Reached, Receipt, SendError, Stage, Stats, SystemClock, WatchError,
 };
 pub use status::{EndReason, Status};
 pub use time::Timestamp;

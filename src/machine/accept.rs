@@ -5,7 +5,9 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::dedup::{Known, Slot};
-use super::io::{Accepted, Action, CommitId, Delivery, EntryRef, Query, Refusal, Ticket};
+use super::io::{
+    Accepted, Action, CommitId, Delivery, EntryRef, Operation, OperationError, Query, Refusal, Ticket,
+};
 use super::user::{Inbound, Totals};
 use crate::id::{OrderingKey, StreamId, UserId};
 use crate::message::{Durability, Message, Priority};
@@ -49,14 +51,7 @@ type Held = HashSet<(UserId, Priority, Option<OrderingKey>)>;
 pub(super) enum Parked {
     Send(Ticket, Message),
     Receive(Ticket, Box<Delivery>),
-}
-
-impl Parked {
-    fn ticket(&self) -> Ticket {
-        match self {
-            Self::Send(ticket, _) | Self::Receive(ticket, _) => *ticket,
-        }
-    }
+    Operate(Ticket, Operation, Seq),
 }
 
 impl Machine {
@@ -263,7 +258,7 @@ impl Machine {
         }
     }
 
-    fn park(&mut self, query: Query, parked: Parked) {
+    pub(super) fn park(&mut self, query: Query, parked: Parked) {
         self.parked_count += 1;
         let load = self.load_once(query);
         self.parked.entry(load).or_default().push(parked);
@@ -275,7 +270,14 @@ impl Machine {
         for parked in self.parked.remove(&load).unwrap_or_default() {
             self.parked_count = self.parked_count.saturating_sub(1);
             match parked {
-                parked if failed => self.answer(parked.ticket(), Err(Refusal::StoreUnreadable)),
+                Parked::Operate(ticket, ..) if failed => {
+                    let result = Err(OperationError::StoreUnreadable);
+                    self.actions.push_back(Action::Done { ticket, result });
+                }
+                Parked::Send(ticket, _) | Parked::Receive(ticket, _) if failed => {
+                    self.answer(ticket, Err(Refusal::StoreUnreadable));
+                }
+                Parked::Operate(ticket, operation, before) => self.operate(ticket, operation, before),
                 Parked::Send(ticket, message) => self.handle_send(now, ticket, message),
                 Parked::Receive(ticket, delivery) => self.receive(now, ticket, *delivery, &mut held),
             }

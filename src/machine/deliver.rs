@@ -8,6 +8,7 @@ use super::accept::Pending;
 use super::io::{Accepted, Action, Delivery, EntryRef, LinkId, Query, Refusal};
 use super::lane::EntryState;
 use super::pick::Room;
+use super::user::User;
 use super::verdict::is_volatile;
 use crate::id::{DeviceId, UserId};
 use crate::message::{Message, Priority};
@@ -143,10 +144,9 @@ impl Machine {
     /// Drops what the store has from memory, for a user nobody is attached to.
     pub(super) fn let_go(&mut self, id: &UserId) {
         let settled = self.settled;
-        let Some(user) = self.users.get_mut(id).filter(|user| !user.is_attached() && user.loading.is_none())
-        else {
-            return;
-        };
+        let is_free =
+            |user: &&mut Box<User>| !user.is_attached() && user.loading.is_none() && user.operations == 0;
+        let Some(user) = self.users.get_mut(id).filter(is_free) else { return };
         let dropped: usize = user.lanes.iter_mut().map(|lane| lane.drop_settled(settled)).sum();
         self.resident = self.resident.saturating_sub(dropped as u64);
         self.evict_if_idle(id);

@@ -3,7 +3,7 @@
 use core::time::Duration;
 use std::sync::Arc;
 
-use crate::id::{DeviceId, StreamId, UserId};
+use crate::id::{DeviceId, MessageId, StreamId, UserId};
 use crate::message::{Message, Priority};
 use crate::record::{Accept, Counters, DedupRow, Record, Seq, UserRow};
 use crate::status::{EndReason, Status};
@@ -89,6 +89,13 @@ pub enum Input {
     /// Another engine's deliveries come in for this engine's inbox, as one batch it offered, in its order. Each is
     /// answered like a send; what follows a refused one with the same recipient, lane and ordering key is refused too.
     Receive(Vec<(Ticket, Delivery)>),
+    /// A host does something with messages that wait.
+    Operate {
+        /// Answered once, by [`Action::Done`].
+        ticket: Ticket,
+        /// What.
+        operation: Operation,
+    },
     /// The operating system has the records of this commit; a process crash no longer loses them.
     Written(CommitId),
     /// The records of this commit are durable; the first one has this place, the others follow.
@@ -281,6 +288,81 @@ pub enum Refusal {
     Obsolete,
 }
 
+/// Which message an operation is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its recipient.
+    pub user: UserId,
+    /// Its id. Two senders may have used the same one for this recipient.
+    pub id: MessageId,
+    /// Only a message of this sender (`Some(None)`: one without a sender). Otherwise any, the one with the highest
+    /// priority and of those the oldest.
+    pub sender: Option<Option<UserId>>,
+}
+
+/// What a host wants done with messages that wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Withdraw one message: it ends as cancelled.
+    Cancel(Target),
+    /// Withdraw every message that was accepted for this user so far.
+    Purge(UserId),
+}
+
+impl Operation {
+    /// Whose messages it is about.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        match self {
+            Self::Cancel(target) => &target.user,
+            Self::Purge(user) => user,
+        }
+    }
+
+    /// The one message it is about, if it is about one.
+    #[must_use]
+    pub fn target(&self) -> Option<&Target> {
+        match self {
+            Self::Cancel(target) => Some(target),
+            Self::Purge(_) => None,
+        }
+    }
+}
+
+/// What an operation did, durably.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Messages it ended.
+    pub messages: u32,
+    /// How many of them had been offered, or may have been: they may have arrived all the same. Should one be
+    /// confirmed later, it counts as delivered.
+    pub possibly_delivered: u32,
+}
+
+/// Why an operation was not done. Nothing was changed, except as [`OperationError::StoreUnreadable`] says.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperationError {
+    /// No such message waits: it has ended, was never accepted, or has not been answered yet.
+    #[error("no such message waits: it has ended, or was never accepted")]
+    NotWaiting,
+    /// Too many operations wait.
+    #[error("too many operations wait: nothing was changed; try again")]
+    Overloaded,
+    /// The engine cannot write at the moment.
+    #[error(
+        "the engine cannot write at the moment: nothing was changed; it heals by itself once the disk does"
+    )]
+    Degraded,
+    /// The store could not be read while the message was looked for. A purge may have been done in part.
+    #[error("the store could not be read: the operation may have been done in part; it is safe to repeat it")]
+    StoreUnreadable,
+    /// The engine is shutting down.
+    #[error("the engine is shutting down: nothing was changed")]
+    ShuttingDown,
+}
+
 /// What the shell must do, in order.
 #[derive(Clone, Debug)]
 #[non_exhaustive]
@@ -300,6 +382,13 @@ pub enum Action {
         ticket: Ticket,
         /// The answer.
         result: Result<Accepted, Refusal>,
+    },
+    /// Answer whoever asked for an operation. `Ok` means that what it did is durable.
+    Done {
+        /// Whose.
+        ticket: Ticket,
+        /// The answer.
+        result: Result<Outcome, OperationError>,
     },
     /// Hand these to the sink, in this order. Messages of one ordering key must be taken in order: what follows a
     /// failed one must fail too.
@@ -332,7 +421,7 @@ pub struct Change {
     /// Which one.
     pub entry: EntryRef,
     /// Its id, when it is known without reading the store.
-    pub id: Option<crate::id::MessageId>,
+    pub id: Option<MessageId>,
     /// Where it stands.
     pub status: Status,
     /// For an end other than `Delivered`: whether it may have arrived all the same.
@@ -379,7 +468,7 @@ pub struct MachineStats {
     pub counters: Counters,
     /// Messages on offer to sinks.
     pub in_flight: u64,
-    /// Sends that wait for a commit or a load.
+    /// Sends and operations that wait for a commit or a load.
     pub pending: u64,
     /// Records that are not durable yet.
     pub recording: u64,

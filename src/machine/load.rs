@@ -25,8 +25,7 @@ impl Machine {
         if let Some(load) = open {
             return load;
         }
-        self.last_load += 1;
-        let load = LoadId(self.last_load);
+        let load = self.load(query.clone());
         match &query {
             Query::User(id) => self.user_mut(id).loading = Some(load),
             Query::Sender { sender, .. } => {
@@ -34,6 +33,13 @@ impl Machine {
             }
             Query::Page { user, lane, .. } => self.user_mut(user).lane(*lane).loading = Some(load),
         }
+        load
+    }
+
+    /// Asks the store.
+    pub(super) fn load(&mut self, query: Query) -> LoadId {
+        self.last_load += 1;
+        let load = LoadId(self.last_load);
         self.loads.insert(load, query.clone());
         self.actions.push_back(Action::Load { load, query });
         load
@@ -70,7 +76,9 @@ impl Machine {
                 self.unpark(now, load, false);
             }
             (Query::Page { user, lane, after, .. }, Found::Page(page)) => {
-                self.loaded_page(now, &user, lane, after, page);
+                if !self.page_for_operation(now, load, lane, &page) {
+                    self.loaded_page(now, &user, lane, after, page);
+                }
             }
             (query, _) => {
                 self.loads.insert(load, query);
@@ -155,7 +163,7 @@ impl Machine {
     }
 
     /// A message whose row is damaged cannot be delivered; it ends, so that the ledger stays true.
-    fn end_damaged(&mut self, now: Timestamp, id: &UserId, lane: Priority, seq: Seq) {
+    pub(super) fn end_damaged(&mut self, now: Timestamp, id: &UserId, lane: Priority, seq: Seq) {
         let found = self.user_mut(id).lane(lane);
         let ended = seq <= found.cursor || found.ended.contains(&seq) || found.entry(seq).is_some();
         if ended || !found.ending.insert(seq) {
@@ -180,6 +188,9 @@ impl Machine {
     pub(super) fn handle_load_failed(&mut self, now: Timestamp, load: LoadId) {
         let Some(query) = self.loads.remove(&load) else { return };
         self.unpark(now, load, true);
+        if self.page_failed_for_operation(load) {
+            return;
+        }
         match &query {
             Query::Sender { sender, .. } => {
                 self.sender_loads.remove(sender);

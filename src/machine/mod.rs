@@ -34,6 +34,7 @@ mod fold;
 mod io;
 mod lane;
 mod load;
+mod operate;
 mod pick;
 mod settle;
 mod snapshot;
@@ -44,8 +45,8 @@ mod user;
 mod verdict;
 
 pub use io::{
-    Accepted, Action, Change, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, MachineStats, Page,
-    Query, Refusal, Standing, Survivors, Ticket, Verdict,
+    Accepted, Action, Change, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, MachineStats,
+    Operation, OperationError, Outcome, Page, Query, Refusal, Standing, Survivors, Target, Ticket, Verdict,
 };
 pub use snapshot::{LaneSnapshot, UserSnapshot};
 
@@ -61,6 +62,7 @@ use self::accept::{Commit, Parked, Pending};
 use self::dedup::Dedup;
 use self::deliver::Link;
 use self::lane::EntryState;
+use self::operate::Operations;
 use self::settle::{Job, Logged};
 use self::timer::TimerKey;
 use self::user::{Totals, User};
@@ -145,6 +147,7 @@ pub struct Machine {
     parked: StdMap<LoadId, Vec<Parked>>,
     parked_count: usize,
 
+    operations: Operations,
     loads: StdMap<LoadId, Query>,
     sender_loads: DigestMap<LoadId>,
     last_load: u64,
@@ -204,6 +207,7 @@ impl Machine {
             repeats: DigestMap::default(),
             parked: StdMap::new(),
             parked_count: 0,
+            operations: Operations::default(),
             loads: StdMap::new(),
             sender_loads: DigestMap::default(),
             last_load: 0,
@@ -229,6 +233,7 @@ impl Machine {
         match input {
             Input::Send { ticket, message } => self.handle_send(now, ticket, message),
             Input::Receive(batch) => self.handle_receive(now, batch),
+            Input::Operate { ticket, operation } => self.operate(ticket, operation, self.applied),
             Input::Written(commit) => self.handle_written(commit),
             Input::Persisted { commit, first } => self.handle_persisted(now, commit, first),
             Input::PersistFailed { commit, unknown } => self.handle_persist_failed(commit, unknown),
@@ -256,6 +261,7 @@ impl Machine {
             if self.has_settle_work() {
                 self.work_on_settling();
             }
+            self.work_on_operations();
         }
         let action = self.actions.pop_front().or_else(|| self.take_commit());
         if action.is_none() {
@@ -268,7 +274,7 @@ impl Machine {
     /// means at once: there is more work than fits into one drain.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        if !self.ready.is_empty() || self.has_settle_work() {
+        if !self.ready.is_empty() || self.has_settle_work() || self.operations.has_work() {
             return Some(Timestamp::ZERO);
         }
         self.timers.first().map(|(at, _)| *at)
@@ -279,7 +285,7 @@ impl Machine {
     pub fn stats(&self) -> MachineStats {
         MachineStats {
             counters: self.counters,
-            pending: (self.pending + self.parked_count) as u64,
+            pending: (self.pending + self.parked_count + self.operations.len()) as u64,
             recording: (self.open_records + self.current.len() + self.carried.len()) as u64,
             resident_users: self.users.len() as u64,
             indexed_users: self.index.len() as u64,

@@ -233,7 +233,7 @@ impl Machine {
     fn release_message(&mut self, logged: &Logged) {
         let (settled, max) = (self.settled, self.config.max_resident.get());
         let Some(user) = self.users.get_mut(&logged.user) else { return };
-        if user.loading.is_some() {
+        if user.loading.is_some() || user.operations > 0 {
             return;
         }
         let attached = user.is_attached();

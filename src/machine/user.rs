@@ -65,6 +65,8 @@ pub(super) struct User {
     pub(super) exposing: bool,
     /// Messages up to here may have been offered in an earlier attachment.
     pub(super) exposed_through: Seq,
+    /// Operations under way: they keep what is in memory there.
+    pub(super) operations: usize,
     pub(super) links: Vec<LinkId>,
     pub(super) next_link: usize,
     /// Critical messages in a row.
@@ -95,6 +97,7 @@ impl User {
             exposed: Epoch::default(),
             exposing: false,
             exposed_through: Seq::ZERO,
+            operations: 0,
             links: Vec::new(),
             next_link: 0,
             streak: 0,
@@ -142,6 +145,7 @@ impl User {
     /// Whether nothing but the totals would be lost by forgetting the user.
     pub(super) fn is_evictable(&self) -> bool {
         self.links.is_empty()
+            && self.operations == 0
             && self.loading.is_none()
             && self.changed.is_none()
             && self.reserved.messages == 0

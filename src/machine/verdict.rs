@@ -237,7 +237,7 @@ impl Machine {
         self.arm_user(now, id, until);
     }
 
-    fn land_keeping_key(&mut self, link: LinkId, id: &UserId, entry: EntryRef) {
+    pub(super) fn land_keeping_key(&mut self, link: LinkId, id: &UserId, entry: EntryRef) {
         if let Some(found) = self.links.get_mut(&link)
             && let Some(flight) = found.flights.remove(&entry)
         {
@@ -282,6 +282,7 @@ impl Machine {
                         self.upgrade(now, &end.user, entry);
                     }
                 }
+                self.end_durable_for_operations(end);
                 self.mark_ready(&end.user);
                 self.let_go(&end.user);
             }

@@ -5,12 +5,12 @@ use std::sync::Arc;
 
 use crossbeam_channel::Sender;
 use tokio::runtime::Handle;
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::attachment::Registry;
 use super::committer::{Order, Request};
 use super::keeper::Event;
-use super::mail::{Mail, Note, Post, Reply};
+use super::mail::{Mail, Note, Operated, Post, Reply};
 use super::receipt::Stage;
 use super::tasks;
 use super::watch::{Waiting, Watched, Watchers};
@@ -47,6 +47,7 @@ pub(super) struct Driver {
 #[derive(Default)]
 pub(super) struct DriverState {
     replies: hashbrown::HashMap<u64, Reply>,
+    operations: hashbrown::HashMap<u64, oneshot::Sender<Operated>>,
     next_ticket: u64,
     open_commits: usize,
     watchers: Watchers,
@@ -152,6 +153,11 @@ impl Driver {
                 let batch = batch.collect();
                 self.machine.handle(now, Input::Receive(batch));
             }
+            Mail::Operate { operation, reply } => {
+                let ticket = self.next_ticket();
+                self.state.operations.insert(ticket.0, reply);
+                self.machine.handle(now, Input::Operate { ticket, operation });
+            }
             Mail::Watch { user, entry, stage, reply } => self.watch((user, entry), stage, reply),
             Mail::Stats(reply) => {
                 let _ = reply.send(self.machine.stats());
@@ -160,10 +166,15 @@ impl Driver {
         }
     }
 
-    fn ticket(&mut self, reply: Reply) -> Ticket {
+    fn next_ticket(&mut self) -> Ticket {
         self.state.next_ticket += 1;
-        self.state.replies.insert(self.state.next_ticket, reply);
         Ticket(self.state.next_ticket)
+    }
+
+    fn ticket(&mut self, reply: Reply) -> Ticket {
+        let ticket = self.next_ticket();
+        self.state.replies.insert(ticket.0, reply);
+        ticket
     }
 
     fn drain(&mut self) {
@@ -171,6 +182,11 @@ impl Driver {
             match action {
                 Action::Answer { ticket, result } => {
                     if let Some(reply) = self.state.replies.remove(&ticket.0) {
+                        let _ = reply.send(result);
+                    }
+                }
+                Action::Done { ticket, result } => {
+                    if let Some(reply) = self.state.operations.remove(&ticket.0) {
                         let _ = reply.send(result);
                     }
                 }

@@ -1,6 +1,6 @@
 //! Errors of the engine's operations.
 
-use crate::machine::Refusal;
+use crate::machine::{OperationError, Refusal};
 use crate::message::Message;
 
 /// A message was not accepted. Unless [`Refusal::OutcomeUnknown`] says otherwise, nothing was stored. The message comes
@@ -80,6 +80,27 @@ pub enum AttachError {
 }
 
 impl From<core::convert::Infallible> for AttachError {
+    fn from(never: core::convert::Infallible) -> Self {
+        match never {}
+    }
+}
+
+/// An operation on messages that wait was not done, or not seen to be done.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum OperateError {
+    /// An id is empty or too long. Nothing was changed.
+    #[error(transparent)]
+    Id(#[from] crate::id::InvalidId),
+    /// It was not done.
+    #[error(transparent)]
+    NotDone(#[from] OperationError),
+    /// The engine stopped before it answered: it may or may not have been done. Repeating it is safe.
+    #[error("the engine stopped before it answered: the operation may or may not have been done")]
+    Unknown,
+}
+
+impl From<core::convert::Infallible> for OperateError {
     fn from(never: core::convert::Infallible) -> Self {
         match never {}
     }

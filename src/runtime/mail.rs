@@ -5,17 +5,23 @@ use tokio::sync::{mpsc, oneshot};
 use super::receipt::Stage;
 use super::watch::{Waiting, Watched};
 use crate::id::UserId;
-use crate::machine::{Accepted, Delivery, EntryRef, Input, MachineStats, Refusal};
+use crate::machine::{
+    Accepted, Delivery, EntryRef, Input, MachineStats, Operation, OperationError, Outcome, Refusal,
+};
 use crate::message::Message;
 
 /// How a `send` is answered.
 pub(super) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
+
+/// How an operation is answered.
+pub(super) type Operated = Result<Outcome, OperationError>;
 
 /// From hosts and sinks: bounded, so that they wait.
 #[derive(Debug)]
 pub(super) enum Mail {
     Send { message: Message, reply: Reply },
     Receive(Vec<(Delivery, Reply)>),
+    Operate { operation: Operation, reply: oneshot::Sender<Operated> },
     Watch { user: UserId, entry: EntryRef, stage: Stage, reply: Waiting },
     Stats(oneshot::Sender<MachineStats>),
     Input(Input),

@@ -3,6 +3,7 @@
 mod accept;
 mod deliver;
 mod inbox;
+mod operate;
 mod settle;
 
 use core::time::Duration;
@@ -26,6 +27,7 @@ struct Rig {
     loads: Vec<(LoadId, Query)>,
     survivors: Vec<Survivors>,
     dismissed: Vec<LinkId>,
+    done: Vec<(Ticket, Result<Outcome, OperationError>)>,
     tickets: u64,
 }
 
@@ -64,6 +66,7 @@ impl Rig {
             loads: Vec::new(),
             survivors: Vec::new(),
             dismissed: Vec::new(),
+            done: Vec::new(),
             tickets: 0,
         }
     }
@@ -95,6 +98,7 @@ impl Rig {
             Action::Announce(change) => self.changes.push(change),
             Action::Survivors(part) => self.survivors.push(part),
             Action::Dismiss(link) => self.dismissed.push(link),
+            Action::Done { ticket, result } => self.done.push((ticket, result)),
         }
     }
 

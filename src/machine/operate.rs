@@ -1,0 +1,309 @@
+//! What hosts do with messages besides sending them: withdrawing one, or all of a person's.
+//!
+//! An operation names a message by its recipient and id. It looks in memory first and then, page by page, in the
+//! store; meanwhile the user stays in memory, so that nothing can slip from one into the other unseen. It is answered
+//! when what it did is durable.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+
+use super::Machine;
+use super::accept::{Parked, Pending};
+use super::io::{Action, EntryRef, LoadId, Operation, OperationError, Outcome, Page, Query, Target, Ticket};
+use super::lane::EntryState;
+use crate::id::UserId;
+use crate::message::Priority;
+use crate::record::{Accept, End, Record, Seq};
+use crate::status::EndReason;
+use crate::time::Timestamp;
+
+/// Messages of one operation handled per slice: bounds how long a commit waits behind it.
+const SLICE: usize = 256;
+
+/// The operations under way.
+#[derive(Debug, Default)]
+pub(super) struct Operations {
+    open: BTreeMap<Ticket, Open>,
+    /// Those that have a slice to do.
+    ready: VecDeque<Ticket>,
+    /// Who waits for the end of a message to be durable.
+    ends: BTreeMap<Seq, Vec<Ticket>>,
+    loads: BTreeMap<LoadId, Ticket>,
+}
+
+/// An operation under way.
+#[derive(Debug)]
+struct Open {
+    operation: Operation,
+    user: UserId,
+    /// Only messages below this place.
+    before: Seq,
+    /// Where memory ended and the store began, by lane, when the search began. What is read into memory later is found
+    /// in the store all the same.
+    store_after: [Option<Seq>; 4],
+    search: Search,
+    /// Ends that are being recorded.
+    recording: usize,
+    done: Outcome,
+}
+
+/// How far an operation has looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Search {
+    /// In memory, behind this place of this lane.
+    Memory(usize, Seq),
+    /// In the store, behind this place of this lane.
+    Store(usize, Seq),
+    /// Everywhere.
+    Over,
+}
+
+impl Operations {
+    pub(super) fn len(&self) -> usize {
+        self.open.len()
+    }
+
+    pub(super) fn has_work(&self) -> bool {
+        !self.ready.is_empty()
+    }
+}
+
+impl Target {
+    fn is(&self, accept: &Accept) -> bool {
+        let message = &accept.message;
+        message.id() == self.id
+            && self.sender.as_ref().is_none_or(|sender| sender.as_ref() == message.sender())
+    }
+}
+
+impl Machine {
+    /// An operation on what was accepted below this place.
+    pub(super) fn operate(&mut self, ticket: Ticket, operation: Operation, before: Seq) {
+        let refusal = match () {
+            () if self.draining => Some(OperationError::ShuttingDown),
+            () if !self.writable => Some(OperationError::Degraded),
+            () if self.operations.len() + self.parked_count >= self.config.max_pending.get() => {
+                Some(OperationError::Overloaded)
+            }
+            () => None,
+        };
+        if let Some(refusal) = refusal {
+            return self.actions.push_back(Action::Done { ticket, result: Err(refusal) });
+        }
+        let user = operation.user().clone();
+        if !self.ensure_row(&user) {
+            return self.park(Query::User(user), Parked::Operate(ticket, operation, before));
+        }
+        let found = self.user_mut(&user);
+        found.operations += 1;
+        if matches!(operation, Operation::Purge(_)) {
+            found.lanes.iter_mut().for_each(|lane| lane.volatile.clear());
+        }
+        let store_after = Priority::ALL.map(|lane| found.lane_ref(lane).more_after);
+        let search = Search::Memory(0, Seq::ZERO);
+        let done = Outcome::default();
+        let open = Open { operation, user, before, store_after, search, recording: 0, done };
+        self.operations.open.insert(ticket, open);
+        self.operations.ready.push_back(ticket);
+    }
+
+    /// Does one slice of one operation.
+    pub(super) fn work_on_operations(&mut self) {
+        let Some(ticket) = self.operations.ready.pop_front() else { return };
+        let Some(open) = self.operations.open.get(&ticket) else { return };
+        match open.search {
+            Search::Memory(lane, after) => self.search_memory(ticket, lane, after),
+            Search::Store(lane, after) => self.search_store(ticket, lane, after),
+            Search::Over => self.finish_if_recorded(ticket),
+        }
+    }
+
+    fn go_on(&mut self, ticket: Ticket, search: Search) {
+        if let Some(open) = self.operations.open.get_mut(&ticket) {
+            open.search = search;
+            self.operations.ready.push_back(ticket);
+        }
+    }
+
+    fn search_memory(&mut self, ticket: Ticket, lane: usize, after: Seq) {
+        let Some(open) = self.operations.open.get(&ticket) else { return };
+        let Some(priority) = Priority::ALL.get(lane).copied() else {
+            return self.go_on(ticket, Search::Store(0, Seq::ZERO));
+        };
+        let (user, target) = (open.user.clone(), open.operation.target().cloned());
+        let entries = self.users.get(&user).map(|user| &user.lane_ref(priority).entries);
+        let from = entries.map_or(0, |entries| entries.partition_point(|entry| entry.seq <= after));
+        let slice = entries.into_iter().flat_map(|entries| entries.iter().skip(from).take(SLICE));
+        let slice = slice.take_while(|entry| entry.seq < open.before);
+        let mut last = None;
+        let mut found = Vec::new();
+        for entry in slice {
+            last = Some(entry.seq);
+            if target.as_ref().is_none_or(|target| target.is(&entry.accept)) {
+                found.push(entry.seq);
+                if target.is_some() {
+                    break;
+                }
+            }
+        }
+        let hit = !found.is_empty() && target.is_some();
+        for seq in found {
+            self.withdraw(ticket, &user, EntryRef { lane: priority, seq }, None);
+        }
+        self.go_on(
+            ticket,
+            match last {
+                _ if hit => Search::Over,
+                Some(last) => Search::Memory(lane, last),
+                None => Search::Memory(lane + 1, Seq::ZERO),
+            },
+        );
+    }
+
+    fn search_store(&mut self, ticket: Ticket, lane: usize, after: Seq) {
+        let Some(open) = self.operations.open.get(&ticket) else { return };
+        let Some(priority) = Priority::ALL.get(lane).copied() else {
+            return self.go_on(ticket, Search::Over);
+        };
+        let user = open.user.clone();
+        let Some(memory_ends) = open.store_after.get(lane).copied().flatten() else {
+            return self.go_on(ticket, Search::Store(lane + 1, Seq::ZERO));
+        };
+        let after = after.max(memory_ends);
+        let ended = self.user_mut(&user).lane(priority).ended.range(after.plus(1)..).copied().collect();
+        let (max_messages, max_bytes) = (SLICE, self.config.max_load_bytes.get());
+        let query = Query::Page { user, lane: priority, after, ended, max_messages, max_bytes };
+        let load = self.load(query);
+        self.operations.loads.insert(load, ticket);
+    }
+
+    /// A page was read for an operation. `false` when it was for somebody else.
+    pub(super) fn page_for_operation(
+        &mut self,
+        now: Timestamp,
+        load: LoadId,
+        lane: Priority,
+        page: &Page,
+    ) -> bool {
+        let Some(ticket) = self.operations.loads.remove(&load) else { return false };
+        let Some(open) = self.operations.open.get(&ticket) else { return true };
+        let (user, target) = (open.user.clone(), open.operation.target().cloned());
+        for (seq, accept) in &page.entries {
+            if target.as_ref().is_none_or(|target| target.is(accept)) {
+                self.withdraw(ticket, &user, EntryRef { lane, seq: *seq }, Some(accept));
+                if target.is_some() {
+                    self.go_on(ticket, Search::Over);
+                    return true;
+                }
+            }
+        }
+        if target.is_none() {
+            page.damaged.iter().for_each(|seq| self.end_damaged(now, &user, lane, *seq));
+        }
+        self.go_on(
+            ticket,
+            match page.more_after {
+                Some(after) => Search::Store(lane.index(), after),
+                None => Search::Store(lane.index() + 1, Seq::ZERO),
+            },
+        );
+        true
+    }
+
+    /// A page could not be read for an operation. `false` when it was for somebody else.
+    pub(super) fn page_failed_for_operation(&mut self, load: LoadId) -> bool {
+        let Some(ticket) = self.operations.loads.remove(&load) else { return false };
+        self.finish(ticket, Err(OperationError::StoreUnreadable));
+        true
+    }
+
+    /// Withdraws a message that lives: in memory, or with what the store knows of it.
+    fn withdraw(&mut self, ticket: Ticket, id: &UserId, entry: EntryRef, stored: Option<&Arc<Accept>>) {
+        let now = self.now;
+        let found = self.users.get(id).map(|user| user.lane_ref(entry.lane));
+        match found.and_then(|lane| lane.entry(entry.seq)).map(|found| found.state) {
+            Some(state) => {
+                if let EntryState::InFlight(link) = state {
+                    self.land_keeping_key(link, id, entry);
+                }
+                self.end(now, id, entry, EndReason::Cancelled);
+            }
+            None => match stored {
+                Some(accept) if self.end_stored(now, id, entry, accept, EndReason::Cancelled) => {}
+                _ => return,
+            },
+        }
+        self.operations.ends.entry(entry.seq).or_default().push(ticket);
+        if let Some(open) = self.operations.open.get_mut(&ticket) {
+            open.recording += 1;
+        }
+        self.mark_ready(id);
+    }
+
+    /// Ends a message that is in the store and not in memory. `false` when it has ended already.
+    fn end_stored(
+        &mut self,
+        now: Timestamp,
+        id: &UserId,
+        entry: EntryRef,
+        accept: &Accept,
+        reason: EndReason,
+    ) -> bool {
+        let user = self.user_mut(id);
+        let exposed_through = user.exposed_through;
+        let lane = user.lane(entry.lane);
+        if entry.seq <= lane.cursor || lane.ended.contains(&entry.seq) {
+            return false;
+        }
+        if !lane.ending.insert(entry.seq) {
+            return true;
+        }
+        let end = End {
+            user: id.clone(),
+            lane: entry.lane,
+            seq: entry.seq,
+            reason,
+            upgrades: None,
+            possibly_delivered: entry.seq <= exposed_through,
+            attempts: lane.attempts.get(&entry.seq).map_or(0, |(attempts, _)| *attempts),
+            cost: accept.message.cost(),
+            at: now,
+        };
+        self.current.push(Pending::Fact(Record::End(end)));
+        true
+    }
+
+    /// An end is durable: operations may have waited for it, whoever caused it.
+    pub(super) fn end_durable_for_operations(&mut self, end: &End) {
+        if end.upgrades.is_some() {
+            return;
+        }
+        for ticket in self.operations.ends.remove(&end.seq).unwrap_or_default() {
+            let Some(open) = self.operations.open.get_mut(&ticket) else { continue };
+            open.recording = open.recording.saturating_sub(1);
+            if end.reason == EndReason::Cancelled {
+                open.done.messages += 1;
+                open.done.possibly_delivered += u32::from(end.possibly_delivered);
+            }
+            if open.search == Search::Over {
+                self.finish_if_recorded(ticket);
+            }
+        }
+    }
+
+    fn finish_if_recorded(&mut self, ticket: Ticket) {
+        let Some(open) = self.operations.open.get(&ticket).filter(|open| open.recording == 0) else { return };
+        let found = open.done.messages > 0 || open.operation.target().is_none();
+        let result = if found { Ok(open.done) } else { Err(OperationError::NotWaiting) };
+        self.finish(ticket, result);
+    }
+
+    fn finish(&mut self, ticket: Ticket, result: Result<Outcome, OperationError>) {
+        let Some(open) = self.operations.open.remove(&ticket) else { return };
+        self.actions.push_back(Action::Done { ticket, result });
+        if let Some(user) = self.users.get_mut(&open.user) {
+            user.operations = user.operations.saturating_sub(1);
+        }
+        self.let_go(&open.user);
+    }
+}

@@ -1,0 +1,75 @@
+//! What hosts do with messages besides sending them.
+
+use tokio::sync::oneshot;
+
+use super::engine::Engine;
+use super::error::OperateError;
+use super::mail::Mail;
+use crate::id::{MessageId, UserId};
+use crate::machine::{Operation, OperationError, Outcome, Target};
+
+impl Engine {
+    /// Withdraws a message that waits: it ends as [`Cancelled`](crate::EndReason::Cancelled) and is not offered again.
+    /// [`Outcome::possibly_delivered`] says whether it had been offered; should its receiver confirm it later, it counts
+    /// as delivered. To tell messages of several senders with the same id apart, use [`Engine::operate`].
+    ///
+    /// Costs at most one pass over what waits for the user.
+    ///
+    /// ```
+    /// # use lastmile::{Engine, Message, storage::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let receipt = engine.send(Message::to("alice", "chat.message", "typo").build()?).await?;
+    /// let outcome = engine.cancel("alice", receipt.id()).await?;
+    /// assert_eq!((outcome.messages, outcome.possibly_delivered), (1, 0));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`OperateError`], which says what it did to the state.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, the message may or may not be withdrawn. Repeating it is safe.
+    pub async fn cancel<U>(&self, user: U, id: MessageId) -> Result<Outcome, OperateError>
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<OperateError>,
+    {
+        let user = user.try_into().map_err(Into::into)?;
+        self.operate(Operation::Cancel(Target { user, id, sender: None })).await
+    }
+
+    /// Withdraws everything that was accepted for a user so far, as [`Engine::cancel`] does one message. Volatile
+    /// messages that wait for a sink are dropped. What the user's inbox remembers stays, so that nothing is applied twice.
+    ///
+    /// # Errors
+    /// [`OperateError`]. After [`OperationError::StoreUnreadable`] a part may have been withdrawn.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it goes on. Repeating it is safe.
+    pub async fn purge<U>(&self, user: U) -> Result<Outcome, OperateError>
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<OperateError>,
+    {
+        let user = user.try_into().map_err(Into::into)?;
+        self.operate(Operation::Purge(user)).await
+    }
+
+    /// Does an operation, and answers when it is durable.
+    ///
+    /// # Errors
+    /// [`OperateError`], which says what it did to the state.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it may or may not be done. Repeating it is safe.
+    pub async fn operate(&self, operation: Operation) -> Result<Outcome, OperateError> {
+        let post = self.post(operation.user());
+        let (reply, answer) = oneshot::channel();
+        if post.mail.send(Mail::Operate { operation, reply }).await.is_err() {
+            return Err(OperationError::ShuttingDown.into());
+        }
+        answer.await.map_err(|_| OperateError::Unknown)?.map_err(Into::into)
+    }
+}
