@@ -207,7 +207,9 @@ impl Sink for Probe {
                 at.saturating_sub(sent) as f64 / 1e9
             }));
         }
-        batch.iter().for_each(|_| drop(self.tell.send(())));
+        for _ in &batch {
+            let _ = self.tell.send(());
+        }
         batch.iter().map(|delivery| (delivery.entry, Verdict::Delivered)).collect()
     }
 }

@@ -319,7 +319,8 @@ impl Machine {
 
     /// The process may crash now: answers those who asked for no more.
     pub(super) fn handle_written(&mut self, commit: CommitId) {
-        let Some(found) = self.commits.iter_mut().find(|c| c.id == commit) else { return };
+        let at = self.commits.binary_search_by_key(&commit, |open| open.id);
+        let Some(found) = at.ok().and_then(|at| self.commits.get_mut(at)) else { return };
         let mut answers = Vec::new();
         for pending in &mut found.records {
             if let Pending::Accept(pending) = pending

@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, Semaphore, mpsc};
 use super::attachment::Registry;
 use super::clock::SystemClock;
 use super::committer::{Committer, JournalGauge};
-use super::driver::{Driver, DriverState};
+use super::driver::{Driver, DriverState, MAX_OPEN_COMMITS};
 use super::engine::{Engine, Inner};
 use super::keeper::{Keeper, KeeperGauge};
 use super::mail::Post;
@@ -29,7 +29,7 @@ use crate::storage::outbox::{Identity, OpenError, Opened, OutboxStore, RecoverEr
 
 /// Messages waiting to be taken by a driver; senders wait when it is full.
 const MAILBOX: usize = 4096;
-/// Orders waiting for the committer, beyond the two commits each driver may have open.
+/// Orders waiting for the committer, beyond the commits each driver may have open.
 const ORDERS: usize = 1024;
 /// Loads under way at once.
 const LOADS: usize = 4;
@@ -305,7 +305,9 @@ struct Assembly {
 
 impl Assembly {
     fn run(self, machines: Vec<Machine>) -> Result<Engine, BuildError> {
-        let (orders, committer_orders) = bounded(ORDERS);
+        // Room for all that drivers may have open, so that none blocks its worker while the disk syncs.
+        let room = machines.len().saturating_mul(MAX_OPEN_COMMITS).saturating_add(ORDERS);
+        let (orders, committer_orders) = bounded(room);
         // Not bounded by itself: a settling has a bounded number of parts, and sealed segments are few.
         let (events, keeper_events) = unbounded();
         let (journal_gauge, keeper_gauge) =

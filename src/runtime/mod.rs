@@ -6,8 +6,9 @@
 //! - The *keeper* thread settles sealed journal segments into the store and merges runs.
 //! - Each attached sink has a task of its own.
 //!
-//! What is bounded: a driver's mailbox (senders wait), the commits a driver has open (two; then it takes no mail), the
-//! queue to a sink (one window; then the sink counts as busy), loads under way (four), watchers (65,536 a shard).
+//! What is bounded: a driver's mailbox (senders wait), the commits a driver has open (256, or 2 MiB; then it takes
+//! no mail), the queue to a sink (one window; then the sink counts as busy), loads under way (four), watchers (65,536 a
+//! shard).
 
 mod attachment;
 mod builder;
