@@ -5,7 +5,8 @@
 //! Varghese, "Efficient Fair Queuing using Deficit Round Robin", 1996). So with shares S(h), S(n), S(l), largest cost
 //! M and burst B:
 //!
-//! - a critical message waits behind what is in flight and at most S(h) + S(n) + S(l) + 3 M bytes of other lanes;
+//! - a critical message waits behind what is in flight and at most S(h) + S(n) + S(l) + 3 M bytes of other lanes, and the
+//!   rest of the turn that the burst interrupted, at most max S;
 //! - a non-empty lane i sends at least S(i) − M bytes for every B critical messages and S(h) + S(n) + S(l) + 3 M bytes
 //!   of the others.
 
@@ -71,7 +72,9 @@ pub(super) fn pick(
     pick: u64,
 ) -> Vec<(EntryRef, Arc<Accept>)> {
     let mut batch = Vec::new();
-    while room.batch > 0 {
+    // A look at the queues moves turns on, so a full window must not look: a lane whose only key is in flight would lose
+    // its turn each time.
+    while room.batch > 0 && room.critical > 0 {
         let Some((lane, seq, accept)) = next(user, config, pick) else { break };
         let cost = accept.message.cost();
         if !room.takes(lane, cost) {
@@ -117,7 +120,6 @@ fn next(user: &mut User, config: &Config, pick: u64) -> Option<(Priority, Seq, A
     if let Some((seq, accept)) = critical(user, config, pick) {
         return Some((Priority::Critical, seq, accept));
     }
-    user.streak = 0;
     others.then(|| round_robin(user, config, &mut heads)).flatten()
 }
 
@@ -164,6 +166,11 @@ fn charge(user: &mut User, config: &Config, lane: Priority, cost: u64) {
             user.visits = 0;
         }
         _ => {
+            // Only what is sent ends a streak. A look at the queues while the window is full must not: critical
+            // messages that wait for their key would start anew each time, and the other lanes never have their round.
+            if user.streak < config.critical_burst.get() {
+                user.streak = 0;
+            }
             let lane = user.lane(lane);
             lane.deficit = lane.deficit.saturating_sub(cost);
         }
