@@ -1,34 +1,13 @@
 //! The engine from end to end: send, deliver, acknowledge, reopen.
-#![cfg(all(feature = "runtime", feature = "sled"))]
+#![cfg(all(feature = "runtime", feature = "sled", feature = "testing"))]
 
 use std::time::Duration;
 
 use lastmile::machine::{Delivery, EntryRef, Refusal, Verdict};
 use lastmile::ports::Sink;
 use lastmile::storage::{MemoryStore, SledStore};
+use lastmile::testing::{Reply, ScriptedSink};
 use lastmile::{Detached, Engine, Message, OutboxLimit, Priority, Reached, Stage};
-use tokio::sync::mpsc;
-
-/// Hands every delivery to the test and says the same of each.
-struct Tell(mpsc::UnboundedSender<Delivery>, Verdict);
-
-impl Sink for Tell {
-    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
-        let verdicts = batch.iter().map(|delivery| (delivery.entry, self.1.clone())).collect();
-        for delivery in batch {
-            let _ = self.0.send(delivery);
-        }
-        verdicts
-    }
-}
-
-struct Panics;
-
-impl Sink for Panics {
-    async fn deliver(&mut self, _: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
-        panic!("the host's bug")
-    }
-}
 
 fn message(user: &str, text: &str) -> Message {
     Message::to(user, "chat.message", text.to_owned()).build().unwrap()
@@ -40,17 +19,17 @@ fn memory() -> Engine {
 
 const LONG: Duration = Duration::from_secs(20);
 
-async fn next(told: &mut mpsc::UnboundedReceiver<Delivery>) -> Delivery {
-    tokio::time::timeout(LONG, told.recv()).await.expect("nothing was delivered").unwrap()
+async fn next(sink: &ScriptedSink) -> Delivery {
+    tokio::time::timeout(LONG, sink.next()).await.expect("nothing was delivered").delivery
 }
 
 #[tokio::test]
 async fn a_message_reaches_the_sink_that_is_attached() {
     let engine = memory();
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let _attached = engine.attach("alice", "phone", Tell(tell, Verdict::Delivered)).unwrap();
+    let sink = ScriptedSink::new();
+    let _attached = engine.attach("alice", "phone", sink.clone()).unwrap();
     let receipt = engine.send(message("alice", "hello")).await.unwrap();
-    assert_eq!(next(&mut told).await.message.payload().as_ref(), b"hello");
+    assert_eq!(next(&sink).await.message.payload().as_ref(), b"hello");
     assert_eq!(receipt.reached(Stage::Delivered).await, Ok(Reached::Stage(Stage::Delivered)));
     let report = engine.shutdown(LONG).await;
     assert!(report.clean && report.waiting == 0, "{report}");
@@ -70,11 +49,11 @@ async fn what_was_accepted_is_delivered_after_a_reopening_in_order_of_priority()
     drop(engine);
 
     let engine = Engine::builder(SledStore::open(dir.path()).unwrap()).build().unwrap();
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let _attached = engine.attach("alice", "phone", Tell(tell, Verdict::Delivered)).unwrap();
+    let sink = ScriptedSink::new();
+    let _attached = engine.attach("alice", "phone", sink.clone()).unwrap();
     let mut texts = Vec::new();
     for _ in 0..4 {
-        texts.push(String::from_utf8(next(&mut told).await.message.payload().to_vec()).unwrap());
+        texts.push(String::from_utf8(next(&sink).await.message.payload().to_vec()).unwrap());
     }
     assert_eq!(texts, ["urgent", "normal 0", "normal 1", "normal 2"]);
     engine.shutdown(LONG).await;
@@ -97,13 +76,12 @@ async fn many_messages_settle_and_come_back_from_the_store() {
     engine.shutdown(LONG).await;
     drop(engine);
     let engine = config(Engine::builder(SledStore::open(dir.path()).unwrap())).build().unwrap();
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let attached: Vec<_> = (0..7)
-        .map(|u| engine.attach(format!("user-{u}"), "phone", Tell(tell.clone(), Verdict::Delivered)).unwrap())
-        .collect();
+    let sink = ScriptedSink::new();
+    let attached: Vec<_> =
+        (0..7).map(|u| engine.attach(format!("user-{u}"), "phone", sink.clone()).unwrap()).collect();
     let mut last = [-1_i64; 7];
     for _ in 0..3000 {
-        let delivery = next(&mut told).await;
+        let delivery = next(&sink).await;
         let n: i64 = std::str::from_utf8(delivery.message.payload()).unwrap().parse().unwrap();
         let slot = &mut last[(n % 7) as usize];
         assert!(n > *slot, "{n} after {slot}");
@@ -141,13 +119,13 @@ async fn an_oversized_payload_and_a_full_outbox_give_the_message_back() {
 #[tokio::test]
 async fn a_sink_that_panics_ends_its_attachment_and_nothing_else() {
     let engine = memory();
-    let broken = engine.attach("alice", "phone", Panics).unwrap();
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let _bob = engine.attach("bob", "phone", Tell(tell, Verdict::Delivered)).unwrap();
+    let broken = engine.attach("alice", "phone", ScriptedSink::always(Reply::Panic)).unwrap();
+    let sink = ScriptedSink::new();
+    let _bob = engine.attach("bob", "phone", sink.clone()).unwrap();
     engine.send(message("alice", "hello")).await.unwrap();
     assert_eq!(tokio::time::timeout(LONG, broken.closed()).await.unwrap(), Detached::Panicked);
     let receipt = engine.send(message("bob", "hello")).await.unwrap();
-    next(&mut told).await;
+    next(&sink).await;
     assert_eq!(receipt.reached(Stage::Delivered).await, Ok(Reached::Stage(Stage::Delivered)));
     assert_eq!(engine.stats().await.unwrap().waiting, 1);
 }
@@ -162,14 +140,14 @@ async fn an_inbox_between_two_engines_takes_each_message_once() {
         }
     }
     let (here, there) = (memory(), memory());
-    let (tell, mut told) = mpsc::unbounded_channel();
-    let _handler = there.attach("alice", "handler", Tell(tell, Verdict::Delivered)).unwrap();
+    let sink = ScriptedSink::new();
+    let _handler = there.attach("alice", "handler", sink.clone()).unwrap();
     let _relay = here.attach("alice", "phone", Relay(there.inbox())).unwrap();
     for i in 0..100 {
         here.send(message("alice", &format!("{i}"))).await.unwrap();
     }
     for i in 0..100 {
-        assert_eq!(next(&mut told).await.message.payload().as_ref(), format!("{i}").as_bytes());
+        assert_eq!(next(&sink).await.message.payload().as_ref(), format!("{i}").as_bytes());
     }
     let report = here.shutdown(LONG).await;
     assert_eq!(report.waiting, 0, "{report}");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use lastmile::storage::disk::Disk;
 use lastmile::storage::journal::{FileJournal, JournalConfig};
-use lastmile::testing::{DiskOp, Fault, FaultyDisk, FaultyStore};
+use lastmile::testing::{DiskOp, Fault, FaultyDisk, FaultyStore, Reply, ScriptedSink};
 use lastmile::{Config, Engine, Message, Receipt, SendError};
 
 const SMALL: JournalConfig = JournalConfig { segment_bytes: 64 << 10, segments: 4 };
@@ -106,18 +106,9 @@ async fn an_engine_whose_store_was_taken_over_accepts_nothing_more() {
 
 #[tokio::test]
 async fn a_shutdown_with_something_in_flight_ends_at_its_deadline_and_says_so() {
-    struct Never;
-    impl lastmile::ports::Sink for Never {
-        async fn deliver(
-            &mut self,
-            _: Vec<lastmile::machine::Delivery>,
-        ) -> Vec<(lastmile::machine::EntryRef, lastmile::machine::Verdict)> {
-            std::future::pending().await
-        }
-    }
     let (disk, store) = (FaultyDisk::new(), FaultyStore::new());
     let engine = engine(&disk, &store);
-    let _attached = engine.attach("alice", "phone", Never).unwrap();
+    let _attached = engine.attach("alice", "phone", ScriptedSink::always(Reply::Never)).unwrap();
     let receipt = engine.send(message("stuck")).await.unwrap();
     receipt.reached(lastmile::Stage::Sent).await.unwrap();
     let report = engine.shutdown(Duration::from_millis(50)).await;

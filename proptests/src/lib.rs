@@ -2,6 +2,8 @@
 //!
 //! Property tests play it at random; the full shell with disks and crashes is `lastmile::testing::sim`.
 
+pub mod schedule;
+
 use std::collections::VecDeque;
 use std::time::Duration;
 

@@ -1,13 +1,13 @@
 //! Whose turn it is: deficit round robin over a user's lanes, critical first within a bound.
 //!
 //! Critical messages go first, but after `critical_burst` of them in a row the other lanes get one round. In a round
-//! each non-empty lane may send its share in bytes, and carries what it did not use into the next one (Shreedhar and
-//! Varghese, "Efficient Fair Queuing using Deficit Round Robin", 1996). So with shares S(h), S(n), S(l), largest cost
-//! M and burst B:
+//! each non-empty lane has one turn: it may send its share in bytes, and what it could not use because its next message
+//! is larger is carried into its next turn (Shreedhar and Varghese, "Efficient Fair Queuing using Deficit Round Robin",
+//! 1996). So with shares S(h), S(n), S(l), largest cost M and burst B:
 //!
 //! - a critical message waits behind what is in flight and at most S(h) + S(n) + S(l) + 3 M bytes of other lanes;
-//! - a non-empty lane i sends at least S(i) − M bytes for every B critical messages and S(h) + S(n) + S(l) + 3 M bytes
-//!   of the others.
+//! - a lane i that always has something to offer sends at least S(i) − M bytes in each round, so at least that for
+//!   every B critical messages and S(h) + S(n) + S(l) − S(i) + 2 M bytes of the others.
 
 use std::sync::Arc;
 
@@ -71,7 +71,9 @@ pub(super) fn pick(
     pick: u64,
 ) -> Vec<(EntryRef, Arc<Accept>)> {
     let mut batch = Vec::new();
-    while room.batch > 0 {
+    // A look at the queues moves turns on, so a full window must not look: a lane whose only key is in flight would lose
+    // its turn each time.
+    while room.batch > 0 && room.critical > 0 {
         let Some((lane, seq, accept)) = next(user, config, pick) else { break };
         let cost = accept.message.cost();
         if !room.takes(lane, cost) {
@@ -117,7 +119,6 @@ fn next(user: &mut User, config: &Config, pick: u64) -> Option<(Priority, Seq, A
     if let Some((seq, accept)) = critical(user, config, pick) {
         return Some((Priority::Critical, seq, accept));
     }
-    user.streak = 0;
     others.then(|| round_robin(user, config, &mut heads)).flatten()
 }
 
@@ -129,31 +130,23 @@ fn round_robin(
 ) -> Option<(Priority, Seq, Arc<Accept>)> {
     loop {
         let turn = user.turn.clamp(1, 3);
-        let lane = Priority::ALL.get(turn).copied()?;
+        let (lane, share) = (*Priority::ALL.get(turn)?, config.shares.get(turn)?.get());
         if let Some(head) = heads.get_mut(turn - 1).filter(|head| head.is_some()) {
+            if !core::mem::replace(&mut user.turn_began, true) {
+                user.lane(lane).deficit += u64::from(share);
+            }
             let cost = head.as_ref().map_or(0, |(_, accept)| accept.message.cost());
             if user.lane(lane).deficit >= cost {
                 return head.take().map(|(seq, accept)| (lane, seq, accept));
             }
         }
-        advance(user, config, heads);
-        if user.streak >= config.critical_burst.get() && user.visits > 3 {
+        user.turn = if turn == 3 { 1 } else { turn + 1 };
+        user.turn_began = false;
+        user.turns = user.turns.saturating_add(1);
+        if user.streak >= config.critical_burst.get() && user.turns >= 3 {
             user.streak = 0;
             return None;
         }
-    }
-}
-
-/// Gives the turn to the next lane, with its share.
-fn advance(user: &mut User, config: &Config, heads: &[Option<(Seq, Arc<Accept>)>; 3]) {
-    user.turn = if user.turn >= 3 { 1 } else { user.turn + 1 };
-    user.visits = user.visits.saturating_add(1);
-    let (Some(lane), Some(share)) = (Priority::ALL.get(user.turn).copied(), config.shares.get(user.turn))
-    else {
-        return;
-    };
-    if heads.get(user.turn - 1).is_some_and(Option::is_some) {
-        user.lane(lane).deficit += u64::from(share.get());
     }
 }
 
@@ -161,9 +154,14 @@ fn charge(user: &mut User, config: &Config, lane: Priority, cost: u64) {
     match lane {
         Priority::Critical => {
             user.streak = user.streak.saturating_add(1).min(config.critical_burst.get());
-            user.visits = 0;
+            user.turns = 0;
         }
         _ => {
+            // Only what is sent ends a streak. A look at the queues while the window is full must not: critical
+            // messages that wait for their key would start anew each time, and the other lanes never have their round.
+            if user.streak < config.critical_burst.get() {
+                user.streak = 0;
+            }
             let lane = user.lane(lane);
             lane.deficit = lane.deficit.saturating_sub(cost);
         }

@@ -73,8 +73,10 @@ pub(super) struct User {
     pub(super) streak: u32,
     /// The lane whose turn it is.
     pub(super) turn: usize,
-    /// Lanes that had their turn since the last burst of critical messages.
-    pub(super) visits: u32,
+    /// It has been given its share.
+    pub(super) turn_began: bool,
+    /// Turns that are over since the last critical message.
+    pub(super) turns: u32,
     /// In the queue of users to be served.
     pub(super) ready: bool,
     /// The armed timer.
@@ -101,8 +103,9 @@ impl User {
             links: Vec::new(),
             next_link: 0,
             streak: 0,
-            turn: 3,
-            visits: 0,
+            turn: 1,
+            turn_began: false,
+            turns: 0,
             ready: false,
             wake: None,
             changed: None,

@@ -8,7 +8,9 @@ pub mod store_suite;
 mod clock;
 mod faulty_disk;
 mod faulty_store;
+mod scripted_sink;
 
 pub use clock::ManualClock;
 pub use faulty_disk::{DiskOp, FaultyDisk};
 pub use faulty_store::{Fault, FaultyStore, StoreOp, Survivors};
+pub use scripted_sink::{Offer, Reply, ScriptedSink};

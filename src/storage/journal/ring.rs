@@ -50,8 +50,7 @@ impl Ring {
             let segment = scanned.iter().find(|segment| segment.header.id == id);
             let state = match segment {
                 Some(ScannedSegment { header, end, empty, next_number }) => {
-                    let empty = *empty && len == config.segment_bytes;
-                    SlotState::Sealed { header: *header, end: *end, empty, next_number: *next_number }
+                    SlotState::Sealed { header: *header, end: *end, empty: *empty, next_number: *next_number }
                 }
                 None => SlotState::Free { unmarked: None },
             };
@@ -122,7 +121,8 @@ impl Ring {
 
     /// A segment for opening or healing: a free one, one that holds nothing, or one spare file beyond the ring.
     pub(super) fn next_for_opening(&mut self, disk: &dyn Disk) -> Result<Option<usize>, JournalError> {
-        let empty = |slot: &Slot| matches!(slot.state, SlotState::Sealed { empty: true, .. });
+        let fits = |slot: &Slot| slot.len == self.config.segment_bytes;
+        let empty = |slot: &Slot| matches!(slot.state, SlotState::Sealed { empty: true, .. }) && fits(slot);
         if let Some(index) = self.next_free().or_else(|| self.slots.iter().position(empty)) {
             return Ok(Some(index));
         }
@@ -140,11 +140,13 @@ impl Ring {
         }
     }
 
-    /// The oldest generation that is needed, if there is one before `newest`.
+    /// The oldest generation that is needed, if there is one before `newest`. One that holds no group is not: what it
+    /// fenced off, `newest` fences off too. And after a failed heal its header may be in memory only, so that a power
+    /// cut would make it look like a loss.
     pub(super) fn oldest(&self, newest: u64) -> u64 {
         let needed = self.slots.iter().filter_map(|slot| match slot.state {
+            SlotState::Sealed { empty: true, .. } | SlotState::Free { .. } => None,
             SlotState::Sealed { header, .. } | SlotState::Current { header } => Some(header.generation),
-            SlotState::Free { .. } => None,
         });
         needed.min().unwrap_or(newest).min(newest)
     }
