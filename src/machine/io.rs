@@ -182,8 +182,8 @@ pub enum Found {
 pub struct Page {
     /// The messages, in order, without those the row says have ended.
     pub entries: Vec<(Seq, Arc<Accept>)>,
-    /// Messages that are damaged on disk and cannot be delivered.
-    pub damaged: Vec<Seq>,
+    /// Messages that are damaged on disk and cannot be delivered, and what they cost: 0 where that is lost too.
+    pub damaged: Vec<(Seq, u64)>,
     /// Set when there are more, all of them above this place.
     pub more_after: Option<Seq>,
     /// Runs hold every message settled below this place.
