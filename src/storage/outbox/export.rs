@@ -235,16 +235,15 @@ impl OutboxStore {
     }
 
     fn fill(&self, epoch: Epoch, mut meta: Meta, stream: &mut In<'_>) -> Result<Carried, ImportError> {
-        let mut import =
-            Import {
-                outbox: self,
-                epoch,
-                pending: Pending::default(),
-                run: None,
-                runs: Vec::new(),
-                room: meta.runs.clone(),
-                digester: Digester::new(meta.digest_key),
-            };
+        let mut import = Import {
+            outbox: self,
+            epoch,
+            pending: Pending::default(),
+            run: None,
+            runs: Vec::new(),
+            room: meta.runs.clone(),
+            digester: Digester::new(meta.digest_key),
+        };
         let mut carried = Carried::default();
         loop {
             let (kind, body) = stream.item()?;

@@ -128,7 +128,8 @@ mod tests {
 
     #[test]
     fn who_was_added_is_never_denied_whatever_the_room_was() {
-        for (room, users) in [(0, 1), (1, 1), (1, 5_000), (64, 64), (5_000, 5_000), (1 << 20, 3_000), (65, 9)] {
+        for (room, users) in [(0, 1), (1, 1), (1, 5_000), (64, 64), (5_000, 5_000), (1 << 20, 3_000), (65, 9)]
+        {
             let filter = filled(room, users);
             assert!((0..users).all(|n| filter.may_hold(digest(n))), "{room} {users}");
             let stored = Filter::from_bytes(&filter.parts().collect::<Vec<_>>().concat());

@@ -35,6 +35,8 @@ impl OutboxStore {
                     // Rather deliver again than never: without its row nothing of the user could settle.
                     Err(error @ StoreError::Damaged { .. }) => {
                         tracing::warn!(%error, "a user's row is damaged and taken for absent: messages may come again");
+                        let (user, reason) = (Some(user.clone()), error.to_string());
+                        self.suspect(Damage { user, reason, ..Damage::default() });
                         None
                     }
                     row => row?,

@@ -120,7 +120,10 @@ impl RunInfo {
             match store.read(&Key::Filter { run: self.number, part }.encode()) {
                 Ok(Some(value)) => bytes.extend_from_slice(&value),
                 Ok(None) | Err(StoreError::Damaged { .. }) => {
-                    tracing::warn!(run = self.number, "the run's filter is damaged: loads are slower until it is merged");
+                    tracing::warn!(
+                        run = self.number,
+                        "the run's filter is damaged: loads are slower until it is merged"
+                    );
                     return Ok(());
                 }
                 Err(error) => return Err(error),

@@ -21,7 +21,11 @@ impl OutboxStore {
             return;
         }
         // Not who: ids of people do not belong into logs.
-        tracing::warn!(run = damage.run, reason = damage.reason, "messages of a user may be lost: a chunk is damaged");
+        tracing::warn!(
+            run = damage.run,
+            reason = damage.reason,
+            "messages of a user may be lost: a chunk is damaged"
+        );
         suspects.push(damage);
     }
 }

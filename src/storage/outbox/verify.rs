@@ -71,7 +71,8 @@ impl OutboxStore {
             self.verify_run(run, &mut report)?;
             self.verify_ids(run, &mut report)?;
             if run.filter_parts > 0 && run.filter.0.is_none() {
-                let reason = "its filter is damaged: nothing is lost, loads are slower until it is merged".to_owned();
+                let reason =
+                    "its filter is damaged: nothing is lost, loads are slower until it is merged".to_owned();
                 report.damage.push(Damage { run: Some(run.number), reason, ..Damage::default() });
             }
             progress(&report);

@@ -4,8 +4,8 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::chunk::{Body, Chunk, Entry, MAX_INLINE_BYTES, PART_BYTES};
-use super::keys::{self, Key};
 use super::filter::Filter;
+use super::keys::{self, Key};
 use super::meta::{Known, RunInfo};
 use super::rows::Change;
 use crate::codec::{self, DEDUP_BYTES};
