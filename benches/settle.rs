@@ -2,6 +2,8 @@
 //!
 //! ```console
 //! cargo bench --bench settle [-- --quick | --messages N --users N]
+//! cargo bench --bench settle -- --keep --dir DIR       # leaves what it made in DIR
+//! cargo bench --bench settle -- --at DIR/lastmile-…    # opens that, and times people who come back
 //! ```
 //!
 //! | line | what it is |
@@ -12,6 +14,7 @@
 //! | slope | bytes of heap an idle user with a message waiting costs: as many users again, one message each |
 //! | disk/logical | bytes of the directory, the journal's ring taken off, over bytes of payloads and ids |
 //! | reopen | from a closed directory to an engine that takes messages |
+//! | sled alone | the same directory opened by nothing but sled, before that: only with `--at --bare` |
 //! | first message | from attaching to the first delivery, for people who were away, p50 and p99 |
 
 mod support;
@@ -61,6 +64,15 @@ struct Options {
     /// Where the engine's directory is made.
     #[arg(long)]
     dir: Option<std::path::PathBuf>,
+    /// Leave the directory when done.
+    #[arg(long)]
+    keep: bool,
+    /// Only open this directory, which another run kept, and let people come back.
+    #[arg(long)]
+    at: Option<std::path::PathBuf>,
+    /// Open it with sled alone first. sled then writes what it found to its snapshot, and later openings are faster.
+    #[arg(long, requires = "at")]
+    bare: bool,
     /// Cargo passes this to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -71,11 +83,24 @@ fn main() -> Result<(), Failure> {
     if options.quick {
         (options.messages, options.users) = (200_000, 20_000);
     }
+    if let Some(dir) = &options.at {
+        if options.bare {
+            let began = now();
+            drop(sled::Config::new().path(dir.join("db")).flush_every_ms(None).open()?);
+            line("sled alone", format!("{:.2} s", began.elapsed().as_secs_f64()));
+        }
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
+        return runtime.block_on(come_back(&options, dir));
+    }
     let parent = options.dir.clone().unwrap_or_else(std::env::temp_dir);
     let dir = tempfile::Builder::new().prefix("lastmile-settle-").tempdir_in(parent)?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     println!("{} messages of {PAYLOAD} B for {} users", options.messages, options.users);
-    runtime.block_on(run(&options, dir.path()))
+    runtime.block_on(run(&options, dir.path()))?;
+    if options.keep {
+        println!("kept in {}", dir.keep().display());
+    }
+    Ok(())
 }
 
 async fn run(options: &Options, dir: &Path) -> Result<(), Failure> {
@@ -95,6 +120,14 @@ async fn run(options: &Options, dir: &Path) -> Result<(), Failure> {
     line("slope", format!("{:.0} bytes a user", (twice as f64 - full as f64) / options.users as f64));
     line("shutdown", engine.shutdown(Duration::from_secs(600)).await.to_string());
     drop(engine);
+    if options.keep {
+        return Ok(());
+    }
+    come_back(options, dir).await
+}
+
+/// Opens a directory again and lets people come back.
+async fn come_back(options: &Options, dir: &Path) -> Result<(), Failure> {
     let began = now();
     let engine = open(dir)?;
     line("reopen", format!("{:.2} s", began.elapsed().as_secs_f64()));

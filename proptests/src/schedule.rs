@@ -232,13 +232,14 @@ impl Reference {
             self.turns = 0;
             return Some(critical);
         }
-        while others_wait {
-            if let Some(item) = self.take_turn() {
-                self.streak = 0;
-                return Some(item);
+        others_wait.then(|| {
+            self.streak = 0;
+            loop {
+                if let Some(item) = self.take_turn() {
+                    return item;
+                }
             }
-        }
-        None
+        })
     }
 
     /// The next message of the lane whose turn it is, or the end of its turn.

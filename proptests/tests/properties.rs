@@ -4,8 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use lastmile::codec::{decode_records, encode_record};
+use lastmile::machine::{Found, Query, Survivors};
 use lastmile::record::{Accept, Attempt, End, Epoch, Exposed, Origin, Record, Seq};
+use lastmile::storage::MemoryStore;
 use lastmile::storage::outbox::keys::Key;
+use lastmile::storage::outbox::{Identity, Merge, OutboxStore, Progress, Settlement};
 use lastmile::testing::sim::{self, Script};
 use lastmile::{Config, EndReason, Priority, StreamId, Timestamp, UserId};
 use lastmile_proptests::{Op, Shell, message};
@@ -121,5 +124,52 @@ proptest! {
         prop_assert_eq!(script.to_string().parse::<Script>(), Ok(script.clone()));
         // Whatever is found, it is found again.
         prop_assert_eq!(sim::run(&script, None), sim::run(&script, None));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+
+    /// Loads skip the runs whose filter denies a user: what was settled must be found all the same, before and after
+    /// merging and opening again, whatever the ids and the key of the digests are.
+    #[test]
+    fn no_filter_denies_a_user_of_its_run(
+        users in prop::collection::vec(user(), 1..40),
+        runs in prop::collection::vec(prop::collection::vec(any::<prop::sample::Index>(), 0..60), 1..8),
+        digest_key in any::<u128>(),
+        max_runs in 1_usize..4,
+    ) {
+        let store = Arc::new(MemoryStore::new());
+        let identity = Identity { stream: StreamId::from_u128(1), digest_key };
+        let open = || OutboxStore::open(store.clone(), None, Epoch(0), identity).unwrap();
+        let (outbox, opened) = open();
+        let (mut seq, mut expected) = (Seq::new(1), HashMap::new());
+        for run in runs {
+            let mut part = Survivors::default();
+            for index in run {
+                let user = index.get(&users);
+                let message = lastmile::Message::to(user.clone(), "a.b", vec![1; 300]).build().unwrap();
+                part.entries.push((seq, Arc::new(Accept { message, at: Timestamp::ZERO, origin: None })));
+                *expected.entry(user.clone()).or_insert(0_u32) += 1;
+                seq = seq.plus(1);
+            }
+            let mut settlement = Settlement::new(vec![part], seq, Vec::new(), Timestamp::ZERO);
+            while settlement.step(&outbox, opened.epoch).unwrap() != Progress::Done {}
+        }
+        let check = |outbox: &OutboxStore| {
+            for user in &users {
+                let Found::User { live, .. } = outbox.load(&Query::User(user.clone())).unwrap() else { panic!() };
+                assert_eq!(live.0, expected.get(user).copied().unwrap_or(0), "{user}");
+            }
+        };
+        check(&outbox);
+        while let Some(mut merge) = Merge::plan(&outbox, max_runs, Timestamp::ZERO) {
+            while merge.step(&outbox, opened.epoch).unwrap() != Progress::Done {}
+        }
+        check(&outbox);
+        let (outbox, _) = open();
+        check(&outbox);
+        let report = outbox.verify(&mut |_| {}).unwrap();
+        prop_assert_eq!(report.damage, Vec::new());
     }
 }

@@ -5,9 +5,8 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::dedup::{Known, Slot};
-use super::io::{
-    Accepted, Action, CommitId, Delivery, EntryRef, Operation, OperationError, Query, Refusal, Ticket,
-};
+use super::io::{Accepted, Action, CommitId, Delivery, EntryRef, Operation, Query, Ticket};
+use super::refusal::{OperationError, Refusal};
 use super::user::{Inbound, Totals};
 use crate::id::{OrderingKey, StreamId, UserId};
 use crate::message::{Durability, Message, Priority};

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::accept::Pending;
-use super::io::{Accepted, Action, Delivery, EntryRef, LinkId, Query, Refusal};
+use super::io::{Accepted, Action, Delivery, EntryRef, LinkId, Query};
 use super::lane::EntryState;
 use super::pick::Room;
+use super::refusal::Refusal;
 use super::user::User;
 use super::verdict::is_volatile;
 use crate::id::{DeviceId, UserId};

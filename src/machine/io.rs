@@ -3,6 +3,7 @@
 use core::time::Duration;
 use std::sync::Arc;
 
+use super::refusal::{OperationError, Refusal};
 use crate::id::{DeviceId, MessageId, StreamId, UserId};
 use crate::message::{Message, Priority};
 use crate::record::{Accept, Counters, DedupRow, Record, Seq, UserRow};
@@ -185,8 +186,8 @@ pub enum Found {
 pub struct Page {
     /// The messages, in order, without those the row says have ended.
     pub entries: Vec<(Seq, Arc<Accept>)>,
-    /// Messages that are damaged on disk and cannot be delivered.
-    pub damaged: Vec<Seq>,
+    /// Messages that are damaged on disk and cannot be delivered, and what they cost: 0 where that is lost too.
+    pub damaged: Vec<(Seq, u64)>,
     /// Set when there are more, all of them above this place.
     pub more_after: Option<Seq>,
     /// Runs hold every message settled below this place.
@@ -230,62 +231,6 @@ pub struct Accepted {
     pub entry: EntryRef,
     /// Whether it had been accepted before: this was a repeat.
     pub duplicate: bool,
-}
-
-/// Why a message was not accepted. In every case nothing was stored, except as [`Refusal::OutcomeUnknown`] says.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum Refusal {
-    /// The payload is over the configured limit.
-    #[error("payload of {bytes} bytes is over the engine's limit of {max}")]
-    PayloadTooLarge {
-        /// Its size.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// The recipient's outbox is full.
-    #[error("the recipient's outbox is full ({messages} messages, {bytes} bytes)")]
-    OutboxFull {
-        /// Live messages now.
-        messages: u64,
-        /// Live bytes now.
-        bytes: u64,
-    },
-    /// The whole engine's outbox is full.
-    #[error("the engine's outbox is full ({messages} messages, {bytes} bytes)")]
-    EngineFull {
-        /// Live messages now.
-        messages: u64,
-        /// Live bytes now.
-        bytes: u64,
-    },
-    /// Too much is waiting to be committed or loaded.
-    #[error("too many messages wait to be committed: try again")]
-    Overloaded,
-    /// The same sender used this id for another message to this recipient.
-    #[error("this id was used for a message with another content")]
-    Conflict,
-    /// The disk failed while this message was being committed. It may or may not be stored: send the same id again,
-    /// that is safe.
-    #[error("the disk failed while the message was being committed: it may or may not be stored")]
-    OutcomeUnknown,
-    /// The engine cannot write at the moment.
-    #[error("the engine cannot write at the moment; it heals by itself once the disk does")]
-    Degraded,
-    /// The store could not be read for what must be known first.
-    #[error("the store could not be read")]
-    StoreUnreadable,
-    /// A volatile message for someone who is not attached, or whose queue is full.
-    #[error("nobody is attached to take a volatile message, or their queue is full")]
-    NobodyAttached,
-    /// The engine is shutting down.
-    #[error("the engine is shutting down")]
-    ShuttingDown,
-    /// An old copy of a delivery whose sender is done with it, however it ended. Whether it was applied is not known
-    /// any more, and makes no difference to the sender.
-    #[error("the sender of this delivery is done with it: this is an old copy")]
-    Obsolete,
 }
 
 /// Which message an operation is about.
@@ -338,29 +283,6 @@ pub struct Outcome {
     /// How many of them had been offered, or may have been: they may have arrived all the same. Should one be
     /// confirmed later, it counts as delivered.
     pub possibly_delivered: u32,
-}
-
-/// Why an operation was not done. Nothing was changed, except as [`OperationError::StoreUnreadable`] says.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum OperationError {
-    /// No such message waits: it has ended, was never accepted, or has not been answered yet.
-    #[error("no such message waits: it has ended, or was never accepted")]
-    NotWaiting,
-    /// Too many operations wait.
-    #[error("too many operations wait: nothing was changed; try again")]
-    Overloaded,
-    /// The engine cannot write at the moment.
-    #[error(
-        "the engine cannot write at the moment: nothing was changed; it heals by itself once the disk does"
-    )]
-    Degraded,
-    /// The store could not be read while the message was looked for. A purge may have been done in part.
-    #[error("the store could not be read: the operation may have been done in part; it is safe to repeat it")]
-    StoreUnreadable,
-    /// The engine is shutting down.
-    #[error("the engine is shutting down: nothing was changed")]
-    ShuttingDown,
 }
 
 /// What the shell must do, in order.
@@ -488,14 +410,6 @@ pub struct MachineStats {
     pub stray_verdicts: u64,
     /// Messages lost to damage on disk.
     pub damaged: u64,
-}
-
-impl Refusal {
-    /// Whether the same message would be refused again, however often it is sent.
-    #[must_use]
-    pub fn is_final(&self) -> bool {
-        matches!(self, Self::PayloadTooLarge { .. } | Self::Conflict | Self::Obsolete)
-    }
 }
 
 impl Verdict {

@@ -155,15 +155,15 @@ impl Machine {
         found.more_after = page.more_after;
         found.rebuild_queues();
         self.resident += (found.entries.len() - before) as u64;
-        for seq in page.damaged {
-            self.end_damaged(now, id, lane, seq);
+        for (seq, cost) in page.damaged {
+            self.end_damaged(now, id, lane, seq, cost);
         }
         self.rearm_user(now, id);
         self.mark_ready(id);
     }
 
     /// A message whose row is damaged cannot be delivered; it ends, so that the ledger stays true.
-    pub(super) fn end_damaged(&mut self, now: Timestamp, id: &UserId, lane: Priority, seq: Seq) {
+    pub(super) fn end_damaged(&mut self, now: Timestamp, id: &UserId, lane: Priority, seq: Seq, cost: u64) {
         let found = self.user_mut(id).lane(lane);
         let ended = seq <= found.cursor || found.ended.contains(&seq) || found.entry(seq).is_some();
         if ended || !found.ending.insert(seq) {
@@ -178,7 +178,7 @@ impl Machine {
             upgrades: None,
             possibly_delivered: true,
             attempts: 0,
-            cost: 0,
+            cost,
             at: now,
         };
         self.current.push(super::accept::Pending::Fact(crate::record::Record::End(end)));

@@ -36,6 +36,7 @@ mod lane;
 mod load;
 mod operate;
 mod pick;
+mod refusal;
 mod settle;
 mod snapshot;
 #[cfg(test)]
@@ -46,8 +47,9 @@ mod verdict;
 
 pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, MachineStats,
-    Operation, OperationError, Outcome, Page, Query, Refusal, Standing, Survivors, Target, Ticket, Verdict,
+    Operation, Outcome, Page, Query, Standing, Survivors, Target, Ticket, Verdict,
 };
+pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};
 
 use std::collections::{BTreeSet, HashMap as StdMap, VecDeque};

@@ -9,8 +9,9 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::accept::{Parked, Pending};
-use super::io::{Action, EntryRef, LoadId, Operation, OperationError, Outcome, Page, Query, Target, Ticket};
+use super::io::{Action, EntryRef, LoadId, Operation, Outcome, Page, Query, Target, Ticket};
 use super::lane::EntryState;
+use super::refusal::OperationError;
 use crate::id::UserId;
 use crate::message::Priority;
 use crate::record::{Accept, End, Record, Seq};
@@ -198,7 +199,9 @@ impl Machine {
             }
         }
         if target.is_none() {
-            page.damaged.iter().for_each(|seq| self.end_damaged(now, &user, lane, *seq));
+            for (seq, cost) in &page.damaged {
+                self.end_damaged(now, &user, lane, *seq, *cost);
+            }
         }
         self.go_on(
             ticket,

@@ -170,7 +170,7 @@ fn a_damaged_message_ends_once_and_not_before_its_end_is_durable() {
             let found = match query {
                 Query::User(_) => Found::User { row: None, live: (1, 1), reflects },
                 Query::Page { lane, .. } => {
-                    let damaged = if lane == Priority::Normal { vec![entry] } else { Vec::new() };
+                    let damaged = if lane == Priority::Normal { vec![(entry, 1)] } else { Vec::new() };
                     Found::Page(Page { entries: Vec::new(), damaged, more_after: None, reflects })
                 }
                 other => panic!("{other:?}"),

@@ -19,6 +19,7 @@ use super::meta::{META_VERSION, Meta, MetaError, RunInfo};
 use super::writer::{Pending, RunWriter, write_body};
 use super::{Identity, OpenError, OutboxStore, keys, keys::Key, rows};
 use crate::codec::{self, Fields};
+use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Flow, Store, StoreError};
 use crate::record::{Epoch, Seq};
@@ -234,8 +235,15 @@ impl OutboxStore {
     }
 
     fn fill(&self, epoch: Epoch, mut meta: Meta, stream: &mut In<'_>) -> Result<Carried, ImportError> {
-        let mut import =
-            Import { outbox: self, epoch, pending: Pending::default(), run: None, runs: Vec::new() };
+        let mut import = Import {
+            outbox: self,
+            epoch,
+            pending: Pending::default(),
+            run: None,
+            runs: Vec::new(),
+            room: meta.runs.clone(),
+            digester: Digester::new(meta.digest_key),
+        };
         let mut carried = Carried::default();
         loop {
             let (kind, body) = stream.item()?;
@@ -367,6 +375,9 @@ struct Import<'a> {
     pending: Pending,
     run: Option<RunWriter>,
     runs: Vec<RunInfo>,
+    /// The runs as they were exported: how many users to expect. A hint.
+    room: Vec<RunInfo>,
+    digester: Digester,
 }
 
 impl Import<'_> {
@@ -375,13 +386,16 @@ impl Import<'_> {
         let (first, last) = (Seq::new(fields.u64()?), Seq::new(fields.u64()?));
         let in_order = self.runs.last().is_none_or(|run| run.last < first) && first <= last;
         let number = self.outbox.take_run_number();
-        self.run = in_order.then(|| RunWriter::new(RunInfo::new(number, first, last)));
+        let room = self.room.iter().find(|run| run.first == first).map_or(0, |run| run.users);
+        let info = RunInfo::new(number, first, last);
+        self.run = in_order.then(|| RunWriter::new(info, room, self.digester));
         in_order.then_some(())
     }
 
     fn end_run(&mut self) {
         let Some(mut run) = self.run.take() else { return };
         run.finish(&mut self.pending);
+        run.finish_filter(&mut self.pending);
         run.info.live = run.info.entries;
         if run.info.entries > 0 || run.info.ids > 0 {
             self.runs.push(run.info);

@@ -12,6 +12,7 @@ mod kind {
     pub(super) const BODY: u8 = 3;
     pub(super) const DEDUP: u8 = 4;
     pub(super) const USER: u8 = 5;
+    pub(super) const FILTER: u8 = 6;
 }
 
 /// What a key stands for.
@@ -50,6 +51,13 @@ pub enum Key {
         /// The place of the message.
         seq: Seq,
     },
+    /// A part of a run's filter.
+    Filter {
+        /// The run's number.
+        run: u64,
+        /// Which part.
+        part: u32,
+    },
     /// A user's row, or what says where its parts are.
     User {
         /// Whose.
@@ -77,6 +85,9 @@ impl Key {
                 [&[kind::BODY][..], &seq.get().to_be_bytes(), &part.to_be_bytes()].concat()
             }
             Self::Dedup { run, sender, seq } => dedup(*run, *sender, *seq),
+            Self::Filter { run, part } => {
+                [&[kind::FILTER][..], &run.to_be_bytes(), &part.to_be_bytes()].concat()
+            }
             Self::User { user } => with_user(&[kind::USER], user, &[0]),
             Self::UserPart { user, version, part } => {
                 let tail = [&[1][..], &version.to_be_bytes(), &part.to_be_bytes()].concat();
@@ -103,6 +114,7 @@ impl Key {
                 let (run, sender) = (fields.u64()?, u128::from_be_bytes(fields.take()?));
                 Self::Dedup { run, sender, seq: Seq::new(fields.u64()?) }
             }
+            [kind::FILTER] => Self::Filter { run: fields.u64()?, part: u32::from_be_bytes(fields.take()?) },
             [kind::USER] => {
                 let user = fields.user()?;
                 match fields.take::<1>()? {
@@ -196,6 +208,11 @@ pub(super) fn dedup_of(first: u64, last: u64) -> Range {
     numbered(kind::DEDUP, first, last)
 }
 
+/// The filters of the runs with these numbers, both included.
+pub(super) fn filters_of(first: u64, last: u64) -> Range {
+    numbered(kind::FILTER, first, last)
+}
+
 /// The bodies of the entries with these places, both included.
 pub(super) fn bodies_of(first: Seq, last: Seq) -> Range {
     numbered(kind::BODY, first.get(), last.get())
@@ -213,7 +230,7 @@ pub(super) fn parts_of(user: &UserId) -> Range {
 
 /// All rows of an outbox.
 pub(super) fn everything() -> Range {
-    (vec![kind::META], vec![kind::USER + 1])
+    (vec![kind::META], vec![kind::FILTER + 1])
 }
 
 #[cfg(test)]
@@ -241,6 +258,7 @@ mod tests {
         let mut all: Vec<Key> = ids().iter().flat_map(keys).collect();
         all.push(Key::Meta { part: 3 });
         all.push(Key::Body { seq: Seq::new(7), part: u32::MAX });
+        all.push(Key::Filter { run: u64::MAX, part: u32::MAX });
         all.push(Key::Dedup { run: u64::MAX, sender: u128::MAX, seq: Seq::MAX });
         let mut seen = std::collections::BTreeSet::new();
         for key in all {

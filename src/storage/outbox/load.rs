@@ -2,13 +2,17 @@
 //!
 //! A load pins the table it began with: chunks that a merge takes off the table stay until the load is done.
 
+use std::ops::ControlFlow;
 use std::sync::Arc;
 
 use super::chunk::{Body, Entry, entries};
 use super::keys::{self, Key};
 use super::meta::{Meta, RunInfo};
+use super::recent::Messages;
+use super::verify::Damage;
 use super::{OutboxStore, rows};
 use crate::codec;
+use crate::digest::Digester;
 use crate::id::UserId;
 use crate::machine::{Found, Page, Query};
 use crate::message::Priority;
@@ -31,6 +35,8 @@ impl OutboxStore {
                     // Rather deliver again than never: without its row nothing of the user could settle.
                     Err(error @ StoreError::Damaged { .. }) => {
                         tracing::warn!(%error, "a user's row is damaged and taken for absent: messages may come again");
+                        let (user, reason) = (Some(user.clone()), error.to_string());
+                        self.suspect(Damage { user, reason, ..Damage::default() });
                         None
                     }
                     row => row?,
@@ -51,18 +57,32 @@ impl OutboxStore {
     /// Live messages and bytes of a user, judged by their row.
     fn totals(&self, table: &Meta, user: &UserId, row: Option<&UserRow>) -> Result<(u32, u64), StoreError> {
         let (mut messages, mut bytes) = (0_u32, 0_u64);
-        for run in &table.runs {
+        let mut read = Messages::new(table.generation);
+        let mut count = |lane, seq, cost| {
+            if !row.is_some_and(|row| has_ended(row, lane, seq)) {
+                messages = messages.saturating_add(1);
+                bytes = bytes.saturating_add(cost);
+            }
+        };
+        for run in runs_of(table, user) {
             let (from, to) =
                 (keys::chunk(run.number, user, Priority::Critical, Seq::ZERO), end_of(run, user));
             self.scan_entries(run, user, from, to, &mut |entry| {
-                let live = |entry: &Entry<'_>| !row.is_some_and(|row| has_ended(row, entry.lane, entry.seq));
-                if let Some(entry) = entry.ok().filter(live) {
-                    messages = messages.saturating_add(1);
-                    bytes = bytes.saturating_add(u64::from(entry.cost));
+                match entry {
+                    Ok(entry) => {
+                        read.add(&entry);
+                        count(entry.lane, entry.seq, u64::from(entry.cost));
+                    }
+                    Err(first) => {
+                        read.give_up();
+                        // It waits until a page names it and it ends; how large it was is not known any more.
+                        first.into_iter().for_each(|(lane, seq)| count(lane, seq, 0));
+                    }
                 }
                 Flow::Continue
             })?;
         }
+        self.inner.recent.keep(user, read);
         Ok((messages, bytes))
     }
 
@@ -73,8 +93,15 @@ impl OutboxStore {
         lane: Priority,
         page: &mut PageLoad<'_>,
     ) -> Result<(), StoreError> {
+        if let Some(read) = self.inner.recent.find(user, table.generation) {
+            let _ = read.lane(user, lane).try_for_each(|entry| match page.entry(self.dyn_store(), &entry) {
+                Flow::Continue => ControlFlow::Continue(()),
+                Flow::Stop => ControlFlow::Break(()),
+            });
+            return page.error.take().map_or(Ok(()), Err);
+        }
         let after = page.after;
-        for run in table.runs.iter().filter(|run| run.last > after) {
+        for run in runs_of(table, user).filter(|run| run.last > after) {
             let from = keys::chunk(run.number, user, lane, after.plus(1).max(run.first));
             let to = keys::after(keys::chunk(run.number, user, lane, Seq::MAX));
             self.scan_entries(run, user, from, to, &mut |entry| match entry {
@@ -100,25 +127,38 @@ impl OutboxStore {
         visit: &mut Visit<'_>,
     ) -> Result<(), StoreError> {
         let store = self.dyn_store();
+        let mut visit = |key: Option<&[u8]>, value: Result<&[u8], StoreError>| {
+            let first = key.and_then(|key| first_of(key, user));
+            match value {
+                Ok(value) => visit_chunk(first, value, user, visit),
+                Err(error) => {
+                    let entry = first;
+                    let (run, user) = (Some(run.number), Some(user.clone()));
+                    self.suspect(Damage { run, user, entry, reason: error.to_string(), ..Damage::default() });
+                    visit(Err(first))
+                }
+            }
+        };
         let start = keys::chunks_of(run.number, run.number).0;
         let before = match store.last(&start, &keys::after(from.clone())) {
             Ok(Some((key, value))) => {
-                let flow = visit_chunk(&key, Ok(&value), user, visit);
-                if flow == Flow::Stop {
+                if visit(Some(&key), Ok(&value)) == Flow::Stop {
                     return Ok(());
                 }
                 Some(key)
             }
             Ok(None) => None,
-            // Which one it was is not said: go there.
-            Err(StoreError::Damaged { .. }) => {
-                visit(Err(None));
-                None
+            Err(StoreError::Damaged { key: hex, reason }) => {
+                let key = rows::named_key(&hex).filter(|key| start < *key && *key <= from);
+                if visit(key.as_deref(), Err(StoreError::Damaged { key: hex, reason })) == Flow::Stop {
+                    return Ok(());
+                }
+                key
             }
             Err(error) => return Err(error),
         };
         let next = before.map_or(from, keys::after);
-        store.scan(&next, &to, &mut |key, value| visit_chunk(key, value, user, visit))
+        store.scan(&next, &to, &mut |key, value| visit(Some(key), value))
     }
 
     /// A sender's remembered ids, no older than `since`.
@@ -152,15 +192,36 @@ fn end_of(run: &RunInfo, user: &UserId) -> Vec<u8> {
     keys::after(keys::chunk(run.number, user, Priority::Low, Seq::MAX))
 }
 
-fn visit_chunk(key: &[u8], value: Result<&[u8], StoreError>, user: &UserId, visit: &mut Visit<'_>) -> Flow {
-    let first = match Key::decode(key) {
+/// The runs that may hold something of a user.
+fn runs_of<'a>(table: &'a Meta, user: &UserId) -> impl Iterator<Item = &'a RunInfo> {
+    let digest = Digester::new(table.digest_key).user(Some(user));
+    table.runs.iter().filter(move |run| run.may_hold(digest))
+}
+
+/// The first entry of the chunk with this key, if it is the user's.
+fn first_of(key: &[u8], user: &UserId) -> Option<(Priority, Seq)> {
+    match Key::decode(key) {
         Some(Key::Chunk { user: first, lane, seq, .. }) if first == *user => Some((lane, seq)),
         _ => None,
-    };
-    let Ok(value) = value else { return visit(Err(first)) };
+    }
+}
+
+/// Hands over the user's entries of a chunk. Stops also when the chunk goes on with a later user: entries are sorted,
+/// so that nothing of this one lies in the chunks behind it.
+fn visit_chunk(
+    mut first: Option<(Priority, Seq)>,
+    value: &[u8],
+    user: &UserId,
+    visit: &mut Visit<'_>,
+) -> Flow {
+    let order = keys::user_order(user);
     for entry in entries(value) {
         let flow = match entry {
-            Ok(entry) if entry.user == user.as_bytes() => visit(Ok(entry)),
+            Ok(entry) if entry.user == user.as_bytes() => {
+                first = None;
+                visit(Ok(entry))
+            }
+            Ok(entry) if (entry.user.len(), entry.user) > order => Flow::Stop,
             Ok(_) => Flow::Continue,
             Err(_) => visit(Err(first)),
         };
@@ -217,7 +278,7 @@ struct PageLoad<'a> {
     limits: Limits,
     bytes: u64,
     entries: Vec<(Seq, Arc<Accept>)>,
-    damaged: Vec<Seq>,
+    damaged: Vec<(Seq, u64)>,
     last: Seq,
     full: bool,
     error: Option<StoreError>,
@@ -245,7 +306,7 @@ impl<'a> PageLoad<'a> {
                 self.bytes = self.bytes.saturating_add(cost);
                 self.entries.push((entry.seq, Arc::new(accept)));
             }
-            Err(StoreError::Damaged { .. }) => self.damaged.push(entry.seq),
+            Err(StoreError::Damaged { .. }) => self.damaged.push((entry.seq, cost)),
             Err(error) => {
                 self.error = Some(error);
                 self.full = true;
@@ -257,7 +318,9 @@ impl<'a> PageLoad<'a> {
     }
 
     fn damage(&mut self, first: Option<Seq>) -> Flow {
-        self.damaged.extend(first.filter(|seq| *seq > self.after && self.ended.binary_search(seq).is_err()));
+        let first = first.filter(|seq| *seq > self.after && self.ended.binary_search(seq).is_err());
+        // What it cost went with it.
+        self.damaged.extend(first.map(|seq| (seq, 0)));
         Flow::Continue
     }
 

@@ -78,7 +78,9 @@ impl Merge {
         let inputs = dead.or_else(|| cheapest_neighbours(&table, max_runs.max(1)))?;
         let (first, last) = (inputs.first()?.first, inputs.last()?.last);
         let mut merge = Self::new(Phase::Entries, inputs, ids_since);
-        merge.writer = Some(RunWriter::new(RunInfo::new(outbox.take_run_number(), first, last)));
+        let users = merge.inputs.iter().map(|run| run.users).sum();
+        let info = RunInfo::new(outbox.take_run_number(), first, last);
+        merge.writer = Some(RunWriter::new(info, users, outbox.digester()));
         let numbers = || merge.inputs.iter().map(|run| run.number);
         merge.entries = numbers().map(|number| Cursor::new(keys::chunks_of(number, number))).collect();
         merge.ids = numbers().map(|number| Cursor::new(keys::dedup_of(number, number))).collect();
@@ -186,6 +188,7 @@ impl Merge {
             let least = heads.min_by_key(|(row, _)| (row.sender, row.seq));
             let Some(cursor) = least.map(|(_, i)| i).and_then(|i| self.ids.get_mut(i)) else {
                 writer.finish(&mut self.pending);
+                writer.finish_filter(&mut self.pending);
                 return Ok(Some(Phase::SyncRun));
             };
             let Some(row) = cursor.items.pop_front() else { continue };
@@ -205,7 +208,8 @@ impl Merge {
                 // What settled while the runs were read has been taken off their counts already.
                 run.live = match inputs.iter().map(|input| input.live).sum() {
                     0 => run.entries,
-                    live => live,
+                    // What was damaged is counted in the inputs and is not in the run.
+                    live => run.entries.min(live),
                 };
                 if run.entries > 0 || run.ids > 0 {
                     kept.insert(at, run);
@@ -238,7 +242,8 @@ impl Merge {
                 self.pending.push(Change::Delete(key));
             }
             if done {
-                delete_ids(outbox, run.number, &mut self.pending)?;
+                delete_all(outbox, &keys::dedup_of(run.number, run.number), &mut self.pending)?;
+                delete_all(outbox, &keys::filters_of(run.number, run.number), &mut self.pending)?;
                 self.dropping += 1;
             }
         }
@@ -344,9 +349,12 @@ fn read_some(outbox: &OutboxStore, from: &[u8], to: &[u8]) -> Result<Vec<RawChun
     Ok(chunks)
 }
 
-fn delete_ids(outbox: &OutboxStore, run: u64, pending: &mut Pending) -> Result<(), StoreError> {
-    let (from, to) = keys::dedup_of(run, run);
-    outbox.inner.store.scan(&from, &to, &mut |key, _| {
+fn delete_all(
+    outbox: &OutboxStore,
+    (from, to): &keys::Range,
+    pending: &mut Pending,
+) -> Result<(), StoreError> {
+    outbox.inner.store.scan(from, to, &mut |key, _| {
         pending.push(Change::Delete(key.to_vec()));
         Flow::Continue
     })

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
+use super::filter::Filter;
 use super::keys::Key;
 use crate::codec::{self, CodecError, Fields};
 use crate::id::{StreamId, UserId};
@@ -13,7 +14,7 @@ use crate::storage::frame;
 use crate::time::Timestamp;
 
 /// The format of the row that this build writes, and the newest it reads.
-pub const META_VERSION: u8 = 1;
+pub const META_VERSION: u8 = 2;
 /// What a part says before its share of the row.
 const PART_HEAD: usize = 2;
 /// The row's checksum is bound to this name.
@@ -48,10 +49,29 @@ pub struct RunInfo {
     pub first_user: Option<UserId>,
     /// The last one.
     pub last_user: Option<UserId>,
+    /// Users with an entry.
+    pub users: u64,
+    /// Parts of its filter.
+    pub filter_parts: u32,
+    /// The filter, when it could be read.
+    #[serde(skip)]
+    pub(super) filter: Known,
     /// Held by every table that names the run, so that its chunks outlive their readers.
     #[serde(skip)]
     pub(super) pin: Pin,
 }
+
+/// The filter of a run; without it, the run may hold something of everybody.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Known(pub(super) Option<Arc<Filter>>);
+
+impl PartialEq for Known {
+    fn eq(&self, _: &Self) -> bool {
+        true
+    }
+}
+
+impl Eq for Known {}
 
 /// Counts who may still read a run.
 #[derive(Clone, Debug, Default)]
@@ -81,8 +101,36 @@ impl RunInfo {
             newest_id: Timestamp::ZERO,
             first_user: None,
             last_user: None,
+            users: 0,
+            filter_parts: 0,
+            filter: Known::default(),
             pin: Pin::default(),
         }
+    }
+
+    /// Whether the run may hold something of a user with this digest. `false` is certain.
+    pub(super) fn may_hold(&self, digest: u128) -> bool {
+        self.chunks > 0 && self.filter.0.as_ref().is_none_or(|filter| filter.may_hold(digest))
+    }
+
+    /// Reads the filter. Without it loads are slower and find the same, so damage to it costs no more than that.
+    pub(super) fn read_filter(&mut self, store: &dyn Store) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        for part in 0..self.filter_parts {
+            match store.read(&Key::Filter { run: self.number, part }.encode()) {
+                Ok(Some(value)) => bytes.extend_from_slice(&value),
+                Ok(None) | Err(StoreError::Damaged { .. }) => {
+                    tracing::warn!(
+                        run = self.number,
+                        "the run's filter is damaged: loads are slower until it is merged"
+                    );
+                    return Ok(());
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        self.filter = Known(Filter::from_bytes(&bytes).map(Arc::new));
+        Ok(())
     }
 }
 
@@ -129,11 +177,12 @@ impl Meta {
         }
     }
 
-    /// Lets the runs that an older table names as well be held by the readers of both.
+    /// Lets the runs that an older table names as well be held by the readers of both, and takes over their filters.
     pub(super) fn share_pins(&mut self, older: &Self) {
         for run in &mut self.runs {
             if let Some(known) = older.runs.iter().find(|known| known.number == run.number) {
                 run.pin = known.pin.clone();
+                run.filter = known.filter.clone();
             }
         }
     }
@@ -151,6 +200,9 @@ impl Meta {
         let (version, framed) = bytes.split_first().ok_or(MetaError::Damaged("it is empty".to_owned()))?;
         if *version > META_VERSION {
             return Err(MetaError::TooNew { found: *version });
+        }
+        if *version < META_VERSION {
+            return Err(MetaError::Damaged(format!("format {version} is older than every release")));
         }
         let body = frame::decode(NAME, framed).map_err(|e| MetaError::Damaged(e.to_string()))?;
         codec::decode_value(body).map_err(|e: CodecError| MetaError::Damaged(e.to_string()))

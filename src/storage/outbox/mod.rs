@@ -5,6 +5,7 @@
 //! chunk     run · first user · lane · place   → entries, packed            sorted, ≤ 4000 bytes
 //! body      place · part                      → large messages             gone with their entry
 //! dedup     run · first sender · place        → remembered ids, packed
+//! filter    run · part                        → whose entries the run may hold
 //! user      user                              → cursors, ended, attempts, inbox
 //! ```
 //!
@@ -21,16 +22,19 @@
 
 mod chunk;
 mod export;
+mod filter;
 pub mod keys;
 mod load;
 mod manifest;
 mod merge;
 mod meta;
 mod open;
+mod recent;
 mod recover;
 mod rows;
 mod settle;
 mod standing;
+mod suspects;
 mod verify;
 mod writer;
 
@@ -41,6 +45,8 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use parking_lot::{Mutex, RwLock};
 
 use self::meta::Meta;
+use self::recent::Recent;
+use crate::digest::Digester;
 use crate::ports::{Batch, Store, StoreError};
 use crate::record::{Epoch, Seq};
 
@@ -80,6 +86,9 @@ struct Inner {
     visible: RwLock<Arc<Meta>>,
     /// Runs that were taken off the table and may still be read.
     retired: Mutex<Vec<meta::Pin>>,
+    recent: Recent,
+    /// What loads have found damaged.
+    suspects: Mutex<Vec<Damage>>,
     next_run: AtomicU64,
     next_version: AtomicU64,
 }
@@ -101,6 +110,8 @@ impl OutboxStore {
             applied: Mutex::new(Arc::clone(&meta)),
             visible: RwLock::new(meta),
             retired: Mutex::new(Vec::new()),
+            recent: Recent::new(),
+            suspects: Mutex::new(Vec::new()),
             next_run: AtomicU64::new(last.map_or(1, |last| last.saturating_add(1))),
             next_version: AtomicU64::new(u64::from(epoch.0) << 32),
         };
@@ -148,6 +159,9 @@ impl OutboxStore {
         let mut meta = found.filter(|found| found.generation > visible.generation);
         if let Some(newer) = &mut meta {
             newer.share_pins(&visible);
+            for run in newer.runs.iter_mut().filter(|run| run.filter.0.is_none()) {
+                run.read_filter(self.dyn_store())?;
+            }
         }
         *applied = meta.map_or(visible, Arc::new);
         *self.inner.visible.write() = Arc::clone(&applied);
@@ -156,6 +170,11 @@ impl OutboxStore {
 
     fn table(&self) -> Arc<Meta> {
         Arc::clone(&self.inner.visible.read())
+    }
+
+    /// What names users in filters.
+    fn digester(&self) -> Digester {
+        Digester::new(self.table().digest_key)
     }
 
     fn dyn_store(&self) -> &dyn Store {

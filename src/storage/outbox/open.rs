@@ -124,11 +124,14 @@ impl OutboxStore {
         fresh: Identity,
     ) -> Result<(Self, Opened), OpenError> {
         let named = manifest.as_deref().map(manifest::read).transpose()?.flatten();
-        let (meta, is_new) = match find_table(&*store, named.as_ref())? {
+        let (mut meta, is_new) = match find_table(&*store, named.as_ref())? {
             Some(meta) => (meta, false),
             None => (Meta::new(fresh.stream, fresh.digest_key), true),
         };
         let lost = losses(&*store, &meta, named.as_ref())?;
+        for run in &mut meta.runs {
+            run.read_filter(&*store)?;
+        }
         let epoch = store.take_epoch(journal_epoch.max(meta.epoch))?;
         let outbox = Self::new(store, manifest, meta, epoch);
         outbox.sweep(epoch)?;
@@ -162,6 +165,7 @@ impl OutboxStore {
             let last = number.map_or(Some(u64::MAX), |number| number.checked_sub(1));
             if let Some(last) = last.filter(|last| *last >= next) {
                 ranges.extend([keys::chunks_of(next, last), keys::dedup_of(next, last)]);
+                ranges.push(keys::filters_of(next, last));
             }
             next = number.map_or(u64::MAX, |number| number.saturating_add(1));
         }

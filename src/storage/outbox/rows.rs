@@ -133,6 +133,12 @@ fn stale_parts(store: &dyn Store, user: &UserId, version: u64) -> Result<Vec<Vec
     Ok(stale)
 }
 
+/// The key that an error of [`damaged`] names.
+pub(super) fn named_key(hex: &str) -> Option<Vec<u8>> {
+    let pairs = hex.as_bytes().chunks(2);
+    pairs.map(|pair| u8::from_str_radix(core::str::from_utf8(pair).ok()?, 16).ok()).collect()
+}
+
 pub(super) fn damaged(key: &[u8], reason: &str) -> StoreError {
     let key = key.iter().map(|byte| format!("{byte:02x}")).collect();
     StoreError::Damaged { key, reason: reason.to_owned() }

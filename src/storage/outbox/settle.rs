@@ -147,7 +147,8 @@ impl Settlement {
             return Some(Phase::SyncRun);
         }
         let number = outbox.take_run_number();
-        self.run = Some(RunWriter::new(RunInfo::new(number, settled, self.before.prev())));
+        let info = RunInfo::new(number, settled, self.before.prev());
+        self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox.digester()));
         // By place first: bodies are written in that order.
         self.entries.sort_unstable_by_key(|(seq, _)| *seq);
         self.order = (0..).zip(&self.entries).map(|(index, (_, accept))| Sorted::of(accept, index)).collect();
@@ -212,6 +213,7 @@ impl Settlement {
             run.id(row, &mut self.pending);
         }
         run.finish(&mut self.pending);
+        run.finish_filter(&mut self.pending);
         Some(Phase::SyncRun)
     }
 
@@ -235,8 +237,9 @@ impl Settlement {
             info
         });
         outbox.publish(epoch, |meta| {
-            meta.bury(&self.died);
+            // With the new run: what ended while it was written is in it, and counts as live no more.
             meta.runs.extend(run);
+            meta.bury(&self.died);
             meta.settled = meta.settled.max(self.before);
             meta.counters = core::mem::take(&mut self.counters);
             meta.last_time = meta.last_time.max(self.now);

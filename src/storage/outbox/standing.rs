@@ -33,7 +33,8 @@ impl OutboxStore {
         };
         Ok(match self.load(&query)? {
             Found::Page(page) => {
-                page.entries.first().is_some_and(|(first, _)| *first == seq) || page.damaged.contains(&seq)
+                page.entries.first().is_some_and(|(first, _)| *first == seq)
+                    || page.damaged.iter().any(|(damaged, _)| *damaged == seq)
             }
             _ => false,
         })

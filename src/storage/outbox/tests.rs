@@ -14,6 +14,7 @@ use crate::time::Timestamp;
 mod crash;
 mod damage;
 mod export;
+mod failed;
 mod recovery;
 
 const FRESH: Identity = Identity { stream: StreamId::from_u128(1), digest_key: 2 };
@@ -303,4 +304,32 @@ fn a_wrong_live_count_loses_nothing() {
     assert_eq!(places(&outbox, "bob"), [6, 7, 8, 9]);
     assert_eq!(outbox.runs()[0].live, 4);
     assert!(!merge(&outbox, opened.epoch, 16, 0));
+}
+
+/// Found by a review: the deaths were taken off before the run was in the table, so that it was never found dead.
+#[test]
+fn what_ended_while_its_run_was_written_counts_as_dead_in_it() {
+    let (outbox, opened) = open(&MemoryStore::new());
+    let died = [2, 3].map(Seq::new).to_vec();
+    let part = Survivors { entries: entries("bob", 1..6, 10), died, ..Survivors::default() };
+    settle(&outbox, opened.epoch, vec![part], 6);
+    assert_eq!((outbox.runs()[0].entries, outbox.runs()[0].live), (5, 3));
+}
+
+#[test]
+fn pages_right_after_the_totals_are_those_of_the_store_also_when_the_table_has_changed() {
+    let (outbox, opened) = open(&MemoryStore::new());
+    let mut all = entries("bob", 1..40, 900);
+    all.push((Seq::new(40), accept("bob", Priority::High, vec![40; 5000])));
+    settle(&outbox, opened.epoch, vec![Survivors { entries: all, ..Survivors::default() }], 41);
+    let from_store = page(&outbox, "bob", Priority::Normal, 3, &[7], 20);
+    assert_eq!(totals(&outbox, "bob").1.0, 40);
+    assert!(outbox.inner.recent.find(&user("bob"), outbox.table().generation).is_some());
+    let from_memory = page(&outbox, "bob", Priority::Normal, 3, &[7], 20);
+    assert_eq!(from_memory.entries, from_store.entries);
+    assert_eq!(from_memory.more_after, from_store.more_after);
+    assert_eq!(page(&outbox, "bob", Priority::High, 0, &[], 9).entries.len(), 1);
+    let more = Survivors { entries: entries("bob", [50], 10), ..Survivors::default() };
+    settle(&outbox, opened.epoch, vec![more], 51);
+    assert_eq!(page(&outbox, "bob", Priority::Normal, 39, &[], 9).entries.len(), 1);
 }

@@ -21,6 +21,8 @@ pub struct Damage {
     pub user: Option<UserId>,
     /// Which message, or the first one of a chunk.
     pub entry: Option<(Priority, Seq)>,
+    /// Of a chunk: the last user who may have had entries in it, in the order of keys (shorter ids first).
+    pub until: Option<UserId>,
     /// What is wrong, for people.
     pub reason: String,
 }
@@ -68,6 +70,11 @@ impl OutboxStore {
         for run in &table.runs {
             self.verify_run(run, &mut report)?;
             self.verify_ids(run, &mut report)?;
+            if run.filter_parts > 0 && run.filter.0.is_none() {
+                let reason =
+                    "its filter is damaged: nothing is lost, loads are slower until it is merged".to_owned();
+                report.damage.push(Damage { run: Some(run.number), reason, ..Damage::default() });
+            }
             progress(&report);
         }
         self.verify_rows(&mut report)?;
@@ -79,15 +86,24 @@ impl OutboxStore {
         let (from, to) = keys::chunks_of(run.number, run.number);
         let (mut chunks, mut count, mut judge) = (0, 0, Judge::default());
         let mut failed = None;
+        // Damage to chunks, whose last users are known with the chunk behind them.
+        let mut open: Vec<usize> = Vec::new();
         self.inner.store.scan(&from, &to, &mut |key, value| {
             chunks += 1;
-            let counted = self.verify_chunk(run, key, value, &mut judge, report);
-            match counted {
-                Ok(entries) => count += entries,
+            if let (false, Some(Key::Chunk { user, .. })) = (open.is_empty(), Key::decode(key)) {
+                end_at(&mut open, Some(&user), report);
+            }
+            match self.verify_chunk(run, key, value, &mut judge, report) {
+                Ok((entries, is_whole)) => {
+                    count += entries;
+                    // Its last damage is the chunk's own.
+                    open.extend(report.damage.len().checked_sub(1).filter(|_| !is_whole));
+                }
                 Err(error) => failed = Some(error),
             }
             if failed.is_none() { Flow::Continue } else { Flow::Stop }
         })?;
+        end_at(&mut open, run.last_user.as_ref(), report);
         failed.map_or(Ok(()), Err)?;
         report.entries += count;
         if (chunks, count) != (run.chunks, run.entries) {
@@ -95,12 +111,13 @@ impl OutboxStore {
                 "{chunks} chunks with {count} readable entries, where {} with {} should be",
                 run.chunks, run.entries
             );
-            let user = run.first_user.clone();
-            report.damage.push(Damage { run: Some(run.number), user, entry: None, reason });
+            let (user, until) = (run.first_user.clone(), run.last_user.clone());
+            report.damage.push(Damage { run: Some(run.number), user, until, entry: None, reason });
         }
         Ok(())
     }
 
+    /// How many entries of a chunk could be read, and whether that is all of them.
     fn verify_chunk(
         &self,
         run: &RunInfo,
@@ -108,12 +125,12 @@ impl OutboxStore {
         value: Result<&[u8], StoreError>,
         judge: &mut Judge,
         report: &mut Verified,
-    ) -> Result<u64, StoreError> {
+    ) -> Result<(u64, bool), StoreError> {
         let value = match value {
             Ok(value) => value,
             Err(error) => {
                 report.damage.push(Damage::at(key, &error.to_string()));
-                return Ok(0);
+                return Ok((0, false));
             }
         };
         let mut count = 0;
@@ -122,9 +139,12 @@ impl OutboxStore {
                 (&entry, entry.as_ref().ok().and_then(|e| UserId::new(e.user).ok()))
             else {
                 report.damage.push(Damage::at(key, "its rest makes no sense"));
-                break;
+                return Ok((count, false));
             };
             count += 1;
+            if !run.may_hold(self.digester().user(Some(&user))) {
+                report.damage.push(Damage::at(key, "the run's filter denies one of its users"));
+            }
             if judge.has_ended(self, &user, entry.lane, entry.seq)? {
                 continue;
             }
@@ -136,9 +156,10 @@ impl OutboxStore {
                 Err(error) => error.to_string(),
             };
             let entry = Some((entry.lane, entry.seq));
-            report.damage.push(Damage { run: Some(run.number), user: Some(user), entry, reason });
+            let run = Some(run.number);
+            report.damage.push(Damage { run, user: Some(user), entry, reason, ..Damage::default() });
         }
-        Ok(count)
+        Ok((count, true))
     }
 
     fn verify_ids(&self, run: &RunInfo, report: &mut Verified) -> Result<(), StoreError> {
@@ -175,5 +196,14 @@ impl OutboxStore {
             }
             Flow::Continue
         })
+    }
+}
+
+/// Says of damaged chunks who the last one is that they may concern.
+fn end_at(open: &mut Vec<usize>, user: Option<&UserId>, report: &mut Verified) {
+    for at in open.drain(..) {
+        if let Some(damage) = report.damage.get_mut(at) {
+            damage.until = user.cloned();
+        }
     }
 }

@@ -1,12 +1,15 @@
 //! Packs sorted entries and remembered ids into the chunks of a run, and changes into batches.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::chunk::{Body, Chunk, Entry, MAX_INLINE_BYTES, PART_BYTES};
+use super::filter::Filter;
 use super::keys::{self, Key};
-use super::meta::RunInfo;
+use super::meta::{Known, RunInfo};
 use super::rows::Change;
 use crate::codec::{self, DEDUP_BYTES};
+use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
 use crate::record::{Accept, DedupRow, Seq};
@@ -61,11 +64,24 @@ pub(super) struct RunWriter {
     ids: Vec<u8>,
     first_id: Option<(u128, Seq)>,
     scratch: Vec<u8>,
+    digester: Digester,
+    filter: Filter,
+    last_user: Vec<u8>,
 }
 
 impl RunWriter {
-    pub(super) fn new(info: RunInfo) -> Self {
-        Self { info, chunk: Chunk::default(), ids: Vec::new(), first_id: None, scratch: Vec::new() }
+    /// A run with room for so many users in its filter, whose digests are made by `digester`.
+    pub(super) fn new(info: RunInfo, users: u64, digester: Digester) -> Self {
+        Self {
+            info,
+            chunk: Chunk::default(),
+            ids: Vec::new(),
+            first_id: None,
+            scratch: Vec::new(),
+            digester,
+            filter: Filter::with_room(users),
+            last_user: Vec::new(),
+        }
     }
 
     /// Adds an entry; they come sorted by user, lane and place.
@@ -73,6 +89,12 @@ impl RunWriter {
         if !self.chunk.push(entry) {
             self.flush_chunk(out);
             self.chunk.push(entry);
+        }
+        if self.last_user != entry.user {
+            self.last_user.clear();
+            self.last_user.extend_from_slice(entry.user);
+            self.info.users += 1;
+            self.filter.insert(self.digester.user(UserId::new(entry.user).ok().as_ref()));
         }
         self.info.entries += 1;
         self.info.stubs += u64::from(entry.body.parts() > 0);
@@ -107,6 +129,20 @@ impl RunWriter {
     pub(super) fn finish(&mut self, out: &mut Pending) {
         self.flush_chunk(out);
         self.flush_ids(out);
+    }
+
+    /// Hands out the filter, once, when everything else is.
+    pub(super) fn finish_filter(&mut self, out: &mut Pending) {
+        if self.info.entries == 0 || self.info.filter_parts > 0 {
+            return;
+        }
+        self.filter.fold(self.info.users);
+        for value in self.filter.parts() {
+            self.info.bytes += value.len() as u64;
+            out.put(Key::Filter { run: self.info.number, part: self.info.filter_parts }.encode(), value);
+            self.info.filter_parts += 1;
+        }
+        self.info.filter = Known(Some(Arc::new(core::mem::replace(&mut self.filter, Filter::with_room(0)))));
     }
 
     fn flush_chunk(&mut self, out: &mut Pending) {
