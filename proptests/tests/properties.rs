@@ -159,7 +159,7 @@ proptest! {
         let check = |outbox: &OutboxStore| {
             for user in &users {
                 let Found::User { live, .. } = outbox.load(&Query::User(user.clone())).unwrap() else { panic!() };
-                assert_eq!(live.0, expected.get(user).copied().unwrap_or(0), "{user}");
+                assert_eq!(live.unwrap().0, expected.get(user).copied().unwrap_or(0), "{user}");
             }
         };
         check(&outbox);

@@ -166,12 +166,12 @@ pub enum Input {
 /// What the store knows.
 #[derive(Clone, Debug)]
 pub enum Found {
-    /// Answer to [`Query::User`].
+    /// Answer to [`Query::User`] and [`Query::Row`].
     User {
         /// The user's row, if there is one.
         row: Option<Box<UserRow>>,
-        /// Live messages and bytes of this user in the runs, judged by the row.
-        live: (u32, u64),
+        /// Live messages and bytes of this user in the runs, judged by the row, if they were asked for.
+        live: Option<(u32, u64)>,
         /// The runs hold every message settled below this place.
         reflects: Seq,
     },
@@ -197,8 +197,10 @@ pub struct Page {
 /// What the machine wants to know from the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
-    /// A user's row and totals.
+    /// A user's row and totals. Costs as much as the user has messages.
     User(UserId),
+    /// The row of a user whose totals are known.
+    Row(UserId),
     /// Settled messages of one lane, above `after`, within the limits.
     Page {
         /// Whose.

@@ -3,6 +3,7 @@
 use super::Machine;
 use super::fold::through;
 use super::io::{Action, Found, LoadId, Page, Query};
+use super::lane::Entry;
 use super::timer::TimerKey;
 use super::user::Totals;
 use crate::id::UserId;
@@ -17,8 +18,12 @@ const RETRY_MS: u64 = 1000;
 impl Machine {
     /// Asks the store, unless the same question is open.
     pub(super) fn load_once(&mut self, query: Query) -> LoadId {
+        let query = match query {
+            Query::User(id) if self.user_mut(&id).live.is_some() => Query::Row(id),
+            query => query,
+        };
         let open = match &query {
-            Query::User(id) => self.user_mut(id).loading,
+            Query::User(id) | Query::Row(id) => self.user_mut(id).loading,
             Query::Sender { sender, .. } => self.sender_loads.get(sender).copied(),
             Query::Page { .. } => None,
         };
@@ -27,7 +32,7 @@ impl Machine {
         }
         let load = self.load(query.clone());
         match &query {
-            Query::User(id) => self.user_mut(id).loading = Some(load),
+            Query::User(id) | Query::Row(id) => self.user_mut(id).loading = Some(load),
             Query::Sender { sender, .. } => {
                 self.sender_loads.insert(*sender, load);
             }
@@ -64,7 +69,7 @@ impl Machine {
     pub(super) fn handle_loaded(&mut self, now: Timestamp, load: LoadId, found: Found) {
         let Some(query) = self.loads.remove(&load) else { return };
         match (query, found) {
-            (Query::User(id), Found::User { row, live, reflects }) => {
+            (Query::User(id) | Query::Row(id), Found::User { row, live, reflects }) => {
                 self.loaded_user(&id, row.as_deref(), live, reflects);
                 self.unpark(now, load, false);
                 self.resume_settling();
@@ -87,7 +92,7 @@ impl Machine {
         }
     }
 
-    fn loaded_user(&mut self, id: &UserId, row: Option<&UserRow>, live: (u32, u64), reflects: Seq) {
+    fn loaded_user(&mut self, id: &UserId, row: Option<&UserRow>, live: Option<(u32, u64)>, reflects: Seq) {
         let (epoch, applied) = (self.epoch, self.applied);
         let user = self.user_mut(id);
         user.loading = None;
@@ -98,7 +103,13 @@ impl Machine {
         if let Some(row) = row {
             user.merge_row(row);
         }
-        if user.live.is_none() {
+        let is_newer = |entry: &&Entry| entry.seq >= reflects;
+        let newer = user.lanes.iter().flat_map(|lane| &lane.entries).filter(is_newer);
+        let stored = match (user.live, live) {
+            (Some(known), _) => known.messages as usize > newer.count(),
+            (None, live) => live.is_some_and(|live| live.0 > 0),
+        };
+        if let (None, Some(live)) = (user.live, live) {
             let mut totals = Totals { messages: live.0, bytes: live.1 };
             for (lane, seq, cost) in &user.early_ends {
                 let known = row.and_then(|row| row.lanes.get(lane.index()));
@@ -120,7 +131,7 @@ impl Machine {
         };
         for lane in &mut user.lanes {
             lane.drop_settled(reflects);
-            lane.more_after = (live.0 > 0).then_some(lane.cursor);
+            lane.more_after = stored.then_some(lane.cursor);
         }
         let after: usize = user.lanes.iter().map(|lane| lane.entries.len()).sum();
         self.resident = self.resident.saturating_sub((before - after) as u64);
@@ -195,7 +206,7 @@ impl Machine {
             Query::Sender { sender, .. } => {
                 self.sender_loads.remove(sender);
             }
-            Query::User(id) => {
+            Query::User(id) | Query::Row(id) => {
                 self.user_mut(id).loading = None;
                 let at = now.after(core::time::Duration::from_millis(RETRY_MS));
                 self.timers.insert((at, TimerKey::Reload(id.clone())));

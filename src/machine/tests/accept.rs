@@ -167,8 +167,8 @@ fn a_window_that_was_just_read_stays_until_the_send_that_needs_it_goes_on() {
     let rows = vec![row(1), row(2), row(3)];
     rig.input(Input::Loaded { load, found: Box::new(Found::Sender(rows)) });
     let (load, query) = rig.loads.pop().unwrap();
-    assert!(matches!(query, Query::User(_)), "{query:?}");
-    let found = Found::User { row: None, live: (0, 0), reflects: Seq::ZERO };
+    assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
+    let found = Found::User { row: None, live: Some((0, 0)), reflects: Seq::ZERO };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     rig.commit();
     assert!(rig.answer(ticket).unwrap().is_ok());
@@ -248,7 +248,9 @@ fn senders_who_have_nothing_remembered_leave_memory() {
         rig.send(&to("alice").sender(format!("sender-{n}")).build().unwrap());
         while let Some((load, query)) = rig.loads.pop() {
             let found = match query {
-                Query::User(_) => Found::User { row: None, live: (1, 1), reflects: Seq::ZERO },
+                Query::User(_) | Query::Row(_) => {
+                    Found::User { row: None, live: Some((1, 1)), reflects: Seq::ZERO }
+                }
                 _ => Found::Sender(Vec::new()),
             };
             rig.input(Input::Loaded { load, found: Box::new(found) });

@@ -120,8 +120,8 @@ fn what_waited_for_a_load_behind_a_refused_delivery_is_refused_too() {
     let batch = vec![keyed(1, "a"), delivery(2, big("a")), keyed(3, "a"), keyed(4, "b")];
     let tickets = receive(&mut rig, batch);
     let (load, query) = rig.loads.pop().unwrap();
-    assert!(matches!(query, Query::User(_)), "{query:?}");
-    let found = Found::User { row: None, live: (0, 0), reflects: Seq::ZERO };
+    assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
+    let found = Found::User { row: None, live: Some((0, 0)), reflects: Seq::ZERO };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     rig.commit();
     assert_eq!(is_ok(&rig, &tickets), [true, false, false, true]);

@@ -40,9 +40,9 @@ impl Rig {
     fn load_from(&mut self, store: &[(Seq, Arc<Accept>)], reflects: Seq) {
         while let Some((load, query)) = self.loads.pop() {
             let found = match query {
-                Query::User(_) => {
+                Query::User(_) | Query::Row(_) => {
                     let bytes = store.iter().map(|(_, accept)| accept.message.cost()).sum();
-                    Found::User { row: None, live: (store.len() as u32, bytes), reflects }
+                    Found::User { row: None, live: Some((store.len() as u32, bytes)), reflects }
                 }
                 Query::Page { lane, after, ended, max_messages, .. } => {
                     let of_lane = |(seq, accept): &&(Seq, Arc<Accept>)| {
@@ -190,9 +190,12 @@ fn a_message_that_is_read_into_memory_while_it_is_looked_for_is_found() {
     let device = DeviceId::new("phone").unwrap();
     rig.input(Input::Attach { link: LinkId(1), user: alice(), device });
     let (load, query) = rig.loads.pop().unwrap();
-    assert!(matches!(query, Query::User(_)), "{query:?}");
+    assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
     let bytes = store.iter().map(|(_, accept)| accept.message.cost()).sum();
-    rig.input(Input::Loaded { load, found: Box::new(Found::User { row: None, live: (2, bytes), reflects }) });
+    rig.input(Input::Loaded {
+        load,
+        found: Box::new(Found::User { row: None, live: Some((2, bytes)), reflects }),
+    });
     // The lanes are being read for offering when the search begins. The search reads the first ones, and meanwhile the
     // lane it comes to last is read into memory.
     let mut refills = core::mem::take(&mut rig.loads);
@@ -222,8 +225,8 @@ fn a_store_that_cannot_be_read_is_said_and_nothing_is_changed() {
     assert_eq!(rig.done(row), Some(Err(OperationError::StoreUnreadable)));
     let page = rig.cancel(&message);
     let (load, query) = rig.loads.pop().unwrap();
-    assert!(matches!(query, Query::User(_)), "{query:?}");
-    let found = Found::User { row: None, live: (1, message.cost()), reflects };
+    assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
+    let found = Found::User { row: None, live: Some((1, message.cost())), reflects };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::Page { .. }), "{query:?}");

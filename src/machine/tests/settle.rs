@@ -30,8 +30,8 @@ fn settled_messages_come_back_from_the_store_in_order() {
     let device = DeviceId::new("phone").unwrap();
     rig.input(Input::Attach { link: LinkId(1), user, device });
     let (load, query) = rig.loads.pop().unwrap();
-    assert!(matches!(query, Query::User(_)));
-    let found = Found::User { row: None, live: (1, old.cost()), reflects: parts[0].before };
+    assert!(matches!(query, Query::User(_) | Query::Row(_)));
+    let found = Found::User { row: None, live: Some((1, old.cost())), reflects: parts[0].before };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     rig.commit();
     assert!(rig.offers.is_empty(), "newer messages must wait for older ones on disk");
@@ -89,8 +89,8 @@ fn a_replayed_end_counts_as_a_death_only_if_the_settled_counters_do_not_reflect_
         }
         reborn.input(Input::Settle { before: reborn.next });
         let (load, query) = reborn.loads.pop().unwrap();
-        assert!(matches!(query, Query::User(_)));
-        let found = Found::User { row: None, live: (1, 1), reflects: settled };
+        assert!(matches!(query, Query::User(_) | Query::Row(_)));
+        let found = Found::User { row: None, live: Some((1, 1)), reflects: settled };
         reborn.input(Input::Loaded { load, found: Box::new(found) });
         let died: Vec<_> = reborn.survivors.iter().flat_map(|part| part.died.clone()).collect();
         assert_eq!(died, if counts { vec![entry.seq] } else { Vec::new() });
@@ -145,8 +145,8 @@ fn settling_goes_on_when_many_rows_must_be_read_first() {
     rig.input(Input::Settle { before: rig.next });
     let mut read = 0;
     while let Some((load, query)) = rig.loads.pop() {
-        assert!(matches!(query, Query::User(_)), "{query:?}");
-        let found = Found::User { row: None, live: (0, 0), reflects: Seq::ZERO };
+        assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
+        let found = Found::User { row: None, live: Some((0, 0)), reflects: Seq::ZERO };
         rig.input(Input::Loaded { load, found: Box::new(found) });
         read += 1;
     }
@@ -168,7 +168,7 @@ fn a_damaged_message_ends_once_and_not_before_its_end_is_durable() {
         rig.input(Input::Attach { link: LinkId(link), user: alice.clone(), device });
         while let Some((load, query)) = rig.loads.pop() {
             let found = match query {
-                Query::User(_) => Found::User { row: None, live: (1, 1), reflects },
+                Query::User(_) | Query::Row(_) => Found::User { row: None, live: Some((1, 1)), reflects },
                 Query::Page { lane, .. } => {
                     let damaged = if lane == Priority::Normal { vec![(entry, 1)] } else { Vec::new() };
                     Found::Page(Page { entries: Vec::new(), damaged, more_after: None, reflects })

@@ -30,7 +30,7 @@ impl OutboxStore {
     pub fn load(&self, query: &Query) -> Result<Found, StoreError> {
         let table = self.table();
         match query {
-            Query::User(user) => {
+            Query::User(user) | Query::Row(user) => {
                 let row = match rows::read(self.dyn_store(), user) {
                     // Rather deliver again than never: without its row nothing of the user could settle.
                     Err(error @ StoreError::Damaged { .. }) => {
@@ -41,7 +41,10 @@ impl OutboxStore {
                     }
                     row => row?,
                 };
-                let live = self.totals(&table, user, row.as_ref())?;
+                let live = match query {
+                    Query::Row(_) => None,
+                    _ => Some(self.totals(&table, user, row.as_ref())?),
+                };
                 Ok(Found::User { row: row.map(Box::new), live, reflects: table.settled })
             }
             Query::Page { user, lane, after, ended, max_messages, max_bytes } => {

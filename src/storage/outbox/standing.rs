@@ -13,7 +13,7 @@ impl OutboxStore {
     /// # Errors
     /// [`StoreError::Io`].
     pub fn is_waiting(&self, user: &UserId, lane: Priority, seq: Seq) -> Result<bool, StoreError> {
-        let ended = match self.load(&Query::User(user.clone()))? {
+        let ended = match self.load(&Query::Row(user.clone()))? {
             Found::User { row: Some(row), .. } => row
                 .lanes
                 .get(lane.index())

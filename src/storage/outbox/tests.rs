@@ -75,7 +75,7 @@ fn merge(outbox: &OutboxStore, epoch: Epoch, max_runs: usize, since: u64) -> boo
 
 fn totals(outbox: &OutboxStore, to: &str) -> (Option<UserRow>, (u32, u64)) {
     match outbox.load(&Query::User(user(to))).unwrap() {
-        Found::User { row, live, .. } => (row.map(|row| *row), live),
+        Found::User { row, live: Some(live), .. } => (row.map(|row| *row), live),
         other => panic!("{other:?}"),
     }
 }
