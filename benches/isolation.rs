@@ -2,7 +2,7 @@
 //! percentile, beside the same messages in a quiet engine.
 //!
 //! ```console
-//! cargo bench --bench isolation [-- --quick]
+//! cargo bench --bench isolation [-- --quick] [-- --only drain]
 //! ```
 //!
 //! | trouble | what goes on meanwhile |
@@ -38,11 +38,21 @@ const PAYLOAD: usize = 256;
 type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
-    let options = Options::parse();
-    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(&options))
+    let arguments = Arguments::parse();
+    tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(&arguments))
 }
 
-async fn run(options: &Options) -> Result<(), Failure> {
+/// What to measure.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    /// Only this trouble.
+    #[arg(long)]
+    only: Option<String>,
+}
+
+async fn run(Arguments { options, only }: &Arguments) -> Result<(), Failure> {
     let (backlog, messages) = options.pick((1_000_000, 20_000), (50_000, 2_000));
     let rounds = options.pick(5, 3);
     let bench = Bench::start(messages).await?;
@@ -50,6 +60,9 @@ async fn run(options: &Options) -> Result<(), Failure> {
     println!("{:<10}{:>12}{:>12}{:>8}", "trouble", "quiet", "trouble", "ratio");
     let mut lines = Vec::new();
     for trouble in [Trouble::Backlog, Trouble::Drain, Trouble::Silent, Trouble::Panic] {
+        if only.as_ref().is_some_and(|only| only != trouble.name()) {
+            continue;
+        }
         let (mut quiet, mut troubled) = (Vec::new(), Vec::new());
         for _ in 0..rounds {
             quiet.push(bench.round().await?);
