@@ -77,10 +77,10 @@ impl Machine {
 
     /// Someone is attached and the row is known: builds the queues, reads what is on disk, exposes.
     pub(super) fn open_lanes(&mut self, id: &UserId) {
-        let (epoch, now) = (self.epoch, self.now);
+        let (epoch, now, window) = (self.epoch, self.now, self.config.max_resident.get());
         let Some(user) = self.users.get_mut(id) else { return };
         for lane in &mut user.lanes {
-            lane.rebuild_queues();
+            lane.rebuild_queues(window);
         }
         if user.exposed < epoch && !user.exposing {
             user.exposing = true;
@@ -109,9 +109,7 @@ impl Machine {
             if let Some(user) = self.users.get_mut(&link.user) {
                 let lane = user.lane(entry.lane);
                 lane.in_flight = lane.in_flight.saturating_sub(1);
-                if let Some(found) = lane.entry_mut(entry.seq) {
-                    found.state = EntryState::Waiting;
-                }
+                lane.set_state(entry.seq, EntryState::Waiting);
                 if lane.is_offerable(entry.seq) {
                     lane.enqueue(entry.seq, &accept);
                     lane.release_key(&accept);
@@ -262,9 +260,9 @@ impl Machine {
     /// A message that was picked but is not offered after all: like one that rests, it holds its key until it ends.
     fn pass_over(&mut self, id: &UserId, entry: EntryRef) {
         let now = self.now;
-        let found = self.users.get_mut(id).and_then(|user| user.lane(entry.lane).entry_mut(entry.seq));
-        if let Some(found) = found.filter(|found| !matches!(found.state, EntryState::Ending { .. })) {
-            found.state = EntryState::Backoff(now);
+        let Some(lane) = self.users.get_mut(id).map(|user| user.lane(entry.lane)) else { return };
+        if lane.entry(entry.seq).is_some_and(|found| !matches!(found.state(), EntryState::Ending { .. })) {
+            lane.set_state(entry.seq, EntryState::Backoff(now));
         }
     }
 
@@ -282,8 +280,8 @@ impl Machine {
         if !is_volatile(entry) {
             let found = lane.entry_mut(entry.seq)?;
             redelivered = found.offers > 0 || entry.seq <= exposed_through;
-            found.state = EntryState::InFlight(link);
             found.offers = found.offers.saturating_add(1);
+            lane.set_state(entry.seq, EntryState::InFlight(link));
             lane.in_flight += 1;
         }
         let found = self.links.get_mut(&link)?;

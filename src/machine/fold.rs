@@ -145,8 +145,8 @@ impl Machine {
         }
         lane.attempts.insert(attempt.seq, (attempt.attempts, attempt.not_before));
         // Live, the message went into its backoff when the attempt failed, and may be out of it by now.
-        if !is_live && let Some(entry) = lane.entry_mut(attempt.seq) {
-            entry.state = EntryState::Backoff(attempt.not_before);
+        if !is_live {
+            lane.set_state(attempt.seq, EntryState::Backoff(attempt.not_before));
         }
         self.touch(&attempt.user, seq);
     }

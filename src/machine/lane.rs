@@ -3,7 +3,8 @@
 //! Invariants:
 //! - `entries` is sorted by place. It holds the settled messages up to `more_after` that are live (all of the lane's
 //!   settled messages, when that is `None`), and every live message that has not settled yet.
-//! - Messages above `more_after` are not queued: older ones on disk may share their ordering key.
+//! - Messages above `more_after` are not queued: older ones on disk may share their ordering key. Nor are those above the
+//!   horizon: however many are in memory, the queues are built of a bounded number, and go on when they run low.
 //! - A key's messages are offered in order, and not before everything offered earlier of that key is resolved.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -22,11 +23,26 @@ use crate::time::Timestamp;
 pub(super) struct Entry {
     pub(super) seq: Seq,
     pub(super) accept: Arc<Accept>,
-    pub(super) state: EntryState,
+    state: EntryState,
     /// Acquisitions: how often it was handed to a sink in this life.
     pub(super) offers: u32,
     /// Failed attempts, those included whose records are not durable yet.
     pub(super) failures: u32,
+}
+
+impl Entry {
+    pub(super) fn state(&self) -> EntryState {
+        self.state
+    }
+
+    /// When something has to be done about it: its expiry, or the end of its backoff.
+    fn due(&self) -> Timestamp {
+        match self.state {
+            EntryState::Ending { .. } => Timestamp::NEVER,
+            EntryState::Backoff(until) => until.min(self.accept.expires()),
+            EntryState::Waiting | EntryState::InFlight(_) => self.accept.expires(),
+        }
+    }
 }
 
 /// What a live message is doing.
@@ -73,6 +89,10 @@ pub(super) struct Lane {
     /// Unspent turn, in bytes.
     pub(super) deficit: u64,
     pub(super) in_flight: usize,
+    /// When something has to be done about which message; those that are never due are not in it.
+    due: BTreeSet<(Timestamp, Seq)>,
+    /// The last message that is queued, if more in memory are to follow.
+    horizon: Option<Seq>,
     keys: HashMap<Option<OrderingKey>, KeyQueue, Digester>,
     ring: VecDeque<Option<OrderingKey>>,
 }
@@ -90,6 +110,8 @@ impl Lane {
             volatile: VecDeque::new(),
             deficit: 0,
             in_flight: 0,
+            due: BTreeSet::new(),
+            horizon: None,
             keys: HashMap::with_hasher(digester),
             ring: VecDeque::new(),
         }
@@ -113,6 +135,67 @@ impl Lane {
         }
     }
 
+    /// Changes what a message is doing; what it did before.
+    pub(super) fn set_state(&mut self, seq: Seq, state: EntryState) -> Option<EntryState> {
+        let i = self.position(seq).ok()?;
+        let entry = self.entries.get_mut(i)?;
+        let was_due = entry.due();
+        let before = core::mem::replace(&mut entry.state, state);
+        let due = entry.due();
+        if due != was_due {
+            self.due.remove(&(was_due, seq));
+            self.remember_due(due, seq);
+        }
+        Some(before)
+    }
+
+    fn remember_due(&mut self, due: Timestamp, seq: Seq) {
+        if due != Timestamp::NEVER {
+            self.due.insert((due, seq));
+        }
+    }
+
+    /// When the next message is due.
+    pub(super) fn next_due(&self) -> Option<Timestamp> {
+        self.due.first().map(|(at, _)| *at)
+    }
+
+    /// Takes up to `max` messages that are due: those that have expired, which the caller ends, and those whose backoff
+    /// is over, which wait again.
+    pub(super) fn take_due(&mut self, now: Timestamp, max: usize) -> (Vec<Seq>, Vec<(Seq, Arc<Accept>)>) {
+        let (mut expired, mut rested) = (Vec::new(), Vec::new());
+        for _ in 0..max {
+            let Some((_, seq)) = self.due.first().copied().filter(|(at, _)| *at <= now) else { break };
+            self.due.pop_first();
+            let Some(entry) = self.entry_mut(seq) else { continue };
+            if entry.accept.expires() <= now {
+                expired.push(seq);
+                continue;
+            }
+            if matches!(entry.state, EntryState::Backoff(_)) {
+                entry.state = EntryState::Waiting;
+                rested.push((seq, entry.accept.clone()));
+            }
+            let due = entry.due();
+            self.remember_due(due, seq);
+        }
+        (expired, rested)
+    }
+
+    /// A backoff from before a jump of the clock must not last longer than any other.
+    pub(super) fn clamp_backoffs(&mut self, latest: Timestamp) {
+        let late = self.attempts.iter().filter(|(_, (_, until))| *until > latest);
+        let late: Vec<_> = late.map(|(seq, _)| *seq).collect();
+        for seq in late {
+            if self
+                .entry(seq)
+                .is_some_and(|entry| matches!(entry.state, EntryState::Backoff(until) if until > latest))
+            {
+                self.set_state(seq, EntryState::Backoff(latest));
+            }
+        }
+    }
+
     /// Adds a live message, waiting unless its end is being recorded or it has failed attempts that ask for patience. Not
     /// queued yet.
     pub(super) fn insert(&mut self, seq: Seq, accept: Arc<Accept>) {
@@ -125,17 +208,33 @@ impl Lane {
                 true => EntryState::Ending { holds_key: true },
                 false => state,
             };
-            self.entries.insert(i, Entry { seq, accept, state, offers: 0, failures });
+            let entry = Entry { seq, accept, state, offers: 0, failures };
+            self.remember_due(entry.due(), seq);
+            self.entries.insert(i, entry);
         }
     }
 
     pub(super) fn remove(&mut self, seq: Seq) -> Option<Entry> {
-        self.position(seq).ok().and_then(|i| self.entries.remove(i))
+        let entry = self.position(seq).ok().and_then(|i| self.entries.remove(i))?;
+        self.due.remove(&(entry.due(), seq));
+        Some(entry)
+    }
+
+    /// Takes a range of messages, by position, out of memory.
+    fn forget(&mut self, range: core::ops::Range<usize>) {
+        for entry in self.entries.drain(range) {
+            self.due.remove(&(entry.due(), entry.seq));
+        }
+    }
+
+    /// Whether memory knows whether this message lives: nothing on disk comes before it.
+    pub(super) fn is_known(&self, seq: Seq) -> bool {
+        self.more_after.is_none_or(|after| seq <= after)
     }
 
     /// Whether the message is where it may be offered from.
     pub(super) fn is_offerable(&self, seq: Seq) -> bool {
-        self.more_after.is_none_or(|after| seq <= after)
+        self.is_known(seq) && self.horizon.is_none_or(|horizon| seq <= horizon)
     }
 
     /// Forgets the queues, for a user whom nobody is attached to.
@@ -145,16 +244,29 @@ impl Lane {
         self.deficit = 0;
     }
 
-    /// Builds the queues anew from the entries.
-    pub(super) fn rebuild_queues(&mut self) {
+    /// Builds the queues anew from the first `window` entries.
+    pub(super) fn rebuild_queues(&mut self, window: usize) {
         self.keys.clear();
         self.ring.clear();
-        let list: Vec<_> = self.entries.iter().map(|e| (e.seq, e.accept.clone(), e.state)).collect();
-        for (seq, accept, state) in list {
-            if !self.is_offerable(seq) {
-                break;
-            }
-            match state {
+        self.horizon = Some(Seq::ZERO);
+        self.extend_queues(window);
+    }
+
+    /// Queues up to `more` further entries.
+    pub(super) fn extend_queues(&mut self, more: usize) {
+        let Some(horizon) = self.horizon else { return };
+        let from = self.entries.partition_point(|entry| entry.seq <= horizon);
+        let known = self.known();
+        let to = known.min(from.saturating_add(more));
+        self.horizon = match self.entries.get(to.saturating_sub(1)) {
+            _ if to == known => None,
+            Some(last) if to > from => Some(last.seq),
+            _ => self.horizon,
+        };
+        for i in from..to {
+            let Some(entry) = self.entries.get(i) else { return };
+            let (seq, accept) = (entry.seq, entry.accept.clone());
+            match entry.state {
                 EntryState::Waiting => self.enqueue(seq, &accept),
                 EntryState::InFlight(_) | EntryState::Backoff(_) | EntryState::Ending { holds_key: true } => {
                     self.key(&accept).busy += 1;
@@ -162,6 +274,26 @@ impl Lane {
                 EntryState::Ending { holds_key: false } => {}
             }
         }
+    }
+
+    /// Whether there is more in memory than is queued.
+    pub(super) fn has_horizon(&self) -> bool {
+        self.horizon.is_some()
+    }
+
+    /// Entries that nothing on disk comes before.
+    fn known(&self) -> usize {
+        self.more_after
+            .map_or(self.entries.len(), |after| self.entries.partition_point(|entry| entry.seq <= after))
+    }
+
+    /// Entries in the queues that are with no sink.
+    pub(super) fn ahead(&self) -> usize {
+        let queued = match self.horizon {
+            Some(horizon) => self.entries.partition_point(|entry| entry.seq <= horizon).min(self.known()),
+            None => self.known(),
+        };
+        queued.saturating_sub(self.in_flight)
     }
 
     fn key(&mut self, accept: &Accept) -> &mut KeyQueue {
@@ -294,7 +426,7 @@ impl Lane {
             return 0;
         }
         let first = self.entries.front().map(|entry| entry.seq.prev());
-        self.entries.drain(..n);
+        self.forget(0..n);
         if let (Some(first), true) = (first, n > 0) {
             self.more_after = Some(self.more_after.map_or(first, |after| after.min(first)));
         }
@@ -313,15 +445,10 @@ impl Lane {
         if !self.entries.range(from..to.max(from)).all(fresh) {
             return 0;
         }
-        self.entries.drain(from..to.max(from));
+        self.forget(from..to.max(from));
         self.more_after = Some(self.more_after.map_or(seq.prev(), |after| after.min(seq.prev())));
-        self.rebuild_queues();
+        self.rebuild_queues(keep);
         to.saturating_sub(from)
-    }
-
-    /// Settled messages in memory, when there are more on disk.
-    pub(super) fn resident_before_more(&self) -> usize {
-        self.more_after.map_or(0, |after| self.entries.partition_point(|entry| entry.seq <= after))
     }
 
     /// What the store keeps about the lane.
@@ -343,7 +470,18 @@ impl Lane {
                 self.attempts.entry(*seq).or_insert((*n, *until));
             }
         }
-        let (cursor, ended) = (self.cursor, &self.ended);
-        self.entries.retain(|entry| entry.seq > cursor && !ended.contains(&entry.seq));
+        let (cursor, ended, due) = (self.cursor, &self.ended, &mut self.due);
+        self.entries.retain(|entry| {
+            let lives = entry.seq > cursor && !ended.contains(&entry.seq);
+            if !lives {
+                due.remove(&(entry.due(), entry.seq));
+            }
+            lives
+        });
+    }
+
+    #[cfg(test)]
+    pub(super) fn timers(&self) -> usize {
+        self.due.len()
     }
 }

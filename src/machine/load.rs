@@ -50,7 +50,7 @@ impl Machine {
         load
     }
 
-    /// Asks for the next page of a lane when it runs low.
+    /// Queues more of a lane when it runs low: from memory, or with the next page from the store.
     pub(super) fn refill(&mut self, id: &UserId, lane: Priority) {
         let (max_messages, max_bytes) = (self.config.max_resident.get(), self.config.max_load_bytes.get());
         let Some(user) = self.users.get_mut(id) else { return };
@@ -58,10 +58,14 @@ impl Machine {
             return;
         }
         let found = user.lane(lane);
-        let Some(after) = found.more_after.filter(|_| found.loading.is_none()) else { return };
-        if found.resident_before_more() > max_messages / 2 {
+        if found.ahead() > max_messages / 2 {
             return;
         }
+        if found.has_horizon() {
+            found.extend_queues(max_messages);
+            return self.mark_ready(id);
+        }
+        let Some(after) = found.more_after.filter(|_| found.loading.is_none()) else { return };
         let ended = found.ended.range(after.plus(1)..).copied().collect();
         self.load_once(Query::Page { user: id.clone(), lane, after, ended, max_messages, max_bytes });
     }
@@ -146,6 +150,7 @@ impl Machine {
     }
 
     fn loaded_page(&mut self, now: Timestamp, id: &UserId, lane: Priority, after: Seq, page: Page) {
+        let max_resident = self.config.max_resident.get();
         let Some(user) = self.users.get_mut(id) else { return };
         let attached = user.is_attached();
         let found = user.lane(lane);
@@ -164,7 +169,7 @@ impl Machine {
             }
         }
         found.more_after = page.more_after;
-        found.rebuild_queues();
+        found.rebuild_queues(max_resident);
         self.resident += (found.entries.len() - before) as u64;
         for (seq, cost) in page.damaged {
             self.end_damaged(now, id, lane, seq, cost);

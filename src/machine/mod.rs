@@ -303,7 +303,7 @@ impl Machine {
         let user = self.users.get(id);
         let lane = user.map(|user| user.lane_ref(entry.lane));
         if let Some(found) = lane.and_then(|lane| lane.entry(entry.seq)) {
-            return Standing::Live(match found.state {
+            return Standing::Live(match found.state() {
                 EntryState::InFlight(_) => Status::Sent,
                 _ => Status::Accepted,
             });
@@ -311,7 +311,7 @@ impl Machine {
         let ended = lane.is_some_and(|lane| entry.seq <= lane.cursor || lane.ended.contains(&entry.seq));
         // Without a gap to the store, memory holds every message of the lane that lives.
         let whole =
-            user.is_some_and(|user| user.row_known) && lane.is_some_and(|lane| lane.is_offerable(entry.seq));
+            user.is_some_and(|user| user.row_known) && lane.is_some_and(|lane| lane.is_known(entry.seq));
         match entry.seq >= self.settled || ended || whole {
             true => Standing::Gone,
             false => Standing::AskStore,

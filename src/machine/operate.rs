@@ -10,7 +10,7 @@ use std::sync::Arc;
 use super::Machine;
 use super::accept::{Parked, Pending};
 use super::io::{Action, EntryRef, LoadId, Operation, Outcome, Page, Query, Target, Ticket};
-use super::lane::EntryState;
+use super::lane::{Entry, EntryState};
 use super::refusal::OperationError;
 use crate::id::UserId;
 use crate::message::Priority;
@@ -224,7 +224,7 @@ impl Machine {
     fn withdraw(&mut self, ticket: Ticket, id: &UserId, entry: EntryRef, stored: Option<&Arc<Accept>>) {
         let now = self.now;
         let found = self.users.get(id).map(|user| user.lane_ref(entry.lane));
-        match found.and_then(|lane| lane.entry(entry.seq)).map(|found| found.state) {
+        match found.and_then(|lane| lane.entry(entry.seq)).map(Entry::state) {
             Some(state) => {
                 if let EntryState::InFlight(link) = state {
                     self.land_keeping_key(link, id, entry);

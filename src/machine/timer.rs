@@ -2,13 +2,15 @@
 
 use super::Machine;
 use super::io::{EntryRef, LinkId};
-use super::lane::EntryState;
+use super::lane::Lane;
 use crate::id::UserId;
 use crate::message::Priority;
 use crate::time::Timestamp;
 
 /// Timers of one user fire at least this far apart, so that many small expiries cost few scans.
 const USER_SPACING_MS: u64 = 10;
+/// Messages of one lane that are handled when they are due; the rest follows after the spacing.
+const DUE_BUDGET: usize = 512;
 /// Timers handled per input: bounds how long others wait.
 const TIMER_BUDGET: usize = 64;
 
@@ -100,20 +102,10 @@ impl Machine {
 
     /// Arms the timer by what is in memory.
     pub(super) fn rearm_user(&mut self, now: Timestamp, id: &UserId) {
-        // A backoff from before a jump of the clock must not last longer than any other.
         let latest = now.after(self.config.backoff_cap);
         let Some(user) = self.users.get_mut(id).filter(|user| user.is_attached()) else { return };
-        for entry in user.lanes.iter_mut().flat_map(|lane| &mut lane.entries) {
-            if let EntryState::Backoff(until) = &mut entry.state {
-                *until = (*until).min(latest);
-            }
-        }
-        let entries = user.lanes.iter().flat_map(|lane| &lane.entries);
-        let next = entries.filter_map(|entry| match entry.state {
-            EntryState::Ending { .. } => None,
-            EntryState::Backoff(until) => Some(until.min(entry.accept.expires())),
-            _ => Some(entry.accept.expires()),
-        });
+        user.lanes.iter_mut().for_each(|lane| lane.clamp_backoffs(latest));
+        let next = user.lanes.iter().filter_map(Lane::next_due);
         if let Some(next) = next.min() {
             self.arm_user(now, id, next);
         }
@@ -127,15 +119,8 @@ impl Machine {
         }
         let mut expired = Vec::new();
         for (lane, priority) in user.lanes.iter_mut().zip(Priority::ALL) {
-            let mut rested = Vec::new();
-            for entry in &mut lane.entries {
-                if !matches!(entry.state, EntryState::Ending { .. }) && entry.accept.expires() <= now {
-                    expired.push(EntryRef { lane: priority, seq: entry.seq });
-                } else if matches!(entry.state, EntryState::Backoff(until) if until <= now) {
-                    entry.state = EntryState::Waiting;
-                    rested.push((entry.seq, entry.accept.clone()));
-                }
-            }
+            let (ended, rested) = lane.take_due(now, DUE_BUDGET);
+            expired.extend(ended.into_iter().map(|seq| EntryRef { lane: priority, seq }));
             for (seq, accept) in rested {
                 if lane.is_offerable(seq) {
                     lane.enqueue(seq, &accept);

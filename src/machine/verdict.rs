@@ -7,7 +7,7 @@ use rand_chacha::rand_core::Rng;
 use super::Machine;
 use super::accept::Pending;
 use super::io::{Action, Change, EntryRef, LinkId, Verdict};
-use super::lane::EntryState;
+use super::lane::{Entry, EntryState};
 use crate::id::UserId;
 use crate::record::{Attempt, End, Epoch, Record, Seq};
 use crate::status::{EndReason, Status};
@@ -73,7 +73,7 @@ impl Machine {
             let found = self.users.get(user);
             let exposed_through = found.map_or(Seq::ZERO, |user| user.exposed_through);
             let lane = found.map(|user| user.lane_ref(entry.lane));
-            let live = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| (found.state, found.offers));
+            let live = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| (found.state(), found.offers));
             match live {
                 Some((EntryState::Waiting | EntryState::Backoff(_), offers))
                     if offers > 0 || entry.seq <= exposed_through =>
@@ -143,13 +143,12 @@ impl Machine {
         let Some(found) = lane.entry_mut(entry.seq) else { return };
         let attempts = found.failures;
         let holds_key = reason != EndReason::Delivered;
-        let before = core::mem::replace(&mut found.state, EntryState::Ending { holds_key });
-        let (accept, offers) = (found.accept.clone(), found.offers);
+        let (before, accept, offers) = (found.state(), found.accept.clone(), found.offers);
+        if matches!(before, EntryState::Ending { .. }) {
+            return;
+        }
+        lane.set_state(entry.seq, EntryState::Ending { holds_key });
         match before {
-            EntryState::Ending { .. } => {
-                found.state = before;
-                return;
-            }
             EntryState::Waiting if lane.is_offerable(entry.seq) => {
                 lane.unqueue(entry.seq, &accept);
                 if holds_key {
@@ -177,7 +176,7 @@ impl Machine {
     pub(super) fn expire(&mut self, now: Timestamp, id: &UserId, entry: EntryRef) {
         let lane = self.users.get(id).map(|user| user.lane_ref(entry.lane));
         if let Some(EntryState::InFlight(link)) =
-            lane.and_then(|lane| lane.entry(entry.seq)).map(|found| found.state)
+            lane.and_then(|lane| lane.entry(entry.seq)).map(Entry::state)
         {
             self.land_keeping_key(link, id, entry);
         }
@@ -229,10 +228,8 @@ impl Machine {
     /// Back from a window into a backoff; the message's key stays busy until it is over.
     fn rest(&mut self, now: Timestamp, link: LinkId, id: &UserId, entry: EntryRef, until: Timestamp) {
         self.land_keeping_key(link, id, entry);
-        if let Some(found) =
-            self.users.get_mut(id).and_then(|user| user.lane(entry.lane).entry_mut(entry.seq))
-        {
-            found.state = EntryState::Backoff(until);
+        if let Some(user) = self.users.get_mut(id) {
+            user.lane(entry.lane).set_state(entry.seq, EntryState::Backoff(until));
         }
         self.arm_user(now, id, until);
     }
@@ -290,7 +287,7 @@ impl Machine {
                 self.replay(seq, &record, true);
                 let lane = self.users.get(&attempt.user).map(|user| user.lane_ref(attempt.lane));
                 let found = lane.and_then(|lane| lane.entry(attempt.seq));
-                if found.is_some_and(|found| found.state == EntryState::Backoff(attempt.not_before)) {
+                if found.is_some_and(|found| found.state() == EntryState::Backoff(attempt.not_before)) {
                     let entry = EntryRef { lane: attempt.lane, seq: attempt.seq };
                     self.announce(&attempt.user, entry, Status::Retrying);
                 }
@@ -308,7 +305,8 @@ impl Machine {
     fn release_ended(&mut self, end: &End) {
         let Some(user) = self.users.get_mut(&end.user).filter(|user| user.is_attached()) else { return };
         let lane = user.lane(end.lane);
-        let held = lane.entry(end.seq).filter(|entry| entry.state == EntryState::Ending { holds_key: true });
+        let held =
+            lane.entry(end.seq).filter(|entry| entry.state() == EntryState::Ending { holds_key: true });
         if let Some(accept) = held.map(|entry| entry.accept.clone()).filter(|_| lane.is_offerable(end.seq)) {
             lane.release_key(&accept);
         }

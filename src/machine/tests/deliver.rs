@@ -206,3 +206,77 @@ fn a_confirmation_that_comes_while_another_end_is_recorded_corrects_it() {
     let statuses: Vec<_> = rig.changes.iter().map(|change| change.status).collect();
     assert_eq!(statuses.last(), Some(&Status::Ended(EndReason::Delivered)));
 }
+
+/// Found by the simulator: what had been queued from memory was not looked at before something else happened.
+#[test]
+fn what_is_in_memory_beyond_the_queues_is_offered_when_they_run_low() {
+    let one = core::num::NonZeroU32::MIN;
+    for max_resident in [1, 2, 256] {
+        let max_resident = core::num::NonZeroUsize::new(max_resident).unwrap();
+        let mut rig = Rig::with(Config { max_resident, max_in_flight: one, ..Config::default() });
+        let keys = ["a", "b", "a"];
+        let entries: Vec<_> =
+            (0..600).map(|n| rig.accept(&to("alice").ordering_key(keys[n % 3]).build().unwrap())).collect();
+        rig.attach(1, "alice", "phone");
+        // Confirmed one after the other, and recorded only when nothing more is offered.
+        let mut delivered = 0;
+        while delivered < rig.offers.len() {
+            while let Some((_, delivery)) = rig.offers.get(delivered) {
+                let verdicts = vec![(delivery.entry, Verdict::Delivered)];
+                rig.input(Input::Verdicts { link: LinkId(1), verdicts });
+                delivered += 1;
+            }
+            rig.commit();
+        }
+        let mut offered = rig.offered();
+        for key in ["a", "b"] {
+            let of_key = |n: &usize| keys[n % 3] == key;
+            let accepted: Vec<_> = (0..600).filter(of_key).map(|n| entries[n]).collect();
+            offered.retain(|entry| !accepted.contains(entry));
+            let in_order = rig.offered().into_iter().filter(|entry| accepted.contains(entry));
+            assert!(in_order.eq(accepted.iter().copied()));
+        }
+        assert_eq!((offered.len(), rig.machine.stats().counters.live()), (0, 0));
+    }
+}
+
+#[test]
+fn however_many_messages_expire_at_once_all_end() {
+    let mut rig = Rig::new();
+    for _ in 0..2000 {
+        rig.accept(&to("alice").ttl(Duration::from_secs(1)).build().unwrap());
+    }
+    rig.attach(1, "alice", "phone");
+    rig.pass(Duration::from_secs(2));
+    for _ in 0..10 {
+        rig.pass(Duration::from_millis(20));
+    }
+    assert_eq!(rig.machine.stats().counters.ended[EndReason::Expired.index()], 2000);
+}
+
+#[test]
+fn a_message_expires_in_flight_also_after_a_backoff() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let entry = rig.accept(&to("alice").ttl(Duration::from_secs(20)).build().unwrap());
+    rig.say(1, entry, Verdict::Nack(Some(Duration::from_secs(1))));
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.offered(), [entry, entry]);
+    rig.pass(Duration::from_secs(19));
+    assert_eq!(rig.machine.stats().counters.ended[EndReason::Expired.index()], 1);
+}
+
+#[test]
+fn a_backoff_from_before_a_jump_of_the_clock_lasts_no_longer_than_any_other() {
+    let mut rig = Rig::new();
+    let entry = rig.accept(&message("alice"));
+    let (user, not_before) = (UserId::new("alice").unwrap(), rig.now.after(Duration::from_secs(1 << 30)));
+    let attempt = crate::record::Attempt { user, lane: entry.lane, seq: entry.seq, attempts: 1, not_before };
+    rig.log.push((rig.next, Record::Attempt(attempt)));
+    let (machine, now) = (rig.replayed(), rig.now);
+    let mut rig = Rig { machine, now, ..Rig::new() };
+    rig.attach(1, "alice", "phone");
+    assert!(rig.offers.is_empty());
+    rig.pass(rig.machine.config.backoff_cap + Duration::from_millis(20));
+    assert_eq!(rig.offered(), [entry]);
+}

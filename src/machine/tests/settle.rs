@@ -196,3 +196,17 @@ fn a_damaged_message_ends_once_and_not_before_its_end_is_durable() {
     settle(&mut rig);
     assert_eq!(rig.machine.stats().resident_users, 0);
 }
+
+#[test]
+fn what_leaves_memory_leaves_no_timer_behind() {
+    let (few, one) = (core::num::NonZeroUsize::new(4).unwrap(), core::num::NonZeroU32::MIN);
+    let mut rig = Rig::with(Config { max_resident: few, max_in_flight: one, ..Config::default() });
+    rig.attach(1, "alice", "phone");
+    for _ in 0..100 {
+        rig.accept(&to("alice").ttl(Duration::from_secs(3600)).build().unwrap());
+    }
+    settle(&mut rig);
+    let alice = rig.machine.users.get(&UserId::new("alice").unwrap()).unwrap();
+    let lane = alice.lane_ref(Priority::Normal);
+    assert_eq!((lane.entries.len(), lane.timers()), (4, 4));
+}
