@@ -39,6 +39,8 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 fn main() -> Result<(), Failure> {
     let arguments = Arguments::parse();
+    // Handlers panic on purpose, thousands of times.
+    std::panic::set_hook(Box::new(|_| ()));
     tokio::runtime::Builder::new_multi_thread().enable_all().build()?.block_on(run(&arguments))
 }
 
