@@ -2,7 +2,7 @@
 //! answer durable.
 //!
 //! ```console
-//! cargo bench --bench send [-- --quick]
+//! cargo bench --bench send [-- --quick] [-- --in-flight 64]
 //! ```
 //!
 //! *Burst* stays within the journal. *Sustained* sends ten times what the journal holds to people who are away, so
@@ -40,20 +40,31 @@ const BURST: [(usize, usize); 3] = [(1, 4_000), (64, 100_000), (1024, 150_000)];
 
 type Failure = Box<dyn Error + Send + Sync>;
 
+/// What to measure.
+#[derive(Debug, Parser)]
+struct Arguments {
+    #[command(flatten)]
+    options: Options,
+    /// Only so many messages in flight.
+    #[arg(long)]
+    in_flight: Option<usize>,
+}
+
 fn main() -> Result<(), Failure> {
-    let options = Options::parse();
+    let Arguments { options, in_flight: only } = Arguments::parse();
+    let wanted = |in_flight: usize| only.is_none_or(|only| only == in_flight);
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
     let dir = tempfile::Builder::new().prefix("lastmile-send-").tempdir()?;
     println!("256 B to {USERS} random users, closed loop, medians, messages/s");
     println!("{:<12}{:>10}{:>14}{:>14}{:>8}", "", "in flight", "engine", "raw", "ratio");
     let mut lines = Vec::new();
-    for (in_flight, messages) in BURST {
+    for (in_flight, messages) in BURST.into_iter().filter(|(in_flight, _)| wanted(*in_flight)) {
         let rounds = options.pick(7, 3);
         let messages = options.pick(messages, messages / 5);
         let pair = Pair { dir: dir.path(), in_flight, messages, journal: JournalConfig::default() };
         lines.push(runtime.block_on(pair.compare("burst", rounds))?);
     }
-    for in_flight in [64, 1024] {
+    for in_flight in [64, 1024].into_iter().filter(|in_flight| wanted(*in_flight)) {
         let journal = SMALL.segment_bytes * u64::from(SMALL.segments);
         let messages = (journal * options.pick(10, 2) / MESSAGE_BYTES) as usize;
         let pair = Pair { dir: dir.path(), in_flight, messages, journal: SMALL };

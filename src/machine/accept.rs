@@ -25,6 +25,15 @@ pub(super) enum Pending {
     Fact(Record),
 }
 
+impl Pending {
+    /// Whether its sender asked for no more than a write. Another engine's delivery is never confirmed before it is
+    /// durable.
+    fn waits_for_write(&self) -> bool {
+        let Self::Accept(PendingAccept { accept, answered, .. }) = self else { return false };
+        !answered && accept.origin.is_none() && accept.message.durability() == Durability::Buffered
+    }
+}
+
 /// A message that is being made durable.
 #[derive(Debug)]
 pub(super) struct PendingAccept {
@@ -306,6 +315,7 @@ impl Machine {
         let commit = self.last_commit;
         let pending: Vec<_> = self.current.drain(..self.piece()).collect();
         let accepts = pending.iter().any(|pending| matches!(pending, Pending::Accept(_)));
+        let written = pending.iter().any(Pending::waits_for_write);
         let records = pending.iter().map(|pending| match pending {
             Pending::Accept(pending) => Record::Accept(pending.accept.clone()),
             Pending::Fact(record) => record.clone(),
@@ -313,7 +323,7 @@ impl Machine {
         let records: Vec<_> = records.collect();
         self.open_records += records.len();
         self.commits.push_back(Commit { id: commit, records: pending });
-        Some(Action::Persist { commit, records, accepts })
+        Some(Action::Persist { commit, records, accepts, written })
     }
 
     /// The process may crash now: answers those who asked for no more.
@@ -322,10 +332,8 @@ impl Machine {
         let Some(found) = at.ok().and_then(|at| self.commits.get_mut(at)) else { return };
         let mut answers = Vec::new();
         for pending in &mut found.records {
-            if let Pending::Accept(pending) = pending
-                && pending.accept.message.durability() == Durability::Buffered
-                && !pending.answered
-                && pending.accept.origin.is_none()
+            if pending.waits_for_write()
+                && let Pending::Accept(pending) = pending
             {
                 pending.answered = true;
                 answers.push((pending.ticket, pending.accept.message.priority()));

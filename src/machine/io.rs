@@ -299,6 +299,8 @@ pub enum Action {
         records: Vec<Record>,
         /// Whether new messages are among them (they may not use the journal's reserve).
         accepts: bool,
+        /// Whether somebody waits for [`Input::Written`]. If not, it may be left out.
+        written: bool,
     },
     /// Answer the sender. `Ok` means what the message's durability promises, now.
     Answer {

@@ -33,6 +33,8 @@ pub(super) struct Request {
     pub(super) commit: CommitId,
     pub(super) count: u32,
     pub(super) accepts: bool,
+    /// Somebody waits for the write. If not, the driver is not woken for it: that costs as much as being told of the sync.
+    pub(super) written: bool,
     pub(super) records: Vec<u8>,
 }
 
@@ -165,7 +167,7 @@ impl Committer {
             self.publish_space();
             let _ = self.keeper.send(Event::Sealed(before));
         }
-        for request in group {
+        for request in group.iter().filter(|request| request.written) {
             self.tell(request.shard, Input::Written(request.commit));
         }
         Ok(first)

@@ -204,13 +204,14 @@ impl Driver {
                         let _ = reply.send(result);
                     }
                 }
-                Action::Persist { commit, records, accepts } => {
+                Action::Persist { commit, records, accepts, written } => {
                     let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
                     let records = encode(&records);
                     self.state.open_commits.push_back(records.len() as u64);
                     self.state.open_bytes += records.len() as u64;
                     let generation = self.state.generation;
-                    let request = Request { shard: self.shard, generation, commit, count, accepts, records };
+                    let request =
+                        Request { shard: self.shard, generation, commit, count, accepts, written, records };
                     if self.committer.send(Order::Commit(request)).is_err() {
                         self.post.note(Input::PersistFailed { commit, unknown: false });
                     }

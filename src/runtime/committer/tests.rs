@@ -63,7 +63,15 @@ fn io() -> JournalError {
 
 fn commit(shard: usize, commit: u64, generation: u64, accepts: bool) -> Order {
     let commit = CommitId(commit);
-    Order::Commit(Request { shard, generation, commit, count: 1, accepts, records: vec![0; 10] })
+    Order::Commit(Request {
+        shard,
+        generation,
+        commit,
+        count: 1,
+        accepts,
+        written: false,
+        records: vec![0; 10],
+    })
 }
 
 /// Runs a committer of two shards over these orders to its end; what each driver was told.

@@ -286,7 +286,7 @@ impl Node {
         }
         let Some(engine) = &mut self.engine else { return };
         match action {
-            Action::Persist { commit, records, accepts } => {
+            Action::Persist { commit, records, accepts, .. } => {
                 engine.queue.push_back(Handed { shard, commit, records, accepts });
             }
             Action::Answer { ticket, result } => {
