@@ -80,6 +80,14 @@ enum Go {
     Stop,
 }
 
+/// What waiting for room has brought.
+enum Room {
+    /// A segment was let go of.
+    Perhaps,
+    None,
+    Stop,
+}
+
 impl Committer {
     /// Runs until told to stop, or until nobody can tell it anything any more.
     pub(super) fn run(mut self) {
@@ -129,19 +137,28 @@ impl Committer {
 
     /// Writes and syncs one group, whatever it takes.
     fn commit(&mut self, group: Vec<Request>, buffer: &mut Vec<u8>, waiting: &mut Vec<Request>) -> Go {
-        let watch = Stopwatch::start();
         let accepts = group.iter().any(|request| request.accepts);
-        match self.append(&group, buffer, !accepts) {
-            Ok(first) => self.sync(group, first, watch, waiting),
-            Err(JournalError::Full) => self.wait_for_room(group, buffer, waiting),
-            Err(JournalError::TooLarge { .. }) => {
-                self.set_writable(false);
-                self.fail(group, false);
-                self.fail(core::mem::take(waiting), false);
-                self.set_writable(true);
-                Go::On
+        loop {
+            let watch = Stopwatch::start();
+            match self.append(&group, buffer, !accepts) {
+                Ok(first) => return self.sync(group, first, watch, waiting),
+                Err(JournalError::Full) => match self.wait_for_room(waiting) {
+                    Room::Perhaps => {}
+                    Room::None => return self.refuse_messages(group, buffer, waiting),
+                    Room::Stop => {
+                        self.fail(group, false);
+                        return Go::Stop;
+                    }
+                },
+                Err(JournalError::TooLarge { .. }) => {
+                    self.set_writable(false);
+                    self.fail(group, false);
+                    self.fail(core::mem::take(waiting), false);
+                    self.set_writable(true);
+                    return Go::On;
+                }
+                Err(_) => return self.heal(group, waiting),
             }
-            Err(_) => self.heal(group, waiting),
         }
     }
 
@@ -188,26 +205,37 @@ impl Committer {
         Go::On
     }
 
-    /// The journal is full: waits for the keeper, within bounds; then refuses new messages and lets facts use the
-    /// reserve.
-    fn wait_for_room(&mut self, group: Vec<Request>, buffer: &mut Vec<u8>, waiting: &mut Vec<Request>) -> Go {
+    /// The journal is full: waits until the keeper has let go of a segment, within bounds.
+    fn wait_for_room(&mut self, waiting: &mut Vec<Request>) -> Room {
         let _ = self.keeper.send(Event::Full);
         let watch = Stopwatch::start();
-        let fails = || self.gauge.store_down.load(Ordering::Relaxed);
-        while watch.nanos() < FULL_PATIENCE.as_nanos() as u64 && !fails() {
+        while watch.nanos() < FULL_PATIENCE.as_nanos() as u64
+            && !self.gauge.store_down.load(Ordering::Relaxed)
+        {
             match self.orders.recv_timeout(Duration::from_millis(50)) {
                 Ok(Order::Recycle(before)) => {
                     self.recycle(before);
-                    return self.commit(group, buffer, waiting);
+                    return Room::Perhaps;
                 }
-                Ok(Order::Commit(request)) => waiting.push(request),
+                Ok(order) => {
+                    if self.take(order, waiting) == Go::Stop {
+                        return Room::Stop;
+                    }
+                }
                 Err(RecvTimeoutError::Timeout) => {}
-                Ok(Order::Stop) | Err(RecvTimeoutError::Disconnected) => {
-                    self.fail(group, false);
-                    return Go::Stop;
-                }
+                Err(RecvTimeoutError::Disconnected) => return Room::Stop,
             }
         }
+        Room::None
+    }
+
+    /// There is no room and none is to be expected: refuses new messages, and lets facts use the reserve.
+    fn refuse_messages(
+        &mut self,
+        group: Vec<Request>,
+        buffer: &mut Vec<u8>,
+        waiting: &mut Vec<Request>,
+    ) -> Go {
         self.set_writable(false);
         // Each shard's commits succeed or fail in order: facts may use the reserve until the first commit with messages.
         let mut blocked = vec![false; self.shards.len()];
