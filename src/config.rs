@@ -25,7 +25,7 @@ pub struct Config {
     pub max_total_messages: NonZeroU64,
     /// The most live bytes of this shard. 1 TiB.
     pub max_total_bytes: NonZeroU64,
-    /// The most sends that wait for a commit or a load in this shard; more are refused as overloaded. 65,536.
+    /// The most sends and operations that wait for a commit or a load in this shard; more are refused as overloaded. 65,536.
     pub max_pending: NonZeroUsize,
     /// About how many bytes of records one commit takes; more go into further commits, a larger message alone. 1 MiB. The
     /// engine lowers it to a quarter of what its journal takes in one group.

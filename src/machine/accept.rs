@@ -70,6 +70,11 @@ impl Machine {
         self.actions.push_back(Action::Answer { ticket, result });
     }
 
+    /// Sends and operations that wait for a commit or a load.
+    pub(super) fn unanswered(&self) -> usize {
+        self.pending + self.parked_count + self.operations.len()
+    }
+
     fn gate(&self, message: &Message) -> Result<(), Refusal> {
         let max = self.config.max_payload_bytes.get();
         if message.payload().len() > max {
@@ -81,7 +86,7 @@ impl Machine {
         if !self.writable && message.durability() != Durability::Volatile {
             return Err(Refusal::Degraded);
         }
-        if self.pending + self.parked_count >= self.config.max_pending.get() {
+        if self.unanswered() >= self.config.max_pending.get() {
             return Err(Refusal::Overloaded);
         }
         Ok(())

@@ -100,7 +100,9 @@ impl Machine {
         let user = self.user_mut(&end.user);
         match &mut user.live {
             Some(live) => live.sub(end.cost),
-            None => user.early_ends.push((end.lane, end.seq, end.cost)),
+            // What was not on disk then will never be: nothing will count it.
+            None if on_disk => user.early_ends.push((end.lane, end.seq, end.cost)),
+            None => {}
         }
         let lane = user.lane(end.lane);
         lane.attempts.remove(&end.seq);

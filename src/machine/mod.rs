@@ -287,7 +287,7 @@ impl Machine {
     pub fn stats(&self) -> MachineStats {
         MachineStats {
             counters: self.counters,
-            pending: (self.pending + self.parked_count + self.operations.len()) as u64,
+            pending: self.unanswered() as u64,
             recording: (self.open_records + self.current.len() + self.carried.len()) as u64,
             resident_users: self.users.len() as u64,
             indexed_users: self.index.len() as u64,

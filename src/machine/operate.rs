@@ -45,6 +45,8 @@ struct Open {
     search: Search,
     /// Ends that are being recorded.
     recording: usize,
+    /// What it withdrew last, rather than found ending.
+    own: Option<Seq>,
     done: Outcome,
 }
 
@@ -83,9 +85,7 @@ impl Machine {
         let refusal = match () {
             () if self.draining => Some(OperationError::ShuttingDown),
             () if !self.writable => Some(OperationError::Degraded),
-            () if self.operations.len() + self.parked_count >= self.config.max_pending.get() => {
-                Some(OperationError::Overloaded)
-            }
+            () if self.unanswered() >= self.config.max_pending.get() => Some(OperationError::Overloaded),
             () => None,
         };
         if let Some(refusal) = refusal {
@@ -103,7 +103,7 @@ impl Machine {
         let store_after = Priority::ALL.map(|lane| found.lane_ref(lane).more_after);
         let search = Search::Memory(0, Seq::ZERO);
         let done = Outcome::default();
-        let open = Open { operation, user, before, store_after, search, recording: 0, done };
+        let open = Open { operation, user, before, store_after, search, recording: 0, own: None, done };
         self.operations.open.insert(ticket, open);
         self.operations.ready.push_back(ticket);
     }
@@ -142,23 +142,18 @@ impl Machine {
             last = Some(entry.seq);
             if target.as_ref().is_none_or(|target| target.is(&entry.accept)) {
                 found.push(entry.seq);
-                if target.is_some() {
-                    break;
-                }
             }
         }
-        let hit = !found.is_empty() && target.is_some();
-        for seq in found {
-            self.withdraw(ticket, &user, EntryRef { lane: priority, seq }, None);
-        }
-        self.go_on(
-            ticket,
-            match last {
-                _ if hit => Search::Over,
-                Some(last) => Search::Memory(lane, last),
-                None => Search::Memory(lane + 1, Seq::ZERO),
-            },
-        );
+        let hit = found.into_iter().any(|seq| {
+            let withdrawn = self.withdraw(ticket, &user, EntryRef { lane: priority, seq }, None);
+            withdrawn && target.is_some()
+        });
+        let next = match last {
+            _ if hit => Search::Over,
+            Some(last) => Search::Memory(lane, last),
+            None => Search::Memory(lane + 1, Seq::ZERO),
+        };
+        self.go_on(ticket, next);
     }
 
     fn search_store(&mut self, ticket: Ticket, lane: usize, after: Seq) {
@@ -189,14 +184,15 @@ impl Machine {
         let Some(ticket) = self.operations.loads.remove(&load) else { return false };
         let Some(open) = self.operations.open.get(&ticket) else { return true };
         let (user, target) = (open.user.clone(), open.operation.target().cloned());
-        for (seq, accept) in &page.entries {
-            if target.as_ref().is_none_or(|target| target.is(accept)) {
-                self.withdraw(ticket, &user, EntryRef { lane, seq: *seq }, Some(accept));
-                if target.is_some() {
-                    self.go_on(ticket, Search::Over);
-                    return true;
-                }
-            }
+        let mut found =
+            page.entries.iter().filter(|(_, accept)| target.as_ref().is_none_or(|t| t.is(accept)));
+        let hit = found.any(|(seq, accept)| {
+            let withdrawn = self.withdraw(ticket, &user, EntryRef { lane, seq: *seq }, Some(accept));
+            withdrawn && target.is_some()
+        });
+        if hit {
+            self.go_on(ticket, Search::Over);
+            return true;
         }
         if target.is_none() {
             for (seq, cost) in &page.damaged {
@@ -220,52 +216,63 @@ impl Machine {
         true
     }
 
-    /// Withdraws a message that lives: in memory, or with what the store knows of it.
-    fn withdraw(&mut self, ticket: Ticket, id: &UserId, entry: EntryRef, stored: Option<&Arc<Accept>>) {
+    /// Withdraws a message that lives: in memory, or with what the store knows of it. `false` when it has ended, or is
+    /// ending: then the operation waits for what that comes to, and looks further.
+    fn withdraw(
+        &mut self,
+        ticket: Ticket,
+        id: &UserId,
+        entry: EntryRef,
+        stored: Option<&Arc<Accept>>,
+    ) -> bool {
         let now = self.now;
         let found = self.users.get(id).map(|user| user.lane_ref(entry.lane));
-        match found.and_then(|lane| lane.entry(entry.seq)).map(Entry::state) {
-            Some(state) => {
+        let withdrawn = match (found.and_then(|lane| lane.entry(entry.seq)).map(Entry::state), stored) {
+            (Some(EntryState::Ending { .. }), _) => false,
+            (Some(state), _) => {
                 if let EntryState::InFlight(link) = state {
                     self.land_keeping_key(link, id, entry);
                 }
                 self.end(now, id, entry, EndReason::Cancelled);
+                true
             }
-            None => match stored {
-                Some(accept) if self.end_stored(now, id, entry, accept, EndReason::Cancelled) => {}
-                _ => return,
+            (None, Some(accept)) => match self.end_stored(now, id, entry, accept) {
+                Some(withdrawn) => withdrawn,
+                None => return false,
             },
-        }
-        self.operations.ends.entry(entry.seq).or_default().push(ticket);
-        if let Some(open) = self.operations.open.get_mut(&ticket) {
+            (None, None) => return false,
+        };
+        let waiting = self.operations.ends.entry(entry.seq).or_default();
+        let Some(open) = self.operations.open.get_mut(&ticket) else { return withdrawn };
+        // What settles just now may be found twice: in memory and in the store.
+        if !waiting.contains(&ticket) {
+            waiting.push(ticket);
             open.recording += 1;
         }
+        if withdrawn {
+            open.own = Some(entry.seq);
+        }
         self.mark_ready(id);
+        withdrawn
     }
 
-    /// Ends a message that is in the store and not in memory. `false` when it has ended already.
-    fn end_stored(
-        &mut self,
-        now: Timestamp,
-        id: &UserId,
-        entry: EntryRef,
-        accept: &Accept,
-        reason: EndReason,
-    ) -> bool {
+    /// Cancels a message that is in the store and not in memory. `None` when it has ended already, `false` when its end
+    /// is being recorded.
+    fn end_stored(&mut self, now: Timestamp, id: &UserId, entry: EntryRef, accept: &Accept) -> Option<bool> {
         let user = self.user_mut(id);
         let exposed_through = user.exposed_through;
         let lane = user.lane(entry.lane);
         if entry.seq <= lane.cursor || lane.ended.contains(&entry.seq) {
-            return false;
+            return None;
         }
         if !lane.ending.insert(entry.seq) {
-            return true;
+            return Some(false);
         }
         let end = End {
             user: id.clone(),
             lane: entry.lane,
             seq: entry.seq,
-            reason,
+            reason: EndReason::Cancelled,
             upgrades: None,
             possibly_delivered: entry.seq <= exposed_through,
             attempts: lane.attempts.get(&entry.seq).map_or(0, |(attempts, _)| *attempts),
@@ -273,7 +280,7 @@ impl Machine {
             at: now,
         };
         self.current.push(Pending::Fact(Record::End(end)));
-        true
+        Some(true)
     }
 
     /// An end is durable: operations may have waited for it, whoever caused it.
@@ -284,7 +291,13 @@ impl Machine {
         for ticket in self.operations.ends.remove(&end.seq).unwrap_or_default() {
             let Some(open) = self.operations.open.get_mut(&ticket) else { continue };
             open.recording = open.recording.saturating_sub(1);
-            if end.reason == EndReason::Cancelled {
+            // Of one message that is withdrawn, only that counts; of one that others withdraw, the first.
+            let counts = match (open.operation.target(), open.own) {
+                (Some(_), Some(own)) => own == end.seq,
+                (Some(_), None) => open.done.messages == 0,
+                (None, _) => true,
+            };
+            if counts && end.reason == EndReason::Cancelled {
                 open.done.messages += 1;
                 open.done.possibly_delivered += u32::from(end.possibly_delivered);
             }

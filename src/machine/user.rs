@@ -55,7 +55,7 @@ pub(super) struct User {
     /// Whether the row (cursors, inbox) is known.
     pub(super) row_known: bool,
     pub(super) loading: Option<LoadId>,
-    /// Ends replayed before the row was known: lane, place, cost.
+    /// Ends of settled messages before the totals were known: lane, place, cost.
     pub(super) early_ends: Vec<(Priority, Seq, u64)>,
     pub(super) inbox: BTreeMap<(StreamId, Priority), Seen>,
     /// Inbound messages that are being committed.

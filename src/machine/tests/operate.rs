@@ -18,7 +18,7 @@ fn outcome(messages: u32, possibly_delivered: u32) -> Result<Outcome, OperationE
 }
 
 impl Rig {
-    fn operate(&mut self, operation: Operation) -> Ticket {
+    pub(super) fn operate(&mut self, operation: Operation) -> Ticket {
         self.tickets += 1;
         let ticket = Ticket(self.tickets);
         self.input(Input::Operate { ticket, operation });
@@ -324,4 +324,58 @@ fn operations_are_refused_while_nothing_can_be_written_and_at_their_bound() {
     ];
     assert_eq!(results, refusals.map(Err));
     assert_eq!(open.map(|ticket| rig.done(ticket)), [Some(outcome(1, 0)), Some(outcome(1, 0))]);
+}
+
+/// Found by the simulator: the one that was ending anyway was taken for the one that was meant.
+#[test]
+fn of_two_messages_with_one_id_the_one_that_is_not_ending_is_cancelled() {
+    let mut rig = Rig::new();
+    let id = MessageId::from_u128(5);
+    let from = |sender: &str| to("alice").id(id).sender(sender).ordering_key(sender).build().unwrap();
+    let first = rig.accept(&from("bob"));
+    rig.attach(1, "alice", "phone");
+    rig.accept(&from("carol"));
+    rig.input(Input::Verdicts { link: LinkId(1), verdicts: vec![(first, Verdict::Delivered)] });
+    let ticket = rig.operate(Operation::Cancel(target(id)));
+    rig.commit();
+    assert_eq!(rig.done(ticket), Some(outcome(1, 1)));
+    assert_eq!(rig.machine.stats().counters.live(), 0);
+}
+
+/// Found by the simulator: what settled between two reads was found in memory and in the store, and counted twice.
+#[test]
+fn what_is_found_in_memory_and_in_the_store_counts_once() {
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
+    let accept = |at: u64| {
+        Arc::new(Accept { message: message("alice"), at: Timestamp::from_millis(at), origin: None })
+    };
+    let store = [(Seq::new(5), accept(1)), (rig.next, accept(2))];
+    rig.machine.replay(store[1].0, &Record::Accept(store[1].1.clone()), true);
+    rig.next = rig.next.plus(1);
+    let ticket = rig.operate(Operation::Purge(alice()));
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::User(_)), "{query:?}");
+    let live = Some((1, store[0].1.message.cost()));
+    rig.input(Input::Loaded {
+        load,
+        found: Box::new(Found::User { row: None, live, reflects: Seq::new(6) }),
+    });
+    rig.load_from(&store, rig.next);
+    rig.commit();
+    // The one in the store is of an epoch in which somebody was attached, for all that is known.
+    assert_eq!(rig.done(ticket), Some(outcome(2, 1)));
+}
+
+/// Found by the simulator: the second one counted what the first one withdrew besides its own.
+#[test]
+fn two_operations_at_once_on_two_messages_with_one_id_withdraw_one_each() {
+    let mut rig = Rig::new();
+    let id = MessageId::from_u128(5);
+    for sender in ["bob", "carol"] {
+        rig.accept(&to("alice").id(id).sender(sender).build().unwrap());
+    }
+    let tickets = [0, 1, 2].map(|_| rig.operate(Operation::Cancel(target(id))));
+    rig.commit();
+    assert_eq!(tickets.map(|ticket| rig.done(ticket)), [0, 1, 2].map(|_| Some(outcome(1, 0))));
+    assert_eq!(rig.machine.stats().counters.ended[EndReason::Cancelled.index()], 2);
 }

@@ -210,3 +210,26 @@ fn what_leaves_memory_leaves_no_timer_behind() {
     let lane = alice.lane_ref(Priority::Normal);
     assert_eq!((lane.entries.len(), lane.timers()), (4, 4));
 }
+
+/// Found by the simulator: a message that was accepted and ended before anything of its user was read, and was never
+/// stored, was taken off the totals that were read later.
+#[test]
+fn a_message_that_ended_before_it_could_settle_is_not_taken_off_totals_that_are_read_later() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let entry = rig.accept(&message("alice"));
+    rig.say(1, entry, Verdict::Delivered);
+    let mut reborn = Rig::born(Birth { epoch: Epoch(2), store_empty: false, ..birth(Config::default()) });
+    for (seq, record) in rig.log.iter().filter(|(_, record)| !matches!(record, Record::Exposed(_))) {
+        reborn.machine.replay(*seq, record, true);
+    }
+    let reflects = reborn.next;
+    settle(&mut reborn);
+    reborn.operate(Operation::Purge(UserId::new("alice").unwrap()));
+    let (load, query) = reborn.loads.pop().unwrap();
+    assert!(matches!(query, Query::User(_)), "{query:?}");
+    let live = Some((3, 3000));
+    reborn.input(Input::Loaded { load, found: Box::new(Found::User { row: None, live, reflects }) });
+    let totals = reborn.machine.snapshot(&UserId::new("alice").unwrap()).unwrap().totals;
+    assert_eq!(totals, live);
+}

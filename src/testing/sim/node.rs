@@ -298,7 +298,7 @@ impl Node {
             Action::Announce(change) => self.oracle.announced(&change),
             Action::Survivors(part) => self.survivors(shard, part),
             Action::Dismiss(link) => self.forget_link(link),
-            Action::Done { .. } => {}
+            Action::Done { ticket, result } => self.oracle.operated(ticket, &result),
         }
     }
 

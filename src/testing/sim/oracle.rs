@@ -1,6 +1,7 @@
 //! What must be true, kept outside of the engine: a fold of the records that are durable, and who was told what.
 
 mod ends;
+mod operations;
 mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -8,7 +9,7 @@ use std::sync::Arc;
 
 use super::plan::Plan;
 use crate::id::{DeviceId, MessageId, UserId};
-use crate::machine::{Accepted, Change, Delivery, EntryRef, Refusal, Ticket, Verdict};
+use crate::machine::{Accepted, Change, Delivery, EntryRef, Operation, Refusal, Ticket, Verdict};
 use crate::message::{Durability, Message};
 use crate::record::{Accept, Counters, Epoch, Origin, Record, Seq};
 use crate::status::{EndReason, Status};
@@ -29,6 +30,8 @@ pub(super) struct Kept {
     pub(super) attempts: u32,
     /// A receiver has it: a sink took it, or the other engine accepted it.
     pub(super) applied: bool,
+    /// A cancellation of it is durable, whatever came after.
+    pub(super) cancelled: bool,
     /// Some sink was handed it, in whatever life.
     pub(super) offered: bool,
     status: Option<Status>,
@@ -56,6 +59,9 @@ pub(super) struct Oracle {
     origins: HashSet<(UserId, Origin)>,
     /// Sends that wait for an answer.
     pub(super) waiting: HashMap<Ticket, Message>,
+    /// Operations that wait for an answer, and all that were ever asked for.
+    pub(super) operations: HashMap<Ticket, operations::Asked>,
+    withdrawals: Vec<Operation>,
     pub(super) latest: Timestamp,
     pub(super) exposed: HashMap<UserId, Epoch>,
     /// Buffered messages answered in this life: on their way, whatever becomes of the first write.
@@ -154,6 +160,7 @@ impl Oracle {
             end: None,
             attempts: 0,
             applied: false,
+            cancelled: false,
             offered: false,
             status: None,
             said: BTreeSet::new(),

@@ -31,6 +31,10 @@ ops! {
     Repeat "repeat" 40,
     /// A sender uses an id again for another content.
     Forge "forge" 12,
+    /// A host withdraws a message.
+    Cancel "cancel" 16,
+    /// A host withdraws all that waits for somebody.
+    Purge "purge" 3,
     /// The committer takes the waiting commits as one group and writes it.
     Append "append" 130,
     /// The operating system has the group: the machines are told.

@@ -179,7 +179,9 @@ impl Node {
     /// Whether nothing is left to deliver.
     pub(super) fn is_done(&self) -> bool {
         let idle = |engine: &super::node::Engine| engine.queue.is_empty() && engine.flight.is_none();
-        self.oracle.live().next().is_none() && self.engine.as_ref().is_some_and(idle)
+        self.oracle.live().next().is_none()
+            && self.oracle.operations.is_empty()
+            && self.engine.as_ref().is_some_and(idle)
     }
 
     /// What is still there, in words.

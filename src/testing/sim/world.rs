@@ -10,7 +10,7 @@ use super::plan::Plan;
 use super::random::Random;
 use super::script::{Op, Step};
 use crate::id::{MessageId, UserId};
-use crate::machine::{Accepted, Delivery, Input, LinkId, Refusal, Ticket, Verdict};
+use crate::machine::{Accepted, Delivery, Input, LinkId, Operation, Refusal, Target, Ticket, Verdict};
 use crate::message::{Durability, Message, Priority};
 use crate::testing::{DiskOp, Fault};
 use crate::time::Timestamp;
@@ -68,6 +68,11 @@ impl World {
             Op::Send => self.send(random),
             Op::Repeat => self.repeat(random, false),
             Op::Forge => self.repeat(random, true),
+            Op::Cancel => self.cancel(random),
+            Op::Purge => {
+                let user = person(random.below(self.plan.users));
+                self.operate(index, Operation::Purge(user));
+            }
             Op::Carry => self.carry(random),
             Op::Duplicate => self.duplicate(random),
             Op::Wait => {
@@ -154,6 +159,27 @@ impl World {
         node.oracle.sent(ticket, message.clone());
         let shard = node.shard_of(message.recipient());
         node.input(shard, Input::Send { ticket, message });
+    }
+
+    /// Withdraws a message where it was sent, or where the network may have carried it.
+    fn cancel(&mut self, random: &mut Random) {
+        let recent = random.index(self.sent.len().min(40));
+        let Some((index, message)) = self.sent.iter().rev().nth(recent).cloned() else { return };
+        let index = if random.chance(20) { 1 } else { index };
+        let sender = random.chance(30).then(|| message.sender().cloned());
+        let target = Target { user: message.recipient().clone(), id: message.id(), sender };
+        self.operate(index, Operation::Cancel(target));
+    }
+
+    fn operate(&mut self, index: usize, operation: Operation) {
+        let node = &mut self.nodes[index];
+        let Some(engine) = &node.engine else { return };
+        let told = engine.flight.is_none();
+        node.tickets += 1;
+        let ticket = Ticket(node.tickets);
+        node.oracle.asked(ticket, operation.clone(), told);
+        let shard = node.shard_of(operation.user());
+        node.input(shard, Input::Operate { ticket, operation });
     }
 
     // ---------------------------------------------------------------------------------------------------- network

@@ -23,9 +23,10 @@ impl Oracle {
             }
             EndReason::Expired => end.at >= kept.accept.expires(),
             EndReason::Dead => end.attempts >= plan.config.max_attempts.get(),
+            EndReason::Cancelled => Self::was_withdrawn(&self.withdrawals, message),
             _ => false,
         };
-        let hidden = matches!(end.reason, EndReason::Expired | EndReason::Dead)
+        let hidden = matches!(end.reason, EndReason::Expired | EndReason::Dead | EndReason::Cancelled)
             && kept.offered
             && !end.possibly_delivered;
         let wrong = if message.recipient() != &end.user || message.priority() != end.lane {
@@ -50,6 +51,7 @@ impl Oracle {
                 end.reason, end.seq
             ));
         }
+        self.note_cancelled(end.seq, end.reason);
         self.count(end, before);
     }
 

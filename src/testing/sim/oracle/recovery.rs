@@ -10,6 +10,7 @@ impl Oracle {
     /// The process has ended.
     pub(in super::super) fn crashed(&mut self, power_cut: bool) {
         self.waiting.clear();
+        self.operations.clear();
         self.promised.clear();
         self.messages.values_mut().for_each(|kept| kept.status = None);
         if power_cut {
