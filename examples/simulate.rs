@@ -32,6 +32,9 @@ struct Args {
     /// The first seed.
     #[arg(long, default_value_t = 0)]
     from: u64,
+    /// How many steps each life has, instead of 120 to 300.
+    #[arg(long)]
+    length: Option<usize>,
     /// Lives the script in this file instead.
     #[arg(long)]
     replay: Option<PathBuf>,
@@ -47,6 +50,12 @@ struct Args {
     /// Stops at the first violation.
     #[arg(long)]
     first: bool,
+}
+
+impl Args {
+    fn script(&self, seed: u64) -> Script {
+        self.length.map_or_else(|| Script::of_seed(seed), |length| Script::of_length(seed, length))
+    }
 }
 
 fn defect(name: &str) -> Result<Defect, String> {
@@ -125,7 +134,7 @@ fn work(args: &Args, tally: &Tally, bar: &ProgressBar) {
             return;
         }
         let seed = args.from.wrapping_add(n);
-        let script = Script::of_seed(seed);
+        let script = args.script(seed);
         let outcome = run(&script, args.defect);
         tally.done.fetch_add(1, Ordering::SeqCst);
         bar.inc(1);

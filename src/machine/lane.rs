@@ -427,6 +427,10 @@ impl Lane {
         }
         let first = self.entries.front().map(|entry| entry.seq.prev());
         self.forget(0..n);
+        if n > 0 {
+            // A page under way may be older than what it would now have to contain.
+            self.loading = None;
+        }
         if let (Some(first), true) = (first, n > 0) {
             self.more_after = Some(self.more_after.map_or(first, |after| after.min(first)));
         }

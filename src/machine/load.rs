@@ -86,7 +86,7 @@ impl Machine {
             }
             (Query::Page { user, lane, after, .. }, Found::Page(page)) => {
                 if !self.page_for_operation(now, load, lane, &page) {
-                    self.loaded_page(now, &user, lane, after, page);
+                    self.loaded_page(now, load, &user, lane, after, page);
                 }
             }
             (query, _) => {
@@ -149,11 +149,23 @@ impl Machine {
         }
     }
 
-    fn loaded_page(&mut self, now: Timestamp, id: &UserId, lane: Priority, after: Seq, page: Page) {
+    fn loaded_page(
+        &mut self,
+        now: Timestamp,
+        load: LoadId,
+        id: &UserId,
+        lane: Priority,
+        after: Seq,
+        page: Page,
+    ) {
         let max_resident = self.config.max_resident.get();
         let Some(user) = self.users.get_mut(id) else { return };
         let attached = user.is_attached();
         let found = user.lane(lane);
+        // What has left memory since may not have been in the store when the page was read.
+        if found.loading != Some(load) {
+            return self.refill(id, lane);
+        }
         found.loading = None;
         if !attached {
             return self.let_go(id);
@@ -217,7 +229,8 @@ impl Machine {
                 self.timers.insert((at, TimerKey::Reload(id.clone())));
             }
             Query::Page { user, lane, .. } => {
-                self.user_mut(user).lane(*lane).loading = None;
+                let found = self.user_mut(user).lane(*lane);
+                found.loading.take_if(|open| *open == load);
                 let at = now.after(core::time::Duration::from_millis(RETRY_MS));
                 self.timers.insert((at, TimerKey::Reload(user.clone())));
             }

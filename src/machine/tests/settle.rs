@@ -233,3 +233,40 @@ fn a_message_that_ended_before_it_could_settle_is_not_taken_off_totals_that_are_
     let totals = reborn.machine.snapshot(&UserId::new("alice").unwrap()).unwrap().totals;
     assert_eq!(totals, live);
 }
+
+/// Found by the simulator, in a long life: a page that was read before a message settled was taken for the truth after it
+/// had left memory, and the message was never offered again.
+#[test]
+fn a_page_that_was_read_before_something_left_memory_is_read_again() {
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
+    let accept = crate::record::Accept { message: message("alice"), at: rig.now, origin: None };
+    let (entry, accept) = (rig.next, std::sync::Arc::new(accept));
+    rig.machine.replay(entry, &Record::Accept(accept.clone()), true);
+    rig.next = rig.next.plus(1);
+    let attach = |rig: &mut Rig, link| {
+        let (user, device) = (UserId::new("alice").unwrap(), DeviceId::new("phone").unwrap());
+        rig.input(Input::Attach { link: LinkId(link), user, device });
+    };
+    attach(&mut rig, 1);
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::User(_)), "{query:?}");
+    let live = Some((1, 1));
+    rig.input(Input::Loaded { load, found: Box::new(Found::User { row: None, live, reflects: entry }) });
+    let early = core::mem::take(&mut rig.loads);
+    rig.commit();
+    settle(&mut rig);
+    rig.input(Input::Detach(LinkId(1)));
+    attach(&mut rig, 2);
+    let page =
+        |entries| Box::new(Found::Page(Page { entries, damaged: vec![], more_after: None, reflects: entry }));
+    for (load, _) in early {
+        rig.input(Input::Loaded { load, found: page(vec![]) });
+    }
+    while let Some((load, query)) = rig.loads.pop() {
+        let Query::Page { lane, .. } = query else { panic!("{query:?}") };
+        let entries = if lane == Priority::Normal { vec![(entry, accept.clone())] } else { vec![] };
+        rig.input(Input::Loaded { load, found: page(entries) });
+    }
+    rig.commit();
+    assert_eq!(rig.offers.iter().filter(|(link, _)| *link == LinkId(2)).count(), 1);
+}

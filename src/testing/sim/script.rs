@@ -142,13 +142,22 @@ pub struct InvalidScript {
 }
 
 impl Script {
-    /// The script of a seed.
+    /// The script of a seed: 120 to 300 steps.
     #[must_use]
     pub fn of_seed(seed: u64) -> Self {
         let mut random = Random::new(seed ^ 0x5ce9_1a7b);
         let len = 120 + random.index(181);
-        let steps =
-            (0..len).map(|_| Step { op: Op::draw(&mut random), detail: random.next() >> 32 }).collect();
+        Self::draw(seed, len, &mut random)
+    }
+
+    /// A life of so many steps: what only shows when much has happened.
+    #[must_use]
+    pub fn of_length(seed: u64, len: usize) -> Self {
+        Self::draw(seed, len, &mut Random::new(seed ^ 0x10e6_11fe))
+    }
+
+    fn draw(seed: u64, len: usize, random: &mut Random) -> Self {
+        let steps = (0..len).map(|_| Step { op: Op::draw(random), detail: random.next() >> 32 }).collect();
         Self { plan: seed, steps }
     }
 
