@@ -29,7 +29,7 @@ pub(super) enum SlotState {
     Current { header: SegmentHeader },
 }
 
-/// The files, at most one more than configured.
+/// The files: at most one more than configured, besides those of a wrong length that wait to be given back.
 #[derive(Debug)]
 pub(super) struct Ring {
     slots: Vec<Slot>,
@@ -57,29 +57,47 @@ impl Ring {
             slots.push(Slot { id, file, len, state });
         }
         let mut ring = Self { slots, config };
-        ring.refit(disk)?;
+        ring.complete(disk)?;
         Ok(ring)
     }
 
-    /// Removes free files of a wrong length or beyond the configured number, and creates what is missing.
-    pub(super) fn refit(&mut self, disk: &dyn Disk) -> Result<(), JournalError> {
-        let wanted = self.config.segments as usize;
-        let mut surplus = self.slots.len().saturating_sub(wanted);
-        let mut index = 0;
-        while let Some(slot) = self.slots.get(index) {
-            let misfit = slot.len != self.config.segment_bytes;
-            if slot.is_free() && (misfit || surplus > 0) {
-                disk.remove(&file_name(slot.id)).map_err(io("remove segment"))?;
-                surplus = surplus.saturating_sub(1);
-                self.slots.remove(index);
-            } else {
-                index = index.saturating_add(1);
-            }
-        }
-        while self.slots.len() < wanted {
+    /// Creates what is missing. Free files of a wrong length do not count: they are given back.
+    pub(super) fn complete(&mut self, disk: &dyn Disk) -> Result<(), JournalError> {
+        while self.useful() < self.config.segments as usize {
             self.create(disk)?;
         }
         Ok(())
+    }
+
+    /// Removes free files of a wrong length or beyond the configured number, as far as the disk lets it.
+    ///
+    /// Only once a segment is being written whose header is durable, and newer than all others: a file that was removed
+    /// may be there again after a power cut, and had it been the newest, an opening in between would have counted its
+    /// generation a second time.
+    pub(super) fn give_back(&mut self, disk: &dyn Disk) {
+        let mut surplus = self.useful().saturating_sub(self.config.segments as usize);
+        let segment_bytes = self.config.segment_bytes;
+        self.slots.retain(|slot| {
+            let misfit = slot.len != segment_bytes;
+            if !slot.is_free() || !misfit && surplus == 0 || disk.remove(&file_name(slot.id)).is_err() {
+                return true;
+            }
+            surplus = surplus.saturating_sub(usize::from(!misfit));
+            false
+        });
+    }
+
+    fn is_usable(&self, slot: &Slot) -> bool {
+        slot.is_free() && slot.len == self.config.segment_bytes
+    }
+
+    fn is_useful(&self, slot: &Slot) -> bool {
+        !slot.is_free() || slot.len == self.config.segment_bytes
+    }
+
+    /// Files that hold something, or could.
+    fn useful(&self) -> usize {
+        self.slots.iter().filter(|slot| self.is_useful(slot)).count()
     }
 
     fn create(&mut self, disk: &dyn Disk) -> Result<usize, JournalError> {
@@ -109,14 +127,14 @@ impl Ring {
 
     /// Free segments that appends may use: the spare one does not count.
     pub(super) fn free(&self) -> u32 {
-        let free = self.slots.iter().filter(|slot| slot.is_free()).count();
-        let spare = self.slots.len().saturating_sub(self.config.segments as usize);
+        let free = self.slots.iter().filter(|slot| self.is_usable(slot)).count();
+        let spare = self.useful().saturating_sub(self.config.segments as usize);
         u32::try_from(free.saturating_sub(spare)).unwrap_or(u32::MAX)
     }
 
     /// The free segment to use next.
     pub(super) fn next_free(&self) -> Option<usize> {
-        self.slots.iter().position(Slot::is_free)
+        self.slots.iter().position(|slot| self.is_usable(slot))
     }
 
     /// A segment for opening or healing: a free one, one that holds nothing, or one spare file beyond the ring.
@@ -126,7 +144,7 @@ impl Ring {
         if let Some(index) = self.next_free().or_else(|| self.slots.iter().position(empty)) {
             return Ok(Some(index));
         }
-        if self.slots.len() > self.config.segments as usize {
+        if self.useful() > self.config.segments as usize {
             return Ok(None);
         }
         self.create(disk).map(Some)

@@ -58,6 +58,8 @@ struct Current {
     /// What the next group names as its predecessor.
     chain: u32,
     dirty: bool,
+    /// A sync has covered its header.
+    durable: bool,
 }
 
 impl Writer {
@@ -170,7 +172,8 @@ impl Writer {
             salt: salt(generation),
         };
         self.ring.slot_mut(slot).state = SlotState::Current { header };
-        self.current = Some(Current { slot, header, at: 0, chain: header.chain_start(), dirty: false });
+        let chain = header.chain_start();
+        self.current = Some(Current { slot, header, at: 0, chain, dirty: false, durable: false });
         Ok(())
     }
 
@@ -184,13 +187,23 @@ impl Writer {
         current.at = BLOCK;
         let file = &self.ring.slot(slot).file;
         let written = file.write_at(0, &self.buffer).and_then(|()| file.sync_data());
+        current.durable = written.is_ok();
         if written.is_err() {
             // The header may be there or not; it fences what the next attempt's will fence.
             self.current = None;
             self.ring.slot_mut(slot).state = SlotState::Free { unmarked: None };
             self.ring.put_last(slot);
         }
+        self.give_back();
         written.map_err(io("start segment"))
+    }
+
+    /// Removes files that are not needed, when the segment that is being written allows it.
+    fn give_back(&mut self) {
+        let Some(current) = self.current.as_mut().filter(|current| current.durable) else { return };
+        let id = self.ring.slot(current.slot).id;
+        self.ring.give_back(&*self.disk);
+        current.slot = self.ring.index_of(id).unwrap_or(current.slot);
     }
 
     /// One write: the segment header if it is still due, the group's header, its records, zeros to the next block.
@@ -235,7 +248,7 @@ impl Writer {
             let synced = self.ring.slot(current.slot).file.sync_data();
             self.failed |= synced.is_err();
             synced.map_err(io("sync"))?;
-            current.dirty = false;
+            (current.dirty, current.durable) = (false, true);
             self.durable = self.last;
         }
         Ok(())
@@ -257,12 +270,9 @@ impl Writer {
     /// Works after a failure too: otherwise a full journal could never be healed.
     pub(super) fn recycle(&mut self, before: Seq) {
         self.ring.release(before, &mut self.buffer);
-        let current = self.current.map(|current| self.ring.slot(current.slot).id);
         // Best effort: a file that cannot be created now is created by a later call or opening.
-        let _ = self.ring.refit(&*self.disk);
-        if let (Some(id), Some(current)) = (current, self.current.as_mut()) {
-            current.slot = self.ring.index_of(id).unwrap_or(current.slot);
-        }
+        let _ = self.ring.complete(&*self.disk);
+        self.give_back();
     }
 
     pub(super) fn space(&self) -> JournalSpace {

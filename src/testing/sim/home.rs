@@ -79,9 +79,14 @@ impl Home {
         outbox.load(query).map_err(|error| error.to_string())
     }
 
+    /// Nobody uses it any more, as after an opening that failed.
+    pub(super) fn close(&mut self) {
+        (self.outbox, self.settlement, self.merge, self.failed) = (None, None, None, false);
+    }
+
     /// The process ends: of what no sync covered, the oldest part survives.
     pub(super) fn crash(&mut self, random: &mut Random) {
-        (self.outbox, self.settlement, self.merge, self.failed) = (None, None, None, false);
+        self.close();
         self.store.crash(Kept::Seeded(random.next()));
     }
 

@@ -148,11 +148,12 @@ impl Node {
         if self.engine.is_some() {
             return;
         }
-        // What no fault explains is marked.
-        if let Err(error) = self.try_open()
-            && error.starts_with('!')
-        {
-            self.oracle.fail(error);
+        if let Err(error) = self.try_open() {
+            self.home.close();
+            // What no fault explains is marked.
+            if error.starts_with('!') {
+                self.oracle.fail(error);
+            }
         }
     }
 

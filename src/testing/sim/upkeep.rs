@@ -92,7 +92,9 @@ impl Node {
             if !self.home.has_failed() && self.engine.as_ref().is_some_and(|engine| !engine.broken) {
                 return;
             }
+            // A full journal heals when something has settled, for which rows may have to be read.
             self.settle();
+            self.load_all(random);
             self.keep();
         }
         self.oracle.fail("the journal does not heal although every fault is over");
