@@ -241,10 +241,17 @@ impl Machine {
         let Some(user) = self.users.get_mut(id) else { return false };
         let picked = super::pick::pick(user, &self.config, room, pick);
         let mut batch = Vec::with_capacity(picked.len());
+        let mut held = Vec::new();
         for (entry, accept) in picked {
-            if accept.expires() <= now && !is_volatile(entry) {
+            let key = (entry.lane, accept.message.ordering_key().cloned());
+            if is_volatile(entry) {
+                batch.extend(self.fly(id, link, entry, accept));
+            } else if accept.expires() <= now {
                 self.pass_over(id, entry);
                 self.end(now, id, entry, crate::status::EndReason::Expired);
+                held.push(key);
+            } else if held.contains(&key) {
+                self.put_back(id, entry, &accept);
             } else if let Some(delivery) = self.fly(id, link, entry, accept) {
                 batch.push(delivery);
             }
@@ -264,6 +271,13 @@ impl Machine {
         if lane.entry(entry.seq).is_some_and(|found| !matches!(found.state(), EntryState::Ending { .. })) {
             lane.set_state(entry.seq, EntryState::Backoff(now));
         }
+    }
+
+    /// A message that was picked waits again, behind one of its key that was passed over.
+    fn put_back(&mut self, id: &UserId, entry: EntryRef, accept: &Accept) {
+        let Some(lane) = self.users.get_mut(id).map(|user| user.lane(entry.lane)) else { return };
+        lane.enqueue(entry.seq, accept);
+        lane.release_key(accept);
     }
 
     /// Puts a message into a sink's window.

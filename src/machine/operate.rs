@@ -165,8 +165,10 @@ impl Machine {
         let Some(memory_ends) = open.store_after.get(lane).copied().flatten() else {
             return self.go_on(ticket, Search::Store(lane + 1, Seq::ZERO));
         };
-        let after = after.max(memory_ends);
-        let ended = self.user_mut(&user).lane(priority).ended.range(after.plus(1)..).copied().collect();
+        let found = self.user_mut(&user).lane(priority);
+        // What ended meanwhile may be gone in part: were it asked for, that would look like damage.
+        let after = after.max(memory_ends).max(found.cursor);
+        let ended = found.ended.range(after.plus(1)..).copied().collect();
         let (max_messages, max_bytes) = (SLICE, self.config.max_load_bytes.get());
         let query = Query::Page { user, lane: priority, after, ended, max_messages, max_bytes };
         let load = self.load(query);

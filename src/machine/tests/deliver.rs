@@ -254,6 +254,28 @@ fn however_many_messages_expire_at_once_all_end() {
     assert_eq!(rig.machine.stats().counters.ended[EndReason::Expired.index()], 2000);
 }
 
+/// Were it offered in the same batch, a crash and a clock that was set back would bring the expired one after it.
+#[test]
+fn what_waits_behind_a_message_found_expired_goes_when_the_end_is_durable() {
+    let mut rig = Rig::new();
+    let expired = rig.accept(&to("alice").ttl(Duration::from_secs(1)).build().unwrap());
+    let behind = [rig.accept(&message("alice")), rig.accept(&message("alice"))];
+    let other = rig.accept(&to("alice").ordering_key("another").build().unwrap());
+    rig.attach(1, "alice", "phone");
+    rig.input(Input::Detach(LinkId(1)));
+    (rig.offers, rig.now) = (Vec::new(), rig.now.after(Duration::from_secs(2)));
+    let (user, device) = (UserId::new("alice").unwrap(), DeviceId::new("phone").unwrap());
+    rig.input(Input::Attach { link: LinkId(2), user, device });
+    assert_eq!(rig.offered(), [other]);
+    rig.commit();
+    assert_eq!(rig.offered(), [other, behind[0], behind[1]]);
+    assert!(
+        rig.changes
+            .iter()
+            .any(|change| change.entry == expired && change.status == Status::Ended(EndReason::Expired))
+    );
+}
+
 #[test]
 fn a_message_expires_in_flight_also_after_a_backoff() {
     let mut rig = Rig::new();

@@ -215,6 +215,44 @@ fn a_message_that_is_read_into_memory_while_it_is_looked_for_is_found() {
     assert_eq!(rig.done(ticket).unwrap().unwrap().messages, 1);
 }
 
+/// Its body may be gone from the store, which would look like damage.
+#[test]
+fn what_ended_while_an_operation_looks_elsewhere_is_not_asked_for() {
+    let messages = [message("alice")];
+    let (mut rig, store, reflects) = settled(&messages);
+    rig.attach(1, "alice", "phone");
+    let row = rig.loads.pop().unwrap();
+    let mut pages = core::mem::replace(&mut rig.loads, vec![row]);
+    let answer_row = |rig: &mut Rig| {
+        let (load, _) = rig.loads.remove(0);
+        let live = Some((1, messages[0].cost()));
+        let found = Found::User { row: None, live, reflects };
+        rig.input(Input::Loaded { load, found: Box::new(found) });
+    };
+    answer_row(&mut rig);
+    pages.append(&mut rig.loads);
+    let ticket = rig.cancel(&message("alice"));
+    let mut search = core::mem::replace(&mut rig.loads, pages);
+    rig.load_from(&store, reflects);
+    rig.commit();
+    let ended = rig.offered()[0];
+    rig.say(1, ended, Verdict::Delivered);
+    // The floor of the next offer goes beyond it.
+    rig.accept(&message("alice"));
+    while rig.done(ticket).is_none() {
+        let (_, query) = search.last().unwrap();
+        if let Query::Page { lane: Priority::Normal, after, ended: known, .. } = query {
+            assert!(ended.seq <= *after || known.contains(&ended.seq), "{query:?}");
+        }
+        rig.loads = core::mem::take(&mut search);
+        let (load, _) = rig.loads.pop().unwrap();
+        let nothing = Page { entries: Vec::new(), damaged: Vec::new(), more_after: None, reflects };
+        rig.input(Input::Loaded { load, found: Box::new(Found::Page(nothing)) });
+        search.append(&mut rig.loads);
+    }
+    assert_eq!(rig.done(ticket), Some(Err(OperationError::NotWaiting)));
+}
+
 #[test]
 fn a_store_that_cannot_be_read_is_said_and_nothing_is_changed() {
     let message = message("alice");
