@@ -133,6 +133,15 @@ impl ConfigError {
 }
 
 impl Config {
+    /// With commits of at most a quarter of what a journal takes in one group, so that records that are longer than
+    /// estimated still fit.
+    #[must_use]
+    pub fn for_groups_of(mut self, max_group_bytes: u64) -> Self {
+        let quarter = NonZeroU64::new(max_group_bytes / 4).unwrap_or(NonZeroU64::MIN);
+        self.max_commit_bytes = self.max_commit_bytes.min(quarter);
+        self
+    }
+
     /// Checks that the limits fit together.
     ///
     /// # Errors

@@ -241,8 +241,7 @@ impl EngineBuilder {
         let manifest = self.store.home().map(|home| home.join("MANIFEST"));
         let (outbox, opened) = OutboxStore::open(self.store.clone(), manifest, Epoch::default(), fresh)?;
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(opened.last_time)));
-        let quarter = NonZeroU64::new(journal.space().max_group_bytes / 4).unwrap_or(NonZeroU64::MIN);
-        self.config.max_commit_bytes = self.config.max_commit_bytes.min(quarter);
+        self.config = self.config.for_groups_of(journal.space().max_group_bytes);
         let (machines, recovered) = self.recover(&opened, &mut *journal)?;
         let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
         journal.begin(epoch)?;

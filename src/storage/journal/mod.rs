@@ -24,7 +24,7 @@
 //! # When it is full
 //! Appends use the configured ring only, and leave its last free segment to callers that may use the reserve.
 //! Opening and healing may use that one too, then a segment that holds no group, then *one* spare file beyond the
-//! ring, which is removed once it is recycled. If even the spare is taken, healing answers `Full` (recycling works
+//! ring, which is removed once the header of a later segment says that it is not needed. If even the spare is taken, healing answers `Full` (recycling works
 //! while the journal waits to be healed), and opening succeeds without a segment: appends answer `Full` until
 //! something was recycled. So an engine always opens, and the files stay within `segments + 1`.
 //!

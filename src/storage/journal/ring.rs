@@ -15,6 +15,8 @@ pub(super) struct Slot {
     pub(super) id: u32,
     pub(super) file: Box<dyn DiskFile>,
     len: u64,
+    /// The newest generation that is known to have been here.
+    generation: u64,
     pub(super) state: SlotState,
 }
 
@@ -54,7 +56,8 @@ impl Ring {
                 }
                 None => SlotState::Free { unmarked: None },
             };
-            slots.push(Slot { id, file, len, state });
+            let generation = segment.map_or(0, |segment| segment.header.generation);
+            slots.push(Slot { id, file, len, generation, state });
         }
         let mut ring = Self { slots, config };
         ring.complete(disk)?;
@@ -69,17 +72,18 @@ impl Ring {
         Ok(())
     }
 
-    /// Removes free files of a wrong length or beyond the configured number, as far as the disk lets it.
+    /// Removes free files of a wrong length or beyond the configured number, as far as the disk lets it, if the header of
+    /// `newest` says that they are not needed. That header must be durable, and the newest.
     ///
-    /// Only once a segment is being written whose header is durable, and newer than all others: a file that was removed
-    /// may be there again after a power cut, and had it been the newest, an opening in between would have counted its
-    /// generation a second time.
-    pub(super) fn give_back(&mut self, disk: &dyn Disk) {
+    /// A file that was removed may be there again after a power cut: had it been the newest, an opening in between would
+    /// have counted its generation a second time. And one that stays away must not be missed.
+    pub(super) fn give_back(&mut self, disk: &dyn Disk, newest: &SegmentHeader) {
         let mut surplus = self.useful().saturating_sub(self.config.segments as usize);
         let segment_bytes = self.config.segment_bytes;
         self.slots.retain(|slot| {
             let misfit = slot.len != segment_bytes;
-            if !slot.is_free() || !misfit && surplus == 0 || disk.remove(&file_name(slot.id)).is_err() {
+            let needed = !slot.is_free() || slot.generation >= newest.oldest || !misfit && surplus == 0;
+            if needed || disk.remove(&file_name(slot.id)).is_err() {
                 return true;
             }
             surplus = surplus.saturating_sub(usize::from(!misfit));
@@ -107,7 +111,7 @@ impl Ring {
         let created = disk.create_zeroed(&file_name(id), len);
         let file =
             created.inspect_err(|_| drop(disk.remove(&file_name(id)))).map_err(io("create segment"))?;
-        self.slots.push(Slot { id, file, len, state: SlotState::Free { unmarked: None } });
+        self.slots.push(Slot { id, file, len, generation: 0, state: SlotState::Free { unmarked: None } });
         Ok(self.slots.len().saturating_sub(1))
     }
 
@@ -201,6 +205,11 @@ impl Slot {
 
     fn ends_by(&self, before: Seq) -> bool {
         matches!(self.state, SlotState::Sealed { end, .. } if end <= before)
+    }
+
+    /// Makes it the current segment.
+    pub(super) fn start(&mut self, header: SegmentHeader) {
+        (self.generation, self.state) = (header.generation, SlotState::Current { header });
     }
 
     /// Closes the current segment. It is `empty` when no group of it counts; `next_number` comes after the last that does.

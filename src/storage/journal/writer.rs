@@ -171,7 +171,7 @@ impl Writer {
             base: self.end,
             salt: salt(generation),
         };
-        self.ring.slot_mut(slot).state = SlotState::Current { header };
+        self.ring.slot_mut(slot).start(header);
         let chain = header.chain_start();
         self.current = Some(Current { slot, header, at: 0, chain, dirty: false, durable: false });
         Ok(())
@@ -202,7 +202,7 @@ impl Writer {
     fn give_back(&mut self) {
         let Some(current) = self.current.as_mut().filter(|current| current.durable) else { return };
         let id = self.ring.slot(current.slot).id;
-        self.ring.give_back(&*self.disk);
+        self.ring.give_back(&*self.disk, &current.header);
         current.slot = self.ring.index_of(id).unwrap_or(current.slot);
     }
 

@@ -179,7 +179,7 @@ impl Node {
         let newest = records.iter().map(|(_, _, record, _)| time_of(record)).max().unwrap_or_default();
         self.now = self.now.max(opened.last_time).max(newest);
         self.shards = shards;
-        let machines = self.fold(&opened, &records);
+        let machines = self.fold(&journal, &opened, &records);
         let replayed = records.into_iter().map(|(_, seq, record, _)| (seq, record)).collect();
         self.oracle.recovered(&self.plan, opened.settled, replayed);
         self.engine = Some(Engine {
@@ -210,9 +210,15 @@ impl Node {
     }
 
     /// The machines, after replay.
-    fn fold(&mut self, opened: &Opened, records: &[(usize, Seq, Record, bool)]) -> Vec<Machine> {
+    fn fold(
+        &self,
+        journal: &FileJournal,
+        opened: &Opened,
+        records: &[(usize, Seq, Record, bool)],
+    ) -> Vec<Machine> {
+        let config = self.plan.config.clone().for_groups_of(journal.space().max_group_bytes);
         let birth = |shard: usize| Birth {
-            config: self.plan.config.clone(),
+            config: config.clone(),
             stream: self.stream,
             epoch: opened.epoch,
             digest_key: digest_key(&self.plan),

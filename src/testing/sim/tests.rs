@@ -10,6 +10,15 @@ fn a_few_hundred_lives_break_no_promise() {
     }
 }
 
+/// Dozens of crashes, and enough settlements for merges of merges.
+#[test]
+fn long_lives_break_no_promise() {
+    for seed in 0..20 {
+        let outcome = run(&Script::of_length(seed, 3000), None);
+        assert_eq!(outcome.violation, None, "seed {seed}");
+    }
+}
+
 #[test]
 fn a_life_is_the_same_every_time() {
     for seed in 0..20 {

@@ -173,6 +173,28 @@ fn surplus_that_a_power_cut_brings_back_takes_nothing_along() {
     }
 }
 
+/// The released header of a surplus segment may be all that says why generations are missing.
+#[test]
+fn surplus_goes_only_when_a_later_segment_says_that_it_is_not_needed() {
+    let disk = TestDisk::default();
+    let (mut log, _) = Log::open(&disk);
+    log.commit(&[WHOLE; 4]);
+    log.recycle(2);
+    log.commit(&[WHOLE]);
+    let (mut log, _) = Log::open(&disk);
+    log.append(10);
+    disk.fail_syncs(1);
+    log.sync().unwrap_err();
+    log.heal().unwrap();
+    log.commit(&[10]);
+    // Everything before the group that failed has settled.
+    log.recycle(6);
+    let mut journal = disk.handle();
+    let seen = Seen::from(&mut journal, 6);
+    assert_eq!(seen.seqs, [7]);
+    assert!(seen.clean(), "{seen:?}");
+}
+
 #[test]
 fn opening_again_and_again_without_writing_uses_nothing_up() {
     let disk = TestDisk::default();
@@ -220,10 +242,11 @@ fn changed_sizes_take_over_what_the_old_ones_left() {
     log.commit(&[10]);
     assert_eq!(Seen::on(&disk).seqs, [1, 2, 3]);
     log.recycle(3);
+    log.commit(&[20_000, 20_000]);
+    log.recycle(3);
     let lens: Vec<u64> =
         disk.list().unwrap().iter().map(|name| disk.inner.open(name).unwrap().len().unwrap()).collect();
     assert_eq!(lens, [32 << 10; 3]);
-    log.commit(&[20_000, 20_000]);
     assert_eq!(Seen::on(&disk).seqs, [3, 4, 5]);
 }
 
