@@ -66,7 +66,7 @@ impl Machine {
         self.links.insert(link, attached);
         let user = self.user_mut(&id);
         user.links.push(link);
-        if !user.row_known {
+        if !user.is_known() {
             self.load_once(Query::User(id));
         } else if user.links.len() == 1 {
             self.open_lanes(&id);
@@ -166,7 +166,7 @@ impl Machine {
     pub(super) fn offer_accepted(&mut self, now: Timestamp, seq: Seq, accept: &Arc<Accept>) {
         let id = accept.message.recipient();
         let Some(user) = self.users.get_mut(id).filter(|user| user.is_attached()) else { return };
-        if user.row_known {
+        if user.is_known() {
             let lane = user.lane(accept.message.priority());
             if lane.is_offerable(seq) {
                 lane.enqueue(seq, accept);
@@ -199,7 +199,7 @@ impl Machine {
             let Some(id) = self.ready.pop_front() else { return };
             if let Some(user) = self.users.get_mut(&id) {
                 user.ready = false;
-                if user.row_known && user.exposed == self.epoch && !self.draining {
+                if user.is_known() && user.exposed == self.epoch && !self.draining {
                     self.serve_user(&id);
                 }
             }

@@ -189,8 +189,7 @@ impl Machine {
 
     /// Whether the row of a user is known; asks nothing.
     pub(super) fn ensure_row(&mut self, id: &UserId) -> bool {
-        let user = self.user_mut(id);
-        user.row_known && user.live.is_some()
+        self.user_mut(id).is_known()
     }
 
     /// Forgets a user about whom nothing but the totals matters.

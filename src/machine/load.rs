@@ -54,7 +54,7 @@ impl Machine {
     pub(super) fn refill(&mut self, id: &UserId, lane: Priority) {
         let (max_messages, max_bytes) = (self.config.max_resident.get(), self.config.max_load_bytes.get());
         let Some(user) = self.users.get_mut(id) else { return };
-        if !user.row_known || !user.is_attached() {
+        if !user.is_known() || !user.is_attached() {
             return;
         }
         let found = user.lane(lane);
@@ -100,18 +100,20 @@ impl Machine {
         let (epoch, applied) = (self.epoch, self.applied);
         let user = self.user_mut(id);
         user.loading = None;
-        if user.row_known {
+        // The first time for their row, the second time, if there is one, for their totals.
+        if user.row_known && (user.live.is_some() || live.is_none()) {
             return;
         }
         let before: usize = user.lanes.iter().map(|lane| lane.entries.len()).sum();
-        if let Some(row) = row {
+        if let Some(row) = row.filter(|_| !user.row_known) {
             user.merge_row(row);
         }
         let is_newer = |entry: &&Entry| entry.seq >= reflects;
         let newer = user.lanes.iter().flat_map(|lane| &lane.entries).filter(is_newer);
         let stored = match (user.live, live) {
             (Some(known), _) => known.messages as usize > newer.count(),
-            (None, live) => live.is_some_and(|live| live.0 > 0),
+            (None, Some(live)) => live.0 > 0,
+            (None, None) => true,
         };
         if let (None, Some(live)) = (user.live, live) {
             let mut totals = Totals { messages: live.0, bytes: live.1 };
@@ -127,12 +129,16 @@ impl Machine {
             newer.for_each(|entry| totals.add(entry.accept.message.cost()));
             user.live = Some(totals);
         }
-        user.early_ends.clear();
-        user.row_known = true;
-        user.exposed_through = match user.exposed < epoch {
-            true => user.exposed_through.max(through(user)),
-            false => applied,
-        };
+        if user.live.is_some() {
+            user.early_ends.clear();
+        }
+        if !user.row_known {
+            user.row_known = true;
+            user.exposed_through = match user.exposed < epoch {
+                true => user.exposed_through.max(through(user)),
+                false => applied,
+            };
+        }
         for lane in &mut user.lanes {
             lane.drop_settled(reflects);
             lane.more_after = stored.then_some(lane.cursor);
@@ -143,9 +149,11 @@ impl Machine {
 
     /// After a user's row was read: goes on with what waited for it.
     fn settle_into_memory(&mut self, id: &UserId) {
-        match self.users.get(id).is_some_and(|user| user.is_attached()) {
-            true => self.open_lanes(id),
-            false => self.let_go(id),
+        match self.users.get(id) {
+            Some(user) if user.is_attached() && user.is_known() => self.open_lanes(id),
+            // They came while only their row was being read.
+            Some(user) if user.is_attached() => drop(self.load_once(Query::User(id.clone()))),
+            _ => self.let_go(id),
         }
     }
 
@@ -240,8 +248,10 @@ impl Machine {
     /// Asks again for what a user still needs.
     pub(super) fn reload(&mut self, id: &UserId) {
         let Some(user) = self.users.get(id) else { return };
-        if !user.row_known && (user.is_attached() || user.changed.is_some()) {
+        if user.is_attached() && !user.is_known() {
             self.load_once(Query::User(id.clone()));
+        } else if !user.row_known && user.changed.is_some() {
+            self.load_once(Query::Row(id.clone()));
         } else if user.is_attached() {
             self.open_lanes(id);
         } else {

@@ -13,6 +13,9 @@ use crate::record::Seq;
 const SLICE: usize = 512;
 /// Rows per slice.
 const ROW_SLICE: usize = 128;
+/// Rows that settling reads at once. Somebody who comes back waits behind them: after a crash a journal can name many
+/// thousands of people whose rows are not in memory.
+const ROWS_READ: usize = 8;
 
 /// An accepted message that has not settled, in log order.
 #[derive(Clone, Debug)]
@@ -98,6 +101,8 @@ impl Machine {
             }
         }
         self.job = Some(job);
+        // What it asked for may be there already.
+        self.resume_settling();
     }
 
     fn collect(&mut self, job: &mut Job) {
@@ -150,9 +155,10 @@ impl Machine {
             };
             let applied = self.applied;
             if !self.users.get(&id).is_some_and(|user| user.row_known) {
-                self.load_once(Query::User(id.clone()));
+                // Not their totals, for which all their messages would have to be read.
+                self.load_once(Query::Row(id.clone()));
                 job.unknown.push(id);
-                if job.unknown.len() >= ROW_SLICE {
+                if job.unknown.len() >= ROWS_READ {
                     job.phase = Phase::AwaitRows;
                     break;
                 }
@@ -173,10 +179,12 @@ impl Machine {
         part.last = true;
     }
 
-    /// A row was read: settling may have waited for it.
+    /// A row was read: settling goes on if it was the last that it had asked for.
     pub(super) fn resume_settling(&mut self) {
-        let waits = |job: &&mut Job| matches!(job.phase, Phase::AwaitRows | Phase::Rows);
-        if let Some(job) = self.job.as_mut().filter(waits) {
+        let Some(job) = self.job.as_mut().filter(|job| job.phase == Phase::AwaitRows) else { return };
+        let is_read =
+            |id: &UserId| self.users.get(id).is_none_or(|user| user.row_known || user.loading.is_none());
+        if job.unknown.iter().all(is_read) {
             job.phase = Phase::Rows;
             job.rows.append(&mut job.unknown);
         }
@@ -219,6 +227,10 @@ impl Machine {
                     self.dirty.push(id);
                 } else {
                     user.changed = None;
+                    if user.loading.is_none() {
+                        // Whoever counts their messages from now on sees these ends in the row.
+                        user.early_ends.clear();
+                    }
                     self.evict_if_idle(&id);
                 }
             }

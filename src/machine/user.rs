@@ -132,6 +132,11 @@ impl User {
         }
     }
 
+    /// Whether both the row and the totals are known, which is what delivering and operating need.
+    pub(super) fn is_known(&self) -> bool {
+        self.row_known && self.live.is_some()
+    }
+
     pub(super) fn is_attached(&self) -> bool {
         !self.links.is_empty()
     }

@@ -134,14 +134,7 @@ fn the_row_reflects_an_end_above_the_place_of_a_message_below_it() {
 #[test]
 fn settling_goes_on_when_many_rows_must_be_read_first() {
     const USERS: usize = 300;
-    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
-    let epoch = Epoch(1);
-    for n in 0..USERS {
-        let user = UserId::new(format!("user-{n}")).unwrap();
-        let exposed = Record::Exposed(crate::record::Exposed { user, epoch });
-        rig.machine.replay(rig.next, &exposed, true);
-        rig.next = rig.next.plus(1);
-    }
+    let mut rig = born_of_exposures(USERS);
     rig.input(Input::Settle { before: rig.next });
     let mut read = 0;
     while let Some((load, query)) = rig.loads.pop() {
@@ -153,6 +146,88 @@ fn settling_goes_on_when_many_rows_must_be_read_first() {
     assert_eq!(read, USERS);
     assert!(rig.survivors.last().unwrap().last);
     assert_eq!(rig.survivors.iter().map(|part| part.rows.len()).sum::<usize>(), USERS);
+}
+
+/// A machine that was born of a journal with one exposure for each of so many users.
+fn born_of_exposures(users: usize) -> Rig {
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
+    for n in 0..users {
+        let user = UserId::new(format!("user-{n}")).unwrap();
+        let exposed = Record::Exposed(crate::record::Exposed { user, epoch: Epoch(1) });
+        rig.machine.replay(rig.next, &exposed, true);
+        rig.next = rig.next.plus(1);
+    }
+    rig
+}
+
+/// Found by the settle benchmark: 128 rows and totals were asked for at once, and somebody who came waited 50 ms.
+#[test]
+fn somebody_who_comes_while_settling_reads_rows_waits_behind_few_of_them() {
+    let mut rig = born_of_exposures(300);
+    rig.input(Input::Settle { before: rig.next });
+    assert!(rig.loads.len() <= 8, "{}", rig.loads.len());
+    assert!(rig.loads.iter().all(|(_, query)| matches!(query, Query::Row(_))));
+    rig.attach(1, "alice", "phone");
+    assert!(matches!(rig.loads.last(), Some((_, Query::User(_)))));
+}
+
+#[test]
+fn somebody_who_comes_while_their_row_is_read_gets_their_totals_and_then_their_messages() {
+    let mut rig = born_of_exposures(1);
+    rig.input(Input::Settle { before: rig.next });
+    rig.attach(1, "user-0", "phone");
+    let reflects = Seq::ZERO;
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::Row(_)) && rig.loads.is_empty());
+    rig.input(Input::Loaded { load, found: Box::new(Found::User { row: None, live: None, reflects }) });
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::User(_)) && rig.loads.is_empty());
+    let found = Found::User { row: None, live: Some((1, 1)), reflects };
+    rig.input(Input::Loaded { load, found: Box::new(found) });
+    assert!(matches!(rig.loads.last(), Some((_, Query::Page { .. }))));
+}
+
+/// Found by the simulator: a send that had waited for the row asked for the totals, and settling went on waiting.
+#[test]
+fn settling_goes_on_with_a_row_though_the_totals_are_still_being_read() {
+    let mut rig = born_of_exposures(1);
+    rig.input(Input::Settle { before: rig.next });
+    rig.send(&message("user-0"));
+    let (load, _) = rig.loads.pop().unwrap();
+    rig.input(Input::Loaded { load, found: Box::new(Found::Sender(Vec::new())) });
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::Row(_)) && rig.loads.is_empty());
+    let found = Found::User { row: None, live: None, reflects: Seq::ZERO };
+    rig.input(Input::Loaded { load, found: Box::new(found) });
+    assert!(matches!(rig.loads.as_slice(), [(_, Query::User(_))]));
+    assert!(rig.survivors.last().is_some_and(|part| part.last));
+}
+
+/// Found by the simulator: the last row came while settling still handed out others.
+#[test]
+fn rows_that_come_before_settling_waits_for_them_do_not_leave_it_waiting() {
+    const USERS: u64 = 200;
+    let mut rig = born_of_exposures(USERS as usize);
+    let nothing = |live| Box::new(Found::User { row: None, live, reflects: Seq::ZERO });
+    for n in 0..USERS - 1 {
+        rig.attach(n, &format!("user-{n}"), "phone");
+        let (load, _) = rig.loads.pop().unwrap();
+        rig.input(Input::Loaded { load, found: nothing(Some((0, 0))) });
+    }
+    rig.machine.handle(rig.now, Input::Settle { before: rig.next });
+    for _ in 0..USERS {
+        while let Some(action) = rig.machine.poll_action() {
+            match action {
+                Action::Load { load, .. } => {
+                    rig.machine.handle(rig.now, Input::Loaded { load, found: nothing(None) });
+                }
+                other => rig.act(other),
+            }
+        }
+        rig.machine.handle(rig.now, Input::Tick);
+    }
+    assert!(rig.survivors.last().is_some_and(|part| part.last));
+    assert_eq!(rig.survivors.iter().map(|part| part.rows.len()).sum::<usize>(), USERS as usize);
 }
 
 /// Found by review: somebody who left and came back while it was recorded had the same damage counted twice; and their
