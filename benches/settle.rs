@@ -21,6 +21,7 @@ mod support;
 
 use std::collections::HashSet;
 use std::error::Error;
+use std::hash::{BuildHasher, RandomState};
 use std::path::Path;
 use std::time::Duration;
 
@@ -193,8 +194,7 @@ async fn at_rest(engine: &Engine) -> Result<usize, Failure> {
 /// nothing, so that no visit does work that is left over from the one before.
 async fn visits(engine: &Engine, users: u64) -> Result<Histogram<u64>, Failure> {
     let mut waits = Histogram::new_with_bounds(1, 60_000_000, 3)?;
-    let seed = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_nanos() as u64;
-    let (mut dice, mut seen) = (Dice(seed), HashSet::new());
+    let (mut dice, mut seen) = (Dice(RandomState::new().hash_one(VISITS)), HashSet::new());
     for _ in 0..VISITS.min(users) {
         let number = dice.below(users);
         if !seen.insert(number) {
