@@ -67,6 +67,7 @@ impl Machine {
             ended_at: None,
         });
         self.resident += 1;
+        self.taken += 1;
         let user = self.user_mut(message.recipient());
         if let Some(live) = &mut user.live {
             live.add(cost);

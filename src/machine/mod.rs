@@ -163,6 +163,8 @@ pub struct Machine {
     actions: VecDeque<Action>,
     /// This drain has not served users and settled a slice yet: one of each a drain.
     slice_due: bool,
+    /// Messages accepted since settling did its last slice.
+    taken: usize,
     resident: u64,
     stats: MachineStats,
 }
@@ -220,6 +222,7 @@ impl Machine {
             last_volatile: 0,
             actions: VecDeque::new(),
             slice_due: true,
+            taken: 0,
             resident: 0,
             stats: MachineStats::default(),
             config: birth.config,
