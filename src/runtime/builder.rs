@@ -32,7 +32,7 @@ const MAILBOX: usize = 4096;
 /// Orders waiting for the committer, beyond the commits each driver may have open.
 const ORDERS: usize = 1024;
 /// Loads under way at once.
-const LOADS: usize = 4;
+pub(super) const LOADS: usize = 4;
 /// What a message may take in the journal besides payload and headers.
 const RECORD_OVERHEAD: u64 = 4096;
 
@@ -360,6 +360,7 @@ impl Assembly {
             max_runs: self.builder.max_runs,
             dedup_age: self.builder.config.dedup_age,
             sealed: (self.recovered.replay.records > 0).then_some(self.recovered.next_seq),
+            loads,
         };
         let failed = |source| BuildError::Io { op: "start a thread", source };
         let threads = vec![

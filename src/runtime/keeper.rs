@@ -6,6 +6,9 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+use tokio::sync::Semaphore;
+
+use super::builder::LOADS;
 use super::clock::Stopwatch;
 use super::committer::{JournalGauge, Order};
 use super::mail::Post;
@@ -17,6 +20,11 @@ use crate::time::Timestamp;
 
 /// How long the keeper rests when there is nothing to do.
 const REST: Duration = Duration::from_millis(200);
+/// How long a merge rests between two steps while the store is being read: a step of it takes a processor for a
+/// millisecond or two, and the disk.
+const GIVE_WAY: Duration = Duration::from_millis(4);
+/// How many times the wanted number of runs there may be before merging stops giving way.
+const MAX_LAG: usize = 2;
 /// The first wait after the store failed.
 const HEAL_FLOOR: Duration = Duration::from_millis(50);
 /// The longest.
@@ -55,6 +63,8 @@ pub(super) struct Keeper {
     pub(super) max_runs: usize,
     pub(super) dedup_age: Duration,
     pub(super) sealed: Option<Seq>,
+    /// One permit for each load that may run.
+    pub(super) loads: Arc<Semaphore>,
 }
 
 /// Why settling was left.
@@ -69,7 +79,11 @@ impl Keeper {
         let mut wait = HEAL_FLOOR;
         let mut merge: Option<Merge> = None;
         loop {
-            let rest = if merge.is_some() { Duration::ZERO } else { REST };
+            let rest = match &merge {
+                None => REST,
+                Some(_) if self.gives_way() => GIVE_WAY,
+                Some(_) => Duration::ZERO,
+            };
             match self.events.recv_timeout(rest) {
                 Ok(Event::Sealed(before)) => self.sealed = self.sealed.max(Some(before)),
                 Ok(Event::Full) | Err(RecvTimeoutError::Timeout) => {}
@@ -103,6 +117,12 @@ impl Keeper {
         let (free, segments) =
             (self.journal.free.load(Ordering::Relaxed), self.journal.segments.load(Ordering::Relaxed));
         self.sealed.filter(|_| free * 2 <= segments)
+    }
+
+    /// Whether merging waits for somebody who reads. Not once there are so many runs that they suffer from that more.
+    fn gives_way(&self) -> bool {
+        self.loads.available_permits() < LOADS
+            && self.outbox.run_count() <= self.max_runs.saturating_mul(MAX_LAG)
     }
 
     fn settle(&mut self, before: Seq) -> Result<(), Left> {

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! meta      who we are · settled place · counters · table of runs          one batch replaces it
-//! chunk     run · first user · lane · place   → entries, packed            sorted, ≤ 4000 bytes
+//! chunk     run · first user · lane · place   → entries, packed            sorted, about 2000 bytes
 //! body      place · part                      → large messages             gone with their entry
 //! dedup     run · first sender · place        → remembered ids, packed
 //! filter    run · part                        → whose entries the run may hold
@@ -128,6 +128,12 @@ impl OutboxStore {
     #[must_use]
     pub fn runs(&self) -> Vec<RunInfo> {
         self.table().runs.clone()
+    }
+
+    /// How many runs there are.
+    #[must_use]
+    pub fn run_count(&self) -> usize {
+        self.table().runs.len()
     }
 
     /// Bytes on disk, for quotas: the store's files never shrink.
