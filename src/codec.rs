@@ -124,6 +124,8 @@ const END: u8 = 2;
 const ATTEMPT: u8 = 3;
 const EXPOSED: u8 = 4;
 const FLOOR: u8 = 5;
+/// An acceptance that moves a message. Its body is that of [`ACCEPT`].
+const MOVED: u8 = 18;
 
 /// Appends `len · kind · version · body` to `out`.
 pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
@@ -156,7 +158,7 @@ fn encode_kind(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
 /// Appends an accepted message as `kind · version · body`, without a length.
 pub fn encode_accept(accept: &Accept, out: &mut Vec<u8>) {
     out.reserve(accept.message.payload().len().saturating_add(128));
-    encode_kind(ACCEPT, &AcceptOut::of(accept), out);
+    encode_kind(if accept.moved { MOVED } else { ACCEPT }, &AcceptOut::of(accept), out);
 }
 
 /// What [`encode_accept`] wrote.
@@ -221,12 +223,15 @@ fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
-    if !(ACCEPT..=FLOOR).contains(&kind) {
+    if !(ACCEPT..=FLOOR).contains(&kind) && kind != MOVED {
         return Err(CodecError::UnknownKind { kind });
     }
     check_version(kind, *version)?;
     Ok(match kind {
-        ACCEPT => Record::Accept(std::sync::Arc::new(decode_borrowed::<AcceptIn>(body)?.build()?)),
+        ACCEPT | MOVED => {
+            let accept = decode_borrowed::<AcceptIn>(body)?.build(kind == MOVED)?;
+            Record::Accept(std::sync::Arc::new(accept))
+        }
         END => Record::End(decode_borrowed::<End>(body)?),
         ATTEMPT => Record::Attempt(decode_borrowed::<Attempt>(body)?),
         EXPOSED => Record::Exposed(decode_borrowed::<Exposed>(body)?),
@@ -333,7 +338,7 @@ struct AcceptIn<'a> {
 }
 
 impl AcceptIn<'_> {
-    fn build(self) -> Result<Accept, CodecError> {
+    fn build(self, moved: bool) -> Result<Accept, CodecError> {
         let recipient = UserId::new(self.recipient.0).map_err(body_error)?;
         let event = EventName::new(self.event).map_err(body_error)?;
         let mut builder = Message::to(recipient, event, Bytes::copy_from_slice(self.payload.0))
@@ -355,7 +360,7 @@ impl AcceptIn<'_> {
         for (name, value) in self.headers.0 {
             builder = builder.header(name, Bytes::copy_from_slice(value.0));
         }
-        Ok(Accept { message: builder.build()?, at: self.at, origin: self.origin })
+        Ok(Accept { message: builder.build()?, at: self.at, origin: self.origin, moved })
     }
 }
 

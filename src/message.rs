@@ -193,6 +193,12 @@ impl Message {
         &self.0.payload
     }
 
+    /// The same message with another priority.
+    #[must_use]
+    pub fn with_priority(&self, priority: Priority) -> Self {
+        Self(Arc::new(Parts { priority, ..(*self.0).clone() }))
+    }
+
     /// What it counts against quotas and windows: payload, headers and names, in bytes.
     #[must_use]
     pub fn cost(&self) -> u64 {

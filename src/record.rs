@@ -73,9 +73,9 @@ impl Epoch {
 
 /// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
 ///
-/// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below; 16
-/// devices, 17 cancel, 18 replace, 19 collapse, 20 schedule, 21 receipt, 22 ledger, 23 batch are reserved for what
-/// is to come and refused until then.
+/// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below, and 18 is an
+/// acceptance that moves a message; 16 devices, 19 collapse, 20 schedule, 21 receipt, 22 ledger are reserved for what is
+/// to come and refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A message was accepted. Its place in the log is its sequence number from now on.
@@ -114,6 +114,9 @@ pub struct Accept {
     pub at: Timestamp,
     /// Where it came from, when another engine delivered it to this one's inbox.
     pub origin: Option<Origin>,
+    /// It had another place before, in another lane, which ends in the same commit. Its sender's repeats are still
+    /// recognised by that one.
+    pub moved: bool,
 }
 
 impl Accept {

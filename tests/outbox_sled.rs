@@ -21,7 +21,7 @@ fn a_megabyte_settles_without_a_blob_file() {
     let entries = (1..8)
         .map(|seq| {
             let message = Message::to("bob", "a.b", vec![seq as u8; 1 << 20]).build().unwrap();
-            (Seq::new(seq), Arc::new(Accept { message, at: Timestamp::ZERO, origin: None }))
+            (Seq::new(seq), Arc::new(Accept { message, at: Timestamp::ZERO, origin: None, moved: false }))
         })
         .collect();
     let part = Survivors { entries, ..Survivors::default() };

@@ -41,6 +41,7 @@ fn record() -> impl Strategy<Value = Record> {
                 message: message(1, 2, 3, lane, &body),
                 at,
                 origin: flag.then_some(Origin { stream: StreamId::from_u128(9), seq }),
+                moved: !flag && attempts % 2 == 1,
             })),
             1 => Record::End(End {
                 user,
@@ -149,7 +150,7 @@ proptest! {
             for index in run {
                 let user = index.get(&users);
                 let message = lastmile::Message::to(user.clone(), "a.b", vec![1; 300]).build().unwrap();
-                part.entries.push((seq, Arc::new(Accept { message, at: Timestamp::ZERO, origin: None })));
+                part.entries.push((seq, Arc::new(Accept { message, at: Timestamp::ZERO, origin: None, moved: false })));
                 *expected.entry(user.clone()).or_insert(0_u32) += 1;
                 seq = seq.plus(1);
             }

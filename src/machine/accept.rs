@@ -23,6 +23,8 @@ pub(super) enum Pending {
     Accept(PendingAccept),
     /// Anything else; if the commit fails, it goes into the next one.
     Fact(Record),
+    /// A fact that is never in another commit than what stands before it.
+    Joined(Record),
 }
 
 impl Pending {
@@ -41,7 +43,10 @@ pub(super) struct PendingAccept {
     /// The digest of its identity; none for inbound messages, which the inbox recognises.
     pub(super) key: Option<u128>,
     pub(super) ticket: Ticket,
+    /// Its sender has been told, or nobody sent it. If the commit fails, it goes into the next one.
     pub(super) answered: bool,
+    /// The operation that lets it take the place of another message.
+    pub(super) operation: Option<Ticket>,
 }
 
 /// A set of records that was handed out.
@@ -60,6 +65,16 @@ pub(super) enum Parked {
     Send(Ticket, Message),
     Receive(Ticket, Box<Delivery>),
     Operate(Ticket, Operation, Seq),
+}
+
+/// What dedup says of a message that is to take the place of another.
+pub(super) enum Newcomer {
+    /// It is new, with this key, unless its sender's ids are not needed.
+    Fits(Option<u128>),
+    /// It was accepted before.
+    Accepted(EntryRef),
+    /// Its sender's ids must be read first.
+    AskStore(Query),
 }
 
 impl Machine {
@@ -116,18 +131,55 @@ impl Machine {
         if !self.ensure_totals(message.recipient()) {
             return self.park(Query::User(message.recipient().clone()), Parked::Send(ticket, message));
         }
-        if let Err(refusal) = self.claim(&message) {
+        if let Err(refusal) = self.claim(&message, None) {
             self.answer(ticket, Err(refusal));
             return self.evict_if_idle(message.recipient());
         }
         self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at: now, sender });
-        let accept = Arc::new(Accept { message, at: now, origin: None });
+        let accept = Arc::new(Accept { message, at: now, origin: None, moved: false });
         self.push_accept(accept, Some(key), ticket);
+    }
+
+    /// Whether a message may take the place of another one.
+    pub(super) fn judge_newcomer(&mut self, message: &Message) -> Result<Newcomer, Refusal> {
+        let now = self.now;
+        let max = self.config.max_payload_bytes.get();
+        if message.payload().len() > max {
+            return Err(Refusal::PayloadTooLarge { bytes: message.payload().len(), max });
+        }
+        let sender = self.digester.user(message.sender());
+        let key = self.digester.identity(message.sender(), message.recipient(), message.id());
+        match self.dedup.look_up(sender, key, now) {
+            Known::New => Ok(Newcomer::Fits(Some(key))),
+            Known::AskStore => Ok(Newcomer::AskStore(Query::Sender { sender, since: self.dedup.since(now) })),
+            Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
+            // It is on its way to the disk.
+            Known::Seen(slot) if slot.seq == Seq::ZERO => Err(Refusal::Overloaded),
+            Known::Seen(slot) => Ok(Newcomer::Accepted(EntryRef { lane: message.priority(), seq: slot.seq })),
+        }
+    }
+
+    /// Records a message that takes the place of another one, whose end must be joined to it.
+    pub(super) fn push_newcomer(&mut self, accept: Arc<Accept>, key: Option<u128>, operation: Ticket) {
+        if let Some(key) = key {
+            let message = &accept.message;
+            let sender = self.digester.user(message.sender());
+            let content = self.digester.content(message);
+            self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at: accept.at, sender });
+        }
+        let (ticket, operation) = (operation, Some(operation));
+        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered: true, operation }));
     }
 
     fn push_accept(&mut self, accept: Arc<Accept>, key: Option<u128>, ticket: Ticket) {
         self.pending += 1;
-        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered: false }));
+        self.current.push(Pending::Accept(PendingAccept {
+            accept,
+            key,
+            ticket,
+            answered: false,
+            operation: None,
+        }));
     }
 
     fn answer_repeat(&mut self, ticket: Ticket, key: u128, slot: Slot, content: u64, message: &Message) {
@@ -144,12 +196,15 @@ impl Machine {
         self.answer(ticket, Ok(Accepted { entry, duplicate: true }));
     }
 
-    /// Takes the message's share of the quotas, or says which one is full.
-    fn claim(&mut self, message: &Message) -> Result<(), Refusal> {
+    /// Takes the message's share of the quotas, or says which one is full. `instead` is what a message costs whose place
+    /// it takes.
+    pub(super) fn claim(&mut self, message: &Message, instead: Option<u64>) -> Result<(), Refusal> {
         let cost = message.cost();
+        let (freed, freed_bytes) = (u32::from(instead.is_some()), instead.unwrap_or(0));
         let totals = &self.counters;
         let (messages, bytes) =
             (totals.live() + self.reserved.messages as u64, totals.live_bytes() + self.reserved.bytes);
+        let (messages, bytes) = (messages.saturating_sub(freed.into()), bytes.saturating_sub(freed_bytes));
         let config = &self.config;
         if messages >= config.max_total_messages.get()
             || bytes.saturating_add(cost) > config.max_total_bytes.get()
@@ -159,6 +214,7 @@ impl Machine {
         let (max_messages, max_bytes) = (config.max_user_messages.get(), config.max_user_bytes.get());
         let user = self.user_mut(message.recipient());
         let Totals { messages, bytes } = user.claimed();
+        let (messages, bytes) = (messages.saturating_sub(freed), bytes.saturating_sub(freed_bytes));
         if messages >= max_messages || bytes.saturating_add(cost) > max_bytes {
             return Err(Refusal::OutboxFull { messages: messages.into(), bytes });
         }
@@ -248,9 +304,10 @@ impl Machine {
         if seen + user.inbound.len() >= max_seen {
             return Err(Refusal::Overloaded);
         }
-        self.claim(&delivery.message)?;
+        self.claim(&delivery.message, None)?;
         self.user_mut(&recipient).inbound.insert(origin, Inbound { lane, waiting: Vec::new() });
-        let accept = Arc::new(Accept { message: delivery.message, at: now, origin: Some(origin) });
+        let accept =
+            Arc::new(Accept { message: delivery.message, at: now, origin: Some(origin), moved: false });
         self.push_accept(accept, None, ticket);
         Ok(None)
     }
@@ -304,11 +361,17 @@ impl Machine {
         let fits = self.current.iter().take_while(|pending| {
             bytes = bytes.saturating_add(match pending {
                 Pending::Accept(pending) => pending.accept.message.cost().saturating_add(FACT_BYTES),
-                Pending::Fact(_) => FACT_BYTES,
+                Pending::Fact(_) | Pending::Joined(_) => FACT_BYTES,
             });
             bytes <= max
         });
-        fits.count().max(1)
+        let joined = |n: &usize| matches!(self.current.get(*n), Some(Pending::Joined(_)));
+        // What is joined to the last that fits goes along, or waits with it: a commit may be one fact too large.
+        let mut n = fits.count().max(1);
+        while joined(&n) {
+            n += 1;
+        }
+        n
     }
 
     /// Hands out what has gathered, if the disk takes it.
@@ -323,7 +386,7 @@ impl Machine {
         let written = pending.iter().any(Pending::waits_for_write);
         let records = pending.iter().map(|pending| match pending {
             Pending::Accept(pending) => Record::Accept(pending.accept.clone()),
-            Pending::Fact(record) => record.clone(),
+            Pending::Fact(record) | Pending::Joined(record) => record.clone(),
         });
         let records: Vec<_> = records.collect();
         self.open_records += records.len();
@@ -371,7 +434,7 @@ impl Machine {
         for pending in commit.records {
             match pending {
                 Pending::Accept(pending) => self.accepted(now, seq, pending),
-                Pending::Fact(record) => self.fact_durable(now, seq, record),
+                Pending::Fact(record) | Pending::Joined(record) => self.fact_durable(now, seq, record),
             }
             seq = seq.plus(1);
             self.applied = seq;
@@ -380,8 +443,9 @@ impl Machine {
     }
 
     fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
-        let PendingAccept { accept, key, ticket, answered } = pending;
-        self.pending = self.pending.saturating_sub(1);
+        let PendingAccept { accept, key, ticket, answered, operation } = pending;
+        // The operation counts for itself.
+        self.pending = self.pending.saturating_sub(usize::from(operation.is_none()));
         let entry = EntryRef { lane: accept.message.priority(), seq };
         self.unclaim(&accept);
         let inbound = accept.origin.and_then(|origin| {
@@ -391,6 +455,7 @@ impl Machine {
         if !answered {
             self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
         }
+        self.place_taken(operation, entry);
         self.answer_repeats(key, Ok(entry));
         self.answer_inbound(inbound, &Ok(entry));
         self.offer_accepted(now, seq, &accept);

@@ -187,7 +187,7 @@ impl Machine {
         }
         self.last_volatile = (self.last_volatile + 1) % (1 << Seq::EPOCH_SHIFT);
         let entry = EntryRef { lane: message.priority(), seq: Seq::new(self.last_volatile) };
-        let accept = Arc::new(Accept { message, at: now, origin: None });
+        let accept = Arc::new(Accept { message, at: now, origin: None, moved: false });
         user.lane(entry.lane).volatile.push_back((entry.seq, accept));
         self.mark_ready(&id);
         Ok(Accepted { entry, duplicate: false })

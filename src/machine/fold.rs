@@ -17,7 +17,7 @@ impl Machine {
     pub fn replay(&mut self, seq: Seq, record: &Record, counts: bool) {
         match record {
             Record::Accept(accept) => {
-                let key = accept.origin.is_none().then(|| {
+                let key = (accept.origin.is_none() && !accept.moved).then(|| {
                     let message = &accept.message;
                     self.digester.identity(message.sender(), message.recipient(), message.id())
                 });

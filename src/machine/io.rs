@@ -255,6 +255,12 @@ pub enum Operation {
     Cancel(Target),
     /// Withdraw every message that was accepted for this user so far.
     Purge(UserId),
+    /// Withdraw one message and accept another one for the same recipient, both or neither. The old one ends as
+    /// replaced; the new one waits behind what was accepted before it.
+    Replace(Target, Message),
+    /// Move one message that was never offered to another lane. Its place ends as replaced, and it waits there behind
+    /// what was accepted before; how long it may still wait stays as it was.
+    Reprioritise(Target, Priority),
 }
 
 impl Operation {
@@ -262,7 +268,7 @@ impl Operation {
     #[must_use]
     pub fn user(&self) -> &UserId {
         match self {
-            Self::Cancel(target) => &target.user,
+            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => &target.user,
             Self::Purge(user) => user,
         }
     }
@@ -271,8 +277,17 @@ impl Operation {
     #[must_use]
     pub fn target(&self) -> Option<&Target> {
         match self {
-            Self::Cancel(target) => Some(target),
+            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => Some(target),
             Self::Purge(_) => None,
+        }
+    }
+
+    /// How the messages it is about end.
+    #[must_use]
+    pub fn reason(&self) -> EndReason {
+        match self {
+            Self::Cancel(_) | Self::Purge(_) => EndReason::Cancelled,
+            Self::Replace(..) | Self::Reprioritise(..) => EndReason::Replaced,
         }
     }
 }
@@ -285,6 +300,9 @@ pub struct Outcome {
     /// How many of them had been offered, or may have been: they may have arrived all the same. Should one be
     /// confirmed later, it counts as delivered.
     pub possibly_delivered: u32,
+    /// The place of what came instead, for [`Operation::Replace`] and [`Operation::Reprioritise`]. A `duplicate` had been
+    /// accepted before, or is where it should go already: then nothing ended.
+    pub accepted: Option<Accepted>,
 }
 
 /// What the shell must do, in order.

@@ -1,4 +1,5 @@
-//! What hosts do with messages besides sending them: withdrawing one, or all of a person's.
+//! What hosts do with messages besides sending them: withdrawing one or all of a person's, replacing one, moving one to
+//! another lane.
 //!
 //! An operation names a message by its recipient and id. It looks in memory first and then, page by page, in the
 //! store; meanwhile the user stays in memory, so that nothing can slip from one into the other unseen. It is answered
@@ -8,12 +9,12 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::Machine;
-use super::accept::{Parked, Pending};
-use super::io::{Action, EntryRef, LoadId, Operation, Outcome, Page, Query, Target, Ticket};
+use super::accept::{Newcomer, Parked, Pending};
+use super::io::{Accepted, Action, EntryRef, LoadId, Operation, Outcome, Page, Query, Target, Ticket};
 use super::lane::{Entry, EntryState};
 use super::refusal::OperationError;
 use crate::id::UserId;
-use crate::message::Priority;
+use crate::message::{Durability, Priority};
 use crate::record::{Accept, End, Record, Seq};
 use crate::status::EndReason;
 use crate::time::Timestamp;
@@ -92,6 +93,23 @@ impl Machine {
             return self.actions.push_back(Action::Done { ticket, result: Err(refusal) });
         }
         let user = operation.user().clone();
+        if let Operation::Replace(_, message) = &operation {
+            let unfit = message.recipient() != &user || message.durability() == Durability::Volatile;
+            let known = match self.judge_newcomer(message) {
+                _ if unfit => Err(OperationError::Unfit),
+                Ok(Newcomer::Fits(_)) => Ok(None),
+                Ok(Newcomer::AskStore(query)) => {
+                    return self.park(query, Parked::Operate(ticket, operation, before));
+                }
+                Ok(Newcomer::Accepted(entry)) => Ok(Some(Accepted { entry, duplicate: true })),
+                Err(refusal) => Err(refusal.into()),
+            };
+            if let Some(result) = known.transpose() {
+                let result =
+                    result.map(|accepted| Outcome { accepted: Some(accepted), ..Outcome::default() });
+                return self.actions.push_back(Action::Done { ticket, result });
+            }
+        }
         if !self.ensure_row(&user) {
             return self.park(Query::User(user), Parked::Operate(ticket, operation, before));
         }
@@ -218,8 +236,8 @@ impl Machine {
         true
     }
 
-    /// Withdraws a message that lives: in memory, or with what the store knows of it. `false` when it has ended, or is
-    /// ending: then the operation waits for what that comes to, and looks further.
+    /// Does to a message that lives what the operation wants: in memory, or with what the store knows of it. `false` when
+    /// it has ended, or is ending: then the operation waits for what that comes to, and looks further.
     fn withdraw(
         &mut self,
         ticket: Ticket,
@@ -227,62 +245,134 @@ impl Machine {
         entry: EntryRef,
         stored: Option<&Arc<Accept>>,
     ) -> bool {
-        let now = self.now;
-        let found = self.users.get(id).map(|user| user.lane_ref(entry.lane));
-        let withdrawn = match (found.and_then(|lane| lane.entry(entry.seq)).map(Entry::state), stored) {
-            (Some(EntryState::Ending { .. }), _) => false,
-            (Some(state), _) => {
-                if let EntryState::InFlight(link) = state {
-                    self.land_keeping_key(link, id, entry);
-                }
-                self.end(now, id, entry, EndReason::Cancelled);
-                true
+        let user = self.user_mut(id);
+        let exposed_through = user.exposed_through;
+        let lane = user.lane(entry.lane);
+        let (accept, state, offers) = match (lane.entry(entry.seq), stored) {
+            (Some(found), _) => (found.accept.clone(), Some(found.state()), found.offers),
+            (None, Some(_)) if entry.seq <= lane.cursor || lane.ended.contains(&entry.seq) => return false,
+            (None, Some(accept)) => {
+                let state =
+                    lane.ending.contains(&entry.seq).then_some(EntryState::Ending { holds_key: true });
+                (accept.clone(), state, 0)
             }
-            (None, Some(accept)) => match self.end_stored(now, id, entry, accept) {
-                Some(withdrawn) => withdrawn,
-                None => return false,
-            },
             (None, None) => return false,
         };
-        let waiting = self.operations.ends.entry(entry.seq).or_default();
-        let Some(open) = self.operations.open.get_mut(&ticket) else { return withdrawn };
+        if matches!(state, Some(EntryState::Ending { .. })) {
+            self.wait_for_end(ticket, entry.seq, false);
+            self.mark_ready(id);
+            return false;
+        }
+        let offered = offers > 0 || entry.seq <= exposed_through;
+        match self.put_in_place(ticket, entry, &accept, offered) {
+            Ok(joined) => self.end_withdrawn(ticket, id, entry, &accept, joined),
+            Err(result) => self.finish(ticket, result),
+        }
+        true
+    }
+
+    /// Records what comes instead of a message, if something does: then its end must be joined to that. `Err` with the
+    /// answer when the message stays where it is.
+    fn put_in_place(
+        &mut self,
+        ticket: Ticket,
+        entry: EntryRef,
+        old: &Accept,
+        offered: bool,
+    ) -> Result<bool, Result<Outcome, OperationError>> {
+        let Some(open) = self.operations.open.get(&ticket) else { return Ok(false) };
+        let (accept, key) = match &open.operation {
+            Operation::Cancel(_) | Operation::Purge(_) => return Ok(false),
+            Operation::Reprioritise(_, priority) if *priority == entry.lane => {
+                let accepted = Some(Accepted { entry, duplicate: true });
+                return Err(Ok(Outcome { accepted, ..open.done }));
+            }
+            Operation::Reprioritise(..) if offered => return Err(Err(OperationError::Offered)),
+            Operation::Reprioritise(_, priority) => {
+                let message = old.message.with_priority(*priority);
+                (Accept { message, at: old.at, origin: None, moved: true }, None)
+            }
+            Operation::Replace(_, message) => {
+                let message = message.clone();
+                let key = match self.judge_newcomer(&message) {
+                    Ok(Newcomer::Fits(key)) => key,
+                    // Somebody else sent it meanwhile, or what was read of its sender has left memory again.
+                    Ok(_) => return Err(Err(OperationError::Overloaded)),
+                    Err(refusal) => return Err(Err(refusal.into())),
+                };
+                (Accept { message, at: self.now, origin: None, moved: false }, key)
+            }
+        };
+        self.claim(&accept.message, Some(old.message.cost())).map_err(|refusal| Err(refusal.into()))?;
+        self.push_newcomer(Arc::new(accept), key, ticket);
+        Ok(true)
+    }
+
+    /// Ends a message for an operation.
+    fn end_withdrawn(&mut self, ticket: Ticket, id: &UserId, entry: EntryRef, accept: &Accept, joined: bool) {
+        let now = self.now;
+        let Some(reason) = self.operations.open.get(&ticket).map(|open| open.operation.reason()) else {
+            return;
+        };
+        let state = self.user_mut(id).lane(entry.lane).entry(entry.seq).map(Entry::state);
+        if let Some(EntryState::InFlight(link)) = state {
+            self.land_keeping_key(link, id, entry);
+        }
+        let end = match state {
+            Some(_) => self.ending(now, id, entry, reason),
+            None => Some(self.ending_stored(now, id, entry, accept.message.cost(), reason)),
+        };
+        let fact = if joined { Pending::Joined } else { Pending::Fact };
+        self.current.extend(end.map(|end| fact(Record::End(end))));
+        self.wait_for_end(ticket, entry.seq, true);
+        self.mark_ready(id);
+    }
+
+    /// Lets an operation wait for an end to be durable: its own, or one that it found.
+    fn wait_for_end(&mut self, ticket: Ticket, seq: Seq, own: bool) {
+        let waiting = self.operations.ends.entry(seq).or_default();
+        let Some(open) = self.operations.open.get_mut(&ticket) else { return };
         // What settles just now may be found twice: in memory and in the store.
         if !waiting.contains(&ticket) {
             waiting.push(ticket);
             open.recording += 1;
         }
-        if withdrawn {
-            open.own = Some(entry.seq);
+        if own {
+            open.own = Some(seq);
         }
-        self.mark_ready(id);
-        withdrawn
     }
 
-    /// Cancels a message that is in the store and not in memory. `None` when it has ended already, `false` when its end
-    /// is being recorded.
-    fn end_stored(&mut self, now: Timestamp, id: &UserId, entry: EntryRef, accept: &Accept) -> Option<bool> {
+    /// The end of a message that is in the store and not in memory.
+    fn ending_stored(
+        &mut self,
+        now: Timestamp,
+        id: &UserId,
+        entry: EntryRef,
+        cost: u64,
+        reason: EndReason,
+    ) -> End {
         let user = self.user_mut(id);
         let exposed_through = user.exposed_through;
         let lane = user.lane(entry.lane);
-        if entry.seq <= lane.cursor || lane.ended.contains(&entry.seq) {
-            return None;
-        }
-        if !lane.ending.insert(entry.seq) {
-            return Some(false);
-        }
-        let end = End {
+        lane.ending.insert(entry.seq);
+        End {
             user: id.clone(),
             lane: entry.lane,
             seq: entry.seq,
-            reason: EndReason::Cancelled,
+            reason,
             upgrades: None,
             possibly_delivered: entry.seq <= exposed_through,
             attempts: lane.attempts.get(&entry.seq).map_or(0, |(attempts, _)| *attempts),
-            cost: accept.message.cost(),
+            cost,
             at: now,
-        };
-        self.current.push(Pending::Fact(Record::End(end)));
-        Some(true)
+        }
+    }
+
+    /// What an operation puts in another's place is durable; the end of the other follows at once.
+    pub(super) fn place_taken(&mut self, operation: Option<Ticket>, entry: EntryRef) {
+        if let Some(open) = operation.and_then(|ticket| self.operations.open.get_mut(&ticket)) {
+            open.done.accepted = Some(Accepted { entry, duplicate: false });
+        }
     }
 
     /// An end is durable: operations may have waited for it, whoever caused it.
@@ -294,12 +384,14 @@ impl Machine {
             let Some(open) = self.operations.open.get_mut(&ticket) else { continue };
             open.recording = open.recording.saturating_sub(1);
             // Of one message that is withdrawn, only that counts; of one that others withdraw, the first.
+            let reason = open.operation.reason();
             let counts = match (open.operation.target(), open.own) {
                 (Some(_), Some(own)) => own == end.seq,
-                (Some(_), None) => open.done.messages == 0,
+                // What another one put in its place is not what this one wanted there.
+                (Some(_), None) => open.done.messages == 0 && reason == EndReason::Cancelled,
                 (None, _) => true,
             };
-            if counts && end.reason == EndReason::Cancelled {
+            if counts && end.reason == reason {
                 open.done.messages += 1;
                 open.done.possibly_delivered += u32::from(end.possibly_delivered);
             }

@@ -71,6 +71,15 @@ pub enum OperationError {
     /// No such message waits: it has ended, was never accepted, or has not been answered yet.
     #[error("no such message waits: it has ended, or was never accepted")]
     NotWaiting,
+    /// The message was offered, or may have been: it cannot be moved any more, only withdrawn or replaced.
+    #[error("the message may have been offered: it was not moved; cancel or replace it instead")]
+    Offered,
+    /// The new message was not accepted; the old one waits as before.
+    #[error("the new message was refused ({0}): the old one waits as before")]
+    Refused(#[from] Refusal),
+    /// The new message is for somebody else, or volatile.
+    #[error("a replacement must be for the same recipient, and durable: nothing was changed")]
+    Unfit,
     /// Too many operations wait.
     #[error("too many operations wait: nothing was changed; try again")]
     Overloaded,

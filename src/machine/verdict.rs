@@ -137,15 +137,27 @@ impl Machine {
 
     /// Ends a live message that is in no window. The record makes it true; until then it is `Ending`.
     pub(super) fn end(&mut self, now: Timestamp, id: &UserId, entry: EntryRef, reason: EndReason) {
-        let Some(user) = self.users.get_mut(id).filter(|_| !is_volatile(entry)) else { return };
+        let end = self.ending(now, id, entry, reason);
+        self.current.extend(end.map(|end| Pending::Fact(Record::End(end))));
+    }
+
+    /// Makes a live message `Ending`; the caller sees to the record.
+    pub(super) fn ending(
+        &mut self,
+        now: Timestamp,
+        id: &UserId,
+        entry: EntryRef,
+        reason: EndReason,
+    ) -> Option<End> {
+        let user = self.users.get_mut(id).filter(|_| !is_volatile(entry))?;
         let exposed_through = user.exposed_through;
         let lane = user.lane(entry.lane);
-        let Some(found) = lane.entry_mut(entry.seq) else { return };
+        let found = lane.entry_mut(entry.seq)?;
         let attempts = found.failures;
         let holds_key = reason != EndReason::Delivered;
         let (before, accept, offers) = (found.state(), found.accept.clone(), found.offers);
         if matches!(before, EntryState::Ending { .. }) {
-            return;
+            return None;
         }
         lane.set_state(entry.seq, EntryState::Ending { holds_key });
         match before {
@@ -158,7 +170,7 @@ impl Machine {
             EntryState::Backoff(_) if !holds_key && lane.is_offerable(entry.seq) => lane.release_key(&accept),
             _ => {}
         }
-        let end = End {
+        Some(End {
             user: id.clone(),
             lane: entry.lane,
             seq: entry.seq,
@@ -168,8 +180,7 @@ impl Machine {
             attempts,
             cost: accept.message.cost(),
             at: now,
-        };
-        self.current.push(Pending::Fact(Record::End(end)));
+        })
     }
 
     /// Ends a message whose time is over, wherever it is.

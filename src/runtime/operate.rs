@@ -7,6 +7,7 @@ use super::error::OperateError;
 use super::mail::Mail;
 use crate::id::{MessageId, UserId};
 use crate::machine::{Operation, OperationError, Outcome, Target};
+use crate::message::{Message, Priority};
 
 impl Engine {
     /// Withdraws a message that waits: it ends as [`Cancelled`](crate::EndReason::Cancelled) and is not offered again.
@@ -55,6 +56,70 @@ impl Engine {
     {
         let user = user.try_into().map_err(Into::into)?;
         self.operate(Operation::Purge(user)).await
+    }
+
+    /// Replaces a message that waits with another one for the same recipient, both or neither: the old one ends as
+    /// [`Replaced`](crate::EndReason::Replaced) and is not offered again, the new one is accepted and waits behind what
+    /// was accepted before it. [`Outcome::possibly_delivered`] says whether the old one had been offered: then its
+    /// receiver may get both. A full outbox takes a replacement that is no larger.
+    ///
+    /// Give the new message an id of its own; asking again with the same one is answered as a `duplicate`.
+    ///
+    /// ```
+    /// # use lastmile::{Engine, Message, storage::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let receipt = engine.send(Message::to("alice", "chat.message", "helo").build()?).await?;
+    /// let edited = Message::to("alice", "chat.message", "hello").build()?;
+    /// let outcome = engine.replace(receipt.id(), edited).await?;
+    /// assert_eq!((outcome.messages, outcome.possibly_delivered), (1, 0));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`OperateError`], which says what it did to the state: unless the outcome is unknown, the old message waits as
+    /// before and the new one was not accepted.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it may or may not be done. Repeating it is safe.
+    pub async fn replace(&self, id: MessageId, new: Message) -> Result<Outcome, OperateError> {
+        let target = Target { user: new.recipient().clone(), id, sender: None };
+        self.operate(Operation::Replace(target, new)).await
+    }
+
+    /// Moves a message that was never offered to another priority, where it waits behind what was accepted before. How
+    /// long it may still wait stays as it was. [`Outcome::accepted`] has its new place; its old one ends as
+    /// [`Replaced`](crate::EndReason::Replaced).
+    ///
+    /// ```
+    /// # use lastmile::{Engine, Message, Priority, storage::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let receipt = engine.send(Message::to("alice", "order.shipped", "…").build()?).await?;
+    /// let outcome = engine.reprioritise("alice", receipt.id(), Priority::Critical).await?;
+    /// assert_eq!(outcome.accepted.unwrap().entry.lane, Priority::Critical);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`OperateError`]; with [`OperationError::Offered`] when somebody may have got it already. Nothing is changed.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it may or may not be done. Repeating it is safe.
+    pub async fn reprioritise<U>(
+        &self,
+        user: U,
+        id: MessageId,
+        priority: Priority,
+    ) -> Result<Outcome, OperateError>
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<OperateError>,
+    {
+        let user = user.try_into().map_err(Into::into)?;
+        self.operate(Operation::Reprioritise(Target { user, id, sender: None }, priority)).await
     }
 
     /// Does an operation, and answers when it is durable.

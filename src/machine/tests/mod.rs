@@ -4,8 +4,10 @@ mod accept;
 mod deliver;
 mod inbox;
 mod operate;
+mod replace;
 mod settle;
 
+use core::num::{NonZeroU64, NonZeroUsize};
 use core::time::Duration;
 
 use super::*;

@@ -5,16 +5,16 @@ use std::sync::Arc;
 use super::*;
 use crate::record::Accept;
 
-fn alice() -> UserId {
+pub(super) fn alice() -> UserId {
     UserId::new("alice").unwrap()
 }
 
-fn target(id: MessageId) -> Target {
+pub(super) fn target(id: MessageId) -> Target {
     Target { user: alice(), id, sender: None }
 }
 
 fn outcome(messages: u32, possibly_delivered: u32) -> Result<Outcome, OperationError> {
-    Ok(Outcome { messages, possibly_delivered })
+    Ok(Outcome { messages, possibly_delivered, accepted: None })
 }
 
 impl Rig {
@@ -29,7 +29,7 @@ impl Rig {
         self.operate(Operation::Cancel(target(message.id())))
     }
 
-    fn done(&self, ticket: Ticket) -> Option<Result<Outcome, OperationError>> {
+    pub(super) fn done(&self, ticket: Ticket) -> Option<Result<Outcome, OperationError>> {
         let mut found = self.done.iter().filter(|(t, _)| *t == ticket);
         let done = found.next().map(|(_, result)| result.clone());
         assert!(found.next().is_none(), "answered twice");
@@ -37,7 +37,7 @@ impl Rig {
     }
 
     /// Answers loads from this store until there are none.
-    fn load_from(&mut self, store: &[(Seq, Arc<Accept>)], reflects: Seq) {
+    pub(super) fn load_from(&mut self, store: &[(Seq, Arc<Accept>)], reflects: Seq) {
         while let Some((load, query)) = self.loads.pop() {
             let found = match query {
                 Query::User(_) | Query::Row(_) => {
@@ -62,7 +62,7 @@ impl Rig {
 }
 
 /// A rig whose messages, so many per lane, are all in the store.
-fn settled(messages: &[Message]) -> (Rig, Vec<(Seq, Arc<Accept>)>, Seq) {
+pub(super) fn settled(messages: &[Message]) -> (Rig, Vec<(Seq, Arc<Accept>)>, Seq) {
     let mut rig = Rig::new();
     for message in messages {
         rig.accept(message);
@@ -385,7 +385,12 @@ fn of_two_messages_with_one_id_the_one_that_is_not_ending_is_cancelled() {
 fn what_is_found_in_memory_and_in_the_store_counts_once() {
     let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
     let accept = |at: u64| {
-        Arc::new(Accept { message: message("alice"), at: Timestamp::from_millis(at), origin: None })
+        Arc::new(Accept {
+            message: message("alice"),
+            at: Timestamp::from_millis(at),
+            origin: None,
+            moved: false,
+        })
     };
     let store = [(Seq::new(5), accept(1)), (rig.next, accept(2))];
     rig.machine.replay(store[1].0, &Record::Accept(store[1].1.clone()), true);

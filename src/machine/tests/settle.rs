@@ -314,7 +314,7 @@ fn a_message_that_ended_before_it_could_settle_is_not_taken_off_totals_that_are_
 #[test]
 fn a_page_that_was_read_before_something_left_memory_is_read_again() {
     let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
-    let accept = crate::record::Accept { message: message("alice"), at: rig.now, origin: None };
+    let accept = crate::record::Accept { message: message("alice"), at: rig.now, origin: None, moved: false };
     let (entry, accept) = (rig.next, std::sync::Arc::new(accept));
     rig.machine.replay(entry, &Record::Accept(accept.clone()), true);
     rig.next = rig.next.plus(1);

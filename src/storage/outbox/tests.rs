@@ -26,7 +26,7 @@ fn user(name: &str) -> UserId {
 
 fn accept(to: &str, lane: Priority, payload: Vec<u8>) -> Arc<Accept> {
     let message = Message::to(to, "a.b", payload).priority(lane).sender("s").build().unwrap();
-    Arc::new(Accept { message, at: Timestamp::from_millis(5), origin: None })
+    Arc::new(Accept { message, at: Timestamp::from_millis(5), origin: None, moved: false })
 }
 
 fn id(sender: u128, seq: u64, at: u64) -> DedupRow {

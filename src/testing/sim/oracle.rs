@@ -30,8 +30,8 @@ pub(super) struct Kept {
     pub(super) attempts: u32,
     /// A receiver has it: a sink took it, or the other engine accepted it.
     pub(super) applied: bool,
-    /// A cancellation of it is durable, whatever came after.
-    pub(super) cancelled: bool,
+    /// An operation's end of it is durable, whatever came after.
+    pub(super) withdrawn: Option<EndReason>,
     /// Some sink was handed it, in whatever life.
     pub(super) offered: bool,
     status: Option<Status>,
@@ -102,6 +102,7 @@ impl Oracle {
     /// Every group so far is durable.
     pub(super) fn synced(&mut self, plan: &Plan) {
         for group in std::mem::take(&mut self.maybe) {
+            self.check_units(&group.records);
             for (seq, record) in group.records {
                 self.durable(plan, seq, record);
             }
@@ -153,6 +154,7 @@ impl Oracle {
                     self.fail(format!("applied twice: {origin:?} for {}", message.recipient()));
                 }
             }
+            None if accept.moved => {}
             None => self.check_window(plan, seq, accept),
         }
         let kept = Kept {
@@ -160,7 +162,7 @@ impl Oracle {
             end: None,
             attempts: 0,
             applied: false,
-            cancelled: false,
+            withdrawn: None,
             offered: false,
             status: None,
             said: BTreeSet::new(),
@@ -264,6 +266,7 @@ impl Oracle {
             || maybe.any(&holds)
             || self.waiting.values().any(&holds)
             || self.promised.iter().any(&holds)
+            || self.replacements().any(&holds)
     }
 
     // -------------------------------------------------------------------------------------------------- delivery

@@ -33,6 +33,10 @@ ops! {
     Forge "forge" 12,
     /// A host withdraws a message.
     Cancel "cancel" 16,
+    /// A host puts another message in the place of one.
+    Replace "replace" 12,
+    /// A host moves a message to another lane.
+    Move "move" 12,
     /// A host withdraws all that waits for somebody.
     Purge "purge" 3,
     /// The committer takes the waiting commits as one group and writes it.

@@ -68,7 +68,7 @@ impl World {
             Op::Send => self.send(random),
             Op::Repeat => self.repeat(random, false),
             Op::Forge => self.repeat(random, true),
-            Op::Cancel => self.cancel(random),
+            Op::Cancel | Op::Replace | Op::Move => self.operate_on_one(op, random),
             Op::Purge => {
                 let user = person(random.below(self.plan.users));
                 self.operate(index, Operation::Purge(user));
@@ -161,14 +161,32 @@ impl World {
         node.input(shard, Input::Send { ticket, message });
     }
 
-    /// Withdraws a message where it was sent, or where the network may have carried it.
-    fn cancel(&mut self, random: &mut Random) {
+    /// Withdraws, replaces or moves a message where it was sent, or where the network may have carried it.
+    fn operate_on_one(&mut self, op: Op, random: &mut Random) {
         let recent = random.index(self.sent.len().min(40));
         let Some((index, message)) = self.sent.iter().rev().nth(recent).cloned() else { return };
         let index = if random.chance(20) { 1 } else { index };
         let sender = random.chance(30).then(|| message.sender().cloned());
         let target = Target { user: message.recipient().clone(), id: message.id(), sender };
-        self.operate(index, Operation::Cancel(target));
+        let operation = match op {
+            Op::Replace => Operation::Replace(target, self.replacement(index, &message, random)),
+            Op::Move => Operation::Reprioritise(target, Priority::ALL[random.index(4)]),
+            _ => Operation::Cancel(target),
+        };
+        self.operate(index, operation);
+    }
+
+    /// A new message for the same recipient, which may be sent again later; or one that was sent before.
+    fn replacement(&mut self, index: usize, old: &Message, random: &mut Random) -> Message {
+        let before = self.sent.iter().rev().take(20).map(|(_, message)| message);
+        let before: Vec<_> =
+            before.filter(|message| message.recipient() == old.recipient()).cloned().collect();
+        if let Some(known) = before.get(random.index(before.len())).filter(|_| random.chance(15)) {
+            return known.clone();
+        }
+        let message = compose_for(&self.plan, random, self.sent.len(), old.recipient().clone());
+        self.sent.push((index, message.clone()));
+        message
     }
 
     fn operate(&mut self, index: usize, operation: Operation) {
@@ -416,13 +434,17 @@ fn person(number: u64) -> UserId {
 }
 
 fn compose(plan: &Plan, random: &mut Random, number: usize) -> Message {
+    let to = person(random.below(plan.users));
+    compose_for(plan, random, number, to)
+}
+
+fn compose_for(plan: &Plan, random: &mut Random, number: usize, to: UserId) -> Message {
     let size = match random.below(20) {
         0 => 4000 + random.below(4300),
         1..4 => random.below(2000),
         _ => random.below(64),
     };
     let body: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(size as usize).collect();
-    let to = format!("user-{}", random.below(plan.users));
     let builder = Message::to(to, "sim.message", body)
         .id(MessageId::from_u128(1 + number as u128))
         .priority(Priority::ALL[random.index(4)])

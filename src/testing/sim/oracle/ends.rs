@@ -23,12 +23,13 @@ impl Oracle {
             }
             EndReason::Expired => end.at >= kept.accept.expires(),
             EndReason::Dead => end.attempts >= plan.config.max_attempts.get(),
-            EndReason::Cancelled => Self::was_withdrawn(&self.withdrawals, message),
+            EndReason::Cancelled | EndReason::Replaced => {
+                Self::was_withdrawn(&self.withdrawals, message, end.reason)
+            }
             _ => false,
         };
-        let hidden = matches!(end.reason, EndReason::Expired | EndReason::Dead | EndReason::Cancelled)
-            && kept.offered
-            && !end.possibly_delivered;
+        let open = matches!(end.reason, EndReason::Delivered | EndReason::Unconfirmed | EndReason::Rejected);
+        let hidden = !open && kept.offered && !end.possibly_delivered;
         let wrong = if message.recipient() != &end.user || message.priority() != end.lane {
             Some("under another user or lane")
         } else if before != end.upgrades {
@@ -51,7 +52,7 @@ impl Oracle {
                 end.reason, end.seq
             ));
         }
-        self.note_cancelled(end.seq, end.reason);
+        self.note_withdrawn(end.seq, end.reason);
         self.count(end, before);
     }
 

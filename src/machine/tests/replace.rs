@@ -1,0 +1,254 @@
+//! Replacing a message that waits, and moving one to another lane.
+
+use super::operate::{alice, settled, target};
+use super::*;
+
+impl Rig {
+    fn replace(&mut self, old: &Message, new: &Message) -> Ticket {
+        self.operate(Operation::Replace(target(old.id()), new.clone()))
+    }
+
+    fn reprioritise(&mut self, message: &Message, priority: Priority) -> Ticket {
+        self.operate(Operation::Reprioritise(target(message.id()), priority))
+    }
+
+    fn ended(&self, reason: EndReason) -> u64 {
+        self.machine.stats().counters.ended[reason.index()]
+    }
+
+    /// The answer of an operation that put something in another's place.
+    fn placed(&self, ticket: Ticket) -> (Outcome, Accepted) {
+        let done = self.done(ticket).expect("answered").expect("done");
+        (done, done.accepted.expect("something took its place"))
+    }
+}
+
+#[test]
+fn a_replaced_message_is_not_offered_and_the_new_one_is_in_one_commit_with_its_end() {
+    let mut rig = Rig::with(Config { max_commit_bytes: NonZeroU64::MIN, ..Config::default() });
+    let (old, new) = (message("alice"), to("alice").id(MessageId::from_u128(9)).build().unwrap());
+    rig.accept(&old);
+    let before = rig.log.len();
+    let ticket = rig.replace(&old, &new);
+    assert_eq!((rig.open.len(), rig.done(ticket)), (1, None));
+    rig.commit();
+    let (done, accepted) = rig.placed(ticket);
+    assert_eq!((done.messages, done.possibly_delivered, accepted.duplicate), (1, 0, false));
+    assert!(matches!(&rig.log[before..], [(_, Record::Accept(_)), (_, Record::End(_))]));
+    rig.attach(1, "alice", "phone");
+    assert_eq!(rig.offered(), [accepted.entry]);
+    assert_eq!(rig.offers[0].1.message, new);
+    let counters = rig.machine.stats().counters;
+    assert_eq!((counters.accepted, rig.ended(EndReason::Replaced), counters.live()), (2, 1, 1));
+    assert_eq!(rig.replayed().stats().counters, counters);
+}
+
+#[test]
+fn replacing_what_is_in_flight_admits_that_it_may_arrive() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let old = message("alice");
+    let entry = rig.accept(&old);
+    let ticket = rig.replace(&old, &message("alice"));
+    assert_eq!(rig.machine.stats().in_flight, 0);
+    rig.commit();
+    let (done, accepted) = rig.placed(ticket);
+    assert_eq!((done.messages, done.possibly_delivered), (1, 1));
+    assert_eq!(rig.offered(), [entry, accepted.entry]);
+    rig.say(1, entry, Verdict::Delivered);
+    assert_eq!((rig.ended(EndReason::Delivered), rig.ended(EndReason::Replaced)), (1, 0));
+}
+
+#[test]
+fn a_settled_message_is_replaced_and_moved_like_any_other() {
+    for moves in [false, true] {
+        let old = message("alice");
+        let (mut rig, store, reflects) = settled(&[message("alice"), old.clone()]);
+        let ticket = match moves {
+            true => rig.reprioritise(&old, Priority::Critical),
+            false => rig.replace(&old, &to("alice").priority(Priority::Critical).build().unwrap()),
+        };
+        rig.load_from(&store, reflects);
+        rig.commit();
+        let (done, accepted) = rig.placed(ticket);
+        assert_eq!((done.messages, accepted.entry.lane), (1, Priority::Critical));
+        rig.attach(1, "alice", "phone");
+        rig.load_from(&store, reflects);
+        rig.commit();
+        let offered = rig.offered();
+        assert_eq!(offered.len(), 2);
+        assert!(offered.contains(&accepted.entry));
+        assert!(offered.contains(&EntryRef { lane: Priority::Normal, seq: store[0].0 }));
+    }
+}
+
+#[test]
+fn a_commit_that_fails_takes_neither_and_the_next_one_both() {
+    let mut rig = Rig::new();
+    let old = message("alice");
+    rig.accept(&old);
+    let ticket = rig.replace(&old, &message("alice"));
+    let (commit, _) = rig.open.pop_front().unwrap();
+    rig.input(Input::PersistFailed { commit, unknown: true });
+    assert_eq!(rig.done(ticket), None);
+    assert_eq!(rig.replayed().stats().counters.live(), 1);
+    rig.commit();
+    assert_eq!(rig.placed(ticket).0.messages, 1);
+    let counters = rig.machine.stats().counters;
+    assert_eq!((counters.accepted, counters.live()), (2, 1));
+    assert_eq!(rig.machine.stats().pending, 0);
+}
+
+#[test]
+fn a_full_outbox_takes_a_replacement_that_is_no_larger() {
+    let config = |messages, bytes| Config {
+        max_user_messages: core::num::NonZeroU32::new(messages).unwrap(),
+        max_user_bytes: NonZeroU64::new(bytes).unwrap(),
+        ..Config::default()
+    };
+    let (old, new) = (message("alice"), message("alice"));
+    for (room, fits) in [(new.cost() - 1, false), (new.cost(), true), (new.cost() + 1, true)] {
+        let small = Message::to("alice", "chat.message", "").build().unwrap();
+        let mut rig = Rig::with(config(1, room));
+        rig.accept(&small);
+        let ticket = rig.replace(&small, &new);
+        rig.commit();
+        let refused = matches!(
+            rig.done(ticket),
+            Some(Err(OperationError::Refused(Refusal::OutboxFull { messages: 0, .. })))
+        );
+        assert_eq!((refused, rig.machine.stats().counters.live()), (!fits, 1));
+    }
+    let mut rig = Rig::with(config(1, 1000));
+    rig.accept(&old);
+    let ticket = rig.reprioritise(&old, Priority::Low);
+    rig.commit();
+    assert_eq!(rig.placed(ticket).0.messages, 1);
+    let another = rig.send(&message("alice"));
+    assert!(matches!(rig.answer(another), Some(Err(Refusal::OutboxFull { .. }))));
+}
+
+#[test]
+fn a_replacement_that_is_refused_leaves_the_old_one_waiting() {
+    let mut rig = Rig::with(Config { max_payload_bytes: NonZeroUsize::new(8).unwrap(), ..Config::default() });
+    let old = message("alice");
+    let entry = rig.accept(&old);
+    let large = Message::to("alice", "chat.message", vec![0; 9]).build().unwrap();
+    let clash = to("alice").id(old.id()).priority(Priority::Low).build().unwrap();
+    let volatile = to("alice").durability(Durability::Volatile).build().unwrap();
+    for (new, error) in [
+        (large, OperationError::Refused(Refusal::PayloadTooLarge { bytes: 9, max: 8 })),
+        (clash, OperationError::Refused(Refusal::Conflict)),
+        (volatile, OperationError::Unfit),
+        (message("bob"), OperationError::Unfit),
+    ] {
+        let ticket = rig.replace(&old, &new);
+        assert_eq!(rig.done(ticket), Some(Err(error)));
+    }
+    rig.commit();
+    rig.attach(1, "alice", "phone");
+    assert_eq!(rig.offered(), [entry]);
+    assert_eq!(rig.machine.stats().pending, 0);
+}
+
+#[test]
+fn a_replacement_that_is_asked_for_again_is_recognised() {
+    let mut rig = Rig::new();
+    let (old, new) = (message("alice"), message("alice"));
+    rig.accept(&old);
+    let first = rig.replace(&old, &new);
+    // It is on its way to the disk: whoever asks again now is told to come back.
+    let early = rig.replace(&old, &new);
+    assert_eq!(rig.done(early), Some(Err(OperationError::Refused(Refusal::Overloaded))));
+    rig.commit();
+    let again = rig.replace(&old, &new);
+    let (done, accepted) = rig.placed(again);
+    assert_eq!((done.messages, accepted.duplicate), (0, true));
+    assert_eq!(accepted.entry, rig.placed(first).1.entry);
+    let repeat = rig.send(&new);
+    assert!(matches!(rig.answer(repeat), Some(Ok(Accepted { duplicate: true, .. }))));
+    assert_eq!(rig.machine.stats().counters.accepted, 2);
+}
+
+#[test]
+fn of_two_replacements_at_once_one_finds_nothing() {
+    let mut rig = Rig::new();
+    let old = message("alice");
+    rig.accept(&old);
+    let tickets = [message("alice"), message("alice")].map(|new| rig.replace(&old, &new));
+    rig.commit();
+    assert_eq!(rig.placed(tickets[0]).0.messages, 1);
+    assert_eq!(rig.done(tickets[1]), Some(Err(OperationError::NotWaiting)));
+    assert_eq!(rig.machine.stats().counters.live(), 1);
+}
+
+#[test]
+fn a_moved_message_goes_first_keeps_its_time_and_its_senders_repeats() {
+    let mut rig = Rig::new();
+    let kept = rig.accept(&message("alice"));
+    let moved = to("alice").sender("bob").ttl(Duration::from_secs(10)).build().unwrap();
+    let before = rig.accept(&moved);
+    rig.pass(Duration::from_secs(6));
+    let ticket = rig.reprioritise(&moved, Priority::Critical);
+    rig.commit();
+    let (_, accepted) = rig.placed(ticket);
+    let repeat = rig.send(&moved);
+    let known = Accepted { entry: before, duplicate: true };
+    assert_eq!(rig.answer(repeat), Some(&Ok(known)));
+    rig.attach(1, "alice", "phone");
+    assert_eq!(rig.offered(), [accepted.entry, kept]);
+    rig.pass(Duration::from_secs(5));
+    assert_eq!(rig.ended(EndReason::Expired), 1);
+    let replayed = rig.replayed();
+    assert_eq!(replayed.stats().counters, rig.machine.stats().counters);
+}
+
+#[test]
+fn what_was_offered_or_may_have_been_is_not_moved() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let one = message("alice");
+    let entry = rig.accept(&one);
+    for verdict in [None, Some(Verdict::Nack(None))] {
+        verdict.into_iter().for_each(|verdict| rig.say(1, entry, verdict));
+        let ticket = rig.reprioritise(&one, Priority::Low);
+        assert_eq!(rig.done(ticket), Some(Err(OperationError::Offered)));
+    }
+    let mut reborn = Rig::born(Birth { epoch: Epoch(2), ..birth(Config::default()) });
+    for (seq, record) in &rig.log {
+        reborn.machine.replay(*seq, record, true);
+    }
+    let ticket = reborn.reprioritise(&one, Priority::Low);
+    assert_eq!(reborn.done(ticket), Some(Err(OperationError::Offered)));
+}
+
+#[test]
+fn what_is_where_it_should_go_stays_there() {
+    let mut rig = Rig::new();
+    let one = message("alice");
+    let entry = rig.accept(&one);
+    let ticket = rig.reprioritise(&one, Priority::Normal);
+    let (done, accepted) = rig.placed(ticket);
+    assert_eq!((done.messages, accepted), (0, Accepted { entry, duplicate: true }));
+    assert!(rig.open.is_empty());
+    let id = MessageId::from_u128(77);
+    let ticket =
+        rig.operate(Operation::Reprioritise(Target { user: alice(), id, sender: None }, Priority::Low));
+    assert_eq!(rig.done(ticket), Some(Err(OperationError::NotWaiting)));
+}
+
+/// The record of a moved message says so: a replay must not take it for a new one of its sender.
+#[test]
+fn a_replay_does_not_remember_a_moved_message_as_sent_again() {
+    let mut rig = Rig::new();
+    let one = message("alice");
+    let before = rig.accept(&one);
+    rig.reprioritise(&one, Priority::High);
+    rig.commit();
+    let mut reborn = Rig::born(Birth { epoch: Epoch(2), ..birth(Config::default()) });
+    for (seq, record) in &rig.log {
+        reborn.machine.replay(*seq, record, true);
+    }
+    let repeat = reborn.send(&one);
+    assert_eq!(reborn.answer(repeat), Some(&Ok(Accepted { entry: before, duplicate: true })));
+}
