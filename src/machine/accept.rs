@@ -4,57 +4,15 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Machine;
+use super::commit::{Pending, PendingAccept};
 use super::dedup::{Known, Slot};
-use super::io::{Accepted, Action, CommitId, Delivery, EntryRef, Operation, Query, Ticket};
+use super::io::{Accepted, Action, Delivery, EntryRef, Operation, Query, Ticket};
 use super::refusal::{OperationError, Refusal};
 use super::user::{Inbound, Totals};
 use crate::id::{OrderingKey, StreamId, UserId};
 use crate::message::{Durability, Message, Priority};
 use crate::record::{Accept, Origin, Record, Seq};
 use crate::time::Timestamp;
-
-/// What a record takes in a commit at most, besides a message's cost.
-const FACT_BYTES: u64 = 1024;
-
-/// A record that is being made durable.
-#[derive(Debug)]
-pub(super) enum Pending {
-    /// A new message, and who waits for it.
-    Accept(PendingAccept),
-    /// Anything else; if the commit fails, it goes into the next one.
-    Fact(Record),
-    /// A fact that is never in another commit than what stands before it.
-    Joined(Record),
-}
-
-impl Pending {
-    /// Whether its sender asked for no more than a write. Another engine's delivery is never confirmed before it is
-    /// durable.
-    fn waits_for_write(&self) -> bool {
-        let Self::Accept(PendingAccept { accept, answered, .. }) = self else { return false };
-        !answered && accept.origin.is_none() && accept.message.durability() == Durability::Buffered
-    }
-}
-
-/// A message that is being made durable.
-#[derive(Debug)]
-pub(super) struct PendingAccept {
-    pub(super) accept: Arc<Accept>,
-    /// The digest of its identity; none for inbound messages, which the inbox recognises.
-    pub(super) key: Option<u128>,
-    pub(super) ticket: Ticket,
-    /// Its sender has been told, or nobody sent it. If the commit fails, it goes into the next one.
-    pub(super) answered: bool,
-    /// The operation that lets it take the place of another message.
-    pub(super) operation: Option<Ticket>,
-}
-
-/// A set of records that was handed out.
-#[derive(Debug)]
-pub(super) struct Commit {
-    pub(super) id: CommitId,
-    pub(super) records: Vec<Pending>,
-}
 
 /// Lines in which a delivery was refused for now: what follows in the same line may not overtake it.
 type Held = HashSet<(UserId, Priority, Option<OrderingKey>)>;
@@ -223,7 +181,7 @@ impl Machine {
         Ok(())
     }
 
-    fn unclaim(&mut self, accept: &Accept) {
+    pub(super) fn unclaim(&mut self, accept: &Accept) {
         let cost = accept.message.cost();
         self.reserved.sub(cost);
         if let Some(user) = self.users.get_mut(accept.message.recipient()) {
@@ -352,171 +310,5 @@ impl Machine {
                 Parked::Receive(ticket, delivery) => self.receive(now, ticket, *delivery, &mut held),
             }
         }
-    }
-
-    /// How many of the gathered records make one commit: a group must fit into the journal.
-    fn piece(&self) -> usize {
-        let max = self.config.max_commit_bytes.get();
-        let mut bytes = 0_u64;
-        let fits = self.current.iter().take_while(|pending| {
-            bytes = bytes.saturating_add(match pending {
-                Pending::Accept(pending) => pending.accept.message.cost().saturating_add(FACT_BYTES),
-                Pending::Fact(_) | Pending::Joined(_) => FACT_BYTES,
-            });
-            bytes <= max
-        });
-        let joined = |n: &usize| matches!(self.current.get(*n), Some(Pending::Joined(_)));
-        // What is joined to the last that fits goes along, or waits with it: a commit may be one fact too large.
-        let mut n = fits.count().max(1);
-        while joined(&n) {
-            n += 1;
-        }
-        n
-    }
-
-    /// Hands out what has gathered, if the disk takes it.
-    pub(super) fn take_commit(&mut self) -> Option<Action> {
-        if self.current.is_empty() || !self.writable {
-            return None;
-        }
-        self.last_commit.0 += 1;
-        let commit = self.last_commit;
-        let pending: Vec<_> = self.current.drain(..self.piece()).collect();
-        let accepts = pending.iter().any(|pending| matches!(pending, Pending::Accept(_)));
-        let written = pending.iter().any(Pending::waits_for_write);
-        let records = pending.iter().map(|pending| match pending {
-            Pending::Accept(pending) => Record::Accept(pending.accept.clone()),
-            Pending::Fact(record) | Pending::Joined(record) => record.clone(),
-        });
-        let records: Vec<_> = records.collect();
-        self.open_records += records.len();
-        self.commits.push_back(Commit { id: commit, records: pending });
-        Some(Action::Persist { commit, records, accepts, written })
-    }
-
-    /// The process may crash now: answers those who asked for no more.
-    pub(super) fn handle_written(&mut self, commit: CommitId) {
-        let at = self.commits.binary_search_by_key(&commit, |open| open.id);
-        let Some(found) = at.ok().and_then(|at| self.commits.get_mut(at)) else { return };
-        let mut answers = Vec::new();
-        for pending in &mut found.records {
-            if pending.waits_for_write()
-                && let Pending::Accept(pending) = pending
-            {
-                pending.answered = true;
-                answers.push((pending.ticket, pending.accept.message.priority()));
-            }
-        }
-        for (ticket, lane) in answers {
-            let entry = EntryRef { lane, seq: Seq::ZERO };
-            self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
-        }
-    }
-
-    fn answer_repeats(&mut self, key: Option<u128>, result: Result<EntryRef, Refusal>) {
-        if self.repeats.is_empty() {
-            return;
-        }
-        for ticket in key.and_then(|key| self.repeats.remove(&key)).unwrap_or_default() {
-            self.parked_count = self.parked_count.saturating_sub(1);
-            self.answer(ticket, result.clone().map(|entry| Accepted { entry, duplicate: true }));
-        }
-    }
-
-    /// The records are durable: now they are state.
-    pub(super) fn handle_persisted(&mut self, now: Timestamp, commit: CommitId, first: Seq) {
-        if self.commits.front().is_none_or(|c| c.id != commit) {
-            return;
-        }
-        let Some(commit) = self.commits.pop_front() else { return };
-        self.open_records = self.open_records.saturating_sub(commit.records.len());
-        let mut seq = first;
-        for pending in commit.records {
-            match pending {
-                Pending::Accept(pending) => self.accepted(now, seq, pending),
-                Pending::Fact(record) | Pending::Joined(record) => self.fact_durable(now, seq, record),
-            }
-            seq = seq.plus(1);
-            self.applied = seq;
-        }
-        self.take_up_carried();
-    }
-
-    fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
-        let PendingAccept { accept, key, ticket, answered, operation } = pending;
-        // The operation counts for itself.
-        self.pending = self.pending.saturating_sub(usize::from(operation.is_none()));
-        let entry = EntryRef { lane: accept.message.priority(), seq };
-        self.unclaim(&accept);
-        let inbound = accept.origin.and_then(|origin| {
-            self.users.get_mut(accept.message.recipient()).and_then(|user| user.inbound.remove(&origin))
-        });
-        self.apply_accept(seq, &accept, key, true);
-        if !answered {
-            self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
-        }
-        self.place_taken(operation, entry);
-        self.answer_repeats(key, Ok(entry));
-        self.answer_inbound(inbound, &Ok(entry));
-        self.offer_accepted(now, seq, &accept);
-    }
-
-    fn answer_inbound(&mut self, inbound: Option<Inbound>, result: &Result<EntryRef, Refusal>) {
-        for ticket in inbound.map(|inbound| inbound.waiting).unwrap_or_default() {
-            self.parked_count = self.parked_count.saturating_sub(1);
-            self.answer(ticket, result.clone().map(|entry| Accepted { entry, duplicate: true }));
-        }
-    }
-
-    /// The commit failed: new messages are refused, everything else goes into the next commit.
-    pub(super) fn handle_persist_failed(&mut self, commit: CommitId, unknown: bool) {
-        if self.commits.front().is_none_or(|c| c.id != commit) {
-            return;
-        }
-        let Some(commit) = self.commits.pop_front() else { return };
-        self.open_records = self.open_records.saturating_sub(commit.records.len());
-        let refusal = if unknown { Refusal::OutcomeUnknown } else { Refusal::Degraded };
-        let mut kept = self.undo_all(commit.records, &refusal);
-        self.carried.append(&mut kept);
-        // What came after a failed message must not be stored before it is sent again.
-        let newer = core::mem::take(&mut self.current);
-        self.current = self.undo_all(newer, &Refusal::Degraded);
-        self.take_up_carried();
-    }
-
-    /// Undoes the new messages among these, and gives back the rest.
-    fn undo_all(&mut self, records: Vec<Pending>, refusal: &Refusal) -> Vec<Pending> {
-        let mut kept = Vec::new();
-        for pending in records {
-            match pending {
-                Pending::Accept(pending) if !pending.answered => self.undo(pending, refusal),
-                answered => kept.push(answered),
-            }
-        }
-        kept
-    }
-
-    /// Once no commit is open, what failed ones left goes before what has come since.
-    fn take_up_carried(&mut self) {
-        if self.carried.is_empty() || !self.commits.is_empty() {
-            return;
-        }
-        let newer = core::mem::replace(&mut self.current, core::mem::take(&mut self.carried));
-        self.current.extend(newer);
-    }
-
-    fn undo(&mut self, pending: PendingAccept, refusal: &Refusal) {
-        self.pending = self.pending.saturating_sub(1);
-        self.unclaim(&pending.accept);
-        if let Some(key) = pending.key {
-            self.dedup.cancel(key);
-        }
-        let user = self.users.get_mut(pending.accept.message.recipient());
-        let inbound =
-            pending.accept.origin.and_then(|origin| user.and_then(|user| user.inbound.remove(&origin)));
-        self.answer(pending.ticket, Err(refusal.clone()));
-        self.answer_repeats(pending.key, Err(refusal.clone()));
-        self.answer_inbound(inbound, &Err(refusal.clone()));
-        self.evict_if_idle(pending.accept.message.recipient());
     }
 }

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use super::Machine;
-use super::accept::Pending;
+use super::commit::Pending;
 use super::io::{Accepted, Action, Delivery, EntryRef, LinkId, Query};
 use super::lane::EntryState;
 use super::pick::Room;

@@ -217,7 +217,7 @@ impl Machine {
             cost,
             at: now,
         };
-        self.current.push(super::accept::Pending::Fact(crate::record::Record::End(end)));
+        self.current.push(super::commit::Pending::Fact(crate::record::Record::End(end)));
     }
 
     /// The store could not be read: refuses what waited, and asks again for the rest after a while.

@@ -28,6 +28,7 @@
 //!   user with messages waiting, stays for the quotas.
 
 mod accept;
+mod commit;
 mod dedup;
 mod deliver;
 mod fold;
@@ -60,7 +61,8 @@ use lru::LruCache;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
-use self::accept::{Commit, Parked, Pending};
+use self::accept::Parked;
+use self::commit::{Commit, Pending};
 use self::dedup::Dedup;
 use self::deliver::Link;
 use self::lane::EntryState;

@@ -9,7 +9,8 @@ use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
 use super::Machine;
-use super::accept::{Newcomer, Parked, Pending};
+use super::accept::{Newcomer, Parked};
+use super::commit::Pending;
 use super::io::{Accepted, Action, EntryRef, LoadId, Operation, Outcome, Page, Query, Target, Ticket};
 use super::lane::{Entry, EntryState};
 use super::refusal::OperationError;

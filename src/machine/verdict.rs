@@ -5,7 +5,7 @@ use core::time::Duration;
 use rand_chacha::rand_core::Rng;
 
 use super::Machine;
-use super::accept::Pending;
+use super::commit::Pending;
 use super::io::{Action, Change, EntryRef, LinkId, Verdict};
 use super::lane::{Entry, EntryState};
 use crate::id::UserId;

@@ -16,6 +16,7 @@
 //! A script is a list of steps that mean something in any order, so a failure shrinks by leaving steps out.
 
 mod commit;
+mod compose;
 mod defect;
 mod home;
 mod link;

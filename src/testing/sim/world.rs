@@ -3,15 +3,15 @@
 use core::time::Duration;
 use std::sync::Arc;
 
+use super::compose::{altered, compose, compose_for, person};
 use super::defect::Defect;
 use super::link::{self, Reaction};
 use super::node::Node;
 use super::plan::Plan;
 use super::random::Random;
 use super::script::{Op, Step};
-use crate::id::{MessageId, UserId};
 use crate::machine::{Accepted, Delivery, Input, LinkId, Operation, Refusal, Target, Ticket, Verdict};
-use crate::message::{Durability, Message, Priority};
+use crate::message::{Message, Priority};
 use crate::testing::{DiskOp, Fault};
 use crate::time::Timestamp;
 
@@ -427,64 +427,6 @@ fn fault(node: &mut Node, random: &mut Random) {
 /// Users with an even number get what the first engine sends through the second one.
 fn is_wire(index: usize, user: u64) -> bool {
     index == 0 && user.is_multiple_of(2)
-}
-
-fn person(number: u64) -> UserId {
-    UserId::new(format!("user-{number}")).expect("a short name is a user id")
-}
-
-fn compose(plan: &Plan, random: &mut Random, number: usize) -> Message {
-    let to = person(random.below(plan.users));
-    compose_for(plan, random, number, to)
-}
-
-fn compose_for(plan: &Plan, random: &mut Random, number: usize, to: UserId) -> Message {
-    let size = match random.below(20) {
-        0 => 4000 + random.below(4300),
-        1..4 => random.below(2000),
-        _ => random.below(64),
-    };
-    let body: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(size as usize).collect();
-    let builder = Message::to(to, "sim.message", body)
-        .id(MessageId::from_u128(1 + number as u128))
-        .priority(Priority::ALL[random.index(4)])
-        .durability(match random.below(10) {
-            0 => Durability::Volatile,
-            1 | 2 => Durability::Buffered,
-            _ => Durability::Synced,
-        });
-    let builder = match random.below(plan.keys + 1) {
-        0 => builder,
-        key => builder.ordering_key(format!("k{key}")),
-    };
-    let builder = match random.below(plan.senders + 1) {
-        0 => builder,
-        sender => builder.sender(format!("sender-{sender}")),
-    };
-    let builder = match random.below(10) {
-        0 => builder.ttl(Duration::from_millis(1 + random.below(200))),
-        1 => builder.ttl(Duration::from_millis(1 + random.below(20_000))),
-        2 => builder.ttl(Duration::from_secs(1 + random.below(100_000))),
-        _ => builder,
-    };
-    builder.build().expect("a simulated message is within the limits")
-}
-
-/// The same id with another durability, or (forged) with another content.
-fn altered(message: &Message, forge: bool, random: &mut Random) -> Message {
-    let body =
-        if forge { bytes::Bytes::from(vec![7; 65 + random.index(9)]) } else { message.payload().clone() };
-    let mut builder = Message::to(message.recipient(), message.event().clone(), body)
-        .id(message.id())
-        .priority(message.priority())
-        .durability(if random.chance(50) { Durability::Synced } else { Durability::Buffered });
-    if let Some(key) = message.ordering_key() {
-        builder = builder.ordering_key(key);
-    }
-    if let Some(sender) = message.sender() {
-        builder = builder.sender(sender);
-    }
-    builder.build().expect("a simulated message is within the limits")
 }
 
 impl Node {
