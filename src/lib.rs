@@ -32,8 +32,9 @@ pub use message::{
 };
 #[cfg(feature = "runtime")]
 pub use runtime::{
-    Acks, AttachError, Attachment, BuildError, Closed, Detached, DrainReport, Engine, EngineBuilder, Inbox,
-    OperateError, OutboxLimit, Reached, Receipt, SendError, Stage, Stats, SystemClock, WatchError,
+    Acks, AttachError, Attachment, BatchError, BuildError, Closed, Detached, DrainReport, Engine,
+    EngineBuilder, Inbox, OperateError, OutboxLimit, Reached, Receipt, SendError, Stage, Stats, SystemClock,
+    WatchError,
 };
 pub use status::{EndReason, Status};
 pub use time::Timestamp;

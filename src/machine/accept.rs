@@ -4,7 +4,8 @@ use std::collections::HashSet;
 use std::sync::Arc;
 
 use super::Machine;
-use super::commit::{Pending, PendingAccept};
+use super::batch::Batch;
+use super::commit::{Pending, PendingAccept, Unit};
 use super::dedup::{Known, Slot};
 use super::io::{Accepted, Action, Delivery, EntryRef, Operation, Query, Ticket};
 use super::refusal::{OperationError, Refusal};
@@ -23,6 +24,7 @@ pub(super) enum Parked {
     Send(Ticket, Message),
     Receive(Ticket, Box<Delivery>),
     Operate(Ticket, Operation, Seq),
+    Batch(Batch),
 }
 
 /// What dedup says of a message that is to take the place of another.
@@ -48,7 +50,7 @@ impl Machine {
         self.pending + self.parked_count + self.operations.len()
     }
 
-    fn gate(&self, message: &Message) -> Result<(), Refusal> {
+    pub(super) fn gate(&self, message: &Message) -> Result<(), Refusal> {
         let max = self.config.max_payload_bytes.get();
         if message.payload().len() > max {
             return Err(Refusal::PayloadTooLarge { bytes: message.payload().len(), max });
@@ -95,7 +97,7 @@ impl Machine {
         }
         self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at: now, sender });
         let accept = Arc::new(Accept { message, at: now, origin: None, moved: false });
-        self.push_accept(accept, Some(key), ticket);
+        self.push_accept(accept, Some(key), ticket, Unit::Alone);
     }
 
     /// Whether a message may take the place of another one.
@@ -125,22 +127,24 @@ impl Machine {
             let content = self.digester.content(message);
             self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at: accept.at, sender });
         }
-        let (ticket, operation) = (operation, Some(operation));
-        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered: true, operation }));
+        let (ticket, operation, answered, unit) = (operation, Some(operation), true, Unit::Alone);
+        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, operation, unit }));
     }
 
-    fn push_accept(&mut self, accept: Arc<Accept>, key: Option<u128>, ticket: Ticket) {
+    pub(super) fn push_accept(&mut self, accept: Arc<Accept>, key: Option<u128>, ticket: Ticket, unit: Unit) {
         self.pending += 1;
-        self.current.push(Pending::Accept(PendingAccept {
-            accept,
-            key,
-            ticket,
-            answered: false,
-            operation: None,
-        }));
+        let (answered, operation) = (false, None);
+        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, operation, unit }));
     }
 
-    fn answer_repeat(&mut self, ticket: Ticket, key: u128, slot: Slot, content: u64, message: &Message) {
+    pub(super) fn answer_repeat(
+        &mut self,
+        ticket: Ticket,
+        key: u128,
+        slot: Slot,
+        content: u64,
+        message: &Message,
+    ) {
         if slot.content != content {
             return self.answer(ticket, Err(Refusal::Conflict));
         }
@@ -266,7 +270,7 @@ impl Machine {
         self.user_mut(&recipient).inbound.insert(origin, Inbound { lane, waiting: Vec::new() });
         let accept =
             Arc::new(Accept { message: delivery.message, at: now, origin: Some(origin), moved: false });
-        self.push_accept(accept, None, ticket);
+        self.push_accept(accept, None, ticket, Unit::Alone);
         Ok(None)
     }
 
@@ -296,8 +300,10 @@ impl Machine {
     pub(super) fn unpark(&mut self, now: Timestamp, load: super::io::LoadId, failed: bool) {
         let mut held = Held::default();
         for parked in self.parked.remove(&load).unwrap_or_default() {
-            self.parked_count = self.parked_count.saturating_sub(1);
+            let answers = if let Parked::Batch(batch) = &parked { batch.messages.len() } else { 1 };
+            self.parked_count = self.parked_count.saturating_sub(answers);
             match parked {
+                Parked::Batch(batch) => self.resume_batch(now, batch, failed),
                 Parked::Operate(ticket, ..) if failed => {
                     let result = Err(OperationError::StoreUnreadable);
                     self.actions.push_back(Action::Done { ticket, result });

@@ -6,7 +6,7 @@ use super::Machine;
 use super::io::{Accepted, Action, CommitId, EntryRef, Ticket};
 use super::refusal::Refusal;
 use super::user::Inbound;
-use crate::message::Durability;
+use crate::message::{Durability, Message};
 use crate::record::{Accept, Record, Seq};
 use crate::time::Timestamp;
 
@@ -28,9 +28,39 @@ impl Pending {
     /// Whether its sender asked for no more than a write. Another engine's delivery is never confirmed before it is
     /// durable.
     fn waits_for_write(&self) -> bool {
-        let Self::Accept(PendingAccept { accept, answered, .. }) = self else { return false };
-        !answered && accept.origin.is_none() && accept.message.durability() == Durability::Buffered
+        let Self::Accept(PendingAccept { accept, answered, unit, .. }) = self else { return false };
+        // Of a batch, a part that is answered would be kept when the rest is refused.
+        let alone = *unit == Unit::Alone && accept.origin.is_none();
+        !answered && alone && accept.message.durability() == Durability::Buffered
     }
+
+    /// Whether it must be in one commit with what stands before it.
+    fn is_joined(&self) -> bool {
+        match self {
+            Self::Accept(pending) => pending.unit == Unit::Joined,
+            Self::Fact(_) => false,
+            Self::Joined(_) => true,
+        }
+    }
+
+    /// What it takes in a commit at most.
+    fn bytes(&self) -> u64 {
+        match self {
+            Self::Accept(pending) => PendingAccept::bytes(&pending.accept.message),
+            Self::Fact(_) | Self::Joined(_) => FACT_BYTES,
+        }
+    }
+}
+
+/// Whether a message is accepted together with others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unit {
+    /// By itself.
+    Alone,
+    /// The first of a batch.
+    First,
+    /// In one commit with what stands before it.
+    Joined,
 }
 
 /// A message that is being made durable.
@@ -44,6 +74,14 @@ pub(super) struct PendingAccept {
     pub(super) answered: bool,
     /// The operation that lets it take the place of another message.
     pub(super) operation: Option<Ticket>,
+    pub(super) unit: Unit,
+}
+
+impl PendingAccept {
+    /// What a message takes in a commit at most.
+    pub(super) fn bytes(message: &Message) -> u64 {
+        message.cost().saturating_add(FACT_BYTES)
+    }
 }
 
 /// A set of records that was handed out.
@@ -59,19 +97,16 @@ impl Machine {
         let max = self.config.max_commit_bytes.get();
         let mut bytes = 0_u64;
         let fits = self.current.iter().take_while(|pending| {
-            bytes = bytes.saturating_add(match pending {
-                Pending::Accept(pending) => pending.accept.message.cost().saturating_add(FACT_BYTES),
-                Pending::Fact(_) | Pending::Joined(_) => FACT_BYTES,
-            });
+            bytes = bytes.saturating_add(pending.bytes());
             bytes <= max
         });
-        let joined = |n: &usize| matches!(self.current.get(*n), Some(Pending::Joined(_)));
-        // What is joined to the last that fits goes along, or waits with it: a commit may be one fact too large.
-        let mut n = fits.count().max(1);
-        while joined(&n) {
-            n += 1;
-        }
-        n
+        let n = fits.count().max(1);
+        let joined = |n: &usize| self.current.get(*n).is_some_and(Pending::is_joined);
+        // What is joined is not parted: it waits as a whole, or, when it comes first, goes as a whole. A message fits by
+        // itself, and so does a batch; a fact that is joined to a message may be over the bound by itself.
+        let start = (0..=n).rev().find(|n| !joined(n)).unwrap_or(0);
+        let end = (n..).find(|n| !joined(n)).unwrap_or(n);
+        if start > 0 { start } else { end }
     }
 
     /// Hands out what has gathered, if the disk takes it.
@@ -143,7 +178,7 @@ impl Machine {
     }
 
     fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
-        let PendingAccept { accept, key, ticket, answered, operation } = pending;
+        let PendingAccept { accept, key, ticket, answered, operation, .. } = pending;
         // The operation counts for itself.
         self.pending = self.pending.saturating_sub(usize::from(operation.is_none()));
         let entry = EntryRef { lane: accept.message.priority(), seq };

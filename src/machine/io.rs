@@ -87,6 +87,8 @@ pub enum Input {
         /// The message.
         message: Message,
     },
+    /// A host sends messages of which all are accepted, in one commit, or none.
+    SendBatch(Vec<(Ticket, Message)>),
     /// Another engine's deliveries come in for this engine's inbox, as one batch it offered, in its order. Each is
     /// answered like a send; what follows a refused one with the same recipient, lane and ordering key is refused too.
     Receive(Vec<(Ticket, Delivery)>),

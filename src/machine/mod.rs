@@ -28,6 +28,7 @@
 //!   user with messages waiting, stays for the quotas.
 
 mod accept;
+mod batch;
 mod commit;
 mod dedup;
 mod deliver;
@@ -46,6 +47,7 @@ mod timer;
 mod user;
 mod verdict;
 
+pub use batch::MAX_BATCH_MESSAGES;
 pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, MachineStats,
     Operation, Outcome, Page, Query, Standing, Survivors, Target, Ticket, Verdict,
@@ -239,6 +241,7 @@ impl Machine {
         let now = self.now;
         match input {
             Input::Send { ticket, message } => self.handle_send(now, ticket, message),
+            Input::SendBatch(messages) => self.handle_send_batch(now, messages),
             Input::Receive(batch) => self.handle_receive(now, batch),
             Input::Operate { ticket, operation } => self.operate(ticket, operation, self.applied),
             Input::Written(commit) => self.handle_written(commit),

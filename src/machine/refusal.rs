@@ -50,6 +50,31 @@ pub enum Refusal {
     /// The engine is shutting down.
     #[error("the engine is shutting down")]
     ShuttingDown,
+    /// More than a batch may hold.
+    #[error(
+        "a batch of {messages} messages and {bytes} bytes (with 1 KiB for each) is over the limits of {max_messages} and {max_bytes}"
+    )]
+    BatchTooLarge {
+        /// How many messages there are.
+        messages: usize,
+        /// How many there may be.
+        max_messages: usize,
+        /// What they take, with 1 KiB for each.
+        bytes: u64,
+        /// What they may take: [`Config::max_commit_bytes`](crate::Config::max_commit_bytes).
+        max_bytes: u64,
+    },
+    /// A volatile message in a batch: nothing could make it durable together with the others.
+    #[error("a batch takes no volatile message")]
+    VolatileInBatch,
+    /// Another message of the batch was refused.
+    #[error("another message of the batch was refused")]
+    OtherRefused,
+    /// The recipients of a batch belong to several shards.
+    #[error(
+        "the recipients of the batch belong to several shards: use one shard, or a batch for each recipient"
+    )]
+    AcrossShards,
     /// An old copy of a delivery whose sender is done with it, however it ended. Whether it was applied is not known
     /// any more, and makes no difference to the sender.
     #[error("the sender of this delivery is done with it: this is an old copy")]
@@ -60,7 +85,59 @@ impl Refusal {
     /// Whether the same message would be refused again, however often it is sent.
     #[must_use]
     pub fn is_final(&self) -> bool {
-        matches!(self, Self::PayloadTooLarge { .. } | Self::Conflict | Self::Obsolete)
+        matches!(
+            self,
+            Self::PayloadTooLarge { .. }
+                | Self::Conflict
+                | Self::Obsolete
+                | Self::BatchTooLarge { .. }
+                | Self::VolatileInBatch
+                | Self::AcrossShards
+        )
+    }
+
+    /// Whether sending the same again later can succeed without anything being changed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::OutboxFull { .. }
+            | Self::EngineFull { .. }
+            | Self::Overloaded
+            | Self::OutcomeUnknown
+            | Self::Degraded
+            | Self::StoreUnreadable
+            | Self::OtherRefused
+            | Self::NobodyAttached => true,
+            Self::PayloadTooLarge { .. }
+            | Self::BatchTooLarge { .. }
+            | Self::VolatileInBatch
+            | Self::AcrossShards
+            | Self::Conflict
+            | Self::ShuttingDown
+            | Self::Obsolete => false,
+        }
+    }
+
+    /// A short name, the same for all refusals of this kind, for metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::PayloadTooLarge { .. } => "payload_too_large",
+            Self::OutboxFull { .. } => "outbox_full",
+            Self::EngineFull { .. } => "engine_full",
+            Self::Overloaded => "overloaded",
+            Self::Conflict => "conflict",
+            Self::OutcomeUnknown => "outcome_unknown",
+            Self::Degraded => "degraded",
+            Self::StoreUnreadable => "store_unreadable",
+            Self::NobodyAttached => "nobody_attached",
+            Self::BatchTooLarge { .. } => "batch_too_large",
+            Self::VolatileInBatch => "volatile_in_batch",
+            Self::OtherRefused => "other_refused",
+            Self::AcrossShards => "across_shards",
+            Self::ShuttingDown => "shutting_down",
+            Self::Obsolete => "obsolete",
+        }
     }
 }
 

@@ -149,6 +149,7 @@ impl Driver {
             let Ok(item) = self.mail.try_recv() else { return };
             bytes += match &item {
                 Mail::Send { message, .. } => message.cost(),
+                Mail::SendBatch(batch) => batch.iter().map(|(message, _)| message.cost()).sum(),
                 Mail::Receive(batch) => batch.iter().map(|(delivery, _)| delivery.message.cost()).sum(),
                 _ => 0,
             };
@@ -161,6 +162,11 @@ impl Driver {
             Mail::Send { message, reply } => {
                 let ticket = self.ticket(reply);
                 self.machine.handle(now, Input::Send { ticket, message });
+            }
+            Mail::SendBatch(batch) => {
+                let batch = batch.into_iter().map(|(message, reply)| (self.ticket(reply), message));
+                let batch = batch.collect();
+                self.machine.handle(now, Input::SendBatch(batch));
             }
             Mail::Receive(batch) => {
                 let batch = batch.into_iter().map(|(delivery, reply)| (self.ticket(reply), delivery));

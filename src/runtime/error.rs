@@ -33,37 +33,64 @@ impl SendError {
     /// Whether sending the same message again later can succeed without anything being changed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        match self.reason {
-            Refusal::OutboxFull { .. }
-            | Refusal::EngineFull { .. }
-            | Refusal::Overloaded
-            | Refusal::OutcomeUnknown
-            | Refusal::Degraded
-            | Refusal::StoreUnreadable
-            | Refusal::NobodyAttached => true,
-            Refusal::PayloadTooLarge { .. }
-            | Refusal::Conflict
-            | Refusal::ShuttingDown
-            | Refusal::Obsolete => false,
-        }
+        self.reason.is_retryable()
     }
 
     /// A short name, the same for all errors of this kind, for metrics.
     #[must_use]
     pub fn kind(&self) -> &'static str {
-        match self.reason {
-            Refusal::PayloadTooLarge { .. } => "payload_too_large",
-            Refusal::OutboxFull { .. } => "outbox_full",
-            Refusal::EngineFull { .. } => "engine_full",
-            Refusal::Overloaded => "overloaded",
-            Refusal::Conflict => "conflict",
-            Refusal::OutcomeUnknown => "outcome_unknown",
-            Refusal::Degraded => "degraded",
-            Refusal::StoreUnreadable => "store_unreadable",
-            Refusal::NobodyAttached => "nobody_attached",
-            Refusal::ShuttingDown => "shutting_down",
-            Refusal::Obsolete => "obsolete",
-        }
+        self.reason.kind()
+    }
+}
+
+/// A batch was not accepted: of none of its messages anything was stored, unless [`Refusal::OutcomeUnknown`] says
+/// otherwise. They come back, and sending the same batch again is always safe.
+#[derive(Debug, thiserror::Error)]
+#[error("a batch of {} messages was not accepted: {reason}{}", .messages.len(), place(*.index))]
+pub struct BatchError {
+    messages: Vec<Message>,
+    index: Option<usize>,
+    #[source]
+    reason: Refusal,
+}
+
+fn place(index: Option<usize>) -> String {
+    index.map_or_else(String::new, |index| format!(" (message {index})"))
+}
+
+impl BatchError {
+    pub(super) fn new(messages: Vec<Message>, index: Option<usize>, reason: Refusal) -> Self {
+        Self { messages, index, reason }
+    }
+
+    /// Why.
+    #[must_use]
+    pub fn reason(&self) -> &Refusal {
+        &self.reason
+    }
+
+    /// Which message it is about, counted from 0; none when it is about all of them.
+    #[must_use]
+    pub fn index(&self) -> Option<usize> {
+        self.index
+    }
+
+    /// The messages, to be sent again or kept elsewhere.
+    #[must_use]
+    pub fn into_messages(self) -> Vec<Message> {
+        self.messages
+    }
+
+    /// Whether sending the same batch again later can succeed without anything being changed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        self.reason.is_retryable()
+    }
+
+    /// A short name, the same for all errors of this kind, for metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        self.reason.kind()
     }
 }
 

@@ -20,6 +20,7 @@ pub(super) type Operated = Result<Outcome, OperationError>;
 #[derive(Debug)]
 pub(super) enum Mail {
     Send { message: Message, reply: Reply },
+    SendBatch(Vec<(Message, Reply)>),
     Receive(Vec<(Delivery, Reply)>),
     Operate { operation: Operation, reply: oneshot::Sender<Operated> },
     Watch { user: UserId, entry: EntryRef, stage: Stage, reply: Waiting },

@@ -32,7 +32,7 @@ pub use attachment::{Acks, Attachment, Detached};
 pub use builder::{BuildError, EngineBuilder, OutboxLimit};
 pub use clock::SystemClock;
 pub use engine::Engine;
-pub use error::{AttachError, Closed, OperateError, SendError, WatchError};
+pub use error::{AttachError, BatchError, Closed, OperateError, SendError, WatchError};
 pub use inbox::Inbox;
 pub use receipt::{Reached, Receipt, Stage};
 pub use report::DrainReport;

@@ -1,6 +1,7 @@
 //! Tests of the machine: state and emitted actions. This file is the rig they share.
 
 mod accept;
+mod batch;
 mod deliver;
 mod inbox;
 mod operate;

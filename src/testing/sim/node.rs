@@ -15,6 +15,7 @@ use crate::machine::{
     Accepted, Action, Birth, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, Machine, Query,
     Refusal, Survivors, Ticket,
 };
+use crate::message::Message;
 use crate::ports::Journal;
 use crate::record::{Counters, Epoch, Record, Seq};
 use crate::storage::journal::FileJournal;
@@ -259,6 +260,17 @@ impl Node {
     }
 
     /// Hands an input to a machine and does what it says.
+    /// Sends messages together; their recipients belong to one shard.
+    pub(super) fn send_batch(&mut self, messages: Vec<Message>) {
+        let Some(first) = messages.first() else { return };
+        let shard = self.shard_of(first.recipient());
+        let tickets = (1..).map(|n| Ticket(self.tickets + n));
+        let batch: Vec<_> = tickets.zip(messages).collect();
+        self.tickets += batch.len() as u64;
+        self.oracle.sent_together(&batch);
+        self.input(shard, Input::SendBatch(batch));
+    }
+
     pub(super) fn input(&mut self, shard: usize, input: Input) {
         let now = self.now;
         let Some(engine) = &mut self.engine else { return };

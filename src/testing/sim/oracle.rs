@@ -1,5 +1,6 @@
 //! What must be true, kept outside of the engine: a fold of the records that are durable, and who was told what.
 
+mod batches;
 mod ends;
 mod operations;
 mod recovery;
@@ -59,6 +60,8 @@ pub(super) struct Oracle {
     origins: HashSet<(UserId, Origin)>,
     /// Sends that wait for an answer.
     pub(super) waiting: HashMap<Ticket, Message>,
+    /// What was sent together.
+    batches: Vec<batches::Batch>,
     /// Operations that wait for an answer, and all that were ever asked for.
     pub(super) operations: HashMap<Ticket, operations::Asked>,
     withdrawals: Vec<Operation>,
@@ -106,6 +109,7 @@ impl Oracle {
             for (seq, record) in group.records {
                 self.durable(plan, seq, record);
             }
+            self.check_batches();
         }
     }
 
@@ -196,6 +200,7 @@ impl Oracle {
 
     /// A send was handed to the engine.
     pub(super) fn sent(&mut self, ticket: Ticket, message: Message) {
+        self.sent_alone(&message);
         self.waiting.insert(ticket, message);
     }
 
@@ -204,6 +209,7 @@ impl Oracle {
         let Some(message) = self.waiting.remove(&ticket) else {
             return self.fail(format!("{ticket:?} was answered twice, or never asked"));
         };
+        self.answered_in_batch(ticket, result);
         match result {
             Ok(accepted) => self.check_promise(&message, *accepted),
             Err(Refusal::Conflict) => {

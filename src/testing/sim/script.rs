@@ -31,6 +31,8 @@ ops! {
     Repeat "repeat" 40,
     /// A sender uses an id again for another content.
     Forge "forge" 12,
+    /// A host sends some messages together.
+    Batch "batch" 20,
     /// A host withdraws a message.
     Cancel "cancel" 16,
     /// A host puts another message in the place of one.

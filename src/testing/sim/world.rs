@@ -68,6 +68,7 @@ impl World {
             Op::Send => self.send(random),
             Op::Repeat => self.repeat(random, false),
             Op::Forge => self.repeat(random, true),
+            Op::Batch => self.send_batch(random),
             Op::Cancel | Op::Replace | Op::Move => self.operate_on_one(op, random),
             Op::Purge => {
                 let user = person(random.below(self.plan.users));
@@ -147,6 +148,32 @@ impl World {
         let another = forge || random.chance(15);
         let message = if another { altered(&message, forge, random) } else { message };
         self.submit(index, message);
+    }
+
+    /// Some new messages, now and then with one that was sent before.
+    fn send_batch(&mut self, random: &mut Random) {
+        let index = usize::from(random.chance(10));
+        let engine = &mut self.nodes[index];
+        if engine.engine.is_none() {
+            return;
+        }
+        let mut batch: Vec<Message> = Vec::new();
+        for _ in 0..2 + random.index(5) {
+            let message = match self.sent.iter().rev().nth(random.index(12)) {
+                Some((_, known)) if random.chance(8) => known.clone(),
+                _ => {
+                    let new = compose(&self.plan, random, self.sent.len());
+                    self.sent.push((index, new.clone()));
+                    new
+                }
+            };
+            let shard = self.nodes[index].shard_of(message.recipient());
+            let first = batch.first().map_or(shard, |first| self.nodes[index].shard_of(first.recipient()));
+            if shard == first {
+                batch.push(message);
+            }
+        }
+        self.nodes[index].send_batch(batch);
     }
 
     fn submit(&mut self, index: usize, message: Message) {

@@ -17,6 +17,9 @@ pub(in super::super) struct Asked {
 impl Oracle {
     /// An operation was handed to the engine. `told` says whether the machines know all that is durable.
     pub(in super::super) fn asked(&mut self, ticket: Ticket, operation: Operation, told: bool) {
+        if let Operation::Replace(_, message) = &operation {
+            self.sent_alone(message);
+        }
         let about = |message: &Message| is_about(&operation, message);
         let lived =
             self.live().filter(|(_, kept)| about(&kept.accept.message)).map(|(seq, _)| *seq).collect();
