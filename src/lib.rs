@@ -43,3 +43,8 @@ pub use time::Timestamp;
 #[cfg(all(doctest, feature = "runtime", feature = "sled"))]
 #[doc = include_str!("../README.md")]
 struct Readme;
+
+/// Compiles the recipes.
+#[cfg(all(doctest, feature = "runtime", feature = "sled"))]
+#[doc = include_str!("../docs/GUIDE.md")]
+struct Guide;
