@@ -48,6 +48,10 @@ pub struct Config {
     pub critical_reserve: u32,
     /// The most messages of one offer. 32.
     pub max_batch: NonZeroU32,
+    /// How long after its acceptance a message may wait for others, so that they are offered together. None: each goes as
+    /// soon as it can. A wait of less than 10 ms becomes one of 10 ms. Nothing waits once `max_batch` messages are there, or
+    /// `max_in_flight_bytes`, or a critical or a volatile one.
+    pub linger: Duration,
     /// The turn of each priority in bytes: deficit round robin adds this much per round. 256, 64, 16 and 4 KiB.
     pub shares: [NonZeroU32; 4],
     /// How many critical messages in a row go before the other lanes get one round. 16.
@@ -95,6 +99,7 @@ impl Default for Config {
             max_in_flight_bytes: nz!(NonZeroU64, 1 << 20),
             critical_reserve: 8,
             max_batch: nz!(NonZeroU32, 32),
+            linger: Duration::ZERO,
             shares: [
                 nz!(NonZeroU32, 256 << 10),
                 nz!(NonZeroU32, 64 << 10),

@@ -206,7 +206,32 @@ impl Machine {
         }
     }
 
+    /// Whether what waits for a user goes on waiting for more, so that it is offered together.
+    fn lingers(&mut self, id: &UserId) -> bool {
+        let (now, config) = (self.now, &self.config);
+        let Some(user) = self.users.get_mut(id).filter(|_| !config.linger.is_zero()) else { return false };
+        let urgent = user.lane_ref(Priority::Critical).offerable().next().is_some()
+            || user.lanes.iter().any(|lane| !lane.volatile.is_empty());
+        let full = config.max_batch.get() as usize;
+        let waiting = user.lanes.iter().flat_map(|lane| lane.offerable().filter_map(|seq| lane.entry(seq)));
+        let (mut n, mut bytes, mut oldest) = (0, 0_u64, Timestamp::NEVER);
+        for entry in waiting.take(full) {
+            n += 1;
+            bytes = bytes.saturating_add(entry.accept.message.cost());
+            oldest = oldest.min(entry.accept.at);
+        }
+        let until = oldest.after(config.linger);
+        if urgent || n == 0 || n >= full || bytes >= config.max_in_flight_bytes.get() || until <= now {
+            return false;
+        }
+        self.arm_user(now, id, until);
+        true
+    }
+
     fn serve_user(&mut self, id: &UserId) {
+        if self.lingers(id) {
+            return;
+        }
         let Some(user) = self.users.get_mut(id) else { return };
         user.next_link = (user.next_link + 1) % user.links.len().max(1);
         let links: Vec<_> =

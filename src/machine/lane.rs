@@ -276,6 +276,11 @@ impl Lane {
         }
     }
 
+    /// The messages that wait for nothing but their turn, in no order.
+    pub(super) fn offerable(&self) -> impl Iterator<Item = Seq> {
+        self.keys.values().filter(|queue| queue.busy == 0).flat_map(|queue| queue.waiting.iter().copied())
+    }
+
     /// Whether there is more in memory than is queued.
     pub(super) fn has_horizon(&self) -> bool {
         self.horizon.is_some()

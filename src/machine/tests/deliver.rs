@@ -302,3 +302,80 @@ fn a_backoff_from_before_a_jump_of_the_clock_lasts_no_longer_than_any_other() {
     rig.pass(rig.machine.config.backoff_cap + Duration::from_millis(20));
     assert_eq!(rig.offered(), [entry]);
 }
+
+fn lingering() -> Rig {
+    let mut rig = Rig::with(Config {
+        linger: Duration::from_millis(50),
+        max_batch: core::num::NonZeroU32::new(4).unwrap(),
+        max_in_flight_bytes: NonZeroU64::new(10_000).unwrap(),
+        ..Config::default()
+    });
+    rig.attach(1, "alice", "phone");
+    rig
+}
+
+#[test]
+fn messages_wait_for_others_as_long_as_they_are_told_and_go_together() {
+    let mut rig = lingering();
+    let one = rig.accept(&message("alice"));
+    rig.pass(Duration::from_millis(30));
+    let two = rig.accept(&message("alice"));
+    rig.pass(Duration::from_millis(19));
+    assert!(rig.offers.is_empty());
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(rig.offered(), [one, two]);
+    // What has waited long enough behind others does not wait anew.
+    rig.accept(&message("alice"));
+    rig.pass(Duration::from_millis(49));
+    rig.input(Input::Verdicts {
+        link: LinkId(1),
+        verdicts: vec![(one, Verdict::Delivered), (two, Verdict::Delivered)],
+    });
+    assert_eq!(rig.offers.len(), 2);
+    rig.pass(Duration::from_millis(1));
+    assert_eq!(rig.offers.len(), 3);
+}
+
+#[test]
+fn a_full_batch_does_not_wait_in_messages_or_in_bytes() {
+    for (n, waits) in [(3, true), (4, false), (5, false)] {
+        let mut rig = lingering();
+        (0..n).for_each(|_| drop(rig.accept(&message("alice"))));
+        assert_eq!(rig.offers.len(), if waits { 0 } else { 4 }, "{n}");
+        rig.pass(Duration::from_millis(50));
+        assert_eq!(rig.offers.len(), n.min(4));
+    }
+    let overhead = Message::to("alice", "chat.message", "").build().unwrap().cost() as usize;
+    for (bytes, waits) in [(9_999, true), (10_000, false), (10_001, false)] {
+        let mut rig = lingering();
+        rig.accept(&Message::to("alice", "chat.message", vec![0; bytes - overhead]).build().unwrap());
+        assert_eq!(rig.offers.is_empty(), waits, "{bytes}");
+    }
+}
+
+#[test]
+fn critical_and_volatile_messages_take_along_what_waits() {
+    for urgent in [to("alice").priority(Priority::Critical), to("alice").durability(Durability::Volatile)] {
+        let mut rig = lingering();
+        let one = rig.accept(&message("alice"));
+        assert!(rig.offers.is_empty());
+        rig.send(&urgent.build().unwrap());
+        rig.commit();
+        assert_eq!(rig.offers.len(), 2);
+        assert!(rig.offered().contains(&one));
+    }
+}
+
+#[test]
+fn what_waits_behind_a_message_in_flight_is_no_company_for_others() {
+    let mut rig = lingering();
+    let of = |key: &str| to("alice").ordering_key(key).build().unwrap();
+    rig.accept(&of("a"));
+    rig.pass(Duration::from_millis(50));
+    assert_eq!(rig.offers.len(), 1);
+    (0..3).for_each(|_| drop(rig.accept(&of("a"))));
+    let other = rig.accept(&of("b"));
+    assert_eq!(rig.offers.len(), 1);
+    rig.pass(Duration::from_millis(50));
+    assert_eq!(rig.offered()[1..], [other]);
+}

@@ -80,6 +80,7 @@ fn config(random: &mut Random) -> Config {
         max_in_flight_bytes: NonZeroU64::new(256 + random.below(12 << 10)).unwrap_or(NonZeroU64::MIN),
         critical_reserve: reserve,
         max_batch: of_u32(1 + random.below(5)),
+        linger: Duration::from_millis(if random.chance(25) { 1 + random.below(300) } else { 0 }),
         critical_burst: of_u32(1 + random.below(5)),
         ack_deadline: Duration::from_secs(1 + random.below(30)),
         backoff_cap: Duration::from_secs(1 + random.below(60)),
