@@ -182,18 +182,20 @@ impl Machine {
         // The operation counts for itself.
         self.pending = self.pending.saturating_sub(usize::from(operation.is_none()));
         let entry = EntryRef { lane: accept.message.priority(), seq };
-        self.unclaim(&accept);
+        self.reserved.sub(accept.message.cost());
         let inbound = accept.origin.and_then(|origin| {
             self.users.get_mut(accept.message.recipient()).and_then(|user| user.inbound.remove(&origin))
         });
-        self.apply_accept(seq, &accept, key, true);
+        let attached = self.apply_accept(seq, &accept, key, true);
         if !answered {
             self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
         }
         self.place_taken(operation, entry);
         self.answer_repeats(key, Ok(entry));
         self.answer_inbound(inbound, &Ok(entry));
-        self.offer_accepted(now, seq, &accept);
+        if attached {
+            self.offer_accepted(now, seq, &accept);
+        }
     }
 
     fn answer_inbound(&mut self, inbound: Option<Inbound>, result: &Result<EntryRef, Refusal>) {

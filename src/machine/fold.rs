@@ -43,7 +43,14 @@ impl Machine {
         }
     }
 
-    pub(super) fn apply_accept(&mut self, seq: Seq, accept: &Arc<Accept>, key: Option<u128>, counts: bool) {
+    /// Whether somebody is there for it.
+    pub(super) fn apply_accept(
+        &mut self,
+        seq: Seq,
+        accept: &Arc<Accept>,
+        key: Option<u128>,
+        counts: bool,
+    ) -> bool {
         let message = &accept.message;
         let cost = message.cost();
         if counts {
@@ -69,14 +76,18 @@ impl Machine {
         self.resident += 1;
         self.taken += 1;
         let user = self.user_mut(message.recipient());
+        // What was reserved for it; nothing in a replay.
+        user.reserved.sub(cost);
         if let Some(live) = &mut user.live {
             live.add(cost);
         }
+        let attached = user.is_attached();
         user.lane(message.priority()).insert(seq, accept.clone());
         if let Some(origin) = accept.origin {
             user.inbox.entry((origin.stream, message.priority())).or_default().above.insert(origin.seq);
             self.touch(message.recipient(), seq);
         }
+        attached
     }
 
     pub(super) fn apply_end(&mut self, seq: Seq, end: &End, counts: bool) {
@@ -168,19 +179,12 @@ impl Machine {
 
     /// The user, brought into memory if need be.
     pub(super) fn user_mut(&mut self, id: &UserId) -> &mut User {
-        if !self.users.contains_key(id) {
-            let user = self.new_user(id);
-            self.users.insert(id.clone(), Box::new(user));
-        }
-        let digester = self.digester;
-        self.users.entry_ref(id).or_insert_with(|| Box::new(User::new(digester, None, false)))
-    }
-
-    fn new_user(&mut self, id: &UserId) -> User {
-        let digest = self.digester.user(Some(id));
-        let indexed = self.index.remove(&digest);
-        let live = indexed.or(self.index_complete.then(Totals::default));
-        User::new(self.digester, live, !self.rows_exist && indexed.is_none())
+        let Self { users, index, digester, index_complete, rows_exist, .. } = self;
+        users.entry_ref(id).or_insert_with(|| {
+            let indexed = index.remove(&digester.user(Some(id)));
+            let live = indexed.or(index_complete.then(Totals::default));
+            Box::new(User::new(*digester, live, !*rows_exist && indexed.is_none()))
+        })
     }
 
     /// Whether the totals of a user are known; asks nothing.
