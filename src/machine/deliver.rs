@@ -67,6 +67,8 @@ impl Machine {
         let user = self.user_mut(&id);
         user.links.push(link);
         if !user.is_known() {
+            // While they are read: neither waits for the other.
+            self.expose(&id);
             self.load_once(Query::User(id));
         } else if user.links.len() == 1 {
             self.open_lanes(&id);
@@ -75,16 +77,23 @@ impl Machine {
         }
     }
 
+    /// Records that what waits for a user may be offered from now on.
+    fn expose(&mut self, id: &UserId) {
+        let epoch = self.epoch;
+        let user = self.user_mut(id);
+        if user.exposed < epoch && !user.exposing && !user.exposed_unread {
+            user.exposing = true;
+            self.current.push(Pending::Fact(Record::Exposed(Exposed { user: id.clone(), epoch })));
+        }
+    }
+
     /// Someone is attached and the row is known: builds the queues, reads what is on disk, exposes.
     pub(super) fn open_lanes(&mut self, id: &UserId) {
-        let (epoch, now, window) = (self.epoch, self.now, self.config.max_resident.get());
+        self.expose(id);
+        let (now, window) = (self.now, self.config.max_resident.get());
         let Some(user) = self.users.get_mut(id) else { return };
         for lane in &mut user.lanes {
             lane.rebuild_queues(window);
-        }
-        if user.exposed < epoch && !user.exposing {
-            user.exposing = true;
-            self.current.push(Pending::Fact(Record::Exposed(Exposed { user: id.clone(), epoch })));
         }
         for lane in Priority::ALL {
             self.refill(id, lane);

@@ -168,10 +168,15 @@ impl Machine {
     pub(super) fn apply_exposed(&mut self, seq: Seq, exposed: &Exposed) {
         let is_live = self.is_live;
         let user = self.user_mut(&exposed.user);
-        user.exposed = user.exposed.max(exposed.epoch);
         if is_live {
             user.exposing = false;
-        } else {
+            // Were it noted now, the row that is being read could not say any more what was exposed before.
+            user.exposed_unread = !user.row_known;
+        }
+        if !user.exposed_unread {
+            user.exposed = user.exposed.max(exposed.epoch);
+        }
+        if !is_live {
             user.exposed_through = user.exposed_through.max(through(user));
         }
         self.touch(&exposed.user, seq);

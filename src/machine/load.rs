@@ -138,6 +138,9 @@ impl Machine {
                 true => user.exposed_through.max(through(user)),
                 false => applied,
             };
+            if core::mem::take(&mut user.exposed_unread) {
+                user.exposed = epoch;
+            }
         }
         for lane in &mut user.lanes {
             lane.drop_settled(reflects);

@@ -114,7 +114,8 @@ impl Machine {
     fn user_due(&mut self, now: Timestamp, id: &UserId) {
         let Some(user) = self.users.get_mut(id) else { return };
         user.wake = None;
-        if !user.is_attached() {
+        // Before they were read it is not known what may have been delivered; reading them arms the timer again.
+        if !user.is_attached() || !user.is_known() {
             return;
         }
         let mut expired = Vec::new();

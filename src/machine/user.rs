@@ -63,6 +63,8 @@ pub(super) struct User {
     pub(super) exposed: Epoch,
     /// An exposure is being committed.
     pub(super) exposing: bool,
+    /// An exposure in this epoch is durable, but what was exposed before it is not known yet.
+    pub(super) exposed_unread: bool,
     /// Messages up to here may have been offered in an earlier attachment.
     pub(super) exposed_through: Seq,
     /// Operations under way: they keep what is in memory there.
@@ -98,6 +100,7 @@ impl User {
             inbound: BTreeMap::new(),
             exposed: Epoch::default(),
             exposing: false,
+            exposed_unread: false,
             exposed_through: Seq::ZERO,
             operations: 0,
             links: Vec::new(),

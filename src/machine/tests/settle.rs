@@ -345,3 +345,66 @@ fn a_page_that_was_read_before_something_left_memory_is_read_again() {
     rig.commit();
     assert_eq!(rig.offers.iter().filter(|(link, _)| *link == LinkId(2)).count(), 1);
 }
+
+/// Whoever comes does not wait for the store and then for the disk; and what was exposed in earlier lives is not
+/// mistaken for what is exposed now.
+#[test]
+fn somebody_who_must_be_read_is_exposed_meanwhile_and_gets_new_messages_as_new() {
+    for (exposed, commits_first) in [(0, false), (0, true), (1, false), (1, true)] {
+        let birth = Birth { epoch: Epoch(2), store_empty: false, ..birth(Config::default()) };
+        let mut rig = Rig::born(Birth { settled: Seq::first_of(Epoch(2)), ..birth });
+        let (user, device) = (UserId::new("alice").unwrap(), DeviceId::new("phone").unwrap());
+        rig.input(Input::Attach { link: LinkId(1), user, device });
+        assert_eq!((rig.open.len(), rig.loads.len()), (1, 1));
+        if commits_first {
+            rig.commit();
+        }
+        let message = message("alice");
+        let (seq, reflects) = (Seq::new((1 << Seq::EPOCH_SHIFT) + 7), Seq::first_of(Epoch(2)));
+        let row = UserRow { exposed: Epoch(exposed), reflects, ..UserRow::default() };
+        let live = Some((1, message.cost()));
+        let (load, _) = rig.loads.pop().unwrap();
+        rig.input(Input::Loaded {
+            load,
+            found: Box::new(Found::User { row: Some(Box::new(row)), live, reflects }),
+        });
+        let at = Timestamp::from_millis(5);
+        let accept = std::sync::Arc::new(crate::record::Accept { message, at, origin: None, moved: false });
+        for (load, query) in core::mem::take(&mut rig.loads) {
+            let Query::Page { lane, .. } = query else { panic!("{query:?}") };
+            let entries = if lane == Priority::Normal { vec![(seq, accept.clone())] } else { Vec::new() };
+            let page = Page { entries, damaged: Vec::new(), more_after: None, reflects };
+            rig.input(Input::Loaded { load, found: Box::new(Found::Page(page)) });
+        }
+        assert_eq!(rig.offers.is_empty(), !commits_first);
+        rig.commit();
+        let redelivered: Vec<_> = rig.offers.iter().map(|(_, delivery)| delivery.redelivered).collect();
+        assert_eq!(redelivered, [exposed > 0], "{exposed} {commits_first}");
+        let exposures = rig.log.iter().filter(|(_, record)| matches!(record, Record::Exposed(_)));
+        assert_eq!(exposures.count(), 1);
+    }
+}
+
+/// Found by the simulator: what expired while its recipient was being read was said to be undelivered for certain.
+#[test]
+fn nothing_expires_before_it_is_known_what_may_have_been_delivered() {
+    let birth = Birth { epoch: Epoch(2), store_empty: false, ..birth(Config::default()) };
+    let mut rig = Rig::born(birth);
+    let seq = Seq::new((1 << Seq::EPOCH_SHIFT) + 7);
+    let message = to("alice").ttl(Duration::from_secs(1)).build().unwrap();
+    let accept = crate::record::Accept { message, at: rig.now, origin: None, moved: false };
+    rig.machine.replay(seq, &Record::Accept(std::sync::Arc::new(accept)), true);
+    rig.attach(1, "alice", "phone");
+    rig.pass(Duration::from_secs(2));
+    assert!(rig.log.iter().all(|(_, record)| matches!(record, Record::Exposed(_))));
+    let (load, _) = rig.loads.pop().unwrap();
+    let row = UserRow { exposed: Epoch(1), ..UserRow::default() };
+    let found = Found::User { row: Some(Box::new(row)), live: Some((0, 0)), reflects: Seq::ZERO };
+    rig.input(Input::Loaded { load, found: Box::new(found) });
+    rig.pass(Duration::from_secs(1));
+    let ended = rig.log.iter().find_map(|(_, record)| match record {
+        Record::End(end) => Some((end.reason, end.possibly_delivered)),
+        _ => None,
+    });
+    assert_eq!(ended, Some((EndReason::Expired, true)));
+}
