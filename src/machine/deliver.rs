@@ -230,6 +230,10 @@ impl Machine {
             oldest = oldest.min(entry.accept.at);
         }
         let until = oldest.after(config.linger);
+        // Accepted before the clock was set back: nobody knows how long it has waited.
+        if oldest > now {
+            return false;
+        }
         if urgent || n == 0 || n >= full || bytes >= config.max_in_flight_bytes.get() || until <= now {
             return false;
         }

@@ -383,3 +383,15 @@ fn what_waits_behind_a_message_in_flight_is_no_company_for_others() {
     rig.pass(Duration::from_millis(50));
     assert_eq!(rig.offered()[1..], [other]);
 }
+
+/// Found by review: they would have waited until the clock had caught up.
+#[test]
+fn what_was_accepted_before_the_clock_was_set_back_does_not_wait_for_others() {
+    let late = Timestamp::from_millis(1 << 40);
+    let mut rig = Rig::with(Config { linger: Duration::from_millis(50), ..Config::default() });
+    let accept = crate::record::Accept { message: message("alice"), at: late, origin: None, moved: false };
+    rig.machine.replay(rig.next, &Record::Accept(std::sync::Arc::new(accept)), true);
+    rig.next = rig.next.plus(1);
+    rig.attach(1, "alice", "phone");
+    assert_eq!(rig.offers.len(), 1);
+}

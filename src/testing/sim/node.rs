@@ -261,7 +261,6 @@ impl Node {
         self.digester.shard(user, self.shards)
     }
 
-    /// Hands an input to a machine and does what it says.
     /// Sends messages together; their recipients belong to one shard.
     pub(super) fn send_batch(&mut self, messages: Vec<Message>) {
         let Some(first) = messages.first() else { return };
@@ -273,6 +272,7 @@ impl Node {
         self.input(shard, Input::SendBatch(batch));
     }
 
+    /// Hands an input to a machine and does what it says.
     pub(super) fn input(&mut self, shard: usize, input: Input) {
         let now = self.now;
         let Some(engine) = &mut self.engine else { return };
