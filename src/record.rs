@@ -92,6 +92,16 @@ pub enum Record {
 }
 
 impl Record {
+    /// When it was decided, for those that say so.
+    #[must_use]
+    pub fn at(&self) -> Option<Timestamp> {
+        match self {
+            Self::Accept(accept) => Some(accept.at),
+            Self::End(end) => Some(end.at),
+            Self::Attempt(_) | Self::Exposed(_) | Self::Floor(_) => None,
+        }
+    }
+
     /// Whose outbox the record is about.
     #[must_use]
     pub fn user(&self) -> &UserId {

@@ -6,8 +6,8 @@ use std::time::Duration;
 use lastmile::machine::{Delivery, EntryRef, Refusal, Verdict};
 use lastmile::ports::Sink;
 use lastmile::storage::{MemoryStore, SledStore};
-use lastmile::testing::{Reply, ScriptedSink};
-use lastmile::{Detached, Engine, Message, OutboxLimit, Priority, Reached, Stage};
+use lastmile::testing::{ManualClock, Reply, ScriptedSink};
+use lastmile::{Detached, Engine, Message, OutboxLimit, Priority, Reached, Stage, Timestamp};
 
 fn message(user: &str, text: &str) -> Message {
     Message::to(user, "chat.message", text.to_owned()).build().unwrap()
@@ -179,4 +179,24 @@ async fn an_impossible_configuration_is_refused_before_anything_is_opened() {
     assert!(error.to_string().contains("nothing was opened"), "{error}");
     let error = Engine::builder(MemoryStore::new()).journal_size(64 << 10, 4).build().unwrap_err();
     assert!(error.to_string().contains("quarter of a journal segment"), "{error}");
+}
+
+/// Found by review: the time was kept at settlements only, so what was in the journal alone lay in the future.
+#[tokio::test]
+async fn the_clock_does_not_start_before_what_was_accepted_and_has_not_settled() {
+    let dir = tempfile::tempdir().unwrap();
+    let late = Timestamp::from_millis(1 << 43);
+    let clock = ManualClock::new(late);
+    let engine = Engine::builder(SledStore::open(dir.path()).unwrap()).clock(clock).build().unwrap();
+    engine.send(message("alice", "from a clock that was ahead")).await.unwrap();
+    engine.shutdown(LONG).await;
+    drop(engine);
+
+    let engine = Engine::builder(SledStore::open(dir.path()).unwrap()).build().unwrap();
+    engine.send(message("alice", "from a clock that was corrected")).await.unwrap();
+    let sink = ScriptedSink::new();
+    let _attached = engine.attach("alice", "phone", sink.clone()).unwrap();
+    let times = [next(&sink).await.accepted_at, next(&sink).await.accepted_at];
+    assert!(times[0] == late && times[1] >= late, "{times:?}");
+    engine.shutdown(LONG).await;
 }

@@ -240,9 +240,9 @@ impl EngineBuilder {
         let fresh = Identity { stream: StreamId::from_u128(random()), digest_key: random() };
         let manifest = self.store.home().map(|home| home.join("MANIFEST"));
         let (outbox, opened) = OutboxStore::open(self.store.clone(), manifest, Epoch::default(), fresh)?;
-        let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(opened.last_time)));
         self.config = self.config.for_groups_of(journal.space().max_group_bytes);
         let (machines, recovered) = self.recover(&opened, &mut *journal)?;
+        let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(recovered.latest)));
         let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
         journal.begin(epoch)?;
         tracing::info!(

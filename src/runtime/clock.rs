@@ -6,7 +6,7 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 use crate::ports::Clock;
 use crate::time::Timestamp;
 
-/// Wall time at opening, never below the last time the store has seen, plus the monotonic time since.
+/// Wall time at opening, never below the last time that the store or a record in the journal has seen, plus the monotonic time since.
 #[derive(Debug)]
 pub struct SystemClock {
     base: Timestamp,

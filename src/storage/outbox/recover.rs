@@ -5,6 +5,7 @@ use crate::codec::{self, CodecError};
 use crate::digest::Digester;
 use crate::ports::{Journal, JournalError, Replay};
 use crate::record::{Record, Seq};
+use crate::time::Timestamp;
 
 /// A record in a good group that could not be read. The others of its group were applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -24,6 +25,8 @@ pub struct Recovered {
     pub replay: Replay,
     /// Records that could not be read.
     pub bad: Vec<BadRecord>,
+    /// The latest engine time that the store or a record has seen: the clock must not start before it.
+    pub latest: Timestamp,
 }
 
 /// Why a recovery stopped. Nothing was changed.
@@ -54,12 +57,14 @@ pub fn recover(
     let digester = Digester::new(opened.identity.digest_key);
     let mut too_new = None;
     let mut bad = Vec::new();
+    let mut latest = opened.last_time;
     let replay = journal.replay(opened.settled, &mut |group| {
         for (offset, record) in (0_u64..).zip(codec::decode_records(group.count, group.records)) {
             let seq = group.first.plus(offset);
             match record {
                 Ok(_) if seq < opened.settled => {}
                 Ok(record) => {
+                    latest = latest.max(record.at().unwrap_or_default());
                     let user = record.user();
                     let counted = opened.counters.get(digester.shard(user, opened.counters.len()));
                     let counts = counted.is_none_or(|(_, below)| seq >= *below);
@@ -80,7 +85,7 @@ pub fn recover(
         (None, Err(error)) => Err(error.into()),
         (None, Ok(replay)) => {
             let next_seq = replay.end.max(Seq::first_of(opened.epoch)).max(opened.settled);
-            Ok(Recovered { next_seq, replay, bad })
+            Ok(Recovered { next_seq, replay, bad, latest })
         }
     }
 }

@@ -179,8 +179,7 @@ impl Node {
             return Err(format!("! the journal reports damage: {recovered:?}"));
         }
         journal.begin(opened.epoch).map_err(text)?;
-        let newest = records.iter().map(|(_, _, record, _)| time_of(record)).max().unwrap_or_default();
-        self.now = self.now.max(opened.last_time).max(newest);
+        self.now = self.now.max(recovered.latest);
         self.shards = shards;
         let machines = self.fold(&journal, &opened, &records);
         let replayed = records.into_iter().map(|(_, seq, record, _)| (seq, record)).collect();
@@ -440,14 +439,6 @@ impl Node {
 
 fn digest_key(plan: &Plan) -> u128 {
     u128::from(plan.seed) << 7 | 1
-}
-
-fn time_of(record: &Record) -> Timestamp {
-    match record {
-        Record::Accept(accept) => accept.at,
-        Record::End(end) => end.at,
-        _ => Timestamp::ZERO,
-    }
 }
 
 fn is_expired(record: &Record, now: Timestamp) -> bool {
