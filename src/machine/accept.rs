@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::batch::Batch;
-use super::commit::{Pending, PendingAccept, Unit};
+use super::commit::{Instead, Pending, PendingAccept, Repeat, Unit};
 use super::dedup::{Known, Slot};
 use super::io::{Accepted, Action, Delivery, EntryRef, Operation, Query, Ticket};
 use super::refusal::{OperationError, Refusal};
@@ -29,10 +29,12 @@ pub(super) enum Parked {
 
 /// What dedup says of a message that is to take the place of another.
 pub(super) enum Newcomer {
-    /// It is new, with this key, unless its sender's ids are not needed.
-    Fits(Option<u128>),
+    /// It is new, with this key.
+    Fits(u128),
     /// It was accepted before.
     Accepted(EntryRef),
+    /// It is on its way to the disk, with this key.
+    OnItsWay(u128),
     /// Its sender's ids must be read first.
     AskStore(Query),
 }
@@ -110,31 +112,32 @@ impl Machine {
         let sender = self.digester.user(message.sender());
         let key = self.digester.identity(message.sender(), message.recipient(), message.id());
         match self.dedup.look_up(sender, key, now) {
-            Known::New => Ok(Newcomer::Fits(Some(key))),
+            Known::New => Ok(Newcomer::Fits(key)),
             Known::AskStore => Ok(Newcomer::AskStore(Query::Sender { sender, since: self.dedup.since(now) })),
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
-            // It is on its way to the disk.
-            Known::Seen(slot) if slot.seq == Seq::ZERO => Err(Refusal::Overloaded),
+            Known::Seen(slot) if slot.seq == Seq::ZERO => Ok(Newcomer::OnItsWay(key)),
             Known::Seen(slot) => Ok(Newcomer::Accepted(EntryRef { lane: message.priority(), seq: slot.seq })),
         }
     }
 
     /// Records a message that takes the place of another one, whose end must be joined to it.
-    pub(super) fn push_newcomer(&mut self, accept: Arc<Accept>, key: Option<u128>, operation: Ticket) {
+    pub(super) fn push_newcomer(&mut self, accept: Arc<Accept>, key: Option<u128>, instead: Instead) {
         if let Some(key) = key {
             let message = &accept.message;
             let sender = self.digester.user(message.sender());
             let content = self.digester.content(message);
             self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at: accept.at, sender });
         }
-        let (ticket, operation, answered, unit) = (operation, Some(operation), true, Unit::Alone);
-        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, operation, unit }));
+        self.leaving.add(instead.cost);
+        self.user_mut(accept.message.recipient()).leaving.add(instead.cost);
+        let (ticket, instead, answered, unit) = (instead.operation, Some(instead), true, Unit::Alone);
+        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, instead, unit }));
     }
 
     pub(super) fn push_accept(&mut self, accept: Arc<Accept>, key: Option<u128>, ticket: Ticket, unit: Unit) {
         self.pending += 1;
-        let (answered, operation) = (false, None);
-        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, operation, unit }));
+        let (answered, instead) = (false, None);
+        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, instead, unit }));
     }
 
     pub(super) fn answer_repeat(
@@ -150,23 +153,28 @@ impl Machine {
         }
         self.stats.duplicates += 1;
         if slot.seq == Seq::ZERO {
-            self.repeats.entry(key).or_default().push(ticket);
-            self.parked_count += 1;
-            return;
+            return self.wait_for_first(key, Repeat::Send(ticket));
         }
         let entry = EntryRef { lane: message.priority(), seq: slot.seq };
         self.answer(ticket, Ok(Accepted { entry, duplicate: true }));
+    }
+
+    /// Lets a repeat wait for the message it repeats.
+    pub(super) fn wait_for_first(&mut self, key: u128, repeat: Repeat) {
+        self.repeats.entry(key).or_default().push(repeat);
+        self.parked_count += 1;
     }
 
     /// Takes the message's share of the quotas, or says which one is full. `instead` is what a message costs whose place
     /// it takes.
     pub(super) fn claim(&mut self, message: &Message, instead: Option<u64>) -> Result<(), Refusal> {
         let cost = message.cost();
-        let (freed, freed_bytes) = (u32::from(instead.is_some()), instead.unwrap_or(0));
-        let totals = &self.counters;
-        let (messages, bytes) =
-            (totals.live() + self.reserved.messages as u64, totals.live_bytes() + self.reserved.bytes);
-        let (messages, bytes) = (messages.saturating_sub(freed.into()), bytes.saturating_sub(freed_bytes));
+        let mut leaving = self.leaving;
+        instead.into_iter().for_each(|cost| leaving.add(cost));
+        let (totals, reserved) = (&self.counters, self.reserved);
+        let messages = totals.live() + u64::from(reserved.messages);
+        let messages = messages.saturating_sub(leaving.messages.into());
+        let bytes = (totals.live_bytes() + reserved.bytes).saturating_sub(leaving.bytes);
         let config = &self.config;
         if messages >= config.max_total_messages.get()
             || bytes.saturating_add(cost) > config.max_total_bytes.get()
@@ -175,8 +183,7 @@ impl Machine {
         }
         let (max_messages, max_bytes) = (config.max_user_messages.get(), config.max_user_bytes.get());
         let user = self.user_mut(message.recipient());
-        let Totals { messages, bytes } = user.claimed();
-        let (messages, bytes) = (messages.saturating_sub(freed), bytes.saturating_sub(freed_bytes));
+        let Totals { messages, bytes } = user.claimed(instead);
         if messages >= max_messages || bytes.saturating_add(cost) > max_bytes {
             return Err(Refusal::OutboxFull { messages: messages.into(), bytes });
         }

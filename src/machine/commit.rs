@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use super::Machine;
-use super::io::{Accepted, Action, CommitId, EntryRef, Ticket};
-use super::refusal::Refusal;
+use super::io::{Accepted, Action, CommitId, EntryRef, Outcome, Ticket};
+use super::refusal::{OperationError, Refusal};
 use super::user::Inbound;
 use crate::message::{Durability, Message};
 use crate::record::{Accept, Record, Seq};
@@ -72,9 +72,26 @@ pub(super) struct PendingAccept {
     pub(super) ticket: Ticket,
     /// Its sender has been told, or nobody sent it. If the commit fails, it goes into the next one.
     pub(super) answered: bool,
-    /// The operation that lets it take the place of another message.
-    pub(super) operation: Option<Ticket>,
+    /// Whose place it takes.
+    pub(super) instead: Option<Instead>,
     pub(super) unit: Unit,
+}
+
+/// What a message is accepted instead of.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Instead {
+    /// The operation that wants it so.
+    pub(super) operation: Ticket,
+    /// What the other one costs, which its end gives back.
+    pub(super) cost: u64,
+}
+
+/// Who waits for a message that is being made durable: a repeat of it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Repeat {
+    Send(Ticket),
+    /// A replacement that was asked for again.
+    Operation(Ticket),
 }
 
 impl PendingAccept {
@@ -152,9 +169,16 @@ impl Machine {
         if self.repeats.is_empty() {
             return;
         }
-        for ticket in key.and_then(|key| self.repeats.remove(&key)).unwrap_or_default() {
+        let result = result.map(|entry| Accepted { entry, duplicate: true });
+        for repeat in key.and_then(|key| self.repeats.remove(&key)).unwrap_or_default() {
             self.parked_count = self.parked_count.saturating_sub(1);
-            self.answer(ticket, result.clone().map(|entry| Accepted { entry, duplicate: true }));
+            match repeat {
+                Repeat::Send(ticket) => self.answer(ticket, result.clone()),
+                Repeat::Operation(ticket) => {
+                    let result = result.clone().map(Outcome::known).map_err(OperationError::from);
+                    self.actions.push_back(Action::Done { ticket, result });
+                }
+            }
         }
     }
 
@@ -178,9 +202,9 @@ impl Machine {
     }
 
     fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
-        let PendingAccept { accept, key, ticket, answered, operation, .. } = pending;
+        let PendingAccept { accept, key, ticket, answered, instead, .. } = pending;
         // The operation counts for itself.
-        self.pending = self.pending.saturating_sub(usize::from(operation.is_none()));
+        self.pending = self.pending.saturating_sub(usize::from(instead.is_none()));
         let entry = EntryRef { lane: accept.message.priority(), seq };
         self.reserved.sub(accept.message.cost());
         let inbound = accept.origin.and_then(|origin| {
@@ -190,7 +214,9 @@ impl Machine {
         if !answered {
             self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
         }
-        self.place_taken(operation, entry);
+        if let Some(instead) = instead {
+            self.place_taken(instead, &accept, entry);
+        }
         self.answer_repeats(key, Ok(entry));
         self.answer_inbound(inbound, &Ok(entry));
         if attached {

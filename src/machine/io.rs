@@ -303,8 +303,16 @@ pub struct Outcome {
     /// confirmed later, it counts as delivered.
     pub possibly_delivered: u32,
     /// The place of what came instead, for [`Operation::Replace`] and [`Operation::Reprioritise`]. A `duplicate` had been
-    /// accepted before, or is where it should go already: then nothing ended.
+    /// accepted before, or is where it should go already: then this operation ended nothing, and what an earlier one ended
+    /// is not counted again.
     pub accepted: Option<Accepted>,
+}
+
+impl Outcome {
+    /// Nothing was done: what was wanted had been accepted before.
+    pub(super) fn known(accepted: Accepted) -> Self {
+        Self { accepted: Some(accepted), ..Self::default() }
+    }
 }
 
 /// What the shell must do, in order.

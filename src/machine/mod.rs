@@ -64,7 +64,7 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use self::accept::Parked;
-use self::commit::{Commit, Pending};
+use self::commit::{Commit, Pending, Repeat};
 use self::dedup::Dedup;
 use self::deliver::Link;
 use self::lane::EntryState;
@@ -149,7 +149,7 @@ pub struct Machine {
     open_records: usize,
     last_commit: CommitId,
     pending: usize,
-    repeats: DigestMap<Vec<Ticket>>,
+    repeats: DigestMap<Vec<Repeat>>,
     parked: StdMap<LoadId, Vec<Parked>>,
     parked_count: usize,
 
@@ -169,6 +169,8 @@ pub struct Machine {
     slice_due: bool,
     /// Messages accepted since settling did its last slice.
     taken: usize,
+    /// Totals of messages whose place others take, until their ends are durable.
+    leaving: Totals,
     resident: u64,
     stats: MachineStats,
 }
@@ -227,6 +229,7 @@ impl Machine {
             actions: VecDeque::new(),
             slice_due: true,
             taken: 0,
+            leaving: Totals::default(),
             resident: 0,
             stats: MachineStats::default(),
             config: birth.config,

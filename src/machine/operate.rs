@@ -10,7 +10,7 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::accept::{Newcomer, Parked};
-use super::commit::Pending;
+use super::commit::{Instead, Pending, Repeat};
 use super::io::{Accepted, Action, EntryRef, LoadId, Operation, Outcome, Page, Query, Target, Ticket};
 use super::lane::{Entry, EntryState};
 use super::refusal::OperationError;
@@ -31,6 +31,8 @@ pub(super) struct Operations {
     ready: VecDeque<Ticket>,
     /// Who waits for the end of a message to be durable.
     ends: BTreeMap<Seq, Vec<Ticket>>,
+    /// Where a message has moved whose old place ends with the next record.
+    moved: Option<(Seq, EntryRef)>,
     loads: BTreeMap<LoadId, Ticket>,
 }
 
@@ -103,11 +105,11 @@ impl Machine {
                     return self.park(query, Parked::Operate(ticket, operation, before));
                 }
                 Ok(Newcomer::Accepted(entry)) => Ok(Some(Accepted { entry, duplicate: true })),
+                Ok(Newcomer::OnItsWay(key)) => return self.wait_for_first(key, Repeat::Operation(ticket)),
                 Err(refusal) => Err(refusal.into()),
             };
             if let Some(result) = known.transpose() {
-                let result =
-                    result.map(|accepted| Outcome { accepted: Some(accepted), ..Outcome::default() });
+                let result = result.map(Outcome::known);
                 return self.actions.push_back(Action::Done { ticket, result });
             }
         }
@@ -203,7 +205,9 @@ impl Machine {
         page: &Page,
     ) -> bool {
         let Some(ticket) = self.operations.loads.remove(&load) else { return false };
-        let Some(open) = self.operations.open.get(&ticket) else { return true };
+        let Some(open) = self.operations.open.get(&ticket).filter(|open| open.search != Search::Over) else {
+            return true;
+        };
         let (user, target) = (open.user.clone(), open.operation.target().cloned());
         let mut found =
             page.entries.iter().filter(|(_, accept)| target.as_ref().is_none_or(|t| t.is(accept)));
@@ -233,7 +237,9 @@ impl Machine {
     /// A page could not be read for an operation. `false` when it was for somebody else.
     pub(super) fn page_failed_for_operation(&mut self, load: LoadId) -> bool {
         let Some(ticket) = self.operations.loads.remove(&load) else { return false };
-        self.finish(ticket, Err(OperationError::StoreUnreadable));
+        if self.operations.open.get(&ticket).is_some_and(|open| open.search != Search::Over) {
+            self.finish(ticket, Err(OperationError::StoreUnreadable));
+        }
         true
     }
 
@@ -285,8 +291,7 @@ impl Machine {
         let (accept, key) = match &open.operation {
             Operation::Cancel(_) | Operation::Purge(_) => return Ok(false),
             Operation::Reprioritise(_, priority) if *priority == entry.lane => {
-                let accepted = Some(Accepted { entry, duplicate: true });
-                return Err(Ok(Outcome { accepted, ..open.done }));
+                return Err(Ok(Outcome::known(Accepted { entry, duplicate: true })));
             }
             Operation::Reprioritise(..) if offered => return Err(Err(OperationError::Offered)),
             Operation::Reprioritise(_, priority) => {
@@ -296,7 +301,7 @@ impl Machine {
             Operation::Replace(_, message) => {
                 let message = message.clone();
                 let key = match self.judge_newcomer(&message) {
-                    Ok(Newcomer::Fits(key)) => key,
+                    Ok(Newcomer::Fits(key)) => Some(key),
                     // Somebody else sent it meanwhile, or what was read of its sender has left memory again.
                     Ok(_) => return Err(Err(OperationError::Overloaded)),
                     Err(refusal) => return Err(Err(refusal.into())),
@@ -304,8 +309,9 @@ impl Machine {
                 (Accept { message, at: self.now, origin: None, moved: false }, key)
             }
         };
-        self.claim(&accept.message, Some(old.message.cost())).map_err(|refusal| Err(refusal.into()))?;
-        self.push_newcomer(Arc::new(accept), key, ticket);
+        let instead = Instead { operation: ticket, cost: old.message.cost() };
+        self.claim(&accept.message, Some(instead.cost)).map_err(|refusal| Err(refusal.into()))?;
+        self.push_newcomer(Arc::new(accept), key, instead);
         Ok(true)
     }
 
@@ -370,9 +376,34 @@ impl Machine {
     }
 
     /// What an operation puts in another's place is durable; the end of the other follows at once.
-    pub(super) fn place_taken(&mut self, operation: Option<Ticket>, entry: EntryRef) {
-        if let Some(open) = operation.and_then(|ticket| self.operations.open.get_mut(&ticket)) {
+    pub(super) fn place_taken(&mut self, instead: Instead, accept: &Accept, entry: EntryRef) {
+        self.leaving.sub(instead.cost);
+        self.user_mut(accept.message.recipient()).leaving.sub(instead.cost);
+        if let Some(open) = self.operations.open.get_mut(&instead.operation) {
             open.done.accepted = Some(Accepted { entry, duplicate: false });
+            self.operations.moved = open.own.filter(|_| accept.moved).map(|old| (old, entry));
+        }
+    }
+
+    /// A message lives on in another place. Whoever looks for it has found it only where it was, or not at all: its new
+    /// place lies behind everything that they look at.
+    fn follow_moved(&mut self, end: &End, entry: EntryRef) {
+        // The one that has moved it is one of them.
+        let Some(user) = self.users.get(&end.user).filter(|user| user.operations > 1) else { return };
+        let Some(found) = user.lane_ref(entry.lane).entry(entry.seq) else { return };
+        let looks = |open: &Open| match open.operation.target() {
+            Some(target) => open.own.is_none() && target.is(&found.accept),
+            None => true,
+        };
+        // What has moved before it was found where it had moved to.
+        let waiting = self.operations.ends.get(&end.seq).map_or(&[][..], Vec::as_slice);
+        let open = self.operations.open.iter().filter(|(ticket, open)| {
+            let means = end.seq < open.before || waiting.contains(ticket);
+            means && open.user == end.user && looks(open)
+        });
+        let tickets: Vec<_> = open.map(|(ticket, _)| *ticket).collect();
+        for ticket in tickets {
+            self.withdraw(ticket, &end.user, entry, None);
         }
     }
 
@@ -380,6 +411,9 @@ impl Machine {
     pub(super) fn end_durable_for_operations(&mut self, end: &End) {
         if end.upgrades.is_some() {
             return;
+        }
+        if let Some((_, entry)) = self.operations.moved.take_if(|(old, _)| *old == end.seq) {
+            self.follow_moved(end, entry);
         }
         for ticket in self.operations.ends.remove(&end.seq).unwrap_or_default() {
             let Some(open) = self.operations.open.get_mut(&ticket) else { continue };
@@ -395,6 +429,10 @@ impl Machine {
             if counts && end.reason == reason {
                 open.done.messages += 1;
                 open.done.possibly_delivered += u32::from(end.possibly_delivered);
+                // Another one with the same id is not meant as well.
+                if open.operation.target().is_some() {
+                    open.search = Search::Over;
+                }
             }
             if open.search == Search::Over {
                 self.finish_if_recorded(ticket);
@@ -405,7 +443,18 @@ impl Machine {
     fn finish_if_recorded(&mut self, ticket: Ticket) {
         let Some(open) = self.operations.open.get(&ticket).filter(|open| open.recording == 0) else { return };
         let found = open.done.messages > 0 || open.operation.target().is_none();
-        let result = if found { Ok(open.done) } else { Err(OperationError::NotWaiting) };
+        let result = match (&open.operation, found) {
+            (_, true) => Ok(open.done),
+            // Perhaps it was this very message that took the place, for somebody who asked before.
+            (Operation::Replace(_, message), false) => {
+                let message = message.clone();
+                match self.judge_newcomer(&message) {
+                    Ok(Newcomer::Accepted(entry)) => Ok(Outcome::known(Accepted { entry, duplicate: true })),
+                    _ => Err(OperationError::NotWaiting),
+                }
+            }
+            (_, false) => Err(OperationError::NotWaiting),
+        };
         self.finish(ticket, result);
     }
 

@@ -52,6 +52,8 @@ pub(super) struct User {
     pub(super) live: Option<Totals>,
     /// Totals of messages that are being committed.
     pub(super) reserved: Totals,
+    /// Totals of messages whose place others take, until their ends are durable.
+    pub(super) leaving: Totals,
     /// Whether the row (cursors, inbox) is known.
     pub(super) row_known: bool,
     pub(super) loading: Option<LoadId>,
@@ -93,6 +95,7 @@ impl User {
             lanes: core::array::from_fn(|_| Lane::new(digester)),
             live,
             reserved: Totals::default(),
+            leaving: Totals::default(),
             row_known,
             loading: None,
             early_ends: Vec::new(),
@@ -144,12 +147,14 @@ impl User {
         !self.links.is_empty()
     }
 
-    /// Live and reserved.
-    pub(super) fn claimed(&self) -> Totals {
+    /// Live and reserved, without what is leaving and one more that would, with this cost.
+    pub(super) fn claimed(&self, instead: Option<u64>) -> Totals {
         let live = self.live.unwrap_or_default();
+        let mut leaving = self.leaving;
+        instead.into_iter().for_each(|cost| leaving.add(cost));
         Totals {
-            messages: live.messages.saturating_add(self.reserved.messages),
-            bytes: live.bytes.saturating_add(self.reserved.bytes),
+            messages: live.messages.saturating_add(self.reserved.messages).saturating_sub(leaving.messages),
+            bytes: live.bytes.saturating_add(self.reserved.bytes).saturating_sub(leaving.bytes),
         }
     }
 

@@ -63,7 +63,8 @@ impl Engine {
     /// was accepted before it. [`Outcome::possibly_delivered`] says whether the old one had been offered: then its
     /// receiver may get both. A full outbox takes a replacement that is no larger.
     ///
-    /// Give the new message an id of its own; asking again with the same one is answered as a `duplicate`.
+    /// Give the new message an id of its own; asking again with the same one is answered as a `duplicate`, which ends
+    /// nothing once more: the first answer says whether the old one may have been delivered.
     ///
     /// ```
     /// # use lastmile::{Engine, Message, storage::MemoryStore};

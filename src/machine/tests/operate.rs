@@ -422,3 +422,24 @@ fn two_operations_at_once_on_two_messages_with_one_id_withdraw_one_each() {
     assert_eq!(tickets.map(|ticket| rig.done(ticket)), [0, 1, 2].map(|_| Some(outcome(1, 0))));
     assert_eq!(rig.machine.stats().counters.ended[EndReason::Cancelled.index()], 2);
 }
+
+/// Found by the simulator: what another one had cancelled was counted, and then one more was cancelled.
+#[test]
+fn a_cancellation_that_another_one_has_done_does_not_look_further() {
+    let id = MessageId::from_u128(5);
+    let from = |sender: &str| to("alice").id(id).sender(sender).build().unwrap();
+    let (mut rig, store, reflects) = settled(&[from("carol")]);
+    rig.accept(&from("bob"));
+    let bob = Target { sender: Some(UserId::new("bob").ok()), ..target(id) };
+    let first = rig.operate(Operation::Cancel(bob));
+    rig.load_from(&store, reflects);
+    let second = rig.operate(Operation::Cancel(target(id)));
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::Page { .. }));
+    rig.commit();
+    assert_eq!((rig.done(first), rig.done(second)), (Some(outcome(1, 0)), Some(outcome(1, 0))));
+    let page = Page { entries: store, damaged: Vec::new(), more_after: None, reflects };
+    rig.input(Input::Loaded { load, found: Box::new(Found::Page(page)) });
+    rig.commit();
+    assert_eq!(rig.machine.stats().counters.live(), 1);
+}

@@ -157,10 +157,12 @@ fn a_replacement_that_is_asked_for_again_is_recognised() {
     let (old, new) = (message("alice"), message("alice"));
     rig.accept(&old);
     let first = rig.replace(&old, &new);
-    // It is on its way to the disk: whoever asks again now is told to come back.
+    // It is on its way to the disk: whoever asks again now is answered with it.
     let early = rig.replace(&old, &new);
-    assert_eq!(rig.done(early), Some(Err(OperationError::Refused(Refusal::Overloaded))));
+    assert_eq!(rig.done(early), None);
     rig.commit();
+    assert_eq!(rig.placed(early).1, Accepted { duplicate: true, ..rig.placed(first).1 });
+    assert_eq!(rig.machine.stats().pending, 0);
     let again = rig.replace(&old, &new);
     let (done, accepted) = rig.placed(again);
     assert_eq!((done.messages, accepted.duplicate), (0, true));
@@ -251,4 +253,123 @@ fn a_replay_does_not_remember_a_moved_message_as_sent_again() {
     }
     let repeat = reborn.send(&one);
     assert_eq!(reborn.answer(repeat), Some(&Ok(Accepted { entry: before, duplicate: true })));
+}
+
+/// Found by review: the old place stayed in the count until its end was durable.
+#[test]
+fn two_replacements_at_once_fit_into_a_full_outbox() {
+    let limits = [(2, u32::MAX), (u32::MAX, 2)];
+    for (messages, total) in limits {
+        let mut rig = Rig::with(Config {
+            max_user_messages: core::num::NonZeroU32::new(messages).unwrap(),
+            max_total_messages: NonZeroU64::new(total.into()).unwrap(),
+            ..Config::default()
+        });
+        let old = [message("alice"), message("alice")];
+        old.iter().for_each(|old| drop(rig.send(old)));
+        rig.commit();
+        let first = rig.replace(&old[0], &message("alice"));
+        let second = rig.reprioritise(&old[1], Priority::High);
+        let third = rig.send(&message("alice"));
+        assert!(matches!(
+            rig.answer(third),
+            Some(Err(Refusal::OutboxFull { .. } | Refusal::EngineFull { .. }))
+        ));
+        rig.commit();
+        assert_eq!((rig.placed(first).0.messages, rig.placed(second).0.messages), (1, 1));
+        let fourth = rig.send(&message("alice"));
+        assert!(rig.answer(fourth).is_some_and(Result::is_err), "nothing of the credit is left");
+    }
+}
+
+/// Found by review: whoever looked for a message at its old place was told that none waits.
+#[test]
+fn a_message_that_is_being_moved_is_found_where_it_goes() {
+    let act = |rig: &mut Rig, moved: &Message, what: u8| match what {
+        0 => rig.operate(Operation::Cancel(target(moved.id()))),
+        1 => rig.operate(Operation::Purge(alice())),
+        2 => rig.replace(moved, &message("alice")),
+        3 => rig.reprioritise(moved, Priority::Low),
+        _ => rig.reprioritise(moved, Priority::High),
+    };
+    for what in 0..5 {
+        let mut rig = Rig::new();
+        let moved = message("alice");
+        rig.accept(&moved);
+        rig.reprioritise(&moved, Priority::High);
+        let ticket = act(&mut rig, &moved, what);
+        rig.commit();
+        let done = rig.done(ticket).unwrap().unwrap();
+        assert_eq!(done.messages, u32::from(what < 4), "{what}");
+        assert_eq!(rig.machine.stats().counters.live(), u64::from(what > 1), "{what}");
+        let lane = done.accepted.map(|accepted| accepted.entry.lane);
+        let lanes = [None, None, Some(Priority::Normal), Some(Priority::Low), Some(Priority::High)];
+        assert_eq!(lane, lanes[usize::from(what)]);
+    }
+}
+
+/// Found by the simulator: whoever had not come to the old place yet when the message left it found it nowhere.
+#[test]
+fn a_message_that_has_moved_before_anybody_looked_is_found_where_it_is() {
+    let mut rig = Rig::new();
+    let moved = message("alice");
+    rig.accept(&moved);
+    rig.reprioritise(&moved, Priority::High);
+    let cancel = Operation::Cancel(target(moved.id()));
+    for (ticket, operation) in [(Ticket(8), cancel), (Ticket(9), Operation::Purge(alice()))] {
+        rig.machine.handle(rig.now, Input::Operate { ticket, operation });
+    }
+    rig.commit();
+    for ticket in [Ticket(8), Ticket(9)] {
+        assert_eq!(rig.done(ticket).unwrap().unwrap().messages, 1);
+    }
+    assert_eq!(rig.machine.stats().counters.live(), 0);
+}
+
+#[test]
+fn a_move_takes_nobody_along_who_looks_for_another_message() {
+    let mut rig = Rig::new();
+    let (moved, other) = (message("alice"), message("alice"));
+    rig.accept(&moved);
+    rig.accept(&other);
+    rig.reprioritise(&moved, Priority::High);
+    let cancel = Operation::Cancel(target(other.id()));
+    rig.machine.handle(rig.now, Input::Operate { ticket: Ticket(9), operation: cancel });
+    rig.commit();
+    assert_eq!(rig.done(Ticket(9)).unwrap().unwrap().messages, 1);
+    rig.attach(1, "alice", "phone");
+    assert_eq!(
+        rig.offers.iter().map(|(_, delivery)| delivery.message.id()).collect::<Vec<_>>(),
+        [moved.id()]
+    );
+}
+
+#[test]
+fn of_two_equal_replacements_that_meet_the_second_is_a_repeat() {
+    let mut rig = Rig::new();
+    let (old, new) = (message("alice"), message("alice"));
+    rig.accept(&old);
+    for ticket in [Ticket(8), Ticket(9)] {
+        let operation = Operation::Replace(target(old.id()), new.clone());
+        rig.machine.handle(rig.now, Input::Operate { ticket, operation });
+    }
+    rig.drain();
+    rig.commit();
+    let [first, second] = [Ticket(8), Ticket(9)].map(|ticket| rig.placed(ticket));
+    assert_eq!((first.0.messages, second.0.messages), (1, 0));
+    assert_eq!(second.1, Accepted { duplicate: true, ..first.1 });
+}
+
+/// Found by the simulator: only the first of two moves was followed.
+#[test]
+fn a_message_that_moves_twice_is_followed_twice() {
+    let mut rig = Rig::new();
+    let moved = message("alice");
+    rig.accept(&moved);
+    let moves = [Priority::High, Priority::Low].map(|lane| rig.reprioritise(&moved, lane));
+    let cancel = rig.operate(Operation::Cancel(target(moved.id())));
+    rig.commit();
+    assert!(moves.into_iter().all(|ticket| rig.placed(ticket).0.messages == 1));
+    assert_eq!(rig.done(cancel).unwrap().unwrap().messages, 1);
+    assert_eq!(rig.machine.stats().counters.live(), 0);
 }

@@ -65,6 +65,8 @@ pub(super) struct Oracle {
     /// Operations that wait for an answer, and all that were ever asked for.
     pub(super) operations: HashMap<Ticket, operations::Asked>,
     withdrawals: Vec<Operation>,
+    /// Where messages have moved.
+    moved_to: HashMap<Seq, Seq>,
     pub(super) latest: Timestamp,
     pub(super) exposed: HashMap<UserId, Epoch>,
     /// Buffered messages answered in this life: on their way, whatever becomes of the first write.
@@ -105,12 +107,17 @@ impl Oracle {
     /// Every group so far is durable.
     pub(super) fn synced(&mut self, plan: &Plan) {
         for group in std::mem::take(&mut self.maybe) {
-            self.check_units(&group.records);
-            for (seq, record) in group.records {
-                self.durable(plan, seq, record);
-            }
-            self.check_batches();
+            self.fold_group(plan, group.records);
         }
+    }
+
+    /// A whole group is durable.
+    fn fold_group(&mut self, plan: &Plan, records: Vec<(Seq, Record)>) {
+        self.check_units(&records);
+        for (seq, record) in records {
+            self.durable(plan, seq, record);
+        }
+        self.check_batches();
     }
 
     /// What was not synced is fenced off for good; or nothing of it was written at all.

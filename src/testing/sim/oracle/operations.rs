@@ -43,8 +43,8 @@ impl Oracle {
     /// What takes a message's place is durable with its end, and the end with it.
     pub(super) fn check_units(&mut self, group: &[(Seq, Record)]) {
         let mut previous: Option<&Record> = None;
-        for (seq, record) in group.iter().map(|(seq, record)| (*seq, Some(record))).chain([(Seq::MAX, None)])
-        {
+        let end = (Seq::MAX, None);
+        for (seq, record) in group.iter().map(|(seq, record)| (*seq, Some(record))).chain([end]) {
             let replaced = match record {
                 Some(Record::End(end)) if end.reason == EndReason::Replaced => Some(end),
                 _ => None,
@@ -60,6 +60,9 @@ impl Oracle {
                 (None, Some(_)) => self.fail(format!("replaced at {seq:?} by nothing")),
                 (Some(accept), Some(end)) if accept.message.recipient() != &end.user => {
                     self.fail(format!("replaced at {seq:?} by a message for somebody else"));
+                }
+                (Some(accept), Some(end)) if accept.moved => {
+                    self.moved_to.insert(end.seq, seq.prev());
                 }
                 _ => {}
             }
@@ -78,8 +81,9 @@ impl Oracle {
             self.messages.values().filter(|kept| kept.withdrawn == reason && about(&kept.accept.message));
         let (withdrawn, offered) =
             withdrawn.fold((0, 0), |(n, offered), kept| (n + 1, offered + u32::from(kept.offered)));
+        let still = lived.iter().flatten().map(|seq| self.place_of(*seq));
         let still =
-            lived.iter().flatten().find(|seq| self.messages.get(seq).is_some_and(|kept| kept.end.is_none()));
+            still.into_iter().find(|seq| self.messages.get(seq).is_some_and(|kept| kept.end.is_none()));
         let is_one = operation.target().is_some();
         let wrong = match result {
             Ok(done) if !self.is_in_place(&operation, done) => {
@@ -104,6 +108,14 @@ impl Oracle {
                 "{operation:?} was answered {result:?}, {wrong}: {still:?}, {withdrawn} withdrawn"
             ));
         }
+    }
+
+    /// Where a message is now, however often it has moved.
+    fn place_of(&self, mut seq: Seq) -> Seq {
+        while let Some(next) = self.moved_to.get(&seq) {
+            seq = *next;
+        }
+        seq
     }
 
     /// Whether what an operation says has taken a message's place is durable there, and what was asked for.

@@ -41,12 +41,13 @@ impl Oracle {
             if found == 0 && group.survives_kill {
                 self.fail("a group that the operating system had was lost in a kill");
             }
-            for (seq, record) in group.records {
-                match replayed.remove(&seq) {
-                    Some(found) if found == record => self.durable(plan, seq, record),
-                    Some(found) => self.fail(format!("{seq:?} was {record:?}, replayed as {found:?}")),
-                    None => {}
+            for (seq, record) in &group.records {
+                if let Some(found) = replayed.remove(seq).filter(|found| found != record) {
+                    self.fail(format!("{seq:?} was {record:?}, replayed as {found:?}"));
                 }
+            }
+            if found != 0 {
+                self.fold_group(plan, group.records);
             }
         }
         if let Some((seq, record)) = replayed.into_iter().find(|(seq, _)| *seq >= settled) {
