@@ -52,11 +52,13 @@ impl Machine {
         self.pending + self.parked_count + self.operations.len()
     }
 
+    fn check_size(&self, message: &Message) -> Result<(), Refusal> {
+        let (bytes, max) = (message.payload().len(), self.config.max_payload_bytes.get());
+        if bytes > max { Err(Refusal::PayloadTooLarge { bytes, max }) } else { Ok(()) }
+    }
+
     pub(super) fn gate(&self, message: &Message) -> Result<(), Refusal> {
-        let max = self.config.max_payload_bytes.get();
-        if message.payload().len() > max {
-            return Err(Refusal::PayloadTooLarge { bytes: message.payload().len(), max });
-        }
+        self.check_size(message)?;
         if self.draining {
             return Err(Refusal::ShuttingDown);
         }
@@ -79,15 +81,10 @@ impl Machine {
     }
 
     fn send_durable(&mut self, now: Timestamp, ticket: Ticket, message: Message) {
-        let sender = self.digester.user(message.sender());
-        let key = self.digester.identity(message.sender(), message.recipient(), message.id());
-        let content = self.digester.content(&message);
-        match self.dedup.look_up(sender, key, now) {
-            Known::AskStore => {
-                let query = Query::Sender { sender, since: self.dedup.since(now) };
-                return self.park(query, Parked::Send(ticket, message));
-            }
-            Known::Seen(slot) => return self.answer_repeat(ticket, key, slot, content, &message),
+        let (key, known) = self.look_up(&message);
+        match known {
+            Known::AskStore => return self.park(self.ids_of_sender(&message), Parked::Send(ticket, message)),
+            Known::Seen(slot) => return self.answer_repeat(ticket, key, slot, &message),
             Known::New => {}
         }
         if !self.ensure_totals(message.recipient()) {
@@ -97,23 +94,37 @@ impl Machine {
             self.answer(ticket, Err(refusal));
             return self.evict_if_idle(message.recipient());
         }
-        self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at: now, sender });
+        self.reserve_id(key, &message, now);
         let accept = Arc::new(Accept { message, at: now, origin: None, moved: false });
         self.push_accept(accept, Some(key), ticket, Unit::Alone);
     }
 
-    /// Whether a message may take the place of another one.
-    pub(super) fn judge_newcomer(&mut self, message: &Message) -> Result<Newcomer, Refusal> {
-        let now = self.now;
-        let max = self.config.max_payload_bytes.get();
-        if message.payload().len() > max {
-            return Err(Refusal::PayloadTooLarge { bytes: message.payload().len(), max });
-        }
+    /// The key of a message, and what is known of it.
+    pub(super) fn look_up(&mut self, message: &Message) -> (u128, Known) {
         let sender = self.digester.user(message.sender());
         let key = self.digester.identity(message.sender(), message.recipient(), message.id());
-        match self.dedup.look_up(sender, key, now) {
+        (key, self.dedup.look_up(sender, key, self.now))
+    }
+
+    /// What must be read to know whether a message is new.
+    pub(super) fn ids_of_sender(&self, message: &Message) -> Query {
+        let sender = self.digester.user(message.sender());
+        Query::Sender { sender, since: self.dedup.since(self.now) }
+    }
+
+    /// Remembers the id of a message that is to be committed.
+    pub(super) fn reserve_id(&mut self, key: u128, message: &Message, at: Timestamp) {
+        let (sender, content) = (self.digester.user(message.sender()), self.digester.content(message));
+        self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at, sender });
+    }
+
+    /// Whether a message may take the place of another one.
+    pub(super) fn judge_newcomer(&mut self, message: &Message) -> Result<Newcomer, Refusal> {
+        self.check_size(message)?;
+        let (key, known) = self.look_up(message);
+        match known {
             Known::New => Ok(Newcomer::Fits(key)),
-            Known::AskStore => Ok(Newcomer::AskStore(Query::Sender { sender, since: self.dedup.since(now) })),
+            Known::AskStore => Ok(Newcomer::AskStore(self.ids_of_sender(message))),
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
             Known::Seen(slot) if slot.seq == Seq::ZERO => Ok(Newcomer::OnItsWay(key)),
             Known::Seen(slot) => Ok(Newcomer::Accepted(EntryRef { lane: message.priority(), seq: slot.seq })),
@@ -123,10 +134,7 @@ impl Machine {
     /// Records a message that takes the place of another one, whose end must be joined to it.
     pub(super) fn push_newcomer(&mut self, accept: Arc<Accept>, key: Option<u128>, instead: Instead) {
         if let Some(key) = key {
-            let message = &accept.message;
-            let sender = self.digester.user(message.sender());
-            let content = self.digester.content(message);
-            self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at: accept.at, sender });
+            self.reserve_id(key, &accept.message, accept.at);
         }
         self.leaving.add(instead.cost);
         self.user_mut(accept.message.recipient()).leaving.add(instead.cost);
@@ -140,15 +148,8 @@ impl Machine {
         self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, instead, unit }));
     }
 
-    pub(super) fn answer_repeat(
-        &mut self,
-        ticket: Ticket,
-        key: u128,
-        slot: Slot,
-        content: u64,
-        message: &Message,
-    ) {
-        if slot.content != content {
+    pub(super) fn answer_repeat(&mut self, ticket: Ticket, key: u128, slot: Slot, message: &Message) {
+        if slot.content != self.digester.content(message) {
             return self.answer(ticket, Err(Refusal::Conflict));
         }
         self.stats.duplicates += 1;

@@ -12,7 +12,7 @@ use super::dedup::{Known, Slot};
 use super::io::{LoadId, Query, Ticket};
 use super::refusal::Refusal;
 use crate::message::{Durability, Message};
-use crate::record::{Accept, Seq};
+use crate::record::Accept;
 use crate::time::Timestamp;
 
 /// The most messages a batch may have.
@@ -65,7 +65,7 @@ impl Machine {
         if let Err(refused) = self.gate_batch(&batch.messages) {
             return self.refuse_batch(batch.messages, refused);
         }
-        match self.read_for_batch(now, &batch.messages) {
+        match self.read_for_batch(&batch.messages) {
             Some(_) if batch.rounds >= MAX_ROUNDS => {
                 self.refuse_batch(batch.messages, (None, Refusal::Overloaded));
             }
@@ -87,8 +87,10 @@ impl Machine {
     fn gate_batch(&self, messages: &[(Ticket, Message)]) -> Result<(), Refused> {
         let max_bytes = self.config.max_commit_bytes.get();
         let bytes = messages.iter().map(|(_, message)| PendingAccept::bytes(message)).sum();
-        if messages.len() > MAX_BATCH_MESSAGES || bytes > max_bytes {
-            let (messages, max_messages) = (messages.len(), MAX_BATCH_MESSAGES);
+        // A batch that could never wait as a whole would be told for ever to come back.
+        let max_messages = MAX_BATCH_MESSAGES.min(self.config.max_pending.get());
+        if messages.len() > max_messages || bytes > max_bytes {
+            let messages = messages.len();
             return Err((None, Refusal::BatchTooLarge { messages, max_messages, bytes, max_bytes }));
         }
         if self.unanswered().saturating_add(messages.len()) > self.config.max_pending.get() {
@@ -104,14 +106,11 @@ impl Machine {
     }
 
     /// Asks the store for all that is not known yet; the load that was asked for last.
-    fn read_for_batch(&mut self, now: Timestamp, messages: &[(Ticket, Message)]) -> Option<LoadId> {
+    fn read_for_batch(&mut self, messages: &[(Ticket, Message)]) -> Option<LoadId> {
         let mut last = None;
         for (_, message) in messages {
-            let sender = self.digester.user(message.sender());
-            let key = self.digester.identity(message.sender(), message.recipient(), message.id());
-            if matches!(self.dedup.look_up(sender, key, now), Known::AskStore) {
-                let since = self.dedup.since(now);
-                last = Some(self.load_once(Query::Sender { sender, since }));
+            if matches!(self.look_up(message).1, Known::AskStore) {
+                last = Some(self.load_once(self.ids_of_sender(message)));
             }
             if !self.ensure_totals(message.recipient()) {
                 last = Some(self.load_once(Query::User(message.recipient().clone())));
@@ -146,8 +145,7 @@ impl Machine {
             self.push_accept(accept, Some(key), ticket, unit);
         }
         for (ticket, key, slot, message) in repeats {
-            let content = self.digester.content(message);
-            self.answer_repeat(ticket, key, slot, content, message);
+            self.answer_repeat(ticket, key, slot, message);
         }
         Ok(())
     }
@@ -158,17 +156,15 @@ impl Machine {
         now: Timestamp,
         message: &Message,
     ) -> Result<Result<u128, (u128, Slot)>, Refusal> {
-        let sender = self.digester.user(message.sender());
-        let key = self.digester.identity(message.sender(), message.recipient(), message.id());
-        let content = self.digester.content(message);
-        match self.dedup.look_up(sender, key, now) {
-            Known::Seen(slot) if slot.content != content => Err(Refusal::Conflict),
+        let (key, known) = self.look_up(message);
+        match known {
+            Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
             Known::Seen(slot) => Ok(Err((key, slot))),
             // It was there a moment ago: the batch has more senders than memory remembers.
             Known::AskStore => Err(Refusal::Overloaded),
             Known::New => {
                 self.claim(message, None)?;
-                self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at: now, sender });
+                self.reserve_id(key, message, now);
                 Ok(Ok(key))
             }
         }

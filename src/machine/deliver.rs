@@ -67,8 +67,10 @@ impl Machine {
         let user = self.user_mut(&id);
         user.links.push(link);
         if !user.is_known() {
-            // While they are read: neither waits for the other.
-            self.expose(&id);
+            // While they are read: neither waits for the other. Unless their row will say that it is done.
+            if self.exposed_here.get(&self.digester.user(Some(&id))).is_none() {
+                self.expose(&id);
+            }
             self.load_once(Query::User(id));
         } else if user.links.len() == 1 {
             self.open_lanes(&id);

@@ -167,6 +167,9 @@ impl Machine {
 
     pub(super) fn apply_exposed(&mut self, seq: Seq, exposed: &Exposed) {
         let is_live = self.is_live;
+        if is_live {
+            self.exposed_here.put(self.digester.user(Some(&exposed.user)), ());
+        }
         let user = self.user_mut(&exposed.user);
         if is_live {
             user.exposing = false;

@@ -250,7 +250,11 @@ impl Machine {
 
     /// Asks again for what a user still needs.
     pub(super) fn reload(&mut self, id: &UserId) {
-        let Some(user) = self.users.get(id) else { return };
+        let Some(user) = self.users.get_mut(id) else { return };
+        if user.changed.is_none() {
+            // The row says so by now.
+            user.early_ends.clear();
+        }
         if user.is_attached() && !user.is_known() {
             self.load_once(Query::User(id.clone()));
         } else if !user.row_known && user.changed.is_some() {
@@ -258,7 +262,7 @@ impl Machine {
         } else if user.is_attached() {
             self.open_lanes(id);
         } else {
-            self.evict_if_idle(id);
+            self.let_go(id);
         }
     }
 }

@@ -79,6 +79,9 @@ use crate::record::{Counters, Epoch, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
+/// How many users are remembered to have been exposed in this epoch: about 1 MB.
+const MAX_EXPOSED_HERE: NonZeroUsize = NonZeroUsize::new(16_384).expect("a literal above zero");
+
 /// What a machine is born with.
 #[derive(Clone, Debug)]
 pub struct Birth {
@@ -127,6 +130,8 @@ pub struct Machine {
     /// Messages that were confirmed while another end was being recorded.
     confirmed_late: BTreeSet<Seq>,
     recent_ends: LruCache<(UserId, EntryRef), (EndReason, u32)>,
+    /// Users who were exposed in this epoch and may have left memory since: their rows say so.
+    exposed_here: LruCache<u128, ()>,
 
     /// The place after the last record applied.
     applied: Seq,
@@ -200,6 +205,7 @@ impl Machine {
             reserved: Totals::default(),
             confirmed_late: BTreeSet::new(),
             recent_ends: LruCache::new(recent),
+            exposed_here: LruCache::new(MAX_EXPOSED_HERE),
             applied: birth.settled,
             settled: birth.settled,
             collected: birth.settled,

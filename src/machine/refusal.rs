@@ -99,23 +99,7 @@ impl Refusal {
     /// Whether sending the same again later can succeed without anything being changed.
     #[must_use]
     pub fn is_retryable(&self) -> bool {
-        match self {
-            Self::OutboxFull { .. }
-            | Self::EngineFull { .. }
-            | Self::Overloaded
-            | Self::OutcomeUnknown
-            | Self::Degraded
-            | Self::StoreUnreadable
-            | Self::OtherRefused
-            | Self::NobodyAttached => true,
-            Self::PayloadTooLarge { .. }
-            | Self::BatchTooLarge { .. }
-            | Self::VolatileInBatch
-            | Self::AcrossShards
-            | Self::Conflict
-            | Self::ShuttingDown
-            | Self::Obsolete => false,
-        }
+        !self.is_final() && *self != Self::ShuttingDown
     }
 
     /// A short name, the same for all refusals of this kind, for metrics.

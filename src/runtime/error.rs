@@ -63,7 +63,7 @@ impl BatchError {
         Self { messages, index, reason }
     }
 
-    /// Why.
+    /// Why; it also says whether sending the same batch again can help.
     #[must_use]
     pub fn reason(&self) -> &Refusal {
         &self.reason
@@ -79,18 +79,6 @@ impl BatchError {
     #[must_use]
     pub fn into_messages(self) -> Vec<Message> {
         self.messages
-    }
-
-    /// Whether sending the same batch again later can succeed without anything being changed.
-    #[must_use]
-    pub fn is_retryable(&self) -> bool {
-        self.reason.is_retryable()
-    }
-
-    /// A short name, the same for all errors of this kind, for metrics.
-    #[must_use]
-    pub fn kind(&self) -> &'static str {
-        self.reason.kind()
     }
 }
 

@@ -14,7 +14,7 @@ use super::committer::{JournalGauge, Order};
 use super::mail::Post;
 use crate::machine::{Input, Survivors};
 use crate::ports::{Clock, StoreError};
-use crate::record::{Epoch, Seq};
+use crate::record::{Counters, Epoch, Seq};
 use crate::storage::outbox::{Merge, OutboxStore, Progress, Settlement};
 use crate::time::Timestamp;
 
@@ -66,6 +66,9 @@ pub(super) struct Keeper {
     /// One permit for each load that may run.
     pub(super) loads: Arc<Semaphore>,
 }
+
+/// A shard's counters, and the place below which they reflect the log.
+type Counted = (Counters, Seq);
 
 /// Why settling was left.
 enum Left {
@@ -148,11 +151,8 @@ impl Keeper {
         self.committer.send(Order::Recycle(before)).map_err(|_| Left::Stop)
     }
 
-    #[allow(clippy::type_complexity, reason = "parts and counters belong to one settlement only")]
-    fn collect(
-        &mut self,
-        before: Seq,
-    ) -> Result<(Vec<Survivors>, Vec<(crate::record::Counters, Seq)>), Left> {
+    /// What all shards hand over, in parts, and what each of them has counted.
+    fn collect(&mut self, before: Seq) -> Result<(Vec<Survivors>, Vec<Counted>), Left> {
         let mut parts = Vec::new();
         let mut counters = vec![None; self.shards.len()];
         while counters.iter().any(Option::is_none) {

@@ -59,6 +59,19 @@ fn a_batch_fits_up_to_its_bounds_in_messages_and_bytes() {
     }
 }
 
+/// Found by review: it was told for ever to come back.
+#[test]
+fn a_batch_that_could_never_wait_as_a_whole_is_too_large() {
+    for (n, fits) in [(2, true), (3, true), (4, false)] {
+        let mut rig = Rig::with(Config { max_pending: NonZeroUsize::new(3).unwrap(), ..Config::default() });
+        let tickets = rig.send_batch(&people(n));
+        rig.commit();
+        let refused =
+            |answer: &Option<_>| matches!(answer, Some(Err(Refusal::BatchTooLarge { max_messages: 3, .. })));
+        assert!(rig.answers(&tickets).iter().all(|answer| refused(answer) != fits), "{n}");
+    }
+}
+
 #[test]
 fn one_refused_message_refuses_all_and_nothing_is_held() {
     let mut rig = Rig::with(Config {

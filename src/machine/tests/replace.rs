@@ -266,7 +266,9 @@ fn two_replacements_at_once_fit_into_a_full_outbox() {
             ..Config::default()
         });
         let old = [message("alice"), message("alice")];
-        old.iter().for_each(|old| drop(rig.send(old)));
+        for old in &old {
+            rig.send(old);
+        }
         rig.commit();
         let first = rig.replace(&old[0], &message("alice"));
         let second = rig.reprioritise(&old[1], Priority::High);

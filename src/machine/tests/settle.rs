@@ -408,3 +408,69 @@ fn nothing_expires_before_it_is_known_what_may_have_been_delivered() {
     });
     assert_eq!(ended, Some((EndReason::Expired, true)));
 }
+
+/// Found by review: an exposure was recorded for every attachment of somebody who had left memory.
+#[test]
+fn somebody_who_comes_back_in_the_same_epoch_is_not_exposed_again() {
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
+    let mut rows = Vec::new();
+    for link in 1..4 {
+        rig.attach(link, "alice", "phone");
+        while let Some((load, query)) = rig.loads.pop() {
+            let row: Option<&UserRow> = rows.last();
+            let found = match query {
+                Query::User(_) | Query::Row(_) => {
+                    let row = row.cloned().map(Box::new);
+                    Found::User { row, live: Some((0, 0)), reflects: rig.machine.settled }
+                }
+                _ => Found::Page(Page {
+                    entries: Vec::new(),
+                    damaged: Vec::new(),
+                    more_after: None,
+                    reflects: rig.machine.settled,
+                }),
+            };
+            rig.input(Input::Loaded { load, found: Box::new(found) });
+        }
+        rig.commit();
+        rig.input(Input::Detach(LinkId(link)));
+        rows.extend(settle(&mut rig).into_iter().flat_map(|part| part.rows).map(|(_, row)| row));
+        assert_eq!(rig.machine.stats().resident_users, 0);
+    }
+    assert_eq!(rig.log.len(), 1, "{:?}", rig.log);
+}
+
+/// Found by review: nobody let go of somebody whose totals could not be read while what they had ended settled.
+#[test]
+fn somebody_who_could_not_be_read_leaves_memory_all_the_same() {
+    let settled = Seq::first_of(Epoch(1));
+    let birth = Birth { epoch: Epoch(2), settled, store_empty: false, ..birth(Config::default()) };
+    let mut rig = Rig::born(birth);
+    let end = crate::record::End {
+        user: UserId::new("alice").unwrap(),
+        lane: Priority::Normal,
+        seq: settled.prev(),
+        reason: EndReason::Delivered,
+        upgrades: None,
+        possibly_delivered: true,
+        attempts: 0,
+        cost: 1,
+        at: rig.now,
+    };
+    rig.machine.replay(settled, &Record::End(end), true);
+    let before = rig.next;
+    rig.input(Input::Settle { before });
+    let (load, _) = rig.loads.pop().unwrap();
+    let found = Found::User { row: None, live: None, reflects: settled };
+    rig.input(Input::Loaded { load, found: Box::new(found) });
+    rig.send(&message("alice"));
+    let (load, _) = rig.loads.pop().unwrap();
+    rig.input(Input::Loaded { load, found: Box::new(Found::Sender(Vec::new())) });
+    rig.input(Input::Settled { before });
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::User(_)));
+    rig.input(Input::LoadFailed(load));
+    rig.pass(Duration::from_secs(2));
+    assert!(rig.loads.is_empty());
+    assert_eq!(rig.machine.stats().resident_users, 0);
+}

@@ -24,7 +24,7 @@ pub(super) const MAX_INLINE_BYTES: usize = 2048;
 pub(super) const PART_BYTES: usize = MAX_VALUE_BYTES;
 /// A chunk is closed before it would be larger, unless a single entry is. sled reads 8 to 16 neighbours at once: with
 /// 4,000 bytes the first message to somebody who comes took 0.9 ms (p99 3.7), with 2,000 it takes 0.75 (2.5), and the
-/// file is 3 % larger (`cargo bench --bench settle -- --messages 2000000 --users 200000`).
+/// file is 4 % larger (`cargo bench --bench settle -- --messages 2000000 --users 200000`).
 const CHUNK_BYTES: usize = 2_000;
 
 /// Where a message is.
