@@ -158,15 +158,9 @@ impl Engine {
                 Err(_) => refused.push((index, Refusal::OutcomeUnknown)),
             }
         }
-        let one = refused.iter().any(|(_, refusal)| *refusal == Refusal::OtherRefused) || messages.len() == 1;
-        // A repeat may have failed with an earlier commit, whose outcome is unknown: then nothing else may be said.
-        let unknown = refused.iter().position(|(_, refusal)| *refusal == Refusal::OutcomeUnknown);
-        if let Some(unknown) = unknown {
-            refused.swap(0, unknown);
-        }
-        match refused.into_iter().find(|(_, refusal)| *refusal != Refusal::OtherRefused) {
-            None => Ok(receipts),
-            Some((index, refusal)) => Err(BatchError::new(messages, one.then_some(index), refusal)),
+        match refused.is_empty() {
+            true => Ok(receipts),
+            false => Err(BatchError::of(messages, refused)),
         }
     }
 

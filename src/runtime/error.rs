@@ -43,8 +43,9 @@ impl SendError {
     }
 }
 
-/// A batch was not accepted: of none of its messages anything was stored, unless [`Refusal::OutcomeUnknown`] says
-/// otherwise. They come back, and sending the same batch again is always safe.
+/// A batch was not accepted: nothing was stored by it, unless [`Refusal::OutcomeUnknown`] says otherwise. (What it repeats
+/// may have been stored by the send that it repeats.) The messages come back, and sending the same batch again is always
+/// safe.
 #[derive(Debug, thiserror::Error)]
 #[error("a batch of {} messages was not accepted: {reason}{}", .messages.len(), place(*.index))]
 pub struct BatchError {
@@ -61,6 +62,21 @@ fn place(index: Option<usize>) -> String {
 impl BatchError {
     pub(super) fn new(messages: Vec<Message>, index: Option<usize>, reason: Refusal) -> Self {
         Self { messages, index, reason }
+    }
+
+    /// What the refusals of its messages come to, by their places in it.
+    pub(super) fn of(messages: Vec<Message>, refused: Vec<(usize, Refusal)>) -> Self {
+        let others = refused.iter().any(|(_, refusal)| *refusal == Refusal::OtherRefused);
+        let is_about_one = others || messages.len() == 1;
+        // A repeat may have failed with an earlier commit, whose outcome is unknown: then nothing else may be said.
+        let weight = |refusal: &Refusal| match refusal {
+            Refusal::OutcomeUnknown => 0,
+            Refusal::OtherRefused => 2,
+            _ => 1,
+        };
+        let heaviest = refused.into_iter().min_by_key(|(_, refusal)| weight(refusal));
+        let (index, reason) = heaviest.unwrap_or((0, Refusal::OutcomeUnknown));
+        Self::new(messages, is_about_one.then_some(index), reason)
     }
 
     /// Why; it also says whether sending the same batch again can help.
@@ -139,4 +155,35 @@ pub enum WatchError {
     /// The engine is gone.
     #[error(transparent)]
     Closed(#[from] Closed),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn error(refused: Vec<(usize, Refusal)>) -> (Option<usize>, Refusal) {
+        let messages = (0..2).map(|_| Message::to("alice", "chat.message", "").build().unwrap()).collect();
+        let error = BatchError::of(messages, refused);
+        (error.index(), error.reason().clone())
+    }
+
+    #[test]
+    fn a_refused_batch_names_the_message_it_is_about() {
+        let (other, why) = (Refusal::OtherRefused, Refusal::Conflict);
+        assert_eq!(error(vec![(0, other.clone()), (1, why.clone())]), (Some(1), why.clone()));
+        assert_eq!(error(vec![(0, why.clone()), (1, other)]), (Some(0), why));
+        let all = vec![(0, Refusal::Overloaded), (1, Refusal::Overloaded)];
+        assert_eq!(error(all), (None, Refusal::Overloaded));
+    }
+
+    /// Found by review: a batch was said not to be stored while nobody knew that of one of its messages.
+    #[test]
+    fn an_unknown_outcome_is_never_hidden_behind_a_known_one() {
+        for refused in [
+            vec![(0, Refusal::Degraded), (1, Refusal::OutcomeUnknown)],
+            vec![(0, Refusal::OutcomeUnknown), (1, Refusal::Degraded)],
+        ] {
+            assert_eq!(error(refused).1, Refusal::OutcomeUnknown);
+        }
+    }
 }
