@@ -21,7 +21,7 @@ use crate::error::InvalidMessage;
 use crate::event::EventName;
 use crate::id::{MessageId, OrderingKey, UserId};
 use crate::message::{Durability, MAX_HEADERS, Message, Priority};
-use crate::record::{Accept, Attempt, End, Exposed, Floor, Origin, Record};
+use crate::record::{Accept, Admission, Attempt, End, Exposed, Floor, Origin, Record};
 use crate::time::Timestamp;
 
 pub use rows::{DEDUP_BYTES, decode_dedup, decode_row, encode_dedup, encode_row};
@@ -124,8 +124,15 @@ const END: u8 = 2;
 const ATTEMPT: u8 = 3;
 const EXPOSED: u8 = 4;
 const FLOOR: u8 = 5;
-/// An acceptance that moves a message. Its body is that of [`ACCEPT`].
+// The other kinds of acceptance: the body of the first one, and what they say besides.
+/// Of a message that had another place before.
 const MOVED: u8 = 18;
+/// Of a message whose time is still to come, when that is, and what brought it there.
+const SCHEDULED: u8 = 20;
+/// Of a dead letter, and what made it one.
+const BURIED: u8 = 23;
+/// Of a message that was a dead letter.
+const REQUEUED: u8 = 24;
 
 /// Appends `len · kind · version · body` to `out`.
 pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
@@ -158,7 +165,14 @@ fn encode_kind(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
 /// Appends an accepted message as `kind · version · body`, without a length.
 pub fn encode_accept(accept: &Accept, out: &mut Vec<u8>) {
     out.reserve(accept.message.payload().len().saturating_add(128));
-    encode_kind(if accept.moved { MOVED } else { ACCEPT }, &AcceptOut::of(accept), out);
+    let body = AcceptOut::of(accept);
+    match (accept.admission, accept.message.not_before()) {
+        (Admission::Buried(burial), _) => encode_kind(BURIED, &(body, burial), out),
+        (admission, Some(at)) => encode_kind(SCHEDULED, &(body, at, admission), out),
+        (Admission::New, None) => encode_kind(ACCEPT, &body, out),
+        (Admission::Moved, None) => encode_kind(MOVED, &body, out),
+        (Admission::Requeued, None) => encode_kind(REQUEUED, &body, out),
+    }
 }
 
 /// What [`encode_accept`] wrote.
@@ -223,14 +237,27 @@ fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
-    if !(ACCEPT..=FLOOR).contains(&kind) && kind != MOVED {
+    if !matches!(kind, ACCEPT..=FLOOR | MOVED | SCHEDULED | BURIED | REQUEUED) {
         return Err(CodecError::UnknownKind { kind });
     }
     check_version(kind, *version)?;
+    let accept = |body: AcceptIn<'_>, admission, not_before| {
+        body.build(admission, not_before).map(|accept| Record::Accept(std::sync::Arc::new(accept)))
+    };
     Ok(match kind {
-        ACCEPT | MOVED => {
-            let accept = decode_borrowed::<AcceptIn>(body)?.build(kind == MOVED)?;
-            Record::Accept(std::sync::Arc::new(accept))
+        ACCEPT => accept(decode_borrowed(body)?, Admission::New, None)?,
+        MOVED => accept(decode_borrowed(body)?, Admission::Moved, None)?,
+        REQUEUED => accept(decode_borrowed(body)?, Admission::Requeued, None)?,
+        SCHEDULED => {
+            let (body, at, admission) = decode_borrowed(body)?;
+            if !matches!(admission, Admission::New | Admission::Moved) {
+                return Err(CodecError::Body("it was scheduled and is not".to_owned()));
+            }
+            accept(body, admission, Some(at))?
+        }
+        BURIED => {
+            let (body, burial) = decode_borrowed(body)?;
+            accept(body, Admission::Buried(burial), None)?
         }
         END => Record::End(decode_borrowed::<End>(body)?),
         ATTEMPT => Record::Attempt(decode_borrowed::<Attempt>(body)?),
@@ -338,7 +365,7 @@ struct AcceptIn<'a> {
 }
 
 impl AcceptIn<'_> {
-    fn build(self, moved: bool) -> Result<Accept, CodecError> {
+    fn build(self, admission: Admission, not_before: Option<Timestamp>) -> Result<Accept, CodecError> {
         let recipient = UserId::new(self.recipient.0).map_err(body_error)?;
         let event = EventName::new(self.event).map_err(body_error)?;
         let mut builder = Message::to(recipient, event, Bytes::copy_from_slice(self.payload.0))
@@ -357,10 +384,13 @@ impl AcceptIn<'_> {
         if let Some(text) = self.traceparent {
             builder = builder.traceparent(text);
         }
+        if let Some(at) = not_before {
+            builder = builder.not_before(at);
+        }
         for (name, value) in self.headers.0 {
             builder = builder.header(name, Bytes::copy_from_slice(value.0));
         }
-        Ok(Accept { message: builder.build()?, at: self.at, origin: self.origin, moved })
+        Ok(Accept { message: builder.build()?, at: self.at, origin: self.origin, admission })
     }
 }
 

@@ -10,6 +10,8 @@ use serde::{Deserialize, Serialize};
 use crate::error::{InvalidMessage, MessageFlaw};
 use crate::event::EventName;
 use crate::id::{MessageId, OrderingKey, UserId};
+use crate::record::LaneId;
+use crate::time::Timestamp;
 
 /// The largest payload any engine takes, in bytes. The configured limit (256 KiB unless changed) may be lower.
 pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
@@ -103,6 +105,7 @@ struct Parts {
     priority: Priority,
     durability: Durability,
     ttl_ms: Option<u64>,
+    not_before: Option<Timestamp>,
     traceparent: Option<String>,
     headers: Vec<(String, Bytes)>,
     payload: Bytes,
@@ -170,6 +173,27 @@ impl Message {
         self.0.ttl_ms.map(Duration::from_millis)
     }
 
+    /// When it may be delivered, if that is not at once. Its TTL counts from then.
+    #[must_use]
+    pub fn not_before(&self) -> Option<Timestamp> {
+        self.0.not_before
+    }
+
+    /// Where it waits: in the lane of its priority, unless its time is still to come.
+    #[must_use]
+    pub fn lane(&self) -> LaneId {
+        self.not_before().map_or(self.priority().into(), |_| LaneId::Scheduled)
+    }
+
+    /// The same message, which may be delivered at once.
+    #[must_use]
+    pub(crate) fn without_schedule(self) -> Self {
+        match self.0.not_before {
+            Some(_) => Self(Arc::new(Parts { not_before: None, ..(*self.0).clone() })),
+            None => self,
+        }
+    }
+
     /// The W3C trace context it belongs to.
     #[must_use]
     pub fn traceparent(&self) -> Option<&str> {
@@ -228,6 +252,9 @@ impl Parts {
         if self.ttl_ms == Some(0) {
             return Err(MessageFlaw::ZeroTtl);
         }
+        if self.durability == Durability::Volatile && self.not_before.is_some() {
+            return Err(MessageFlaw::VolatileSchedule);
+        }
         match &self.traceparent {
             Some(text) if text.len() != TRACEPARENT_BYTES || !text.is_ascii() => {
                 Err(MessageFlaw::BadTraceparent)
@@ -273,6 +300,7 @@ impl MessageBuilder {
                 priority: Priority::default(),
                 durability: Durability::default(),
                 ttl_ms: None,
+                not_before: None,
                 traceparent: None,
                 headers: Vec::new(),
                 payload,
@@ -346,6 +374,25 @@ impl MessageBuilder {
         self.with(|parts| {
             let millis = ttl.as_nanos().div_ceil(1_000_000);
             parts.ttl_ms = Some(u64::try_from(millis).unwrap_or(u64::MAX));
+            Ok(())
+        })
+    }
+
+    /// Keeps the message back until this time, by the engine's clock (a time that is over is now). Then it takes its
+    /// place behind what waits already, and its TTL begins.
+    ///
+    /// ```
+    /// # use core::time::Duration;
+    /// # use std::time::SystemTime;
+    /// # use lastmile::Message;
+    /// let tomorrow = SystemTime::now() + Duration::from_secs(24 * 3600);
+    /// let reminder = Message::to("alice", "calendar.reminder", "dentist").not_before(tomorrow).build()?;
+    /// # Ok::<(), lastmile::InvalidMessage>(())
+    /// ```
+    #[must_use]
+    pub fn not_before(self, at: impl Into<Timestamp>) -> Self {
+        self.with(|parts| {
+            parts.not_before = Some(at.into());
             Ok(())
         })
     }

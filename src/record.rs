@@ -71,11 +71,79 @@ impl Epoch {
     pub const MAX: Self = Self((1 << 24) - 1);
 }
 
+/// Where in a person's outbox a message waits: a lane for each [`Priority`], which sinks are offered from, and two that
+/// nothing is offered from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum LaneId {
+    /// What has [`Priority::Critical`].
+    Critical,
+    /// What has [`Priority::High`].
+    High,
+    /// What has [`Priority::Normal`].
+    Normal,
+    /// What has [`Priority::Low`].
+    Low,
+    /// What waits for its time to come, see [`MessageBuilder::not_before`](crate::MessageBuilder::not_before). Then it
+    /// moves to the lane of its priority, where it waits behind what is there already.
+    Scheduled,
+    /// Dead letters: what could not be delivered and is kept to be looked at.
+    Dead,
+}
+
+impl LaneId {
+    /// All lanes, in the order of [`LaneId::index`]; those of the priorities first.
+    pub const ALL: [Self; 6] =
+        [Self::Critical, Self::High, Self::Normal, Self::Low, Self::Scheduled, Self::Dead];
+    /// How many lanes there are.
+    pub const COUNT: usize = Self::ALL.len();
+
+    /// Its place in tables of lanes.
+    #[must_use]
+    pub const fn index(self) -> usize {
+        self as usize
+    }
+
+    /// The lane with this index.
+    #[must_use]
+    pub fn from_index(index: u8) -> Option<Self> {
+        Self::ALL.get(usize::from(index)).copied()
+    }
+
+    /// The priority of what is offered from it, if anything is.
+    #[must_use]
+    pub const fn priority(self) -> Option<Priority> {
+        match self {
+            Self::Critical => Some(Priority::Critical),
+            Self::High => Some(Priority::High),
+            Self::Normal => Some(Priority::Normal),
+            Self::Low => Some(Priority::Low),
+            Self::Scheduled | Self::Dead => None,
+        }
+    }
+}
+
+impl From<Priority> for LaneId {
+    fn from(priority: Priority) -> Self {
+        match priority {
+            Priority::Critical => Self::Critical,
+            Priority::High => Self::High,
+            Priority::Normal => Self::Normal,
+            Priority::Low => Self::Low,
+        }
+    }
+}
+
+impl PartialEq<Priority> for LaneId {
+    fn eq(&self, priority: &Priority) -> bool {
+        *self == Self::from(*priority)
+    }
+}
+
 /// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
 ///
-/// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below, and 18 is an
-/// acceptance that moves a message; 16 devices, 19 collapse, 20 schedule, 21 receipt, 22 ledger are reserved for what is
-/// to come and refused until then.
+/// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below. Further kinds
+/// of acceptance are 18 (moved), 20 (scheduled), 23 (a dead letter) and 24 (sent once more). 16 devices, 19 collapse, 21
+/// receipt and 22 ledger are reserved for what is to come and refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A message was accepted. Its place in the log is its sequence number from now on.
@@ -124,16 +192,74 @@ pub struct Accept {
     pub at: Timestamp,
     /// Where it came from, when another engine delivered it to this one's inbox.
     pub origin: Option<Origin>,
+    /// What brought it here.
+    pub admission: Admission,
+}
+
+/// What brought a message to its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Admission {
+    /// It was sent, or delivered by another engine.
+    #[default]
+    New,
     /// It had another place before, in another lane, which ends in the same commit. Its sender's repeats are still
     /// recognised by that one.
-    pub moved: bool,
+    Moved,
+    /// It could not be delivered, which has ended it; it is kept as a dead letter.
+    Buried(Burial),
+    /// It was a dead letter, and is sent once more.
+    Requeued,
+}
+
+/// Why and when a message became a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Burial {
+    /// The reason it ended for: [`EndReason::Dead`] or [`EndReason::Rejected`].
+    pub reason: EndReason,
+    /// Failed attempts.
+    pub attempts: u32,
+    /// Whether it may have arrived all the same.
+    pub possibly_delivered: bool,
+    /// When.
+    pub at: Timestamp,
 }
 
 impl Accept {
-    /// When it expires ([`Timestamp::NEVER`] without a TTL).
+    /// A new message.
+    #[must_use]
+    pub fn new(message: Message, at: Timestamp) -> Self {
+        Self { message, at, origin: None, admission: Admission::New }
+    }
+
+    /// When it expires ([`Timestamp::NEVER`] without a TTL, and for a dead letter).
     #[must_use]
     pub fn expires(&self) -> Timestamp {
-        self.message.ttl().map_or(Timestamp::NEVER, |ttl| self.at.after(ttl))
+        let from = self.message.not_before().unwrap_or(self.at);
+        match self.admission {
+            Admission::Buried(_) => Timestamp::NEVER,
+            _ => self.message.ttl().map_or(Timestamp::NEVER, |ttl| from.after(ttl)),
+        }
+    }
+
+    /// Where it waits.
+    #[must_use]
+    pub fn lane(&self) -> LaneId {
+        match self.admission {
+            Admission::Buried(_) => LaneId::Dead,
+            _ => self.message.lane(),
+        }
+    }
+
+    /// Whether it is one more message, as the ledger counts them.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        matches!(self.admission, Admission::New | Admission::Requeued)
+    }
+
+    /// Whether its sender's repeats are recognised by this place.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        self.origin.is_none() && self.admission == Admission::New
     }
 }
 
@@ -152,7 +278,7 @@ pub struct End {
     /// Whose message.
     pub user: UserId,
     /// In which lane.
-    pub lane: Priority,
+    pub lane: LaneId,
     /// Which one.
     pub seq: Seq,
     /// Why.
@@ -169,13 +295,22 @@ pub struct End {
     pub at: Timestamp,
 }
 
+impl End {
+    /// Whether it is the end of a message, as the ledger counts them. The others end a place: what was there waits
+    /// elsewhere, or was a dead letter, which had ended before.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.reason != EndReason::Moved && self.lane != LaneId::Dead
+    }
+}
+
 /// An attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Whose message.
     pub user: UserId,
     /// In which lane.
-    pub lane: Priority,
+    pub lane: LaneId,
     /// Which one.
     pub seq: Seq,
     /// Failed attempts so far, this one included.
@@ -201,7 +336,7 @@ pub struct Floor {
     /// From which engine.
     pub stream: StreamId,
     /// In which lane.
-    pub lane: Priority,
+    pub lane: LaneId,
     /// Every place up to here is done with on the other side.
     pub floor: Seq,
 }
@@ -213,8 +348,8 @@ pub struct UserRow {
     pub reflects: Seq,
     /// The newest epoch a sink was attached in.
     pub exposed: Epoch,
-    /// One for each priority, by [`Priority::index`].
-    pub lanes: [LaneRow; 4],
+    /// One for each lane, by [`LaneId::index`].
+    pub lanes: [LaneRow; LaneId::COUNT],
     /// What this user's inbox has seen.
     pub inbox: Vec<InboxRow>,
 }
@@ -236,7 +371,7 @@ pub struct InboxRow {
     /// The other engine.
     pub stream: StreamId,
     /// In which lane.
-    pub lane: Priority,
+    pub lane: LaneId,
     /// Every place up to here is done with on the other side.
     pub floor: Seq,
     /// Places above the floor that were applied, in order.
@@ -271,6 +406,10 @@ pub struct Counters {
     pub accepted_bytes: u64,
     /// Bytes of ended messages.
     pub ended_bytes: u64,
+    /// Messages that were kept as dead letters when they ended.
+    pub buried: u64,
+    /// Dead letters that were sent again or dropped.
+    pub unburied: u64,
 }
 
 impl Counters {
@@ -279,6 +418,12 @@ impl Counters {
     pub fn live(&self) -> u64 {
         let ended = self.ended.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n));
         positive(self.accepted.wrapping_sub(ended))
+    }
+
+    /// Dead letters that are kept.
+    #[must_use]
+    pub fn dead_letters(&self) -> u64 {
+        positive(self.buried.wrapping_sub(self.unburied))
     }
 
     /// Bytes of messages that have not ended.
@@ -297,6 +442,8 @@ impl Counters {
         self.upgraded = self.upgraded.wrapping_add(other.upgraded);
         self.accepted_bytes = self.accepted_bytes.wrapping_add(other.accepted_bytes);
         self.ended_bytes = self.ended_bytes.wrapping_add(other.ended_bytes);
+        self.buried = self.buried.wrapping_add(other.buried);
+        self.unburied = self.unburied.wrapping_add(other.unburied);
     }
 
     /// Shard `i`'s part, when these counters are divided among `shards`. The parts sum up to the whole.
@@ -310,6 +457,8 @@ impl Counters {
             upgraded: part(self.upgraded),
             accepted_bytes: part(self.accepted_bytes),
             ended_bytes: part(self.ended_bytes),
+            buried: part(self.buried),
+            unburied: part(self.unburied),
         }
     }
 }

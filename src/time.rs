@@ -42,6 +42,14 @@ impl Timestamp {
     }
 }
 
+impl From<std::time::SystemTime> for Timestamp {
+    /// Wall-clock time; what lies before 1970 is [`Timestamp::ZERO`].
+    fn from(time: std::time::SystemTime) -> Self {
+        let since = time.duration_since(std::time::UNIX_EPOCH).unwrap_or_default();
+        Self::ZERO.after(since)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

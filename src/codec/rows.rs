@@ -5,8 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Blob, CodecError, Fields, RECORD_VERSION, check_version, decode_borrowed, encode_value};
 use crate::id::StreamId;
-use crate::message::Priority;
-use crate::record::{DedupRow, Epoch, InboxRow, LaneRow, Seq, UserRow};
+use crate::record::{DedupRow, Epoch, InboxRow, LaneId, LaneRow, Seq, UserRow};
 use crate::time::Timestamp;
 
 /// Bytes of an encoded [`DedupRow`].
@@ -18,7 +17,7 @@ struct RowWire<'a> {
     reflects: Seq,
     exposed: Epoch,
     #[serde(borrow)]
-    lanes: [LaneWire<'a>; 4],
+    lanes: [LaneWire<'a>; LaneId::COUNT],
     #[serde(borrow)]
     inbox: Blob<'a>,
 }
@@ -38,7 +37,7 @@ const ATTEMPT_BYTES: usize = 20;
 /// Appends a user's row as `version u8 · body`.
 pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
     let lists: Vec<(Vec<u8>, Vec<u8>)> = row.lanes.iter().map(lane_lists).collect();
-    let mut lanes = [LaneWire { cursor: Seq::ZERO, ended: Blob(&[]), attempts: Blob(&[]) }; 4];
+    let mut lanes = [LaneWire { cursor: Seq::ZERO, ended: Blob(&[]), attempts: Blob(&[]) }; LaneId::COUNT];
     for ((wire, lane), (ended, attempts)) in lanes.iter_mut().zip(&row.lanes).zip(&lists) {
         *wire = LaneWire { cursor: lane.cursor, ended: Blob(ended), attempts: Blob(attempts) };
     }
@@ -128,7 +127,7 @@ fn unpack_inbox_row<'a>(fields: &mut Fields<'a>) -> Result<(InboxRow, &'a [u8]),
     let short = || CodecError::Body("inbox row is cut short".to_owned());
     let stream = StreamId::from_u128(fields.u128().ok_or_else(short)?);
     let [lane] = fields.take::<1>().ok_or_else(short)?;
-    let lane = Priority::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))?;
+    let lane = LaneId::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))?;
     let floor = Seq::new(fields.u64().ok_or_else(short)?);
     let count = usize::try_from(fields.u64().ok_or_else(short)?).unwrap_or(usize::MAX);
     let seen = fields.bytes(count.saturating_mul(PLACE_BYTES)).ok_or_else(short)?;

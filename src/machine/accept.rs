@@ -7,16 +7,18 @@ use super::Machine;
 use super::batch::Batch;
 use super::commit::{Instead, Pending, PendingAccept, Repeat, Unit};
 use super::dedup::{Known, Slot};
-use super::io::{Accepted, Action, Delivery, EntryRef, Operation, Query, Ticket};
+use super::io::{Accepted, Action, Delivery, EntryRef, Ticket};
+use super::operation::Operation;
+use super::query::Query;
 use super::refusal::{OperationError, Refusal};
 use super::user::{Inbound, Totals};
 use crate::id::{OrderingKey, StreamId, UserId};
-use crate::message::{Durability, Message, Priority};
-use crate::record::{Accept, Origin, Record, Seq};
+use crate::message::{Durability, Message};
+use crate::record::{Accept, LaneId, Origin, Record, Seq};
 use crate::time::Timestamp;
 
 /// Lines in which a delivery was refused for now: what follows in the same line may not overtake it.
-type Held = HashSet<(UserId, Priority, Option<OrderingKey>)>;
+type Held = HashSet<(UserId, LaneId, Option<OrderingKey>)>;
 
 /// A send that waits for the store.
 #[derive(Debug)]
@@ -25,6 +27,14 @@ pub(super) enum Parked {
     Receive(Ticket, Box<Delivery>),
     Operate(Ticket, Operation, Seq),
     Batch(Batch),
+}
+
+/// A message whose time is over needs no schedule.
+pub(super) fn at_once_if_due(message: Message, now: Timestamp) -> Message {
+    match message.not_before() {
+        Some(at) if at <= now => message.without_schedule(),
+        _ => message,
+    }
 }
 
 /// What dedup says of a message that is to take the place of another.
@@ -95,7 +105,8 @@ impl Machine {
             return self.evict_if_idle(message.recipient());
         }
         self.reserve_id(key, &message, now);
-        let accept = Arc::new(Accept { message, at: now, origin: None, moved: false });
+        let message = at_once_if_due(message, now);
+        let accept = Arc::new(Accept::new(message, now));
         self.push_accept(accept, Some(key), ticket, Unit::Alone);
     }
 
@@ -127,7 +138,7 @@ impl Machine {
             Known::AskStore => Ok(Newcomer::AskStore(self.ids_of_sender(message))),
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
             Known::Seen(slot) if slot.seq == Seq::ZERO => Ok(Newcomer::OnItsWay(key)),
-            Known::Seen(slot) => Ok(Newcomer::Accepted(EntryRef { lane: message.priority(), seq: slot.seq })),
+            Known::Seen(slot) => Ok(Newcomer::Accepted(EntryRef { lane: message.lane(), seq: slot.seq })),
         }
     }
 
@@ -136,15 +147,22 @@ impl Machine {
         if let Some(key) = key {
             self.reserve_id(key, &accept.message, accept.at);
         }
-        self.leaving.add(instead.cost);
-        self.user_mut(accept.message.recipient()).leaving.add(instead.cost);
-        let (ticket, instead, answered, unit) = (instead.operation, Some(instead), true, Unit::Alone);
+        if let Some(cost) = instead.gives_back {
+            self.leaving.add(cost);
+            self.user_mut(accept.message.recipient()).leaving.add(cost);
+        }
+        self.push_unsent(accept, key, Some(instead));
+    }
+
+    /// Records a message that nobody waits for.
+    pub(super) fn push_unsent(&mut self, accept: Arc<Accept>, key: Option<u128>, instead: Option<Instead>) {
+        let (ticket, answered, unit) = (None, true, Unit::Alone);
         self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, instead, unit }));
     }
 
     pub(super) fn push_accept(&mut self, accept: Arc<Accept>, key: Option<u128>, ticket: Ticket, unit: Unit) {
         self.pending += 1;
-        let (answered, instead) = (false, None);
+        let (ticket, answered, instead) = (Some(ticket), false, None);
         self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, instead, unit }));
     }
 
@@ -156,7 +174,7 @@ impl Machine {
         if slot.seq == Seq::ZERO {
             return self.wait_for_first(key, Repeat::Send(ticket));
         }
-        let entry = EntryRef { lane: message.priority(), seq: slot.seq };
+        let entry = EntryRef { lane: message.lane(), seq: slot.seq };
         self.answer(ticket, Ok(Accepted { entry, duplicate: true }));
     }
 
@@ -188,9 +206,14 @@ impl Machine {
         if messages >= max_messages || bytes.saturating_add(cost) > max_bytes {
             return Err(Refusal::OutboxFull { messages: messages.into(), bytes });
         }
-        user.reserved.add(cost);
-        self.reserved.add(cost);
+        self.reserve(message);
         Ok(())
+    }
+
+    /// Takes the message's share of the quotas, whatever they say.
+    pub(super) fn reserve(&mut self, message: &Message) {
+        self.user_mut(message.recipient()).reserved.add(message.cost());
+        self.reserved.add(message.cost());
     }
 
     pub(super) fn unclaim(&mut self, accept: &Accept) {
@@ -276,13 +299,15 @@ impl Machine {
         }
         self.claim(&delivery.message, None)?;
         self.user_mut(&recipient).inbound.insert(origin, Inbound { lane, waiting: Vec::new() });
-        let accept =
-            Arc::new(Accept { message: delivery.message, at: now, origin: Some(origin), moved: false });
+        let accept = Arc::new(Accept {
+            origin: Some(origin),
+            ..Accept::new(delivery.message.without_schedule(), now)
+        });
         self.push_accept(accept, None, ticket, Unit::Alone);
         Ok(None)
     }
 
-    fn note_floor(&mut self, user: &UserId, stream: StreamId, lane: Priority, floor: Seq) {
+    fn note_floor(&mut self, user: &UserId, stream: StreamId, lane: LaneId, floor: Seq) {
         let known = self.user_mut(user).inbox.get(&(stream, lane)).map_or(Seq::ZERO, |seen| seen.floor);
         if floor > known && floor.epoch() != crate::record::Epoch::default() {
             let floor = crate::record::Floor { user: user.clone(), stream, lane, floor };

@@ -5,9 +5,10 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::commit::Pending;
-use super::io::{Accepted, Action, Delivery, EntryRef, LinkId, Query};
-use super::lane::EntryState;
+use super::entry::EntryState;
+use super::io::{Accepted, Action, Delivery, EntryRef, LinkId};
 use super::pick::Room;
+use super::query::Query;
 use super::refusal::Refusal;
 use super::user::User;
 use super::verdict::is_volatile;
@@ -98,8 +99,9 @@ impl Machine {
             lane.rebuild_queues(window);
         }
         for lane in Priority::ALL {
-            self.refill(id, lane);
+            self.refill(id, lane.into());
         }
+        self.ripen(id);
         self.rearm_user(now, id);
         self.mark_ready(id);
     }
@@ -141,7 +143,7 @@ impl Machine {
     fn leave(&mut self, id: &UserId) {
         self.disarm_user(id);
         let Some(user) = self.users.get_mut(id) else { return };
-        let offered = user.lanes.iter().flat_map(|lane| &lane.entries).filter(|entry| entry.offers > 0);
+        let offered = user.all_lanes().flat_map(|lane| &lane.entries).filter(|entry| entry.offers > 0);
         let offered = offered.map(|entry| entry.seq).max().unwrap_or(Seq::ZERO);
         user.exposed_through = user.exposed_through.max(offered);
         for lane in &mut user.lanes {
@@ -157,7 +159,7 @@ impl Machine {
         let is_free =
             |user: &&mut Box<User>| !user.is_attached() && user.loading.is_none() && user.operations == 0;
         let Some(user) = self.users.get_mut(id).filter(is_free) else { return };
-        let dropped: usize = user.lanes.iter_mut().map(|lane| lane.drop_settled(settled)).sum();
+        let dropped: usize = user.all_lanes_mut().map(|(_, lane)| lane.drop_settled(settled)).sum();
         self.resident = self.resident.saturating_sub(dropped as u64);
         self.evict_if_idle(id);
     }
@@ -178,12 +180,12 @@ impl Machine {
         let id = accept.message.recipient();
         let Some(user) = self.users.get_mut(id).filter(|user| user.is_attached()) else { return };
         if user.is_known() {
-            let lane = user.lane(accept.message.priority());
+            let lane = user.lane(accept.lane());
             if lane.is_offerable(seq) {
                 lane.enqueue(seq, accept);
             }
         }
-        self.arm_user(now, id, accept.expires());
+        self.arm_user(now, id, accept.message.not_before().unwrap_or(accept.expires()));
         self.mark_ready(id);
     }
 
@@ -197,8 +199,8 @@ impl Machine {
             return Err(Refusal::NobodyAttached);
         }
         self.last_volatile = (self.last_volatile + 1) % (1 << Seq::EPOCH_SHIFT);
-        let entry = EntryRef { lane: message.priority(), seq: Seq::new(self.last_volatile) };
-        let accept = Arc::new(Accept { message, at: now, origin: None, moved: false });
+        let entry = EntryRef { lane: message.priority().into(), seq: Seq::new(self.last_volatile) };
+        let accept = Arc::new(Accept::new(message, now));
         user.lane(entry.lane).volatile.push_back((entry.seq, accept));
         self.mark_ready(&id);
         Ok(Accepted { entry, duplicate: false })
@@ -259,7 +261,7 @@ impl Machine {
             self.mark_ready(id);
         }
         for lane in Priority::ALL {
-            self.refill(id, lane);
+            self.refill(id, lane.into());
         }
     }
 

@@ -30,15 +30,22 @@
 mod accept;
 mod batch;
 mod commit;
+mod dead;
 mod dedup;
 mod deliver;
+mod entry;
 mod fold;
+mod index;
 mod io;
 mod lane;
 mod load;
 mod operate;
+mod operation;
 mod pick;
+mod query;
 mod refusal;
+mod schedule;
+mod search;
 mod settle;
 mod snapshot;
 #[cfg(test)]
@@ -49,9 +56,11 @@ mod verdict;
 
 pub use batch::MAX_BATCH_MESSAGES;
 pub use io::{
-    Accepted, Action, Change, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, MachineStats,
-    Operation, Outcome, Page, Query, Standing, Survivors, Target, Ticket, Verdict,
+    Accepted, Action, Change, CommitId, Delivery, EntryRef, Input, LinkId, LoadId, MachineStats, Standing,
+    Survivors, Ticket, Verdict,
 };
+pub use operation::{DeadLetter, DeadLetters, Operation, Outcome, Target};
+pub use query::{Found, Holdings, Page, Query};
 pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};
 
@@ -67,16 +76,18 @@ use self::accept::Parked;
 use self::commit::{Commit, Pending, Repeat};
 use self::dedup::Dedup;
 use self::deliver::Link;
-use self::lane::EntryState;
+use self::entry::EntryState;
+use self::index::Index;
 use self::operate::Operations;
 use self::settle::{Job, Logged};
 use self::timer::TimerKey;
 use self::user::{Totals, User};
+use self::verdict::RecentEnd;
 use crate::config::Config;
 use crate::digest::{DigestMap, Digester};
 use crate::id::{StreamId, UserId};
 use crate::record::{Counters, Epoch, Seq};
-use crate::status::{EndReason, Status};
+use crate::status::Status;
 use crate::time::Timestamp;
 
 /// How many users are remembered to have been exposed in this epoch: about 1 MB.
@@ -119,7 +130,7 @@ pub struct Machine {
 
     users: HashMap<UserId, Box<User>, Digester>,
     /// Totals of users that are not in memory, by digest.
-    index: DigestMap<Totals>,
+    index: Index,
     /// Whether a user found nowhere has no messages at all.
     index_complete: bool,
     /// Whether the store may hold rows.
@@ -129,7 +140,7 @@ pub struct Machine {
     reserved: Totals,
     /// Messages that were confirmed while another end was being recorded.
     confirmed_late: BTreeSet<Seq>,
-    recent_ends: LruCache<(UserId, EntryRef), (EndReason, u32)>,
+    recent_ends: LruCache<(UserId, EntryRef), RecentEnd>,
     /// Users who were exposed in this epoch and may have left memory since: their rows say so.
     exposed_here: LruCache<u128, ()>,
 
@@ -143,6 +154,10 @@ pub struct Machine {
     dirty: Vec<UserId>,
     died: Vec<Seq>,
     job: Option<Job>,
+    /// Where a message has moved whose old place ends with the next record.
+    moved: Option<(Seq, EntryRef)>,
+    /// Where a dead letter is whose message ends with the next record.
+    buried: Option<Seq>,
     /// Asked for while the last one was still being let go of.
     next_settle: Option<Seq>,
 
@@ -197,7 +212,7 @@ impl Machine {
             writable: true,
             draining: false,
             users: HashMap::with_hasher(digester),
-            index: DigestMap::default(),
+            index: Index::default(),
             index_complete: birth.store_empty,
             rows_exist: !birth.store_empty,
             dedup,
@@ -213,6 +228,8 @@ impl Machine {
             dirty: Vec::new(),
             died: Vec::new(),
             job: None,
+            moved: None,
+            buried: None,
             next_settle: None,
             current: Vec::new(),
             carried: Vec::new(),
@@ -328,7 +345,7 @@ impl Machine {
         let ended = lane.is_some_and(|lane| entry.seq <= lane.cursor || lane.ended.contains(&entry.seq));
         // Without a gap to the store, memory holds every message of the lane that lives.
         let whole =
-            user.is_some_and(|user| user.row_known) && lane.is_some_and(|lane| lane.is_known(entry.seq));
+            user.is_some_and(|user| user.is_known()) && lane.is_some_and(|lane| lane.is_known(entry.seq));
         match entry.seq >= self.settled || ended || whole {
             true => Standing::Gone,
             false => Standing::AskStore,

@@ -1,9 +1,8 @@
 //! What hosts do with messages besides sending them: withdrawing one or all of a person's, replacing one, moving one to
-//! another lane.
+//! another lane, and whatever can be done with dead letters.
 //!
-//! An operation names a message by its recipient and id. It looks in memory first and then, page by page, in the
-//! store; meanwhile the user stays in memory, so that nothing can slip from one into the other unseen. It is answered
-//! when what it did is durable.
+//! An operation looks in memory and, page by page, in the store (`search`); meanwhile the user stays in memory, so that
+//! nothing can slip from one into the other unseen. It is answered when what it did is durable.
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
@@ -11,75 +10,93 @@ use std::sync::Arc;
 use super::Machine;
 use super::accept::{Newcomer, Parked};
 use super::commit::{Instead, Pending, Repeat};
-use super::io::{Accepted, Action, EntryRef, LoadId, Operation, Outcome, Page, Query, Target, Ticket};
-use super::lane::{Entry, EntryState};
+use super::entry::{Entry, EntryState};
+use super::io::{Accepted, Action, EntryRef, LoadId, Ticket};
+use super::operation::{DeadLetter, Operation, Outcome};
 use super::refusal::OperationError;
+use super::search::Search;
+use super::verdict::may_be_known;
 use crate::id::UserId;
-use crate::message::{Durability, Priority};
-use crate::record::{Accept, End, Record, Seq};
+use crate::message::Durability;
+use crate::record::{Accept, Admission, End, LaneId, Record, Seq};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
-/// Messages of one operation handled per slice: bounds how long a commit waits behind it.
-const SLICE: usize = 256;
+/// Names an operation under way; chosen by the machine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct OperationId(u64);
 
 /// The operations under way.
 #[derive(Debug, Default)]
 pub(super) struct Operations {
-    open: BTreeMap<Ticket, Open>,
+    pub(super) open: BTreeMap<OperationId, Open>,
     /// Those that have a slice to do.
-    ready: VecDeque<Ticket>,
+    pub(super) ready: VecDeque<OperationId>,
     /// Who waits for the end of a message to be durable.
-    ends: BTreeMap<Seq, Vec<Ticket>>,
-    /// Where a message has moved whose old place ends with the next record.
-    moved: Option<(Seq, EntryRef)>,
-    loads: BTreeMap<LoadId, Ticket>,
+    ends: BTreeMap<Seq, Vec<OperationId>>,
+    pub(super) loads: BTreeMap<LoadId, OperationId>,
+    last: u64,
+    /// Those that a host waits for.
+    asked: usize,
 }
 
 /// An operation under way.
 #[derive(Debug)]
-struct Open {
-    operation: Operation,
-    user: UserId,
+pub(super) struct Open {
+    pub(super) work: Work,
+    pub(super) user: UserId,
     /// Only messages below this place.
-    before: Seq,
+    pub(super) before: Seq,
     /// Where memory ended and the store began, by lane, when the search began. What is read into memory later is found
     /// in the store all the same.
-    store_after: [Option<Seq>; 4],
-    search: Search,
+    pub(super) store_after: [Option<Seq>; LaneId::COUNT],
+    pub(super) search: Search,
     /// Ends that are being recorded.
     recording: usize,
     /// What it withdrew last, rather than found ending.
     own: Option<Seq>,
-    done: Outcome,
+    pub(super) done: Outcome,
 }
 
-/// How far an operation has looked.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Search {
-    /// In memory, behind this place of this lane.
-    Memory(usize, Seq),
-    /// In the store, behind this place of this lane.
-    Store(usize, Seq),
-    /// Everywhere.
-    Over,
+/// What an operation does to what it finds.
+#[derive(Clone, Debug)]
+pub(super) enum Work {
+    /// What a host has asked for.
+    Asked(Ticket, Operation),
+    /// Moves what is scheduled and due to its lane; the others are due at this time, at the earliest.
+    Ripen(Timestamp),
+}
+
+impl Work {
+    /// Whether it is about this message.
+    pub(super) fn means(&self, accept: &Accept) -> bool {
+        match self {
+            Self::Asked(_, operation) => operation.means(accept),
+            Self::Ripen(_) => true,
+        }
+    }
+
+    /// Whether it is about one message, so that the search ends with it.
+    pub(super) fn is_about_one(&self) -> bool {
+        matches!(self, Self::Asked(_, operation) if operation.target().is_some())
+    }
+
+    fn reason(&self) -> EndReason {
+        match self {
+            Self::Asked(_, operation) => operation.reason(),
+            Self::Ripen(_) => EndReason::Moved,
+        }
+    }
 }
 
 impl Operations {
+    /// Those that a host waits for.
     pub(super) fn len(&self) -> usize {
-        self.open.len()
+        self.asked
     }
 
     pub(super) fn has_work(&self) -> bool {
         !self.ready.is_empty()
-    }
-}
-
-impl Target {
-    fn is(&self, accept: &Accept) -> bool {
-        let message = &accept.message;
-        message.id() == self.id
-            && self.sender.as_ref().is_none_or(|sender| sender.as_ref() == message.sender())
     }
 }
 
@@ -88,7 +105,7 @@ impl Machine {
     pub(super) fn operate(&mut self, ticket: Ticket, operation: Operation, before: Seq) {
         let refusal = match () {
             () if self.draining => Some(OperationError::ShuttingDown),
-            () if !self.writable => Some(OperationError::Degraded),
+            () if !self.writable && !operation.only_reads() => Some(OperationError::Degraded),
             () if self.unanswered() >= self.config.max_pending.get() => Some(OperationError::Overloaded),
             () => None,
         };
@@ -114,140 +131,47 @@ impl Machine {
             }
         }
         if !self.ensure_row(&user) {
-            return self.park(Query::User(user), Parked::Operate(ticket, operation, before));
+            return self.park(super::query::Query::User(user), Parked::Operate(ticket, operation, before));
         }
+        if matches!(operation, Operation::Purge(_)) {
+            self.user_mut(&user).lanes.iter_mut().for_each(|lane| lane.volatile.clear());
+        }
+        // Whoever means one message means it wherever it has gone while the store was asked.
+        let before = if operation.target().is_some() { self.applied } else { before };
+        self.operations.asked += 1;
+        self.begin(user, Work::Asked(ticket, operation), before);
+    }
+
+    /// Begins to look through what a user has, whose row is known.
+    pub(super) fn begin(&mut self, user: UserId, work: Work, before: Seq) {
         let found = self.user_mut(&user);
         found.operations += 1;
-        if matches!(operation, Operation::Purge(_)) {
-            found.lanes.iter_mut().for_each(|lane| lane.volatile.clear());
-        }
-        let store_after = Priority::ALL.map(|lane| found.lane_ref(lane).more_after);
-        let search = Search::Memory(0, Seq::ZERO);
+        let store_after = LaneId::ALL.map(|lane| found.lane_ref(lane).more_after);
+        let search = Search::begin(&work);
         let done = Outcome::default();
-        let open = Open { operation, user, before, store_after, search, recording: 0, own: None, done };
-        self.operations.open.insert(ticket, open);
-        self.operations.ready.push_back(ticket);
+        let open = Open { work, user, before, store_after, search, recording: 0, own: None, done };
+        self.operations.last += 1;
+        let id = OperationId(self.operations.last);
+        self.operations.open.insert(id, open);
+        self.operations.ready.push_back(id);
     }
 
     /// Does one slice of one operation.
     pub(super) fn work_on_operations(&mut self) {
-        let Some(ticket) = self.operations.ready.pop_front() else { return };
-        let Some(open) = self.operations.open.get(&ticket) else { return };
+        let Some(id) = self.operations.ready.pop_front() else { return };
+        let Some(open) = self.operations.open.get(&id) else { return };
         match open.search {
-            Search::Memory(lane, after) => self.search_memory(ticket, lane, after),
-            Search::Store(lane, after) => self.search_store(ticket, lane, after),
-            Search::Over => self.finish_if_recorded(ticket),
+            Search::Memory(lane, after) => self.search_memory(id, lane, after),
+            Search::Store(lane, after) => self.search_store(id, lane, after),
+            Search::Over => self.finish_if_recorded(id),
         }
-    }
-
-    fn go_on(&mut self, ticket: Ticket, search: Search) {
-        if let Some(open) = self.operations.open.get_mut(&ticket) {
-            open.search = search;
-            self.operations.ready.push_back(ticket);
-        }
-    }
-
-    fn search_memory(&mut self, ticket: Ticket, lane: usize, after: Seq) {
-        let Some(open) = self.operations.open.get(&ticket) else { return };
-        let Some(priority) = Priority::ALL.get(lane).copied() else {
-            return self.go_on(ticket, Search::Store(0, Seq::ZERO));
-        };
-        let (user, target) = (open.user.clone(), open.operation.target().cloned());
-        let entries = self.users.get(&user).map(|user| &user.lane_ref(priority).entries);
-        let from = entries.map_or(0, |entries| entries.partition_point(|entry| entry.seq <= after));
-        let slice = entries.into_iter().flat_map(|entries| entries.iter().skip(from).take(SLICE));
-        let slice = slice.take_while(|entry| entry.seq < open.before);
-        let mut last = None;
-        let mut found = Vec::new();
-        for entry in slice {
-            last = Some(entry.seq);
-            if target.as_ref().is_none_or(|target| target.is(&entry.accept)) {
-                found.push(entry.seq);
-            }
-        }
-        let hit = found.into_iter().any(|seq| {
-            let withdrawn = self.withdraw(ticket, &user, EntryRef { lane: priority, seq }, None);
-            withdrawn && target.is_some()
-        });
-        let next = match last {
-            _ if hit => Search::Over,
-            Some(last) => Search::Memory(lane, last),
-            None => Search::Memory(lane + 1, Seq::ZERO),
-        };
-        self.go_on(ticket, next);
-    }
-
-    fn search_store(&mut self, ticket: Ticket, lane: usize, after: Seq) {
-        let Some(open) = self.operations.open.get(&ticket) else { return };
-        let Some(priority) = Priority::ALL.get(lane).copied() else {
-            return self.go_on(ticket, Search::Over);
-        };
-        let user = open.user.clone();
-        let Some(memory_ends) = open.store_after.get(lane).copied().flatten() else {
-            return self.go_on(ticket, Search::Store(lane + 1, Seq::ZERO));
-        };
-        let found = self.user_mut(&user).lane(priority);
-        // What ended meanwhile may be gone in part: were it asked for, that would look like damage.
-        let after = after.max(memory_ends).max(found.cursor);
-        let ended = found.ended.range(after.plus(1)..).copied().collect();
-        let (max_messages, max_bytes) = (SLICE, self.config.max_load_bytes.get());
-        let query = Query::Page { user, lane: priority, after, ended, max_messages, max_bytes };
-        let load = self.load(query);
-        self.operations.loads.insert(load, ticket);
-    }
-
-    /// A page was read for an operation. `false` when it was for somebody else.
-    pub(super) fn page_for_operation(
-        &mut self,
-        now: Timestamp,
-        load: LoadId,
-        lane: Priority,
-        page: &Page,
-    ) -> bool {
-        let Some(ticket) = self.operations.loads.remove(&load) else { return false };
-        let Some(open) = self.operations.open.get(&ticket).filter(|open| open.search != Search::Over) else {
-            return true;
-        };
-        let (user, target) = (open.user.clone(), open.operation.target().cloned());
-        let mut found =
-            page.entries.iter().filter(|(_, accept)| target.as_ref().is_none_or(|t| t.is(accept)));
-        let hit = found.any(|(seq, accept)| {
-            let withdrawn = self.withdraw(ticket, &user, EntryRef { lane, seq: *seq }, Some(accept));
-            withdrawn && target.is_some()
-        });
-        if hit {
-            self.go_on(ticket, Search::Over);
-            return true;
-        }
-        if target.is_none() {
-            for (seq, cost) in &page.damaged {
-                self.end_damaged(now, &user, lane, *seq, *cost);
-            }
-        }
-        self.go_on(
-            ticket,
-            match page.more_after {
-                Some(after) => Search::Store(lane.index(), after),
-                None => Search::Store(lane.index() + 1, Seq::ZERO),
-            },
-        );
-        true
-    }
-
-    /// A page could not be read for an operation. `false` when it was for somebody else.
-    pub(super) fn page_failed_for_operation(&mut self, load: LoadId) -> bool {
-        let Some(ticket) = self.operations.loads.remove(&load) else { return false };
-        if self.operations.open.get(&ticket).is_some_and(|open| open.search != Search::Over) {
-            self.finish(ticket, Err(OperationError::StoreUnreadable));
-        }
-        true
     }
 
     /// Does to a message that lives what the operation wants: in memory, or with what the store knows of it. `false` when
     /// it has ended, or is ending: then the operation waits for what that comes to, and looks further.
-    fn withdraw(
+    pub(super) fn act_on(
         &mut self,
-        ticket: Ticket,
+        operation: OperationId,
         id: &UserId,
         entry: EntryRef,
         stored: Option<&Arc<Accept>>,
@@ -265,15 +189,38 @@ impl Machine {
             }
             (None, None) => return false,
         };
-        if matches!(state, Some(EntryState::Ending { .. })) {
-            self.wait_for_end(ticket, entry.seq, false);
+        let Some(open) = self.operations.open.get_mut(&operation) else { return false };
+        let is_ending = matches!(state, Some(EntryState::Ending { .. }));
+        match &mut open.work {
+            Work::Ripen(next) => {
+                let at = accept.message.not_before().unwrap_or(Timestamp::ZERO);
+                if !is_ending && at > self.now && accept.expires() > self.now {
+                    *next = (*next).min(at);
+                } else if !is_ending {
+                    self.ripen_one(id, entry, &accept);
+                }
+                return true;
+            }
+            Work::Asked(_, Operation::Inspect(_, after, max)) => {
+                if entry.seq > *after {
+                    open.done.letters.extend(DeadLetter::of(entry.seq, &accept));
+                    open.done.letters.sort_unstable_by_key(|letter| letter.place);
+                    open.done.letters.dedup_by_key(|letter| letter.place);
+                    open.done.letters.truncate(*max);
+                }
+                return true;
+            }
+            Work::Asked(..) => {}
+        }
+        if is_ending {
+            self.wait_for_end(operation, entry.seq, false);
             self.mark_ready(id);
             return false;
         }
-        let offered = offers > 0 || entry.seq <= exposed_through;
-        match self.put_in_place(ticket, entry, &accept, offered) {
-            Ok(joined) => self.end_withdrawn(ticket, id, entry, &accept, joined),
-            Err(result) => self.finish(ticket, result),
+        let offered = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
+        match self.put_in_place(operation, entry, &accept, offered) {
+            Ok(joined) => self.end_withdrawn(operation, id, entry, &accept, joined),
+            Err(result) => self.finish(operation, result),
         }
         true
     }
@@ -282,66 +229,95 @@ impl Machine {
     /// answer when the message stays where it is.
     fn put_in_place(
         &mut self,
-        ticket: Ticket,
+        operation: OperationId,
         entry: EntryRef,
         old: &Accept,
         offered: bool,
     ) -> Result<bool, Result<Outcome, OperationError>> {
-        let Some(open) = self.operations.open.get(&ticket) else { return Ok(false) };
-        let (accept, key) = match &open.operation {
-            Operation::Cancel(_) | Operation::Purge(_) => return Ok(false),
-            Operation::Reprioritise(_, priority) if *priority == entry.lane => {
+        let Some(Open { work: Work::Asked(_, asked), .. }) = self.operations.open.get(&operation) else {
+            return Ok(false);
+        };
+        let cost = old.message.cost();
+        let (accept, key, gives_back) = match asked {
+            Operation::Cancel(_) | Operation::Purge(_) | Operation::Discard(_) | Operation::Inspect(..) => {
+                return Ok(false);
+            }
+            Operation::Reprioritise(_, priority) if *priority == old.message.priority() => {
                 return Err(Ok(Outcome::known(Accepted { entry, duplicate: true })));
             }
             Operation::Reprioritise(..) if offered => return Err(Err(OperationError::Offered)),
             Operation::Reprioritise(_, priority) => {
                 let message = old.message.with_priority(*priority);
-                (Accept { message, at: old.at, origin: None, moved: true }, None)
+                (Accept { message, at: old.at, origin: None, admission: Admission::Moved }, None, Some(cost))
+            }
+            Operation::Requeue(_) => {
+                let message = old.message.clone();
+                let accept = Accept { message, at: self.now, origin: None, admission: Admission::Requeued };
+                (accept, None, None)
             }
             Operation::Replace(_, message) => {
-                let message = message.clone();
+                let message = super::accept::at_once_if_due(message.clone(), self.now);
                 let key = match self.judge_newcomer(&message) {
                     Ok(Newcomer::Fits(key)) => Some(key),
                     // Somebody else sent it meanwhile, or what was read of its sender has left memory again.
                     Ok(_) => return Err(Err(OperationError::Overloaded)),
                     Err(refusal) => return Err(Err(refusal.into())),
                 };
-                (Accept { message, at: self.now, origin: None, moved: false }, key)
+                (Accept::new(message, self.now), key, Some(cost))
             }
         };
-        let instead = Instead { operation: ticket, cost: old.message.cost() };
-        self.claim(&accept.message, Some(instead.cost)).map_err(|refusal| Err(refusal.into()))?;
+        let instead = Instead { operation: Some(operation), seq: entry.seq, gives_back };
+        self.claim(&accept.message, gives_back).map_err(|refusal| Err(refusal.into()))?;
         self.push_newcomer(Arc::new(accept), key, instead);
         Ok(true)
     }
 
     /// Ends a message for an operation.
-    fn end_withdrawn(&mut self, ticket: Ticket, id: &UserId, entry: EntryRef, accept: &Accept, joined: bool) {
-        let now = self.now;
-        let Some(reason) = self.operations.open.get(&ticket).map(|open| open.operation.reason()) else {
+    fn end_withdrawn(
+        &mut self,
+        operation: OperationId,
+        id: &UserId,
+        entry: EntryRef,
+        accept: &Accept,
+        joined: bool,
+    ) {
+        let Some(reason) = self.operations.open.get(&operation).map(|open| open.work.reason()) else {
             return;
         };
+        self.end_wherever(id, entry, accept, reason, joined);
+        self.wait_for_end(operation, entry.seq, true);
+        self.mark_ready(id);
+    }
+
+    /// Ends a message that lives, in memory or in the store.
+    pub(super) fn end_wherever(
+        &mut self,
+        id: &UserId,
+        entry: EntryRef,
+        accept: &Accept,
+        reason: EndReason,
+        joined: bool,
+    ) {
+        let now = self.now;
         let state = self.user_mut(id).lane(entry.lane).entry(entry.seq).map(Entry::state);
         if let Some(EntryState::InFlight(link)) = state {
             self.land_keeping_key(link, id, entry);
         }
         let end = match state {
             Some(_) => self.ending(now, id, entry, reason),
-            None => Some(self.ending_stored(now, id, entry, accept.message.cost(), reason)),
+            None => Some(self.ending_stored(now, id, entry, accept, reason)),
         };
         let fact = if joined { Pending::Joined } else { Pending::Fact };
         self.current.extend(end.map(|end| fact(Record::End(end))));
-        self.wait_for_end(ticket, entry.seq, true);
-        self.mark_ready(id);
     }
 
     /// Lets an operation wait for an end to be durable: its own, or one that it found.
-    fn wait_for_end(&mut self, ticket: Ticket, seq: Seq, own: bool) {
+    fn wait_for_end(&mut self, operation: OperationId, seq: Seq, own: bool) {
         let waiting = self.operations.ends.entry(seq).or_default();
-        let Some(open) = self.operations.open.get_mut(&ticket) else { return };
+        let Some(open) = self.operations.open.get_mut(&operation) else { return };
         // What settles just now may be found twice: in memory and in the store.
-        if !waiting.contains(&ticket) {
-            waiting.push(ticket);
+        if !waiting.contains(&operation) {
+            waiting.push(operation);
             open.recording += 1;
         }
         if own {
@@ -355,7 +331,7 @@ impl Machine {
         now: Timestamp,
         id: &UserId,
         entry: EntryRef,
-        cost: u64,
+        accept: &Accept,
         reason: EndReason,
     ) -> End {
         let user = self.user_mut(id);
@@ -368,85 +344,83 @@ impl Machine {
             seq: entry.seq,
             reason,
             upgrades: None,
-            possibly_delivered: entry.seq <= exposed_through,
+            possibly_delivered: may_be_known(accept, entry.seq, exposed_through),
             attempts: lane.attempts.get(&entry.seq).map_or(0, |(attempts, _)| *attempts),
-            cost,
+            cost: accept.message.cost(),
             at: now,
         }
     }
 
-    /// What an operation puts in another's place is durable; the end of the other follows at once.
+    /// What takes another's place is durable; the end of the other follows at once.
     pub(super) fn place_taken(&mut self, instead: Instead, accept: &Accept, entry: EntryRef) {
-        self.leaving.sub(instead.cost);
-        self.user_mut(accept.message.recipient()).leaving.sub(instead.cost);
-        if let Some(open) = self.operations.open.get_mut(&instead.operation) {
+        if let Some(cost) = instead.gives_back {
+            self.leaving.sub(cost);
+            self.user_mut(accept.message.recipient()).leaving.sub(cost);
+        }
+        self.moved = (accept.admission == Admission::Moved).then_some((instead.seq, entry));
+        if let Some(open) = instead.operation.and_then(|id| self.operations.open.get_mut(&id)) {
             open.done.accepted = Some(Accepted { entry, duplicate: false });
-            self.operations.moved = open.own.filter(|_| accept.moved).map(|old| (old, entry));
         }
     }
 
     /// A message lives on in another place. Whoever looks for it has found it only where it was, or not at all: its new
     /// place lies behind everything that they look at.
-    fn follow_moved(&mut self, end: &End, entry: EntryRef) {
-        // The one that has moved it is one of them.
-        let Some(user) = self.users.get(&end.user).filter(|user| user.operations > 1) else { return };
+    pub(super) fn follow_moved(&mut self, end: &End, entry: EntryRef) {
+        let Some(user) = self.users.get(&end.user).filter(|user| user.operations > 0) else { return };
         let Some(found) = user.lane_ref(entry.lane).entry(entry.seq) else { return };
-        let looks = |open: &Open| match open.operation.target() {
-            Some(target) => open.own.is_none() && target.is(&found.accept),
-            None => true,
+        let looks = |open: &Open| match &open.work {
+            Work::Asked(_, operation) if operation.target().is_some() => {
+                open.own.is_none() && operation.means(&found.accept)
+            }
+            Work::Asked(_, operation) => matches!(operation, Operation::Purge(_)),
+            Work::Ripen(_) => false,
         };
         // What has moved before it was found where it had moved to.
         let waiting = self.operations.ends.get(&end.seq).map_or(&[][..], Vec::as_slice);
-        let open = self.operations.open.iter().filter(|(ticket, open)| {
-            let means = end.seq < open.before || waiting.contains(ticket);
+        let open = self.operations.open.iter().filter(|(id, open)| {
+            let means = end.seq < open.before || waiting.contains(id);
             means && open.user == end.user && looks(open)
         });
-        let tickets: Vec<_> = open.map(|(ticket, _)| *ticket).collect();
-        for ticket in tickets {
-            self.withdraw(ticket, &end.user, entry, None);
+        let looking: Vec<_> = open.map(|(id, _)| *id).collect();
+        for operation in looking {
+            self.act_on(operation, &end.user, entry, None);
         }
     }
 
     /// An end is durable: operations may have waited for it, whoever caused it.
     pub(super) fn end_durable_for_operations(&mut self, end: &End) {
-        if end.upgrades.is_some() {
-            return;
-        }
-        if let Some((_, entry)) = self.operations.moved.take_if(|(old, _)| *old == end.seq) {
-            self.follow_moved(end, entry);
-        }
-        for ticket in self.operations.ends.remove(&end.seq).unwrap_or_default() {
-            let Some(open) = self.operations.open.get_mut(&ticket) else { continue };
+        for id in self.operations.ends.remove(&end.seq).unwrap_or_default() {
+            let Some(open) = self.operations.open.get_mut(&id) else { continue };
             open.recording = open.recording.saturating_sub(1);
             // Of one message that is withdrawn, only that counts; of one that others withdraw, the first.
-            let reason = open.operation.reason();
-            let counts = match (open.operation.target(), open.own) {
-                (Some(_), Some(own)) => own == end.seq,
+            let (reason, is_about_one) = (open.work.reason(), open.work.is_about_one());
+            let counts = match (is_about_one, open.own) {
+                (true, Some(own)) => own == end.seq,
                 // What another one put in its place is not what this one wanted there.
-                (Some(_), None) => open.done.messages == 0 && reason == EndReason::Cancelled,
-                (None, _) => true,
+                (true, None) => open.done.messages == 0 && reason == EndReason::Cancelled,
+                (false, _) => true,
             };
             if counts && end.reason == reason {
                 open.done.messages += 1;
                 open.done.possibly_delivered += u32::from(end.possibly_delivered);
                 // Another one with the same id is not meant as well.
-                if open.operation.target().is_some() {
+                if is_about_one {
                     open.search = Search::Over;
                 }
             }
             if open.search == Search::Over {
-                self.finish_if_recorded(ticket);
+                self.finish_if_recorded(id);
             }
         }
     }
 
-    fn finish_if_recorded(&mut self, ticket: Ticket) {
-        let Some(open) = self.operations.open.get(&ticket).filter(|open| open.recording == 0) else { return };
-        let found = open.done.messages > 0 || open.operation.target().is_none();
-        let result = match (&open.operation, found) {
-            (_, true) => Ok(open.done),
+    fn finish_if_recorded(&mut self, id: OperationId) {
+        let Some(open) = self.operations.open.get(&id).filter(|open| open.recording == 0) else { return };
+        let found = open.done.messages > 0 || !open.work.is_about_one();
+        let result = match (&open.work, found) {
+            (_, true) => Ok(open.done.clone()),
             // Perhaps it was this very message that took the place, for somebody who asked before.
-            (Operation::Replace(_, message), false) => {
+            (Work::Asked(_, Operation::Replace(_, message)), false) => {
                 let message = message.clone();
                 match self.judge_newcomer(&message) {
                     Ok(Newcomer::Accepted(entry)) => Ok(Outcome::known(Accepted { entry, duplicate: true })),
@@ -455,14 +429,20 @@ impl Machine {
             }
             (_, false) => Err(OperationError::NotWaiting),
         };
-        self.finish(ticket, result);
+        self.finish(id, result);
     }
 
-    fn finish(&mut self, ticket: Ticket, result: Result<Outcome, OperationError>) {
-        let Some(open) = self.operations.open.remove(&ticket) else { return };
-        self.actions.push_back(Action::Done { ticket, result });
+    pub(super) fn finish(&mut self, id: OperationId, result: Result<Outcome, OperationError>) {
+        let Some(open) = self.operations.open.remove(&id) else { return };
         if let Some(user) = self.users.get_mut(&open.user) {
             user.operations = user.operations.saturating_sub(1);
+        }
+        match open.work {
+            Work::Asked(ticket, _) => {
+                self.operations.asked = self.operations.asked.saturating_sub(1);
+                self.actions.push_back(Action::Done { ticket, result });
+            }
+            Work::Ripen(next) => self.ripened(&open.user, next, result.is_err()),
         }
         self.let_go(&open.user);
     }

@@ -4,10 +4,10 @@
 use std::collections::VecDeque;
 
 use super::Machine;
-use super::io::{Action, Query, Survivors};
+use super::io::{Action, Survivors};
+use super::query::Query;
 use crate::id::UserId;
-use crate::message::Priority;
-use crate::record::Seq;
+use crate::record::{LaneId, Seq};
 
 /// Messages handled per slice when nothing else is going on: bounds how long a commit waits behind settling (about
 /// 0.2 ms).
@@ -29,7 +29,7 @@ const ROWS_READ: usize = 8;
 pub(super) struct Logged {
     pub(super) seq: Seq,
     pub(super) user: UserId,
-    pub(super) lane: Priority,
+    pub(super) lane: LaneId,
     /// The digest of its identity, unless it came through the inbox.
     pub(super) key: Option<u128>,
     /// The place of its end, if it ended before it was collected.
@@ -260,7 +260,8 @@ impl Machine {
         let attached = user.is_attached();
         let lane = user.lane(logged.lane);
         if attached && lane.loading.is_none() {
-            let dropped = lane.spill_from(logged.seq, settled, max);
+            let keep = if logged.lane.priority().is_some() { max } else { 0 };
+            let dropped = lane.spill_from(logged.seq, settled, keep);
             self.resident = self.resident.saturating_sub(dropped as u64);
         } else if !attached {
             self.let_go(&logged.user);

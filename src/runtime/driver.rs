@@ -230,6 +230,7 @@ impl Driver {
                 Action::Dismiss(link) => self.registry.dismiss(link),
                 Action::Load { load, query } => self.load(load, query),
                 Action::Announce(change) => self.announce(&change),
+                Action::Moved { user, from, to } => self.state.watchers.moved(user, from, to),
                 Action::Survivors(part) => {
                     let _ = self.keeper.send(Event::Survivors(self.shard, Box::new(part)));
                 }
@@ -267,6 +268,7 @@ impl Driver {
     }
 
     fn watch(&mut self, watched: Watched, stage: Stage, reply: Waiting) {
+        let watched = self.state.watchers.place_of(watched);
         let standing = self.machine.standing(&watched.0, watched.1);
         if self.state.watchers.watch(watched.clone(), standing, stage, reply) {
             self.look_up(watched);

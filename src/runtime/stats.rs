@@ -11,6 +11,10 @@ pub struct Stats {
     pub counters: Counters,
     /// Messages that have not ended.
     pub waiting: u64,
+    /// Dead letters that are kept.
+    pub dead_letters: u64,
+    /// Undeliverable messages that were not kept, because their recipients had too many dead letters, since opening.
+    pub dead_letters_dropped: u64,
     /// Messages on offer to sinks.
     pub in_flight: u64,
     /// Sends that wait for a commit or a load.
@@ -81,6 +85,8 @@ impl Stats {
         self.attached += shard.links;
         self.stray_verdicts += shard.stray_verdicts;
         self.damaged += shard.damaged;
+        self.dead_letters_dropped += shard.dead_letters_dropped;
         self.waiting = self.counters.live();
+        self.dead_letters = self.counters.dead_letters();
     }
 }

@@ -41,7 +41,7 @@ fn an_inbox_hands_a_volatile_delivery_on_and_remembers_nothing_of_it() {
     let delivery = Delivery {
         message: hint,
         stream: StreamId::from_u128(2),
-        entry: EntryRef { lane: Priority::Normal, seq: Seq::new(1) },
+        entry: EntryRef { lane: LaneId::Normal, seq: Seq::new(1) },
         floor: Seq::first_of(Epoch(9)),
         accepted_at: rig.now,
         attempts: 0,
@@ -56,7 +56,7 @@ fn an_inbox_hands_a_volatile_delivery_on_and_remembers_nothing_of_it() {
 /// A delivery of another engine, the `n`th of its log.
 fn delivery(n: u64, message: Message) -> Delivery {
     Delivery {
-        entry: EntryRef { lane: message.priority(), seq: Seq::first_of(Epoch(3)).plus(n) },
+        entry: EntryRef { lane: message.lane(), seq: Seq::first_of(Epoch(3)).plus(n) },
         message,
         stream: StreamId::from_u128(2),
         floor: Seq::ZERO,
@@ -105,7 +105,7 @@ fn a_delivery_that_is_refused_for_good_holds_nothing_back() {
     let max_payload_bytes = core::num::NonZeroUsize::new(100).unwrap();
     let mut rig = Rig::with(Config { max_payload_bytes, ..Config::default() });
     let wrong_lane =
-        Delivery { entry: EntryRef { lane: Priority::Low, ..keyed(1, "a").entry }, ..keyed(1, "a") };
+        Delivery { entry: EntryRef { lane: LaneId::Low, ..keyed(1, "a").entry }, ..keyed(1, "a") };
     let tickets = receive(&mut rig, vec![wrong_lane, delivery(2, big("a")), keyed(3, "a")]);
     rig.commit();
     assert_eq!(rig.answer(tickets[0]), Some(&Err(Refusal::Conflict)));
@@ -121,7 +121,7 @@ fn what_waited_for_a_load_behind_a_refused_delivery_is_refused_too() {
     let tickets = receive(&mut rig, batch);
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
-    let found = Found::User { row: None, live: Some((0, 0)), reflects: Seq::ZERO };
+    let found = Found::User { row: None, held: Some(held(0, 0)), reflects: Seq::ZERO };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     rig.commit();
     assert_eq!(is_ok(&rig, &tickets), [true, false, false, true]);

@@ -2,10 +2,12 @@
 
 mod accept;
 mod batch;
+mod dead;
 mod deliver;
 mod inbox;
 mod operate;
 mod replace;
+mod schedule;
 mod settle;
 
 use core::num::{NonZeroU64, NonZeroUsize};
@@ -13,7 +15,7 @@ use core::time::Duration;
 
 use super::*;
 use crate::message::{Durability, Message, MessageBuilder, Priority};
-use crate::record::{Record, UserRow};
+use crate::record::{Admission, LaneId, Record, UserRow};
 use crate::status::Status;
 use crate::{DeviceId, EndReason, MessageId};
 
@@ -27,6 +29,7 @@ struct Rig {
     answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
     offers: Vec<(LinkId, Delivery)>,
     changes: Vec<Change>,
+    moves: Vec<(EntryRef, EntryRef)>,
     loads: Vec<(LoadId, Query)>,
     survivors: Vec<Survivors>,
     dismissed: Vec<LinkId>,
@@ -66,6 +69,7 @@ impl Rig {
             answers: Vec::new(),
             offers: Vec::new(),
             changes: Vec::new(),
+            moves: Vec::new(),
             loads: Vec::new(),
             survivors: Vec::new(),
             dismissed: Vec::new(),
@@ -99,6 +103,7 @@ impl Rig {
             Action::Offer { link, batch } => self.offers.extend(batch.into_iter().map(|d| (link, d))),
             Action::Load { load, query } => self.loads.push((load, query)),
             Action::Announce(change) => self.changes.push(change),
+            Action::Moved { from, to, .. } => self.moves.push((from, to)),
             Action::Survivors(part) => self.survivors.push(part),
             Action::Dismiss(link) => self.dismissed.push(link),
             Action::Done { ticket, result } => self.done.push((ticket, result)),
@@ -167,6 +172,11 @@ impl Rig {
         }
         machine
     }
+}
+
+/// What somebody has who has neither scheduled messages nor dead letters.
+fn held(messages: u32, bytes: u64) -> Holdings {
+    Holdings { messages, bytes, ..Holdings::default() }
 }
 
 fn to(user: &str) -> MessageBuilder {

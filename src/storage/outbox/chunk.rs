@@ -5,19 +5,18 @@
 //! entry: tag u8 | user_len u8 · user, if tag has NEW_USER | seq u64 | cost u32 | len u16 | body
 //! ```
 //!
-//! Numbers are little-endian. The tag holds the lane in its low two bits. The body is an accepted message as the
+//! Numbers are little-endian. The tag holds the lane in its low three bits. The body is an accepted message as the
 //! record codec writes it, or, if the tag has STUB, `bytes u32 · parts u32`: the body lies in parts of its own.
 
 use crate::codec::Fields;
 use crate::id::UserId;
-use crate::message::Priority;
 use crate::ports::MAX_VALUE_BYTES;
-use crate::record::Seq;
+use crate::record::{LaneId, Seq};
 
 const VERSION: u8 = 1;
-const LANE: u8 = 0b11;
-const NEW_USER: u8 = 0b100;
-const STUB: u8 = 0b1000;
+const LANE: u8 = 0b111;
+const NEW_USER: u8 = 0b1000;
+const STUB: u8 = 0b1_0000;
 /// Entries with a longer body keep it in parts of its own.
 pub(super) const MAX_INLINE_BYTES: usize = 2048;
 /// Bytes of one part of a body.
@@ -56,7 +55,7 @@ impl Body<'_> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Entry<'a> {
     pub(super) user: &'a [u8],
-    pub(super) lane: Priority,
+    pub(super) lane: LaneId,
     pub(super) seq: Seq,
     pub(super) cost: u32,
     pub(super) body: Body<'a>,
@@ -64,7 +63,7 @@ pub(super) struct Entry<'a> {
 
 impl Entry<'_> {
     /// What a run is sorted by.
-    pub(super) fn place(&self) -> (usize, &[u8], Priority, Seq) {
+    pub(super) fn place(&self) -> (usize, &[u8], LaneId, Seq) {
         (self.user.len(), self.user, self.lane, self.seq)
     }
 }
@@ -74,7 +73,7 @@ impl Entry<'_> {
 pub(super) struct Chunk {
     value: Vec<u8>,
     user: Vec<u8>,
-    first: Option<(Priority, Seq)>,
+    first: Option<(LaneId, Seq)>,
     first_user: Vec<u8>,
 }
 
@@ -127,7 +126,7 @@ impl Chunk {
     }
 
     /// The first entry's user, lane and place, and the value; `None` when it is empty. The chunk is empty again.
-    pub(super) fn take(&mut self) -> Option<(UserId, Priority, Seq, Vec<u8>)> {
+    pub(super) fn take(&mut self) -> Option<(UserId, LaneId, Seq, Vec<u8>)> {
         let (lane, seq) = self.first.take()?;
         let user = UserId::new(&self.first_user).ok()?;
         Some((user, lane, seq, core::mem::take(&mut self.value)))
@@ -156,7 +155,7 @@ pub(super) struct Broken;
 impl<'a> Entries<'a> {
     fn entry(&mut self) -> Option<Entry<'a>> {
         let [tag] = self.fields.take::<1>()?;
-        let lane = Priority::from_index(tag & LANE)?;
+        let lane = LaneId::from_index(tag & LANE)?;
         if tag & NEW_USER != 0 {
             let [len] = self.fields.take::<1>()?;
             self.user = self.fields.bytes(usize::from(len))?;

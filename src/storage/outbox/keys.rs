@@ -2,8 +2,7 @@
 //! kind lies in another's range, whatever bytes an id has.
 
 use crate::id::UserId;
-use crate::message::Priority;
-use crate::record::Seq;
+use crate::record::{LaneId, Seq};
 
 /// Rows are kept by kind; these are the first bytes of their keys.
 mod kind {
@@ -31,7 +30,7 @@ pub enum Key {
         /// Whose entry.
         user: UserId,
         /// In which lane.
-        lane: Priority,
+        lane: LaneId,
         /// Its place.
         seq: Seq,
     },
@@ -104,7 +103,7 @@ impl Key {
             [kind::META] => Self::Meta { part: u16::from_be_bytes(fields.take()?) },
             [kind::CHUNK] => {
                 let (run, user) = (fields.u64()?, fields.user()?);
-                let lane = Priority::from_index(u8::from_be_bytes(fields.take()?))?;
+                let lane = LaneId::from_index(u8::from_be_bytes(fields.take()?))?;
                 Self::Chunk { run, user, lane, seq: Seq::new(fields.u64()?) }
             }
             [kind::BODY] => {
@@ -167,7 +166,7 @@ pub(super) fn user_order(user: &UserId) -> (usize, &[u8]) {
     (user.as_bytes().len(), user.as_bytes())
 }
 
-pub(super) fn chunk(run: u64, user: &UserId, lane: Priority, seq: Seq) -> Vec<u8> {
+pub(super) fn chunk(run: u64, user: &UserId, lane: LaneId, seq: Seq) -> Vec<u8> {
     let mut head = [kind::CHUNK; 9];
     if let Some(number) = head.last_chunk_mut::<8>() {
         *number = run.to_be_bytes();
@@ -246,8 +245,8 @@ mod tests {
     fn keys(user: &UserId) -> Vec<Key> {
         let (user, seq) = (user.clone(), Seq::new(u64::MAX));
         vec![
-            Key::Chunk { run: 1, user: user.clone(), lane: Priority::Low, seq },
-            Key::Chunk { run: 1, user: user.clone(), lane: Priority::Critical, seq: Seq::ZERO },
+            Key::Chunk { run: 1, user: user.clone(), lane: LaneId::Low, seq },
+            Key::Chunk { run: 1, user: user.clone(), lane: LaneId::Critical, seq: Seq::ZERO },
             Key::User { user: user.clone() },
             Key::UserPart { user, version: u64::MAX, part: u16::MAX },
         ]
@@ -275,8 +274,7 @@ mod tests {
     fn no_user_reaches_into_the_range_of_another() {
         for one in ids() {
             let (from, to) = parts_of(&one);
-            let lane =
-                (chunk(1, &one, Priority::Critical, Seq::ZERO), chunk(1, &one, Priority::Low, Seq::MAX));
+            let lane = (chunk(1, &one, LaneId::Critical, Seq::ZERO), chunk(1, &one, LaneId::Low, Seq::MAX));
             for other in ids().iter().filter(|other| **other != one) {
                 for key in keys(other).iter().map(Key::encode) {
                     assert!(!(from <= key && key < to), "{other} is among the parts of {one}");
@@ -292,11 +290,11 @@ mod tests {
         sorted.sort_by(|a, b| user_order(a).cmp(&user_order(b)));
         let mut keys = Vec::new();
         for user in &sorted {
-            for lane in Priority::ALL {
+            for lane in LaneId::ALL {
                 keys.extend([1, 256].map(|seq| chunk(1, user, lane, Seq::new(seq))));
             }
         }
         assert!(keys.is_sorted());
-        assert!(chunks_of(1, 1).1 <= chunk(2, &sorted[0], Priority::Critical, Seq::ZERO));
+        assert!(chunks_of(1, 1).1 <= chunk(2, &sorted[0], LaneId::Critical, Seq::ZERO));
     }
 }

@@ -14,10 +14,9 @@ use super::{OutboxStore, rows};
 use crate::codec;
 use crate::digest::Digester;
 use crate::id::UserId;
-use crate::machine::{Found, Page, Query};
-use crate::message::Priority;
+use crate::machine::{Found, Holdings, Page, Query};
 use crate::ports::{Flow, Store, StoreError};
-use crate::record::{Accept, DedupRow, LaneRow, Seq, UserRow};
+use crate::record::{Accept, DedupRow, LaneId, LaneRow, Seq, UserRow};
 use crate::time::Timestamp;
 
 impl OutboxStore {
@@ -41,11 +40,11 @@ impl OutboxStore {
                     }
                     row => row?,
                 };
-                let live = match query {
+                let held = match query {
                     Query::Row(_) => None,
-                    _ => Some(self.totals(&table, user, row.as_ref())?),
+                    _ => Some(self.holdings(&table, user, row.as_ref())?),
                 };
-                Ok(Found::User { row: row.map(Box::new), live, reflects: table.settled })
+                Ok(Found::User { row: row.map(Box::new), held, reflects: table.settled })
             }
             Query::Page { user, lane, after, ended, max_messages, max_bytes } => {
                 let limits = Limits { messages: *max_messages, bytes: *max_bytes };
@@ -57,19 +56,17 @@ impl OutboxStore {
         }
     }
 
-    /// Live messages and bytes of a user, judged by their row.
-    fn totals(&self, table: &Meta, user: &UserId, row: Option<&UserRow>) -> Result<(u32, u64), StoreError> {
-        let (mut messages, mut bytes) = (0_u32, 0_u64);
+    /// What a user has, judged by their row.
+    fn holdings(&self, table: &Meta, user: &UserId, row: Option<&UserRow>) -> Result<Holdings, StoreError> {
+        let mut held = Holdings::default();
         let mut read = Messages::new(table.generation);
         let mut count = |lane, seq, cost| {
             if !row.is_some_and(|row| has_ended(row, lane, seq)) {
-                messages = messages.saturating_add(1);
-                bytes = bytes.saturating_add(cost);
+                held.add(lane, cost);
             }
         };
         for run in runs_of(table, user) {
-            let (from, to) =
-                (keys::chunk(run.number, user, Priority::Critical, Seq::ZERO), end_of(run, user));
+            let (from, to) = (keys::chunk(run.number, user, LaneId::Critical, Seq::ZERO), end_of(run, user));
             self.scan_entries(run, user, from, to, &mut |entry| {
                 match entry {
                     Ok(entry) => {
@@ -86,14 +83,14 @@ impl OutboxStore {
             })?;
         }
         self.inner.recent.keep(user, read);
-        Ok((messages, bytes))
+        Ok(held)
     }
 
     fn page(
         &self,
         table: &Meta,
         user: &UserId,
-        lane: Priority,
+        lane: LaneId,
         page: &mut PageLoad<'_>,
     ) -> Result<(), StoreError> {
         if let Some(read) = self.inner.recent.find(user, table.generation) {
@@ -188,11 +185,11 @@ impl OutboxStore {
 }
 
 /// What takes an entry, or the place at which a damaged chunk starts (none when it starts with another user).
-type Visit<'a> = dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow + 'a;
+type Visit<'a> = dyn FnMut(Result<Entry<'_>, Option<(LaneId, Seq)>>) -> Flow + 'a;
 
 /// Behind a user's last entry in a run.
 fn end_of(run: &RunInfo, user: &UserId) -> Vec<u8> {
-    keys::after(keys::chunk(run.number, user, Priority::Low, Seq::MAX))
+    keys::after(keys::chunk(run.number, user, LaneId::Dead, Seq::MAX))
 }
 
 /// The runs that may hold something of a user.
@@ -202,7 +199,7 @@ fn runs_of<'a>(table: &'a Meta, user: &UserId) -> impl Iterator<Item = &'a RunIn
 }
 
 /// The first entry of the chunk with this key, if it is the user's.
-fn first_of(key: &[u8], user: &UserId) -> Option<(Priority, Seq)> {
+fn first_of(key: &[u8], user: &UserId) -> Option<(LaneId, Seq)> {
     match Key::decode(key) {
         Some(Key::Chunk { user: first, lane, seq, .. }) if first == *user => Some((lane, seq)),
         _ => None,
@@ -211,12 +208,7 @@ fn first_of(key: &[u8], user: &UserId) -> Option<(Priority, Seq)> {
 
 /// Hands over the user's entries of a chunk. Stops also when the chunk goes on with a later user: entries are sorted,
 /// so that nothing of this one lies in the chunks behind it.
-fn visit_chunk(
-    mut first: Option<(Priority, Seq)>,
-    value: &[u8],
-    user: &UserId,
-    visit: &mut Visit<'_>,
-) -> Flow {
+fn visit_chunk(mut first: Option<(LaneId, Seq)>, value: &[u8], user: &UserId, visit: &mut Visit<'_>) -> Flow {
     let order = keys::user_order(user);
     for entry in entries(value) {
         let flow = match entry {
@@ -236,7 +228,7 @@ fn visit_chunk(
 }
 
 /// Whether the row says that a message has ended.
-pub(super) fn has_ended(row: &UserRow, lane: Priority, seq: Seq) -> bool {
+pub(super) fn has_ended(row: &UserRow, lane: LaneId, seq: Seq) -> bool {
     let ended = |lane: &LaneRow| seq <= lane.cursor || lane.ended.binary_search(&seq).is_ok();
     row.lanes.get(lane.index()).is_some_and(ended)
 }
@@ -250,7 +242,7 @@ pub(super) fn message_of(store: &dyn Store, entry: &Entry<'_>) -> Result<Accept,
         Body::Parts { bytes, parts } => decode(&body_of(store, entry.seq, bytes, parts)?)?,
     };
     let message = &accept.message;
-    if message.recipient().as_bytes() != entry.user || message.priority() != entry.lane {
+    if message.recipient().as_bytes() != entry.user || accept.lane() != entry.lane {
         return Err(rows::damaged(&key, "the message is another one's"));
     }
     Ok(accept)

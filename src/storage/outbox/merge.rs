@@ -16,9 +16,8 @@ use super::writer::{Pending, RunWriter};
 use super::{OutboxStore, Progress, rows};
 use crate::codec;
 use crate::id::UserId;
-use crate::message::Priority;
 use crate::ports::{Flow, StoreError};
-use crate::record::{DedupRow, Epoch, Seq, UserRow};
+use crate::record::{DedupRow, Epoch, LaneId, Seq, UserRow};
 use crate::time::Timestamp;
 
 /// The most runs before neighbours are merged, unless configured otherwise: a load looks into each of them.
@@ -283,7 +282,7 @@ fn cheapest_neighbours(table: &Meta, max_runs: usize) -> Option<Vec<RunInfo>> {
 #[derive(Debug)]
 struct Owned {
     user: UserId,
-    lane: Priority,
+    lane: LaneId,
     seq: Seq,
     cost: u32,
     inline: Vec<u8>,
@@ -391,7 +390,7 @@ impl Judge {
         &mut self,
         outbox: &OutboxStore,
         user: &UserId,
-        lane: Priority,
+        lane: LaneId,
         seq: Seq,
     ) -> Result<bool, StoreError> {
         if self.row.as_ref().is_none_or(|(known, _)| known != user) {

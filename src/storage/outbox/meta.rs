@@ -14,7 +14,7 @@ use crate::storage::frame;
 use crate::time::Timestamp;
 
 /// The format of the row that this build writes, and the newest it reads.
-pub const META_VERSION: u8 = 2;
+pub const META_VERSION: u8 = 3;
 /// What a part says before its share of the row.
 const PART_HEAD: usize = 2;
 /// The row's checksum is bound to this name.

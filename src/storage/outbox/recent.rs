@@ -15,8 +15,7 @@ use parking_lot::Mutex;
 
 use super::chunk::{Body, Entry};
 use crate::id::UserId;
-use crate::message::Priority;
-use crate::record::Seq;
+use crate::record::{LaneId, Seq};
 
 const MAX_USERS: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
 const MAX_BYTES: usize = 64 << 10;
@@ -47,7 +46,7 @@ impl Recent {
 pub(super) struct Messages {
     generation: u64,
     bodies: Vec<u8>,
-    entries: Vec<(Priority, Seq, u32, Place)>,
+    entries: Vec<(LaneId, Seq, u32, Place)>,
     is_whole: bool,
 }
 
@@ -84,7 +83,7 @@ impl Messages {
     }
 
     /// The entries of one lane, in order.
-    pub(super) fn lane<'a>(&'a self, user: &'a UserId, lane: Priority) -> impl Iterator<Item = Entry<'a>> {
+    pub(super) fn lane<'a>(&'a self, user: &'a UserId, lane: LaneId) -> impl Iterator<Item = Entry<'a>> {
         self.entries.iter().filter(move |entry| entry.0 == lane).map(move |(lane, seq, cost, place)| {
             let body = match place {
                 Place::Inline(range) => Body::Inline(self.bodies.get(range.clone()).unwrap_or_default()),

@@ -10,9 +10,8 @@ use super::writer::{Pending, RunWriter, may_be_large, write_body};
 use super::{OutboxStore, Progress, keys, rows};
 use crate::id::UserId;
 use crate::machine::Survivors;
-use crate::message::Priority;
 use crate::ports::StoreError;
-use crate::record::{Accept, Counters, DedupRow, Epoch, Seq, UserRow};
+use crate::record::{Accept, Counters, DedupRow, Epoch, LaneId, Seq, UserRow};
 use crate::time::Timestamp;
 use std::sync::Arc;
 
@@ -54,7 +53,7 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct Sorted {
     prefix: u128,
-    lane: Priority,
+    lane: LaneId,
     index: u32,
 }
 
@@ -254,7 +253,7 @@ impl Sorted {
         for (to, from) in prefix.iter_mut().zip([u8::try_from(len).unwrap_or(u8::MAX)].iter().chain(id)) {
             *to = *from;
         }
-        Self { prefix: u128::from_be_bytes(prefix), lane: accept.message.priority(), index }
+        Self { prefix: u128::from_be_bytes(prefix), lane: accept.lane(), index }
     }
 
     /// Whether the id goes on behind the prefix.

@@ -8,9 +8,8 @@ use super::meta::RunInfo;
 use super::{OutboxStore, rows};
 use crate::codec;
 use crate::id::UserId;
-use crate::message::Priority;
 use crate::ports::{Flow, StoreError};
-use crate::record::Seq;
+use crate::record::{LaneId, Seq};
 
 /// Something that is damaged or missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -20,7 +19,7 @@ pub struct Damage {
     /// Whose, as far as it is known; of a chunk, the first user in it.
     pub user: Option<UserId>,
     /// Which message, or the first one of a chunk.
-    pub entry: Option<(Priority, Seq)>,
+    pub entry: Option<(LaneId, Seq)>,
     /// Of a chunk: the last user who may have had entries in it, in the order of keys (shorter ids first).
     pub until: Option<UserId>,
     /// What is wrong, for people.

@@ -110,7 +110,7 @@ impl RunWriter {
         let message = &accept.message;
         let cost = u32::try_from(message.cost()).unwrap_or(u32::MAX);
         let user = message.recipient().as_bytes();
-        self.entry(&Entry { user, lane: message.priority(), seq, cost, body }, out);
+        self.entry(&Entry { user, lane: accept.lane(), seq, cost, body }, out);
         self.scratch = bytes;
     }
 

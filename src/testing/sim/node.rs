@@ -322,6 +322,7 @@ impl Node {
             Action::Offer { link, batch } => self.offered(link, batch),
             Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
             Action::Announce(change) => self.oracle.announced(&change),
+            Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
             Action::Survivors(part) => self.survivors(shard, part),
             Action::Dismiss(link) => self.forget_link(link),
             Action::Done { ticket, result } => self.oracle.operated(ticket, &result),

@@ -12,7 +12,7 @@ use super::plan::Plan;
 use crate::id::{DeviceId, MessageId, UserId};
 use crate::machine::{Accepted, Change, Delivery, EntryRef, Operation, Refusal, Ticket, Verdict};
 use crate::message::{Durability, Message};
-use crate::record::{Accept, Counters, Epoch, Origin, Record, Seq};
+use crate::record::{Accept, Admission, Counters, Epoch, LaneId, Origin, Record, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -155,8 +155,11 @@ impl Oracle {
     fn fold_accept(&mut self, plan: &Plan, seq: Seq, accept: &Arc<Accept>) {
         let message = &accept.message;
         self.latest = self.latest.max(accept.at);
-        self.counters.accepted += 1;
-        self.counters.accepted_bytes += message.cost();
+        self.counters.buried += u64::from(accept.lane() == LaneId::Dead);
+        if accept.counts() {
+            self.counters.accepted += 1;
+            self.counters.accepted_bytes += message.cost();
+        }
         match accept.origin {
             Some(origin) => {
                 // Volatile places begin anew with every life of the sender.
@@ -165,7 +168,7 @@ impl Oracle {
                     self.fail(format!("applied twice: {origin:?} for {}", message.recipient()));
                 }
             }
-            None if accept.moved => {}
+            None if accept.admission != Admission::New => {}
             None => self.check_window(plan, seq, accept),
         }
         let kept = Kept {
@@ -306,7 +309,7 @@ impl Oracle {
                 **seq <= floor
                     && kept.end.is_none()
                     && kept.accept.message.recipient() == user
-                    && kept.accept.message.priority() == delivery.entry.lane
+                    && kept.accept.lane() == delivery.entry.lane
             };
             if let Some((below, _)) = self.messages.range(..=floor).find(|pair| live(pair)) {
                 let what = format!("{seq:?} offered with floor {floor:?}, below which {below:?} is live");
@@ -316,7 +319,9 @@ impl Oracle {
                 return self.fail(format!("{seq:?} offered, but it is not durable"));
             };
             kept.offered = true;
-            let what = if kept.accept.message != delivery.message {
+            let what = if kept.accept.lane().priority().is_none() {
+                "from a lane that nothing is offered from"
+            } else if kept.accept.message != delivery.message {
                 "with another content"
             } else if kept.end.is_some() {
                 "after its end"
@@ -352,7 +357,7 @@ impl Oracle {
         if kept.end.is_some() {
             return;
         }
-        let message = kept.accept.message.clone();
+        let (message, lane) = (kept.accept.message.clone(), kept.accept.lane());
         let before = self.messages.range(..seq).find(|(_, other)| {
             let theirs = &other.accept.message;
             !other.applied
@@ -361,7 +366,7 @@ impl Oracle {
                 && other.accept.expires() > now
                 && !other.said.contains(&EndReason::Rejected)
                 && theirs.recipient() == message.recipient()
-                && theirs.priority() == message.priority()
+                && other.accept.lane() == lane
                 && theirs.ordering_key() == message.ordering_key()
         });
         if let Some((before, _)) = before {
@@ -392,8 +397,20 @@ impl Oracle {
         }
     }
 
+    /// Watchers were told that a message waits elsewhere.
+    pub(super) fn has_moved(&mut self, from: EntryRef, to: EntryRef) {
+        if self.moved_to.get(&from.seq) != Some(&to.seq) {
+            self.fail(format!("{from:?} was said to have moved to {to:?}, which is not durable"));
+        }
+    }
+
     /// Messages that have not ended.
     pub(super) fn live(&self) -> impl Iterator<Item = (&Seq, &Kept)> {
+        self.kept().filter(|(_, kept)| kept.accept.lane() != LaneId::Dead)
+    }
+
+    /// Messages that have not ended, and dead letters.
+    fn kept(&self) -> impl Iterator<Item = (&Seq, &Kept)> {
         self.messages.iter().filter(|(_, kept)| kept.end.is_none())
     }
 }

@@ -1,0 +1,68 @@
+//! Messages whose time is still to come: they wait in a lane of their own, and move to that of their priority.
+//!
+//! A message takes a new place when it moves. With its old one it would be offered behind newer messages, which an inbox
+//! that has seen those would take for a repeat; and until then it would hold the lane's cursor back.
+
+use std::sync::Arc;
+
+use super::Machine;
+use super::commit::Instead;
+use super::io::EntryRef;
+use super::operate::Work;
+use super::timer::TimerKey;
+use crate::id::UserId;
+use crate::record::{Accept, Admission};
+use crate::status::EndReason;
+use crate::time::Timestamp;
+
+impl Machine {
+    /// Looks for what is due, if something is scheduled for a user who is there and it may be.
+    pub(super) fn ripen(&mut self, id: &UserId) {
+        let (now, applied) = (self.now, self.applied);
+        let Some(user) = self.users.get_mut(id) else { return };
+        let has_scheduled = user.held.is_some_and(|held| held.scheduled > 0);
+        if user.ripening || !has_scheduled || !user.is_known() || !user.is_attached() || user.next_ripe > now
+        {
+            return;
+        }
+        user.ripening = true;
+        user.next_ripe = Timestamp::NEVER;
+        self.begin(id.clone(), Work::Ripen(Timestamp::NEVER), applied);
+    }
+
+    /// The time of a message has come, or even gone by.
+    pub(super) fn ripen_one(&mut self, id: &UserId, entry: EntryRef, accept: &Accept) {
+        if accept.expires() <= self.now {
+            return self.end_wherever(id, entry, accept, EndReason::Expired, false);
+        }
+        let moved = Accept {
+            message: accept.message.clone().without_schedule(),
+            at: accept.message.not_before().unwrap_or(accept.at),
+            origin: None,
+            admission: Admission::Moved,
+        };
+        let cost = moved.message.cost();
+        self.reserve(&moved.message);
+        let instead = Instead { operation: None, seq: entry.seq, gives_back: Some(cost) };
+        self.push_newcomer(Arc::new(moved), None, instead);
+        self.end_wherever(id, entry, accept, EndReason::Moved, true);
+    }
+
+    /// All that was scheduled was looked at, unless the store could not be read; the next is due at `next`.
+    pub(super) fn ripened(&mut self, id: &UserId, next: Timestamp, failed: bool) {
+        let now = self.now;
+        let Some(user) = self.users.get_mut(id) else { return };
+        user.ripening = false;
+        user.next_ripe = if failed { Timestamp::ZERO } else { user.next_ripe.min(next) };
+        if failed {
+            self.retry_load(id);
+        } else {
+            self.rearm_user(now, id);
+        }
+    }
+
+    fn retry_load(&mut self, id: &UserId) {
+        let at = self.now.after(core::time::Duration::from_millis(super::load::RETRY_MS));
+        self.timers.insert((at, TimerKey::Reload(id.clone())));
+    }
+}
