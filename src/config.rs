@@ -90,7 +90,8 @@ pub struct Config {
     pub max_resident: NonZeroUsize,
     /// Bytes of one load. 1 MiB.
     pub max_load_bytes: NonZeroU64,
-    /// Places an inbox remembers per lane of one sender, above its floor; more are refused as busy. 4,096.
+    /// Places an inbox remembers per lane of one sender, above its floor; more are refused as busy, but for the oldest of
+    /// the lane, without which the floor could not rise (then up to twice as many). 4,096.
     pub max_inbox_seen: NonZeroUsize,
     /// Lanes of other engines that one user's inbox remembers; a delivery of a further one is refused as busy. 1,024: four
     /// lanes of 256 engines.

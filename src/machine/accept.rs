@@ -293,8 +293,7 @@ impl Machine {
             self.parked_count += 1;
             return Ok(None);
         }
-        let seen = user.inbox.get(&(origin.stream, lane)).map_or(0, |seen| seen.above.len());
-        if seen + user.inbound.len() >= max_seen {
+        if !user.has_room_for(origin, lane, max_seen) {
             return Err(Refusal::Overloaded);
         }
         self.claim(&delivery.message, None)?;

@@ -233,6 +233,15 @@ impl User {
         known.contains(&(stream, lane)) || known.len() < max
     }
 
+    /// Whether the inbox may remember one more place of this lane: there are fewer than `max`, or it is the oldest of
+    /// all. While that is refused the floor cannot rise, and all others would be refused for ever.
+    pub(super) fn has_room_for(&self, origin: Origin, lane: LaneId, max: usize) -> bool {
+        let seen = self.inbox.get(&(origin.stream, lane));
+        let oldest = seen.and_then(|seen| seen.above.first()).is_none_or(|first| origin.seq < *first);
+        let remembered = seen.map_or(0, |seen| seen.above.len()) + self.inbound.len();
+        remembered < if oldest { max.saturating_mul(2) } else { max }
+    }
+
     pub(super) fn raise_floor(&mut self, stream: StreamId, lane: LaneId, floor: Seq) {
         let seen = self.inbox.entry((stream, lane)).or_default();
         if floor > seen.floor {

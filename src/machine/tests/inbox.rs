@@ -157,6 +157,33 @@ fn a_buffered_delivery_is_confirmed_when_it_is_durable_and_not_when_it_is_writte
     assert!(rig.answer(tickets[0]).unwrap().is_ok());
 }
 
+/// Found by the simulator, once a lane could go on trying for ever: what came after it had filled the memory, and the
+/// message that held the floor back was refused for that.
+#[test]
+fn a_full_memory_takes_the_oldest_of_a_lane_and_no_other() {
+    let two = core::num::NonZeroUsize::new(2).unwrap();
+    let mut rig = Rig::with(Config { max_inbox_seen: two, ..Config::default() });
+    let newer = receive(&mut rig, vec![keyed(5, "a"), keyed(6, "b")]);
+    rig.commit();
+    let full = receive(&mut rig, vec![keyed(7, "c")]);
+    let oldest = receive(&mut rig, vec![keyed(4, "d")]);
+    rig.commit();
+    let older = receive(&mut rig, vec![keyed(3, "e")]);
+    rig.commit();
+    let bound = receive(&mut rig, vec![keyed(2, "f")]);
+    assert_eq!(is_ok(&rig, &newer), [true, true]);
+    assert_eq!(rig.answer(full[0]), Some(&Err(Refusal::Overloaded)));
+    assert_eq!((is_ok(&rig, &oldest), is_ok(&rig, &older)), (vec![true], vec![true]));
+    assert_eq!(rig.answer(bound[0]), Some(&Err(Refusal::Overloaded)), "twice as many is the bound");
+    let floor = Seq::first_of(Epoch(3)).plus(6);
+    let next = receive(&mut rig, vec![Delivery { floor, ..keyed(7, "c") }]);
+    rig.commit();
+    assert!(rig.answer(next[0]).is_some());
+    let after = receive(&mut rig, vec![Delivery { floor, ..keyed(8, "c") }]);
+    rig.commit();
+    assert_eq!(is_ok(&rig, &after), [true]);
+}
+
 #[test]
 fn an_inbox_remembers_so_many_lanes_of_other_engines_and_refuses_the_next_as_busy() {
     let two = core::num::NonZeroUsize::new(2).unwrap();
