@@ -241,6 +241,15 @@ impl Accept {
         }
     }
 
+    /// When something has to be done about it: its time comes, or is over. [`Timestamp::NEVER`] for most.
+    #[must_use]
+    pub fn due(&self) -> Timestamp {
+        match self.lane() {
+            LaneId::Scheduled => self.message.not_before().unwrap_or(self.at),
+            _ => self.expires(),
+        }
+    }
+
     /// Where it waits.
     #[must_use]
     pub fn lane(&self) -> LaneId {

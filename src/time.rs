@@ -35,6 +35,12 @@ impl Timestamp {
         Self(self.0.saturating_add(u64::try_from(by.as_millis()).unwrap_or(u64::MAX)))
     }
 
+    /// A millisecond later, saturating at [`Timestamp::NEVER`].
+    #[must_use]
+    pub const fn next(self) -> Self {
+        Self(self.0.saturating_add(1))
+    }
+
     /// The time from `earlier` to this point; zero when `earlier` is later.
     #[must_use]
     pub fn since(self, earlier: Self) -> Duration {

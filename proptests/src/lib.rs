@@ -76,7 +76,7 @@ impl Shell {
     /// So many shards.
     #[must_use]
     pub fn new(shards: usize, config: &Config) -> Self {
-        let birth = || Birth {
+        let birth = |shard| Birth {
             config: config.clone(),
             stream: StreamId::from_u128(1),
             epoch: Epoch(1),
@@ -85,9 +85,10 @@ impl Shell {
             settled: Seq::ZERO,
             counters: Counters::default(),
             store_empty: true,
+            shard: (shard, shards),
         };
         Self {
-            machines: (0..shards).map(|_| Machine::new(birth())).collect(),
+            machines: (0..shards).map(|shard| Machine::new(birth(shard))).collect(),
             digester: Digester::new(7),
             now: Timestamp::from_millis(1_000_000),
             next: Seq::first_of(Epoch(1)),

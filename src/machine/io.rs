@@ -268,6 +268,8 @@ pub struct Survivors {
     pub dedup: Vec<DedupRow>,
     /// Settled messages that have ended since the last settling, for the runs' live counts.
     pub died: Vec<Seq>,
+    /// All that was due up to this time was seen to, in the runs of this table. Only in the last part.
+    pub swept: Option<(Timestamp, u64)>,
     /// The counters, and the place below which they count everything. Only in the last part.
     pub counters: Option<(Counters, Seq)>,
     /// No more parts for this place.
@@ -313,6 +315,8 @@ pub struct MachineStats {
     pub stray_verdicts: u64,
     /// Messages lost to damage on disk.
     pub damaged: u64,
+    /// How often what is due was seen to.
+    pub sweeps: u64,
     /// Undeliverable messages that were not kept, because their recipient had too many dead letters.
     pub dead_letters_dropped: u64,
 }

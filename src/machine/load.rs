@@ -23,7 +23,7 @@ impl Machine {
         let open = match &query {
             Query::User(id) | Query::Row(id) => self.user_mut(id).loading,
             Query::Sender { sender, .. } => self.sender_loads.get(sender).copied(),
-            Query::Page { .. } => None,
+            Query::Page { .. } | Query::Due { .. } => None,
         };
         if let Some(load) = open {
             return load;
@@ -35,6 +35,7 @@ impl Machine {
                 self.sender_loads.insert(*sender, load);
             }
             Query::Page { user, lane, .. } => self.user_mut(user).lane(*lane).loading = Some(load),
+            Query::Due { .. } => {}
         }
         load
     }
@@ -74,6 +75,7 @@ impl Machine {
             (Query::User(id) | Query::Row(id), Found::User { row, held, reflects }) => {
                 self.loaded_user(&id, row.as_deref(), held, reflects);
                 self.unpark(now, load, false);
+                self.sweep_read(&id);
                 self.resume_settling();
                 self.settle_into_memory(&id);
             }
@@ -86,6 +88,9 @@ impl Machine {
                 if !self.page_for_operation(now, load, lane, &page) {
                     self.loaded_page(now, load, &user, lane, after, page);
                 }
+            }
+            (Query::Due { .. }, Found::Due { users, more, next, table }) => {
+                self.sweep_list(load, users, more, next, table);
             }
             (query, _) => {
                 self.loads.insert(load, query);
@@ -230,7 +235,9 @@ impl Machine {
         if self.page_failed_for_operation(load) {
             return;
         }
+        self.sweep_load_failed(&query);
         match &query {
+            Query::Due { .. } => {}
             Query::Sender { sender, .. } => {
                 self.sender_loads.remove(sender);
             }

@@ -48,6 +48,7 @@ mod schedule;
 mod search;
 mod settle;
 mod snapshot;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -60,7 +61,7 @@ pub use io::{
     Survivors, Ticket, Verdict,
 };
 pub use operation::{DeadLetter, DeadLetters, Operation, Outcome, Target};
-pub use query::{Found, Holdings, Page, Query};
+pub use query::{DuePlace, Found, Holdings, Page, Query};
 pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};
 
@@ -80,6 +81,7 @@ use self::entry::EntryState;
 use self::index::Index;
 use self::operate::Operations;
 use self::settle::{Job, Logged};
+use self::sweep::Sweeps;
 use self::timer::TimerKey;
 use self::user::{Totals, User};
 use self::verdict::RecentEnd;
@@ -112,6 +114,8 @@ pub struct Birth {
     pub counters: Counters,
     /// Whether the store holds messages or rows at all (if not, absent users and senders need no load).
     pub store_empty: bool,
+    /// Which shard this is, and of how many: users of others are not its concern.
+    pub shard: (usize, usize),
 }
 
 /// One shard's delivery logic. See the module's documentation for the contract.
@@ -120,6 +124,8 @@ pub struct Machine {
     config: Config,
     stream: StreamId,
     epoch: Epoch,
+    shard: usize,
+    shards: usize,
     digester: Digester,
     rng: ChaCha8Rng,
     now: Timestamp,
@@ -174,6 +180,7 @@ pub struct Machine {
     parked_count: usize,
 
     operations: Operations,
+    sweeps: Sweeps,
     loads: StdMap<LoadId, Query>,
     sender_loads: DigestMap<LoadId>,
     last_load: u64,
@@ -205,6 +212,8 @@ impl Machine {
         Self {
             stream: birth.stream,
             epoch: birth.epoch,
+            shard: birth.shard.0,
+            shards: birth.shard.1,
             digester,
             rng: ChaCha8Rng::seed_from_u64(birth.seed),
             now: Timestamp::ZERO,
@@ -241,6 +250,7 @@ impl Machine {
             parked: StdMap::new(),
             parked_count: 0,
             operations: Operations::default(),
+            sweeps: Sweeps::default(),
             loads: StdMap::new(),
             sender_loads: DigestMap::default(),
             last_load: 0,
@@ -262,9 +272,11 @@ impl Machine {
     /// Takes an input. Drain [`Machine::poll_action`] afterwards. `now` must not go backwards; if it does, the latest
     /// time seen counts.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
-        self.is_live = true;
         self.now = self.now.max(now);
         let now = self.now;
+        if !core::mem::replace(&mut self.is_live, true) {
+            self.begin_sweeping(now);
+        }
         match input {
             Input::Send { ticket, message } => self.handle_send(now, ticket, message),
             Input::SendBatch(messages) => self.handle_send_batch(now, messages),

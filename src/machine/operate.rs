@@ -65,6 +65,8 @@ pub(super) enum Work {
     Asked(Ticket, Operation),
     /// Moves what is scheduled and due to its lane; the others are due at this time, at the earliest.
     Ripen(Timestamp),
+    /// Ends what has expired, and moves what is scheduled and due.
+    Sweep,
 }
 
 impl Work {
@@ -72,7 +74,7 @@ impl Work {
     pub(super) fn means(&self, accept: &Accept) -> bool {
         match self {
             Self::Asked(_, operation) => operation.means(accept),
-            Self::Ripen(_) => true,
+            Self::Ripen(_) | Self::Sweep => true,
         }
     }
 
@@ -84,7 +86,7 @@ impl Work {
     fn reason(&self) -> EndReason {
         match self {
             Self::Asked(_, operation) => operation.reason(),
-            Self::Ripen(_) => EndReason::Moved,
+            Self::Ripen(_) | Self::Sweep => EndReason::Moved,
         }
     }
 }
@@ -198,6 +200,15 @@ impl Machine {
                     *next = (*next).min(at);
                 } else if !is_ending {
                     self.ripen_one(id, entry, &accept);
+                }
+                return true;
+            }
+            Work::Sweep => {
+                let is_due = accept.due() <= self.now && (entry.lane != LaneId::Dead);
+                if is_due && !is_ending && entry.lane == LaneId::Scheduled {
+                    self.ripen_one(id, entry, &accept);
+                } else if is_due && !is_ending {
+                    self.end_wherever(id, entry, &accept, EndReason::Expired, false);
                 }
                 return true;
             }
@@ -373,7 +384,7 @@ impl Machine {
                 open.own.is_none() && operation.means(&found.accept)
             }
             Work::Asked(_, operation) => matches!(operation, Operation::Purge(_)),
-            Work::Ripen(_) => false,
+            Work::Ripen(_) | Work::Sweep => false,
         };
         // What has moved before it was found where it had moved to.
         let waiting = self.operations.ends.get(&end.seq).map_or(&[][..], Vec::as_slice);
@@ -443,6 +454,10 @@ impl Machine {
                 self.actions.push_back(Action::Done { ticket, result });
             }
             Work::Ripen(next) => self.ripened(&open.user, next, result.is_err()),
+            Work::Sweep => {
+                self.let_go(&open.user);
+                return self.sweep_looked(result.is_err());
+            }
         }
         self.let_go(&open.user);
     }

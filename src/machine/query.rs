@@ -22,6 +22,28 @@ pub enum Found {
     Page(Page),
     /// Answer to [`Query::Sender`].
     Sender(Vec<DedupRow>),
+    /// Answer to [`Query::Due`].
+    Due {
+        /// Users who may have something due, of all shards.
+        users: Vec<UserId>,
+        /// Set unless these were the last; ask on from there.
+        more: Option<DuePlace>,
+        /// With the last ones: when there may be something due again.
+        next: Timestamp,
+        /// The table of runs that was looked at.
+        table: u64,
+    },
+}
+
+/// How far a search for what is due has come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct DuePlace {
+    /// In which run.
+    pub run: u64,
+    /// By when it is due.
+    pub at: Timestamp,
+    /// In which part of the list.
+    pub part: u32,
 }
 
 /// What a user has.
@@ -132,6 +154,15 @@ pub enum Query {
         max_messages: usize,
         /// At most so many bytes, but at least one message.
         max_bytes: u64,
+    },
+    /// Users of whom something settled is due: it expires, or its time comes.
+    Due {
+        /// By when.
+        until: Timestamp,
+        /// What was seen to before: all that was due up to this time, in the runs of this table.
+        since: (Timestamp, u64),
+        /// Behind what was found last.
+        after: Option<DuePlace>,
     },
     /// A sender's remembered ids, by keyed digest, no older than `since`.
     Sender {

@@ -3,13 +3,13 @@
 //! A message takes a new place when it moves. With its old one it would be offered behind newer messages, which an inbox
 //! that has seen those would take for a repeat; and until then it would hold the lane's cursor back.
 
+use core::time::Duration;
 use std::sync::Arc;
 
 use super::Machine;
 use super::commit::Instead;
 use super::io::EntryRef;
 use super::operate::Work;
-use super::timer::TimerKey;
 use crate::id::UserId;
 use crate::record::{Accept, Admission};
 use crate::status::EndReason;
@@ -53,16 +53,8 @@ impl Machine {
         let now = self.now;
         let Some(user) = self.users.get_mut(id) else { return };
         user.ripening = false;
-        user.next_ripe = if failed { Timestamp::ZERO } else { user.next_ripe.min(next) };
-        if failed {
-            self.retry_load(id);
-        } else {
-            self.rearm_user(now, id);
-        }
-    }
-
-    fn retry_load(&mut self, id: &UserId) {
-        let at = self.now.after(core::time::Duration::from_millis(super::load::RETRY_MS));
-        self.timers.insert((at, TimerKey::Reload(id.clone())));
+        let retry = now.after(Duration::from_millis(super::load::RETRY_MS));
+        user.next_ripe = user.next_ripe.min(if failed { retry } else { next });
+        self.rearm_user(now, id);
     }
 }

@@ -35,6 +35,7 @@ impl Work {
         let [waiting @ .., dead] = &LaneId::ALL;
         match self {
             Self::Ripen(_) => &[LaneId::Scheduled],
+            Self::Sweep => waiting,
             Self::Asked(_, Operation::Purge(_)) => &LaneId::ALL,
             Self::Asked(_, operation) if operation.is_about_dead() => core::slice::from_ref(dead),
             Self::Asked(..) => waiting,
@@ -56,7 +57,7 @@ impl Work {
     /// Whether it takes what it finds in the order of places: what is in the store comes before what is in memory only.
     /// The others look first where that costs nothing.
     fn is_in_order(&self) -> bool {
-        self.lanes().len() == 1
+        self.lanes().len() == 1 || matches!(self, Self::Sweep)
     }
 }
 

@@ -8,6 +8,7 @@ use super::io::{Action, Survivors};
 use super::query::Query;
 use crate::id::UserId;
 use crate::record::{LaneId, Seq};
+use crate::time::Timestamp;
 
 /// Messages handled per slice when nothing else is going on: bounds how long a commit waits behind settling (about
 /// 0.2 ms).
@@ -48,6 +49,8 @@ pub(super) struct Job {
     /// Users whose rows were handed out, with the place they reflect.
     written: Vec<(UserId, Seq)>,
     died: Vec<Seq>,
+    /// When the first of what was collected is due.
+    due: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +86,7 @@ impl Machine {
             unknown: Vec::new(),
             written: Vec::new(),
             died: Vec::new(),
+            due: Timestamp::NEVER,
         });
     }
 
@@ -131,6 +135,7 @@ impl Machine {
             }
             let lane = self.users.get(&logged.user).map(|user| user.lane_ref(logged.lane));
             if let Some(entry) = lane.and_then(|lane| lane.entry(logged.seq)) {
+                job.due = job.due.min(entry.accept.due());
                 part.entries.push((entry.seq, entry.accept.clone()));
             }
             part.dedup
@@ -185,6 +190,7 @@ impl Machine {
         job.died = core::mem::take(&mut self.died);
         part.died.clone_from(&job.died);
         part.counters = Some((self.counters, self.applied));
+        part.swept = Some(self.sweeps.swept);
         part.last = true;
     }
 
@@ -206,6 +212,8 @@ impl Machine {
             return;
         };
         job.phase = Phase::Release;
+        let due = job.due;
+        self.note_due(due);
         self.settled = self.settled.max(before);
         self.rows_exist = true;
         self.dedup.settled(before);

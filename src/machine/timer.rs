@@ -22,6 +22,8 @@ pub(super) enum TimerKey {
     User(UserId),
     /// A failed load.
     Reload(UserId),
+    /// What is due while nobody is there.
+    Sweep,
 }
 
 impl Machine {
@@ -34,6 +36,7 @@ impl Machine {
                 Some((_, TimerKey::Link(link))) => self.link_due(now, link),
                 Some((_, TimerKey::User(id))) => self.user_due(now, &id),
                 Some((_, TimerKey::Reload(id))) => self.reload(&id),
+                Some((_, TimerKey::Sweep)) => self.sweep(now),
                 None => break,
             }
         }

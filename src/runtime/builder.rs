@@ -287,6 +287,7 @@ impl EngineBuilder {
             settled: opened.settled,
             counters: opened.counters_of(i, shards),
             store_empty: opened.store_empty,
+            shard: (i, shards),
         }
     }
 }

@@ -9,6 +9,7 @@ mod operate;
 mod replace;
 mod schedule;
 mod settle;
+mod sweep;
 
 use core::num::{NonZeroU64, NonZeroUsize};
 use core::time::Duration;
@@ -47,6 +48,7 @@ fn birth(config: Config) -> Birth {
         settled: Seq::ZERO,
         counters: Counters::default(),
         store_empty: true,
+        shard: (0, 1),
     }
 }
 

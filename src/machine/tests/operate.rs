@@ -56,6 +56,15 @@ impl Rig {
                     Found::Page(Page { entries, damaged: Vec::new(), more_after, reflects })
                 }
                 Query::Sender { .. } => Found::Sender(Vec::new()),
+                Query::Due { until, since, .. } => {
+                    let dues = || store.iter().map(|(_, accept)| (accept.due(), accept.message.recipient()));
+                    let now = dues().filter(|(due, _)| since.0 < *due && *due <= until);
+                    let mut users: Vec<_> = now.map(|(_, user)| user.clone()).collect();
+                    users.dedup();
+                    let later = dues().map(|(due, _)| due).filter(|due| *due > until).min();
+                    let next = later.unwrap_or(Timestamp::NEVER);
+                    Found::Due { users, more: None, next, table: 1 }
+                }
             };
             self.input(Input::Loaded { load, found: Box::new(found) });
         }

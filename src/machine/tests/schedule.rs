@@ -193,9 +193,37 @@ fn a_store_that_cannot_be_read_when_something_is_due_is_asked_again() {
     rig.input(Input::LoadFailed(load));
     assert!(rig.offers.is_empty());
     rig.pass(Duration::from_secs(2));
+    // The sweep would find it as well.
+    rig.loads.retain(|(_, query)| !matches!(query, Query::Due { .. }));
     rig.load_from(&store, reflects);
     rig.commit();
     assert_eq!(rig.offers.len(), 1);
+}
+
+/// Found by the simulator: an operation that waited for its sender's ids looked only up to where the log had ended when it
+/// was asked for, and the message had moved behind that.
+#[test]
+fn an_operation_that_waits_for_the_store_finds_a_message_that_has_moved_meanwhile() {
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
+    rig.attach(1, "alice", "phone");
+    rig.load_from(&[], Seq::ZERO);
+    rig.commit();
+    let late = in_an_hour(&rig).build().unwrap();
+    let ticket = rig.send(&late);
+    rig.load_from(&[], Seq::ZERO);
+    rig.commit();
+    assert!(rig.answer(ticket).unwrap().is_ok());
+    rig.pass(HOUR - Duration::from_secs(1));
+    rig.loads.clear();
+    let new = to("alice").sender("bob").build().unwrap();
+    let replace = rig.operate(Operation::Replace(target(late.id()), new));
+    let waits: Vec<_> = rig.loads.drain(..).collect();
+    assert!(matches!(waits[..], [(_, Query::Sender { .. })]), "{waits:?}");
+    rig.pass(Duration::from_secs(2));
+    assert_eq!(rig.moves.len(), 1);
+    rig.input(Input::Loaded { load: waits[0].0, found: Box::new(Found::Sender(Vec::new())) });
+    rig.commit();
+    assert_eq!(rig.done(replace).unwrap().unwrap().messages, 1);
 }
 
 /// Its place in the lane is a new one, so that neither the lane's cursor nor a receiver's inbox waits for it.

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! version u8 | entry …
-//! entry: tag u8 | user_len u8 · user, if tag has NEW_USER | seq u64 | cost u32 | len u16 | body
+//! entry: tag u8 | user_len u8 · user, if tag has NEW_USER | seq u64 | cost u32 | due u64, if tag has DUE | len u16 | body
 //! ```
 //!
 //! Numbers are little-endian. The tag holds the lane in its low three bits. The body is an accepted message as the
@@ -12,11 +12,13 @@ use crate::codec::Fields;
 use crate::id::UserId;
 use crate::ports::MAX_VALUE_BYTES;
 use crate::record::{LaneId, Seq};
+use crate::time::Timestamp;
 
 const VERSION: u8 = 1;
 const LANE: u8 = 0b111;
 const NEW_USER: u8 = 0b1000;
 const STUB: u8 = 0b1_0000;
+const DUE: u8 = 0b100_0000;
 /// Entries with a longer body keep it in parts of its own.
 pub(super) const MAX_INLINE_BYTES: usize = 2048;
 /// Bytes of one part of a body.
@@ -58,6 +60,8 @@ pub(super) struct Entry<'a> {
     pub(super) lane: LaneId,
     pub(super) seq: Seq,
     pub(super) cost: u32,
+    /// When something has to be done about it.
+    pub(super) due: Timestamp,
     pub(super) body: Body<'a>,
 }
 
@@ -85,7 +89,8 @@ impl Chunk {
             Body::Inline(body) => body.len(),
             Body::Parts { .. } => 8,
         };
-        let bytes = 15 + body + if new { 1 + entry.user.len() } else { 0 };
+        let due = if entry.due == Timestamp::NEVER { 0 } else { 8 };
+        let bytes = 15 + due + body + if new { 1 + entry.user.len() } else { 0 };
         if self.first.is_some() && self.value.len() + bytes > CHUNK_BYTES {
             return false;
         }
@@ -101,6 +106,8 @@ impl Chunk {
     fn write(&mut self, entry: &Entry<'_>, new: bool, len: usize) {
         let stub = matches!(entry.body, Body::Parts { .. });
         let tag = entry.lane as u8 | if new { NEW_USER } else { 0 } | if stub { STUB } else { 0 };
+        let due = Some(entry.due).filter(|due| *due != Timestamp::NEVER);
+        let tag = tag | if due.is_some() { DUE } else { 0 };
         self.value.push(tag);
         if new {
             self.value.push(u8::try_from(entry.user.len()).unwrap_or(u8::MAX));
@@ -110,6 +117,9 @@ impl Chunk {
         }
         self.value.extend_from_slice(&entry.seq.get().to_le_bytes());
         self.value.extend_from_slice(&entry.cost.to_le_bytes());
+        if let Some(due) = due {
+            self.value.extend_from_slice(&due.as_millis().to_le_bytes());
+        }
         self.value.extend_from_slice(&u16::try_from(len).unwrap_or(u16::MAX).to_le_bytes());
         match entry.body {
             Body::Inline(body) => self.value.extend_from_slice(body),
@@ -160,18 +170,19 @@ impl<'a> Entries<'a> {
             let [len] = self.fields.take::<1>()?;
             self.user = self.fields.bytes(usize::from(len))?;
         }
-        if self.user.is_empty() || tag > (LANE | NEW_USER | STUB) {
+        if self.user.is_empty() || tag & !(LANE | NEW_USER | STUB | DUE) != 0 {
             return None;
         }
         let seq = Seq::new(self.fields.u64()?);
         let cost = self.fields.u32()?;
+        let due = if tag & DUE == 0 { Timestamp::NEVER } else { Timestamp::from_millis(self.fields.u64()?) };
         let len = usize::from(self.fields.u16()?);
         let mut body = Fields(self.fields.bytes(len)?);
         let body = match tag & STUB {
             0 => Body::Inline(body.0),
             _ => Body::Parts { bytes: body.u32()?, parts: body.u32()? },
         };
-        Some(Entry { user: self.user, lane, seq, cost, body })
+        Some(Entry { user: self.user, lane, seq, cost, due, body })
     }
 }
 

@@ -388,7 +388,7 @@ impl Import<'_> {
         let number = self.outbox.take_run_number();
         let room = self.room.iter().find(|run| run.first == first).map_or(0, |run| run.users);
         let info = RunInfo::new(number, first, last);
-        self.run = in_order.then(|| RunWriter::new(info, room, self.digester));
+        self.run = in_order.then(|| RunWriter::new(info, room, self.digester, self.outbox.table().last_time));
         in_order.then_some(())
     }
 

@@ -3,6 +3,7 @@
 
 use crate::id::UserId;
 use crate::record::{LaneId, Seq};
+use crate::time::Timestamp;
 
 /// Rows are kept by kind; these are the first bytes of their keys.
 mod kind {
@@ -12,6 +13,7 @@ mod kind {
     pub(super) const DEDUP: u8 = 4;
     pub(super) const USER: u8 = 5;
     pub(super) const FILTER: u8 = 6;
+    pub(super) const DUE: u8 = 8;
 }
 
 /// What a key stands for.
@@ -57,6 +59,15 @@ pub enum Key {
         /// Which part.
         part: u32,
     },
+    /// A part of the list of users of whom a run has something due.
+    Due {
+        /// The run's number.
+        run: u64,
+        /// By when.
+        at: Timestamp,
+        /// Which part.
+        part: u32,
+    },
     /// A user's row, or what says where its parts are.
     User {
         /// Whose.
@@ -87,6 +98,10 @@ impl Key {
             Self::Filter { run, part } => {
                 [&[kind::FILTER][..], &run.to_be_bytes(), &part.to_be_bytes()].concat()
             }
+            Self::Due { run, at, part } => {
+                let at = at.as_millis().to_be_bytes();
+                [&[kind::DUE][..], &run.to_be_bytes(), &at, &part.to_be_bytes()].concat()
+            }
             Self::User { user } => with_user(&[kind::USER], user, &[0]),
             Self::UserPart { user, version, part } => {
                 let tail = [&[1][..], &version.to_be_bytes(), &part.to_be_bytes()].concat();
@@ -114,6 +129,10 @@ impl Key {
                 Self::Dedup { run, sender, seq: Seq::new(fields.u64()?) }
             }
             [kind::FILTER] => Self::Filter { run: fields.u64()?, part: u32::from_be_bytes(fields.take()?) },
+            [kind::DUE] => {
+                let (run, at) = (fields.u64()?, Timestamp::from_millis(fields.u64()?));
+                Self::Due { run, at, part: u32::from_be_bytes(fields.take()?) }
+            }
             [kind::USER] => {
                 let user = fields.user()?;
                 match fields.take::<1>()? {
@@ -212,6 +231,11 @@ pub(super) fn filters_of(first: u64, last: u64) -> Range {
     numbered(kind::FILTER, first, last)
 }
 
+/// The lists of what is due of the runs with these numbers, both included.
+pub(super) fn dues_of(first: u64, last: u64) -> Range {
+    numbered(kind::DUE, first, last)
+}
+
 /// The bodies of the entries with these places, both included.
 pub(super) fn bodies_of(first: Seq, last: Seq) -> Range {
     numbered(kind::BODY, first.get(), last.get())
@@ -229,7 +253,7 @@ pub(super) fn parts_of(user: &UserId) -> Range {
 
 /// All rows of an outbox.
 pub(super) fn everything() -> Range {
-    (vec![kind::META], vec![kind::FILTER + 1])
+    (vec![kind::META], vec![kind::DUE + 1])
 }
 
 #[cfg(test)]

@@ -52,6 +52,7 @@ impl OutboxStore {
                 self.page(&table, user, *lane, &mut page)?;
                 Ok(Found::Page(page.finish(table.settled)))
             }
+            Query::Due { until, since, after } => self.due(&table, *until, *since, *after),
             Query::Sender { sender, since } => self.ids(&table, *sender, *since).map(Found::Sender),
         }
     }

@@ -79,7 +79,10 @@ impl Merge {
         let mut merge = Self::new(Phase::Entries, inputs, ids_since);
         let users = merge.inputs.iter().map(|run| run.users).sum();
         let info = RunInfo::new(outbox.take_run_number(), first, last);
-        merge.writer = Some(RunWriter::new(info, users, outbox.digester()));
+        let swept = merge.inputs.iter().map(|run| run.swept).min().unwrap_or_default();
+        let info = RunInfo { swept, ..info };
+        let now = outbox.table().last_time;
+        merge.writer = Some(RunWriter::new(info, users, outbox.digester(), now));
         let numbers = || merge.inputs.iter().map(|run| run.number);
         merge.entries = numbers().map(|number| Cursor::new(keys::chunks_of(number, number))).collect();
         merge.ids = numbers().map(|number| Cursor::new(keys::dedup_of(number, number))).collect();
@@ -243,6 +246,7 @@ impl Merge {
             if done {
                 delete_all(outbox, &keys::dedup_of(run.number, run.number), &mut self.pending)?;
                 delete_all(outbox, &keys::filters_of(run.number, run.number), &mut self.pending)?;
+                delete_all(outbox, &keys::dues_of(run.number, run.number), &mut self.pending)?;
                 self.dropping += 1;
             }
         }
@@ -285,6 +289,7 @@ struct Owned {
     lane: LaneId,
     seq: Seq,
     cost: u32,
+    due: Timestamp,
     inline: Vec<u8>,
     stub: Option<Body<'static>>,
 }
@@ -292,7 +297,8 @@ struct Owned {
 impl Owned {
     fn entry(&self) -> Entry<'_> {
         let body = self.stub.unwrap_or(Body::Inline(&self.inline));
-        Entry { user: self.user.as_bytes(), lane: self.lane, seq: self.seq, cost: self.cost, body }
+        let Self { lane, seq, cost, due, .. } = *self;
+        Entry { user: self.user.as_bytes(), lane, seq, cost, due, body }
     }
 }
 
@@ -370,7 +376,8 @@ fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
             Body::Inline(body) => (body.to_vec(), None),
             Body::Parts { bytes, parts } => (Vec::new(), Some(Body::Parts { bytes, parts })),
         };
-        items.push_back(Owned { user: id, lane: entry.lane, seq: entry.seq, cost: entry.cost, inline, stub });
+        let Entry { lane, seq, cost, due, .. } = entry;
+        items.push_back(Owned { user: id, lane, seq, cost, due, inline, stub });
     }
     true
 }

@@ -53,6 +53,12 @@ pub struct RunInfo {
     pub users: u64,
     /// Parts of its filter.
     pub filter_parts: u32,
+    /// Lists of users of whom it has something due.
+    pub due_parts: u64,
+    /// All that was due up to then was seen to.
+    pub swept: Timestamp,
+    /// The table that named it first.
+    pub born: u64,
     /// The filter, when it could be read.
     #[serde(skip)]
     pub(super) filter: Known,
@@ -103,6 +109,9 @@ impl RunInfo {
             last_user: None,
             users: 0,
             filter_parts: 0,
+            due_parts: 0,
+            swept: Timestamp::ZERO,
+            born: 0,
             filter: Known::default(),
             pin: Pin::default(),
         }

@@ -16,6 +16,7 @@ use parking_lot::Mutex;
 use super::chunk::{Body, Entry};
 use crate::id::UserId;
 use crate::record::{LaneId, Seq};
+use crate::time::Timestamp;
 
 const MAX_USERS: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
 const MAX_BYTES: usize = 64 << 10;
@@ -89,7 +90,8 @@ impl Messages {
                 Place::Inline(range) => Body::Inline(self.bodies.get(range.clone()).unwrap_or_default()),
                 Place::Parts { bytes, parts } => Body::Parts { bytes: *bytes, parts: *parts },
             };
-            Entry { user: user.as_bytes(), lane: *lane, seq: *seq, cost: *cost, body }
+            let due = Timestamp::NEVER;
+            Entry { user: user.as_bytes(), lane: *lane, seq: *seq, cost: *cost, due, body }
         })
     }
 }

@@ -25,6 +25,8 @@ pub struct Settlement {
     rows: Vec<(UserId, UserRow)>,
     dedup: Vec<DedupRow>,
     died: Vec<Seq>,
+    /// By shard: all that was due up to a time was seen to, in the runs of a table.
+    swept: Vec<(Timestamp, u64)>,
     phase: Phase,
     /// How far the phase has come.
     at: usize,
@@ -73,6 +75,7 @@ impl Settlement {
             rows: Vec::new(),
             dedup: Vec::new(),
             died: Vec::new(),
+            swept: Vec::new(),
             phase: Phase::Begin,
             at: 0,
             run: None,
@@ -86,6 +89,7 @@ impl Settlement {
             all.rows.append(&mut part.rows);
             all.dedup.append(&mut part.dedup);
             all.died.append(&mut part.died);
+            all.swept.extend(part.swept);
         }
         all
     }
@@ -147,7 +151,7 @@ impl Settlement {
         }
         let number = outbox.take_run_number();
         let info = RunInfo::new(number, settled, self.before.prev());
-        self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox.digester()));
+        self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox.digester(), self.now));
         // By place first: bodies are written in that order.
         self.entries.sort_unstable_by_key(|(seq, _)| *seq);
         self.order = (0..).zip(&self.entries).map(|(index, (_, accept))| Sorted::of(accept, index)).collect();
@@ -236,6 +240,15 @@ impl Settlement {
             info
         });
         outbox.publish(epoch, |meta| {
+            let until = self.swept.iter().map(|(until, _)| *until).min();
+            let table = self.swept.iter().map(|(_, table)| *table).min();
+            // Before the new run is there. Only what all shards have seen to: a list is one of users of all of them.
+            if let (Some(until), Some(table), true) = (until, table, self.swept.len() == self.counters.len())
+            {
+                for run in meta.runs.iter_mut().filter(|run| run.born <= table) {
+                    run.swept = run.swept.max(until);
+                }
+            }
             // With the new run: what ended while it was written is in it, and counts as live no more.
             meta.runs.extend(run);
             meta.bury(&self.died);

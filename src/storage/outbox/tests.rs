@@ -13,6 +13,7 @@ use crate::time::Timestamp;
 
 mod crash;
 mod damage;
+mod due;
 mod export;
 mod failed;
 mod recovery;

@@ -5,7 +5,7 @@ use super::keys::{self, Key};
 use super::load::message_of;
 use super::merge::Judge;
 use super::meta::RunInfo;
-use super::{OutboxStore, rows};
+use super::{OutboxStore, due, rows};
 use crate::codec;
 use crate::id::UserId;
 use crate::ports::{Flow, StoreError};
@@ -34,7 +34,7 @@ impl Damage {
             Some(Key::Chunk { run, user, lane, seq }) => {
                 (damage.run, damage.user, damage.entry) = (Some(run), Some(user), Some((lane, seq)));
             }
-            Some(Key::Dedup { run, .. }) => damage.run = Some(run),
+            Some(Key::Dedup { run, .. } | Key::Due { run, .. }) => damage.run = Some(run),
             Some(Key::User { user } | Key::UserPart { user, .. }) => damage.user = Some(user),
             _ => {}
         }
@@ -74,6 +74,7 @@ impl OutboxStore {
                     "its filter is damaged: nothing is lost, loads are slower until it is merged".to_owned();
                 report.damage.push(Damage { run: Some(run.number), reason, ..Damage::default() });
             }
+            due::verify(self, run, &mut report.damage)?;
             progress(&report);
         }
         self.verify_rows(&mut report)?;

@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use super::chunk::{Body, Chunk, Entry, MAX_INLINE_BYTES, PART_BYTES};
+use super::due::DueLists;
 use super::filter::Filter;
 use super::keys::{self, Key};
 use super::meta::{Known, RunInfo};
@@ -13,6 +14,7 @@ use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
 use crate::record::{Accept, DedupRow, Seq};
+use crate::time::Timestamp;
 
 /// Changes that wait for a batch, in order.
 #[derive(Debug, Default)]
@@ -67,11 +69,12 @@ pub(super) struct RunWriter {
     digester: Digester,
     filter: Filter,
     last_user: Vec<u8>,
+    dues: DueLists,
 }
 
 impl RunWriter {
-    /// A run with room for so many users in its filter, whose digests are made by `digester`.
-    pub(super) fn new(info: RunInfo, users: u64, digester: Digester) -> Self {
+    /// A run that is written `now`, with room for so many users in its filter, whose digests are made by `digester`.
+    pub(super) fn new(info: RunInfo, users: u64, digester: Digester, now: Timestamp) -> Self {
         Self {
             info,
             chunk: Chunk::default(),
@@ -81,6 +84,7 @@ impl RunWriter {
             digester,
             filter: Filter::with_room(users),
             last_user: Vec::new(),
+            dues: DueLists::new(now),
         }
     }
 
@@ -96,6 +100,7 @@ impl RunWriter {
             self.info.users += 1;
             self.filter.insert(self.digester.user(UserId::new(entry.user).ok().as_ref()));
         }
+        self.dues.add(entry.user, entry.due, &mut self.info, out);
         self.info.entries += 1;
         self.info.stubs += u64::from(entry.body.parts() > 0);
     }
@@ -110,7 +115,8 @@ impl RunWriter {
         let message = &accept.message;
         let cost = u32::try_from(message.cost()).unwrap_or(u32::MAX);
         let user = message.recipient().as_bytes();
-        self.entry(&Entry { user, lane: accept.lane(), seq, cost, body }, out);
+        let due = accept.due();
+        self.entry(&Entry { user, lane: accept.lane(), seq, cost, due, body }, out);
         self.scratch = bytes;
     }
 
@@ -129,6 +135,7 @@ impl RunWriter {
     pub(super) fn finish(&mut self, out: &mut Pending) {
         self.flush_chunk(out);
         self.flush_ids(out);
+        self.dues.finish(&mut self.info, out);
     }
 
     /// Hands out the filter, once, when everything else is.

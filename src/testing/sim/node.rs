@@ -228,6 +228,7 @@ impl Node {
             settled: opened.settled,
             counters: opened.counters_of(shard, self.shards),
             store_empty: opened.store_empty,
+            shard: (shard, self.shards),
         };
         let mut shards: Vec<_> = (0..self.shards).map(|shard| Machine::new(birth(shard))).collect();
         for (shard, seq, record, counts) in records {

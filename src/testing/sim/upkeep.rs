@@ -5,11 +5,48 @@ use core::time::Duration;
 use super::link::Reaction;
 use super::node::Node;
 use super::random::Random;
+use super::world::World;
 use crate::id::UserId;
 use crate::machine::{Found, Input, Verdict};
+use crate::record::Seq;
 use crate::time::Timestamp;
 
+impl World {
+    /// Hours in which nobody comes: what has settled and expires meanwhile ends all the same.
+    pub(super) fn leave_alone(&mut self, random: &mut Random) -> Result<(), String> {
+        for index in 0..2 {
+            while let Some(link) = self.nodes[index].some_link(random) {
+                self.nodes[index].detach(link);
+            }
+            self.nodes[index].settle_all(random);
+        }
+        let settled = [0, 1].map(|index| self.nodes[index].engine.as_ref().map(|engine| engine.settled));
+        for _ in 0..24 {
+            self.pass(Duration::from_secs(600));
+            for node in &mut self.nodes {
+                node.work(random);
+            }
+        }
+        for (node, settled) in self.nodes.iter_mut().zip(settled) {
+            node.check_swept(settled.unwrap_or_default());
+        }
+        self.verdict()
+    }
+}
+
 impl Node {
+    /// What was due long ago and had settled before is over.
+    fn check_swept(&mut self, settled: Seq) {
+        // A TTL of a simulated life is at most 100,000 s, of which a stretch is a 64th.
+        let long_ago = Timestamp::from_millis(self.now.as_millis().saturating_sub(3_600_000));
+        let late =
+            |(seq, kept): &(&Seq, &super::oracle::Kept)| **seq < settled && kept.accept.due() <= long_ago;
+        let late = self.oracle.live().find(late).map(|(seq, kept)| (*seq, kept.accept.due()));
+        if let Some((seq, due)) = late {
+            self.oracle.fail(format!("{seq:?} was due at {due:?} and still waits"));
+        }
+    }
+
     // ------------------------------------------------------------------------------------------------------- loads
 
     /// Some load reads the store.

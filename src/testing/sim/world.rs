@@ -52,7 +52,7 @@ impl World {
         self.verdict()
     }
 
-    fn verdict(&mut self) -> Result<(), String> {
+    pub(super) fn verdict(&mut self) -> Result<(), String> {
         for (index, node) in self.nodes.iter_mut().enumerate() {
             node.check();
             if let Some(failure) = node.oracle.take_failure() {
@@ -368,6 +368,9 @@ impl World {
                 self.crash(index, random.chance(50), &mut random);
                 self.nodes[index].recover(&mut random);
             }
+        }
+        if random.chance(30) {
+            self.leave_alone(&mut random)?;
         }
         for _ in 0..6 {
             self.repeat(&mut random, false);

@@ -77,6 +77,7 @@ fn settling_that_fails_behind_its_durable_table_loses_nothing_and_repeats_nothin
         settled: next,
         counters: Counters::default(),
         store_empty: true,
+        shard: (0, 1),
     };
     let machine = Machine::new(birth);
     let mut shell = Shell { machine, next, inputs: VecDeque::new(), offered: Vec::new(), parts: Vec::new() };
