@@ -54,6 +54,8 @@ struct Sweep {
     reading: Option<UserId>,
     /// A user is being looked at.
     looking: bool,
+    /// Another one was due meanwhile.
+    again: bool,
 }
 
 impl Machine {
@@ -84,8 +86,12 @@ impl Machine {
     /// The timer has fired.
     pub(super) fn sweep(&mut self, now: Timestamp) {
         self.sweeps.armed = None;
-        // One that is under way arms the timer when it is done.
-        if self.sweeps.open.is_some() || self.draining {
+        if let Some(sweep) = &mut self.sweeps.open {
+            // It may have looked at a table from before what is due now.
+            sweep.again = true;
+            return;
+        }
+        if self.draining {
             return;
         }
         self.sweeps.open = Some(Sweep {
@@ -98,6 +104,7 @@ impl Machine {
             load: None,
             reading: None,
             looking: false,
+            again: false,
         });
         self.sweep_on();
     }
@@ -201,6 +208,6 @@ impl Machine {
         let Some(sweep) = self.sweeps.open.take() else { return };
         self.sweeps.swept = (sweep.until, sweep.table);
         self.stats.sweeps += 1;
-        self.note_due(sweep.next);
+        self.note_due(if sweep.again { self.now } else { sweep.next });
     }
 }

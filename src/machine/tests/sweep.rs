@@ -84,6 +84,25 @@ fn a_sweep_that_cannot_read_begins_anew_and_nothing_is_taken_for_seen_to() {
     assert!(swept.0 > Timestamp::ZERO && swept.1 == 1);
 }
 
+/// Found by the simulator: what settled while a list was being read was in no list that was read, and the timer was spent.
+#[test]
+fn what_settles_and_is_due_during_a_sweep_is_seen_to_by_the_next() {
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
+    rig.pass(MINUTE);
+    rig.pass(MINUTE);
+    let (sweep, _) = rig.loads.pop().unwrap();
+    let ticket = rig.send(&with_ttl(60));
+    rig.load_from(&[], Seq::ZERO);
+    rig.commit();
+    assert!(rig.answer(ticket).unwrap().is_ok());
+    settle(&mut rig);
+    rig.pass(MINUTE * 2);
+    let nothing = Found::Due { users: vec![], more: None, next: Timestamp::NEVER, table: 1 };
+    rig.input(Input::Loaded { load: sweep, found: Box::new(nothing) });
+    rig.pass(MINUTE);
+    assert!(rig.asked().is_some());
+}
+
 /// One user after the other: whoever comes meanwhile waits behind one read.
 #[test]
 fn a_sweep_reads_one_thing_at_a_time_and_only_of_users_of_its_shard() {
