@@ -13,6 +13,7 @@ use super::check;
 use super::dice::Dice;
 use super::disk::{Deaf, Disk};
 use super::record::{HOME, Recording};
+use super::segments;
 use super::story::Story;
 use super::trace::Event;
 
@@ -106,9 +107,6 @@ fn scratch() -> TempDir {
         .unwrap()
 }
 
-/// sled's segments: what is written at a multiple of this goes on in another one.
-const SLED_SEGMENT: u64 = 512 << 10;
-
 /// Where to cut: anywhere; right after the process was told something; where something happens that is rarer than a
 /// commit; and soon after sled went on to another segment of its file.
 pub(crate) fn points(events: &[Event], cuts: usize, dice: &mut Dice) -> Vec<usize> {
@@ -121,7 +119,7 @@ pub(crate) fn points(events: &[Event], cuts: usize, dice: &mut Dice) -> Vec<usiz
         _ => event.path().is_some_and(|path| !path.contains("/journal/")),
     });
     let goes_on = indexes(&|event| match event {
-        Event::Write { path, at, .. } => path.ends_with("/db/db") && at.is_multiple_of(SLED_SEGMENT),
+        Event::Write { path, at, .. } => path.ends_with("/db/db") && at.is_multiple_of(segments::BYTES),
         _ => false,
     });
     let mut points: Vec<_> = (0..cuts)
