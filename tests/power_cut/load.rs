@@ -10,7 +10,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lastmile::machine::{Delivery, EntryRef, Verdict};
-use lastmile::ports::Sink;
+use lastmile::ports::{Batch, Sink, Store};
+use lastmile::record::Epoch;
 use lastmile::storage::SledStore;
 use lastmile::{Config, Engine, Message, MessageId, Priority, Reached, Receipt, Stage};
 use tokio::task::JoinSet;
@@ -120,11 +121,6 @@ struct World {
     done: AtomicBool,
 }
 
-/// Whether a process dies in the middle.
-pub(crate) fn dies(life: usize) -> bool {
-    life.is_multiple_of(2)
-}
-
 /// One process. The first of a round dies; the second repeats what the first had no answer for, closes its engine and
 /// opens it again.
 pub(crate) fn live(home: &Path, told: &Path, life: usize) {
@@ -133,7 +129,7 @@ pub(crate) fn live(home: &Path, told: &Path, life: usize) {
     let told = Told(Arc::new(Mutex::new(told)));
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
-        let dies_after = if dies(life) { DEATH } else { usize::MAX };
+        let dies_after = if life.is_multiple_of(2) { DEATH } else { usize::MAX };
         for opening in 0..2 {
             let first = (life * 2 + opening) * UNITS * SENDERS;
             let (_store, engine) = open(home).unwrap();
@@ -148,6 +144,21 @@ pub(crate) fn live(home: &Path, told: &Path, life: usize) {
             load(world, first).await;
         }
     });
+}
+
+/// A process that fills its store and never asks for a sync.
+pub(crate) fn fill(home: &Path, told: &Path) {
+    let store = SledStore::open(home).unwrap();
+    let epoch = store.take_epoch(Epoch(0)).unwrap();
+    let mut dice = Dice::new(1);
+    for _ in 0..150 {
+        let mut batch = Batch::new();
+        for _ in 0..60 {
+            batch.put((dice.below(2_000) as u32).to_be_bytes().to_vec(), vec![dice.next() as u8; 1_000]);
+        }
+        store.apply(epoch, batch).unwrap();
+    }
+    std::fs::write(told, "open\n").unwrap();
 }
 
 /// What the process before this one sent and had no answer for when it died.

@@ -33,7 +33,10 @@ pub(crate) fn live_if_recorded() -> bool {
     let (Some(root), Some(told), Some(life)) = (variable(ROOT), variable(TOLD), variable(LIFE)) else {
         return false;
     };
-    load::live(&root.join(HOME), &told, life.to_str().unwrap().parse().unwrap());
+    match life.to_str().unwrap().parse() {
+        Ok(life) => load::live(&root.join(HOME), &told, life),
+        Err(_) => load::fill(&root.join(HOME), &told),
+    }
     true
 }
 
@@ -67,13 +70,20 @@ impl Recorder {
     pub(crate) fn record(&self, root: &Path, round: usize) -> Recording {
         let root = root.canonicalize().unwrap();
         let disk = Disk::of(&root);
-        let mut events = self.live(&root, round * 2);
+        let [first, then] = [round * 2, round * 2 + 1];
+        let mut events = self.run(&root, &first.to_string(), load::DIED);
         let second = events.len();
-        events.extend(self.live(&root, round * 2 + 1));
+        events.extend(self.run(&root, &then.to_string(), 0));
         Recording { disk, events, second }
     }
 
-    fn live(&self, root: &Path, life: usize) -> Vec<Event> {
+    /// Lets a process fill a store.
+    pub(crate) fn record_filling(&self) -> Vec<Event> {
+        let root = tempfile::tempdir().unwrap();
+        self.run(&root.path().canonicalize().unwrap(), "fill", 0)
+    }
+
+    fn run(&self, root: &Path, life: &str, code: i32) -> Vec<Event> {
         let trace = self.dir.path().join("trace");
         let output = Command::new(std::env::current_exe().unwrap())
             .args(["--exact", self.test, "--nocapture"])
@@ -81,12 +91,11 @@ impl Recorder {
             .env(ROOT, root)
             .env(TOLD, self.dir.path().join("told"))
             .env(TRACE, &trace)
-            .env(LIFE, life.to_string())
+            .env(LIFE, life)
             .output()
             .unwrap();
-        let expected = if load::dies(life) { load::DIED } else { 0 };
         let said = String::from_utf8_lossy(&output.stderr);
-        assert_eq!(output.status.code(), Some(expected), "life {life}: {said}");
+        assert_eq!(output.status.code(), Some(code), "life {life}: {said}");
         if std::env::var_os("SHOW").is_some() {
             println!("{said}");
         }
