@@ -1,4 +1,36 @@
 //! Power cuts under the real engine, the real sled and real files.
+//!
+//! A process holds an engine on files of its own, with a ring so small that it is settled, merged and used again all the
+//! time (`load.rs`). A shim writes down each of its system calls that changes a file, with the data, and in the same
+//! order each thing it was told: what was accepted, what came, whose end was announced (`shim.c`, `record.rs`,
+//! `trace.rs`). It dies in the middle, a second one goes on with the same files, closes its engine and opens it again.
+//!
+//! Then the power is cut, at hundreds of points of that recording. What is left is what a device may hold that honours
+//! `fsync` and `fdatasync` and promises nothing else (`disk.rs`, `file.rs`): of a file all that its last sync covered, and
+//! of later writes nothing, everything, some, or some sectors of 512 bytes; of its length the same; names in a directory
+//! only with a sync of the directory. Plain writes and `sync_file_range` guarantee nothing. An engine is opened on each,
+//! and what it says and delivers is held against what had been told before the cut (`check.rs`, `story.rs`):
+//!
+//! - it opens, nothing is reported lost or damaged, nothing went to quarantine, and `verify` finds nothing;
+//! - whatever was accepted comes, once, with its contents, unless it had come or been withdrawn;
+//! - nothing comes whose end had been announced or which had been withdrawn, and what comes again says so;
+//! - each line keeps its order, over all lives; what was sent together is there together;
+//! - repeats are recognised and keep their place, and the ledger's counters add up.
+//!
+//! Three rounds of this, each upon what a cut of the one before has left. `LASTMILE_POWER_CUTS=10000` cuts as often as
+//! that, `LASTMILE_POWER_SEED` elsewhere, and `LASTMILE_POWER_KEEP=1` leaves what broke a promise.
+//!
+//! # What it was seen to catch
+//! By leaving these out of the source, one at a time: our fdatasync of sled's file; the journal's fdatasync; the sync of
+//! the journal's directory after a segment was made; the sync of sled's directory, and of the one around the engine's,
+//! when a database is opened; the sync of `FORMAT` before its rename. `a_sync_that_comes_to_nothing_is_noticed` does the
+//! like each time. And two faults: sled's file was beyond repair after a cut that took a full segment and left a later
+//! one; and no engine opened once its database was in quarantine.
+//!
+//! # What it does not catch
+//! Syncs that others cover as well: of a new segment's zeros (its first fdatasync), of the files of a database that was
+//! opened (sled's own), of the run before the table (the next one, sled's log being one), of the mark that gives a segment
+//! back. The manifest only names losses. Renames between directories are beyond the model, so nothing cuts a quarantine.
 #![cfg(all(feature = "runtime", feature = "sled", target_os = "linux", target_env = "gnu"))]
 
 mod check;
