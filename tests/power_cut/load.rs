@@ -263,7 +263,7 @@ async fn send(world: &Arc<World>, unit: usize) {
     let places: Vec<_> = receipts.iter().map(|receipt| receipt.entry().seq.get().to_string()).collect();
     world.told.line(&format!("ok {} {}", numbers.start, places.join(" ")));
     for (number, receipt) in numbers.zip(receipts) {
-        tokio::spawn(watch(world.clone(), number, receipt));
+        tokio::runtime::Handle::current().spawn(watch(world.clone(), number, receipt));
     }
 }
 
