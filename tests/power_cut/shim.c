@@ -5,8 +5,9 @@
  * what stands before the first of the two is covered by the sync, and what the sync covers may be relied on from the
  * second on. A line of the process's own log, LASTMILE_POWER_TOLD, is one more change among the others.
  *
- * An end. `abort` lets the calls that are under way return, writes them down, and lets no other begin: what the dead
- * process did and what was written down are the same, which the next process on the same files relies on.
+ * An end. `abort` waits, for a moment, until somebody is about to sync a journal segment, and does not let them: what
+ * was written there is then in memory only, for the next process to find. It lets all other calls that are under way
+ * return, writes them down, and lets none begin: what the dead process did and what was written down are the same.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -33,6 +34,8 @@ static pthread_rwlock_t alive = PTHREAD_RWLOCK_WRITER_NONRECURSIVE_INITIALIZER_N
 static pthread_mutex_t order = PTHREAD_MUTEX_INITIALIZER;
 static char root[4096], told[4096];
 static int trace = -1;
+/* Whether the process is about to end, and whether somebody was kept from a sync. */
+static int ending, kept;
 
 __attribute__((constructor)) static void begin(void) {
     const char *file = getenv("LASTMILE_POWER_TRACE");
@@ -88,6 +91,8 @@ static const char *name_of(int fd, char *buffer) {
     } while (0)
 
 void abort(void) {
+    __atomic_store_n(&ending, 1, __ATOMIC_SEQ_CST);
+    for (int i = 0; i < 200 && !__atomic_load_n(&kept, __ATOMIC_SEQ_CST); i++) usleep(1000);
     pthread_rwlock_wrlock(&alive);
     _exit(134);
 }
@@ -168,8 +173,19 @@ int fallocate64(int fd, int mode, off64_t at, off64_t len) { return fallocate(fd
 int posix_fallocate(int fd, off_t at, off_t len) { return fallocate(fd, 0, at, len) ? errno : 0; }
 int posix_fallocate64(int fd, off64_t at, off64_t len) { return posix_fallocate(fd, at, len); }
 
+/* Keeps whoever is about to sync a journal segment of a process that is about to end. */
+static void keep_from_syncing(int fd) {
+    char buffer[4096];
+    if (!__atomic_load_n(&ending, __ATOMIC_SEQ_CST)) return;
+    const char *path = below(name_of(fd, buffer));
+    if (!path || !strstr(path, ".journal")) return;
+    __atomic_store_n(&kept, 1, __ATOMIC_SEQ_CST);
+    for (;;) pause();
+}
+
 static int sync_with(long call, int fd) {
     int done;
+    keep_from_syncing(fd);
     CALL(done, (note_fd('B', fd, 0), syscall(call, fd)), note_fd('E', fd, 0));
 }
 int fsync(int fd) { return sync_with(SYS_fsync, fd); }
