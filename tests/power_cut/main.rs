@@ -21,9 +21,10 @@
 //! that, `LASTMILE_POWER_SEED` elsewhere, and `LASTMILE_POWER_KEEP=1` leaves what broke a promise.
 //!
 //! # What it was seen to catch
-//! By leaving these out of the source, one at a time: our fdatasync of sled's file; the journal's fdatasync; the sync of
-//! the journal's directory after a segment was made; the sync of sled's directory, and of the one around the engine's,
-//! when a database is opened; the sync of `FORMAT` before its rename. `a_sync_that_comes_to_nothing_is_noticed` does the
+//! By leaving these out of the source, one at a time: our fdatasync of sled's file after its flush, and the one between two
+//! flushes; the journal's fdatasync; what makes replayed groups durable; the sync of the journal's directory after a
+//! segment was made; the sync of sled's directory, and of the one around the engine's, when a database is opened; the
+//! sync of `FORMAT` before its rename; the removal of half-written snapshots. `a_sync_that_comes_to_nothing_is_noticed` does the
 //! like each time. And two faults: sled's file was beyond repair after a cut that took a full segment and left a later
 //! one; and no engine opened once its database was in quarantine.
 //!
