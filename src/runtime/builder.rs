@@ -239,9 +239,17 @@ impl EngineBuilder {
     fn start(mut self, mut journal: Box<dyn Journal>, handle: Handle) -> Result<Engine, BuildError> {
         let fresh = Identity { stream: StreamId::from_u128(random()), digest_key: random() };
         let manifest = self.store.home().map(|home| home.join("MANIFEST"));
-        let (outbox, opened) = OutboxStore::open(self.store.clone(), manifest, Epoch::default(), fresh)?;
+        let open = |above, identity| OutboxStore::open(self.store.clone(), manifest.clone(), above, identity);
+        let (mut outbox, mut opened) = open(Epoch::default(), fresh)?;
         self.config = self.config.for_groups_of(journal.space().max_group_bytes);
-        let (machines, recovered) = self.recover(&opened, &mut *journal)?;
+        let (mut machines, mut recovered) = self.recover(&opened, &mut *journal)?;
+        if opened.epoch <= recovered.replay.epoch {
+            // The store has forgotten its epochs, as one does that was moved to quarantine. The journal has not.
+            let lost = opened.lost;
+            (outbox, opened) = open(recovered.replay.epoch, opened.identity)?;
+            opened.lost = lost;
+            (machines, recovered) = self.recover(&opened, &mut *journal)?;
+        }
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(recovered.latest)));
         let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
         journal.begin(epoch)?;

@@ -259,3 +259,74 @@ pub(super) enum MetaError {
     #[error(transparent)]
     Store(#[from] StoreError),
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A table in which no field has the value it is born with.
+    fn sample() -> Meta {
+        let run = |number: u64, first: u64, last: u64| RunInfo {
+            entries: 20 + number,
+            live: 10 + number,
+            bytes: 70_000,
+            chunks: 35,
+            stubs: 3,
+            ids: 300,
+            id_chunks: 9,
+            newest_id: Timestamp::from_millis(1_700_000_000_000 + number),
+            first_user: Some(UserId::new("alice").unwrap()),
+            last_user: Some(UserId::new("zoë").unwrap()),
+            users: 12,
+            filter_parts: 1,
+            ..RunInfo::new(number, Seq::new(first), Seq::new(last))
+        };
+        let counters = Counters {
+            accepted: 1000,
+            ended: [1, 2, 3, 4, 5, 6, 7, 8],
+            upgraded: 9,
+            accepted_bytes: 300_000,
+            ended_bytes: 200_000,
+        };
+        Meta {
+            stream: StreamId::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+            digest_key: 0xfedc_ba98_7654_3210_fedc_ba98_7654_3210,
+            generation: 77,
+            epoch: Epoch(5),
+            settled: Seq::new(5 << 40 | 4000),
+            counters: vec![(counters, Seq::new(5 << 40 | 3999)), (Counters::default(), Seq::new(7))],
+            last_time: Timestamp::from_millis(1_700_000_000_999),
+            runs: vec![run(3, 0, 1999), run(6, 2000, 3999)],
+            dropping: vec![run(1, 0, 999)],
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_golden_file() {
+        let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "table.v2.bin"].iter().collect();
+        let bytes = sample().encode();
+        if std::env::var_os("LASTMILE_BLESS").is_some() {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        let golden = std::fs::read(&path).unwrap();
+        assert_eq!(bytes, golden, "the table is written in another way than version 2 says");
+        assert_eq!(Meta::decode(&golden).unwrap(), sample());
+        assert_eq!(golden[0], META_VERSION);
+    }
+
+    #[test]
+    fn a_newer_table_is_named_and_an_older_or_damaged_one_refused() {
+        let mut bytes = sample().encode();
+        bytes[0] = META_VERSION + 1;
+        assert!(
+            matches!(Meta::decode(&bytes), Err(MetaError::TooNew { found }) if found == META_VERSION + 1)
+        );
+        bytes[0] = META_VERSION - 1;
+        assert!(matches!(Meta::decode(&bytes), Err(MetaError::Damaged(_))));
+        bytes[0] = META_VERSION;
+        *bytes.last_mut().unwrap() ^= 1;
+        assert!(matches!(Meta::decode(&bytes), Err(MetaError::Damaged(_))));
+    }
+}
