@@ -230,16 +230,13 @@ mod tests {
             OutboxStore::open(Arc::new(MemoryStore::new()), None, Epoch(0), fresh).unwrap();
         for run in 1..=runs {
             let message = Message::to("alice", "chat.message", "hello").build().unwrap();
-            let accept = Accept { message, at: Timestamp::ZERO, origin: None, moved: false };
+            let accept = Accept::new(message, Timestamp::ZERO);
             let before = Seq::new(run);
             let part = Survivors {
                 before,
                 entries: vec![(before.prev(), Arc::new(accept))],
-                rows: Vec::new(),
-                dedup: Vec::new(),
-                died: Vec::new(),
-                counters: None,
                 last: true,
+                ..Survivors::default()
             };
             let counters = vec![(Counters::default(), before)];
             let mut settlement = Settlement::new(vec![part], before, counters, Timestamp::ZERO);
