@@ -1,5 +1,5 @@
-//! Delivery to a webhook on loopback, which fails in every way that such endpoints do. What it refuses for good becomes a
-//! dead letter, is looked at, and is sent again when the endpoint is mended: `cargo run --example custom_sink`
+//! Delivery to a webhook on loopback, which fails in every way: `cargo run --example custom_sink`. What it refuses for
+//! good becomes a dead letter, is looked at, and is sent again when the webhook is mended.
 
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::time::Duration;
@@ -32,9 +32,7 @@ impl Sink for Webhook {
             let waits = held.contains(&line);
             let verdict =
                 if waits { Verdict::Busy(Duration::ZERO) } else { self.post(&delivery.message).await };
-            if matches!(verdict, Verdict::Busy(_) | Verdict::Nack(_)) {
-                held.push(line);
-            }
+            held.extend(matches!(verdict, Verdict::Busy(_) | Verdict::Nack(_)).then_some(line));
             verdicts.push((delivery.entry, verdict));
         }
         verdicts
@@ -56,9 +54,9 @@ async fn hook(body: String) -> StatusCode {
 
 #[tokio::main]
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
-    let webhook = Webhook(reqwest::Client::new(), format!("http://{}/", listener.local_addr()?));
-    tokio::spawn(axum::serve(listener, Router::new().fallback(post(hook))).into_future());
+    let server = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
+    let webhook = Webhook(reqwest::Client::new(), format!("http://{}/", server.local_addr()?));
+    tokio::spawn(axum::serve(server, Router::new().fallback(post(hook))).into_future());
     let dir = tempfile::tempdir()?;
     let engine = Engine::builder(SledStore::open(dir.path())?).build()?;
     let _attached = engine.attach("shop", "webhook", webhook)?;
