@@ -37,6 +37,8 @@ pub struct Stats {
     pub stray_verdicts: u64,
     /// Messages lost to damage on disk.
     pub damaged: u64,
+    /// How often what is due while nobody is there was seen to, since opening.
+    pub sweeps: u64,
     /// Commits since opening.
     pub commits: u64,
     /// Records committed since opening.
@@ -85,6 +87,7 @@ impl Stats {
         self.attached += shard.links;
         self.stray_verdicts += shard.stray_verdicts;
         self.damaged += shard.damaged;
+        self.sweeps += shard.sweeps;
         self.dead_letters_dropped += shard.dead_letters_dropped;
         self.waiting = self.counters.live();
         self.dead_letters = self.counters.dead_letters();
