@@ -179,7 +179,8 @@ async fn sends(
     until: impl Future<Output = Result<(), Failure>> + Send + 'static,
 ) -> Result<Histogram<u64>, Failure> {
     let attached = engine.attach("somebody", "phone", Takes)?;
-    let until = tokio::spawn(until);
+    let mut waits = JoinSet::new();
+    waits.spawn(until);
     let mut clients = JoinSet::new();
     for _ in 0..CLIENTS {
         let (engine, stop) = (engine.clone(), Arc::clone(stop));
@@ -198,7 +199,9 @@ async fn sends(
     while let Some(took) = clients.join_next().await {
         all.add(took??)?;
     }
-    until.await??;
+    while let Some(waited) = waits.join_next().await {
+        waited??;
+    }
     drop(attached);
     Ok(all)
 }

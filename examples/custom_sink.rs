@@ -56,7 +56,8 @@ async fn hook(body: String) -> StatusCode {
 async fn main() -> Result<(), Box<dyn std::error::Error>> {
     let server = tokio::net::TcpListener::bind("127.0.0.1:0").await?;
     let webhook = Webhook(reqwest::Client::new(), format!("http://{}/", server.local_addr()?));
-    tokio::spawn(axum::serve(server, Router::new().fallback(post(hook))).into_future());
+    let mut tasks = tokio::task::JoinSet::new();
+    tasks.spawn(axum::serve(server, Router::new().fallback(post(hook))).into_future());
     let dir = tempfile::tempdir()?;
     let engine = Engine::builder(SledStore::open(dir.path())?).build()?;
     let _attached = engine.attach("shop", "webhook", webhook)?;

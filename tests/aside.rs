@@ -9,6 +9,11 @@ use lastmile::storage::{MemoryStore, SledStore};
 use lastmile::testing::ScriptedSink;
 use lastmile::{EndReason, Engine, Message, MessageId, Priority, Reached, Stage, UserId};
 
+#[expect(clippy::disallowed_methods, reason = "a test has no engine's clock to ask")]
+fn now() -> SystemTime {
+    SystemTime::now()
+}
+
 const LONG: Duration = Duration::from_secs(20);
 
 fn alice() -> DeadLetters {
@@ -18,21 +23,22 @@ fn alice() -> DeadLetters {
 #[tokio::test]
 async fn whoever_waits_for_a_scheduled_message_goes_on_waiting_when_it_takes_its_place() {
     let engine = Engine::builder(MemoryStore::new()).build().unwrap();
-    let soon = SystemTime::now() + Duration::from_millis(300);
+    let soon = now() + Duration::from_millis(300);
     let later =
         Message::to("alice", "calendar.reminder", "dentist").priority(Priority::High).not_before(soon);
     let receipt = engine.send(later.build().unwrap()).await.unwrap();
     assert_eq!(receipt.entry().lane, LaneId::Scheduled);
-    let waiting = tokio::spawn({
+    let mut waiting = tokio::task::JoinSet::new();
+    waiting.spawn({
         let receipt = receipt.clone();
         async move { receipt.reached(Stage::Delivered).await }
     });
     let sink = ScriptedSink::new();
     let _attached = engine.attach("alice", "phone", sink.clone()).unwrap();
     let offer = tokio::time::timeout(LONG, sink.next()).await.expect("its time has come");
-    assert!(SystemTime::now() >= soon);
+    assert!(now() >= soon);
     assert_eq!((offer.delivery.entry.lane, offer.delivery.message.not_before()), (LaneId::High, None));
-    assert_eq!(waiting.await.unwrap(), Ok(Reached::Stage(Stage::Delivered)));
+    assert_eq!(waiting.join_next().await.unwrap().unwrap(), Ok(Reached::Stage(Stage::Delivered)));
     // And whoever asks later, by the place it was accepted in.
     assert_eq!(receipt.reached(Stage::Delivered).await, Ok(Reached::Stage(Stage::Delivered)));
     assert_eq!(engine.stats().await.unwrap().counters.accepted, 1);
@@ -44,7 +50,7 @@ async fn scheduled_messages_and_dead_letters_survive_a_reopening() {
     let dir = tempfile::tempdir().unwrap();
     let open = || Engine::builder(SledStore::open(dir.path()).unwrap()).build().unwrap();
     let engine = open();
-    let tomorrow = SystemTime::now() + Duration::from_secs(86_400);
+    let tomorrow = now() + Duration::from_secs(86_400);
     let later = Message::to("alice", "calendar.reminder", "tomorrow").not_before(tomorrow).build().unwrap();
     engine.send(later.clone()).await.unwrap();
     let refused = Message::to("alice", "order.changed", "refund").sender("shop").build().unwrap();
