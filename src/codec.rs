@@ -10,6 +10,7 @@
 //! - What is decoded passed [`Message::check`]: a decoded message could have been built.
 //! - Each encoding carries its version; golden files hold it.
 
+mod fields;
 mod rows;
 
 use bytes::Bytes;
@@ -19,11 +20,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use crate::error::InvalidMessage;
 use crate::event::EventName;
-use crate::id::{MessageId, OrderingKey, UserId};
-use crate::message::{Durability, MAX_HEADERS, Message, Priority};
-use crate::record::{Accept, Admission, Attempt, End, Exposed, Floor, Origin, Record};
+use crate::id::{CollapseKey, MessageId, OrderingKey, UserId};
+use crate::message::{Durability, MAX_HEADERS, Message, MessageBuilder, Priority};
+use crate::record::{Accept, Admission, Attempt, Burial, End, Exposed, Floor, Origin, Record};
+use crate::status::EndReason;
 use crate::time::Timestamp;
 
+pub(crate) use fields::Fields;
 pub use rows::{DEDUP_BYTES, decode_dedup, decode_row, encode_dedup, encode_row};
 
 /// No encoding is longer: the largest payload, headers and ids, with room to spare.
@@ -127,11 +130,13 @@ const FLOOR: u8 = 5;
 // The other kinds of acceptance: the body of the first one, and what they say besides.
 /// Of a message that had another place before.
 const MOVED: u8 = 18;
+/// Of a message with a collapse key: that, its version, its time if that is still to come, and what brought it there.
+const COLLAPSING: u8 = 19;
 /// Of a message whose time is still to come, when that is, and what brought it there.
 const SCHEDULED: u8 = 20;
 /// Of a dead letter, and what made it one.
 const BURIED: u8 = 23;
-/// Of a message that was a dead letter.
+/// Of a message that was a dead letter, and whether it may have arrived.
 const REQUEUED: u8 = 24;
 
 /// Appends `len · kind · version · body` to `out`.
@@ -166,12 +171,19 @@ fn encode_kind(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
 pub fn encode_accept(accept: &Accept, out: &mut Vec<u8>) {
     out.reserve(accept.message.payload().len().saturating_add(128));
     let body = AcceptOut::of(accept);
-    match (accept.admission, accept.message.not_before()) {
+    let message = &accept.message;
+    if let Some(key) = message.collapse_key() {
+        let more = (Blob(key.as_bytes()), message.version(), message.not_before(), accept.admission);
+        return encode_kind(COLLAPSING, &(body, more), out);
+    }
+    match (accept.admission, message.not_before()) {
         (Admission::Buried(burial), _) => encode_kind(BURIED, &(body, burial), out),
         (admission, Some(at)) => encode_kind(SCHEDULED, &(body, at, admission), out),
         (Admission::New, None) => encode_kind(ACCEPT, &body, out),
         (Admission::Moved, None) => encode_kind(MOVED, &body, out),
-        (Admission::Requeued, None) => encode_kind(REQUEUED, &body, out),
+        (Admission::Requeued { possibly_delivered }, None) => {
+            encode_kind(REQUEUED, &(body, possibly_delivered), out);
+        }
     }
 }
 
@@ -237,26 +249,39 @@ fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
-    if !matches!(kind, ACCEPT..=FLOOR | MOVED | SCHEDULED | BURIED | REQUEUED) {
+    if !matches!(kind, ACCEPT..=FLOOR | MOVED | COLLAPSING | SCHEDULED | BURIED | REQUEUED) {
         return Err(CodecError::UnknownKind { kind });
     }
     check_version(kind, *version)?;
     let accept = |body: AcceptIn<'_>, admission, not_before| {
-        body.build(admission, not_before).map(|accept| Record::Accept(std::sync::Arc::new(accept)))
+        body.build(admission, not_before, None).map(|accept| Record::Accept(std::sync::Arc::new(accept)))
     };
     Ok(match kind {
         ACCEPT => accept(decode_borrowed(body)?, Admission::New, None)?,
         MOVED => accept(decode_borrowed(body)?, Admission::Moved, None)?,
-        REQUEUED => accept(decode_borrowed(body)?, Admission::Requeued, None)?,
+        REQUEUED => {
+            let (body, possibly_delivered) = decode_borrowed(body)?;
+            accept(body, Admission::Requeued { possibly_delivered }, None)?
+        }
+        COLLAPSING => {
+            let (body, (key, version, at, admission)): (AcceptIn<'_>, Collapsing<'_>) =
+                decode_borrowed(body)?;
+            check_schedule(admission, at)?;
+            Record::Accept(std::sync::Arc::new(body.build(admission, at, Some((key, version)))?))
+        }
         SCHEDULED => {
             let (body, at, admission) = decode_borrowed(body)?;
-            if !matches!(admission, Admission::New | Admission::Moved) {
-                return Err(CodecError::Body("it was scheduled and is not".to_owned()));
-            }
+            check_schedule(admission, Some(at))?;
             accept(body, admission, Some(at))?
         }
         BURIED => {
-            let (body, burial) = decode_borrowed(body)?;
+            let (body, burial): (_, Burial) = decode_borrowed(body)?;
+            if !matches!(burial.reason, EndReason::Dead | EndReason::Rejected) {
+                return Err(CodecError::Body(format!(
+                    "a dead letter that ended as {}",
+                    burial.reason.as_str()
+                )));
+            }
             accept(body, Admission::Buried(burial), None)?
         }
         END => Record::End(decode_borrowed::<End>(body)?),
@@ -264,6 +289,14 @@ fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
         EXPOSED => Record::Exposed(decode_borrowed::<Exposed>(body)?),
         _ => Record::Floor(decode_borrowed::<Floor>(body)?),
     })
+}
+
+/// Only what is new or was moved can be scheduled.
+fn check_schedule(admission: Admission, at: Option<Timestamp>) -> Result<(), CodecError> {
+    match at.is_none() || matches!(admission, Admission::New | Admission::Moved) {
+        true => Ok(()),
+        false => Err(CodecError::Body("it was scheduled and is not".to_owned())),
+    }
 }
 
 fn check_version(kind: u8, found: u8) -> Result<(), CodecError> {
@@ -289,6 +322,9 @@ impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
         <&'a [u8]>::deserialize(deserializer).map(Self)
     }
 }
+
+/// What [`COLLAPSING`] says besides.
+type Collapsing<'a> = (Blob<'a>, Option<u64>, Option<Timestamp>, Admission);
 
 /// An accepted message on its way to bytes. Field for field as [`AcceptIn`].
 #[derive(Serialize)]
@@ -365,7 +401,12 @@ struct AcceptIn<'a> {
 }
 
 impl AcceptIn<'_> {
-    fn build(self, admission: Admission, not_before: Option<Timestamp>) -> Result<Accept, CodecError> {
+    fn build(
+        self,
+        admission: Admission,
+        not_before: Option<Timestamp>,
+        collapse: Option<(Blob<'_>, Option<u64>)>,
+    ) -> Result<Accept, CodecError> {
         let recipient = UserId::new(self.recipient.0).map_err(body_error)?;
         let event = EventName::new(self.event).map_err(body_error)?;
         let mut builder = Message::to(recipient, event, Bytes::copy_from_slice(self.payload.0))
@@ -386,6 +427,10 @@ impl AcceptIn<'_> {
         }
         if let Some(at) = not_before {
             builder = builder.not_before(at);
+        }
+        if let Some((key, version)) = collapse {
+            builder = builder.collapse_key(CollapseKey::new(key.0).map_err(body_error)?);
+            builder = version.into_iter().fold(builder, MessageBuilder::version);
         }
         for (name, value) in self.headers.0 {
             builder = builder.header(name, Bytes::copy_from_slice(value.0));
@@ -421,40 +466,6 @@ impl<'de> Visitor<'de> for HeadersVisitor {
             headers.push(header);
         }
         Ok(headers)
-    }
-}
-
-/// Little-endian fields, one after the other.
-#[derive(Clone, Debug)]
-pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Fields<'a> {
-    pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (field, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*field)
-    }
-
-    pub(crate) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (field, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(field)
-    }
-
-    pub(crate) fn u16(&mut self) -> Option<u16> {
-        self.take().map(u16::from_le_bytes)
-    }
-
-    pub(crate) fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    pub(crate) fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    pub(crate) fn u128(&mut self) -> Option<u128> {
-        self.take().map(u128::from_le_bytes)
     }
 }
 

@@ -96,6 +96,9 @@ pub struct Config {
     /// Lanes of other engines that one user's inbox remembers; a delivery of a further one is refused as busy. 1,024: four
     /// lanes of 256 engines.
     pub max_inbox_lanes: NonZeroUsize,
+    /// Collapse keys remembered of one user; beyond, the one whose message was accepted longest ago is forgotten, and its
+    /// message waits like any other. 64.
+    pub max_collapse_keys: NonZeroUsize,
     /// Volatile messages waiting for one user; more are refused. 256.
     pub max_volatile: NonZeroUsize,
     /// The most sinks attached to one user. 16.
@@ -140,6 +143,7 @@ impl Default for Config {
             max_load_bytes: nz!(NonZeroU64, 1 << 20),
             max_inbox_seen: nz!(NonZeroUsize, 4096),
             max_inbox_lanes: nz!(NonZeroUsize, 1024),
+            max_collapse_keys: nz!(NonZeroUsize, 64),
             max_volatile: nz!(NonZeroUsize, 256),
             max_devices: nz!(NonZeroUsize, 16),
         }

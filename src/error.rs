@@ -40,6 +40,9 @@ pub enum MessageFlaw {
     /// A volatile message is for somebody who is there now.
     #[error("a volatile message cannot wait for its time: leave not_before out, or make it durable")]
     VolatileSchedule,
+    /// A version is that of what a collapse key stands for.
+    #[error("a version needs a collapse key, which says of what")]
+    VersionOfNothing,
     /// The trace context is malformed.
     #[error("traceparent is not of the form 00-<32 hex>-<16 hex>-<2 hex>")]
     BadTraceparent,

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{InvalidMessage, MessageFlaw};
 use crate::event::EventName;
-use crate::id::{MessageId, OrderingKey, UserId};
+use crate::id::{CollapseKey, MessageId, OrderingKey, UserId};
 use crate::record::LaneId;
 use crate::time::Timestamp;
 
@@ -106,6 +106,8 @@ struct Parts {
     durability: Durability,
     ttl_ms: Option<u64>,
     not_before: Option<Timestamp>,
+    collapse_key: Option<CollapseKey>,
+    version: Option<u64>,
     traceparent: Option<String>,
     headers: Vec<(String, Bytes)>,
     payload: Bytes,
@@ -177,6 +179,18 @@ impl Message {
     #[must_use]
     pub fn not_before(&self) -> Option<Timestamp> {
         self.0.not_before
+    }
+
+    /// What it is the newest of, if it is to take the place of older ones that wait.
+    #[must_use]
+    pub fn collapse_key(&self) -> Option<&CollapseKey> {
+        self.0.collapse_key.as_ref()
+    }
+
+    /// Which version of what its collapse key stands for it is.
+    #[must_use]
+    pub fn version(&self) -> Option<u64> {
+        self.0.version
     }
 
     /// Where it waits: in the lane of its priority, unless its time is still to come.
@@ -255,6 +269,9 @@ impl Parts {
         if self.durability == Durability::Volatile && self.not_before.is_some() {
             return Err(MessageFlaw::VolatileSchedule);
         }
+        if self.version.is_some() && self.collapse_key.is_none() {
+            return Err(MessageFlaw::VersionOfNothing);
+        }
         match &self.traceparent {
             Some(text) if text.len() != TRACEPARENT_BYTES || !text.is_ascii() => {
                 Err(MessageFlaw::BadTraceparent)
@@ -301,6 +318,8 @@ impl MessageBuilder {
                 durability: Durability::default(),
                 ttl_ms: None,
                 not_before: None,
+                collapse_key: None,
+                version: None,
                 traceparent: None,
                 headers: Vec::new(),
                 payload,
@@ -379,7 +398,7 @@ impl MessageBuilder {
     }
 
     /// Keeps the message back until this time, by the engine's clock (a time that is over is now). Then it takes its
-    /// place behind what waits already, and its TTL begins.
+    /// place behind what waits already, and its TTL begins. A repeat with another time is a repeat: the first time stands.
     ///
     /// ```
     /// # use core::time::Duration;
@@ -393,6 +412,38 @@ impl MessageBuilder {
     pub fn not_before(self, at: impl Into<Timestamp>) -> Self {
         self.with(|parts| {
             parts.not_before = Some(at.into());
+            Ok(())
+        })
+    }
+
+    /// Lets the message take the place of the one with the same collapse key that waits for the recipient, if one does,
+    /// whatever its priority: of several, only the newest is delivered. The other one ends as
+    /// [`Replaced`](crate::EndReason::Replaced), in the same commit. A volatile message takes the place of a volatile one of
+    /// its priority.
+    ///
+    /// ```
+    /// # use lastmile::Message;
+    /// let position = Message::to("alice", "courier.position", "52.5,13.4").collapse_key("order/7").version(41).build()?;
+    /// # Ok::<(), lastmile::InvalidMessage>(())
+    /// ```
+    #[must_use]
+    pub fn collapse_key<K>(self, key: K) -> Self
+    where
+        K: TryInto<CollapseKey>,
+        K::Error: Into<MessageFlaw>,
+    {
+        self.with(|parts| {
+            parts.collapse_key = Some(key.try_into().map_err(Into::into)?);
+            Ok(())
+        })
+    }
+
+    /// Says which version it is of what the collapse key stands for. One that is older than the newest that was accepted
+    /// is refused as outdated, also when that one has been delivered.
+    #[must_use]
+    pub fn version(self, version: u64) -> Self {
+        self.with(|parts| {
+            parts.version = Some(version);
             Ok(())
         })
     }

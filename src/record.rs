@@ -1,13 +1,17 @@
 //! The records: the spine of everything. The machine's state is a fold of them.
 
+mod lane;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{StreamId, UserId};
-use crate::message::{Message, Priority};
+use crate::message::Message;
 use crate::status::EndReason;
 use crate::time::Timestamp;
+
+pub use lane::LaneId;
 
 /// A record's place in the log. Unique and increasing over the whole life of an engine, never reused.
 ///
@@ -48,6 +52,12 @@ impl Seq {
         Self(self.0.saturating_add(n))
     }
 
+    /// The place just behind this one, saturating at [`Seq::MAX`].
+    #[must_use]
+    pub const fn next(self) -> Self {
+        self.plus(1)
+    }
+
     /// The place just before this one, saturating at [`Seq::ZERO`].
     #[must_use]
     pub const fn prev(self) -> Self {
@@ -71,78 +81,10 @@ impl Epoch {
     pub const MAX: Self = Self((1 << 24) - 1);
 }
 
-/// Where in a person's outbox a message waits: a lane for each [`Priority`], which sinks are offered from, and two that
-/// nothing is offered from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum LaneId {
-    /// What has [`Priority::Critical`].
-    Critical,
-    /// What has [`Priority::High`].
-    High,
-    /// What has [`Priority::Normal`].
-    Normal,
-    /// What has [`Priority::Low`].
-    Low,
-    /// What waits for its time to come, see [`MessageBuilder::not_before`](crate::MessageBuilder::not_before). Then it
-    /// moves to the lane of its priority, where it waits behind what is there already.
-    Scheduled,
-    /// Dead letters: what could not be delivered and is kept to be looked at.
-    Dead,
-}
-
-impl LaneId {
-    /// All lanes, in the order of [`LaneId::index`]; those of the priorities first.
-    pub const ALL: [Self; 6] =
-        [Self::Critical, Self::High, Self::Normal, Self::Low, Self::Scheduled, Self::Dead];
-    /// How many lanes there are.
-    pub const COUNT: usize = Self::ALL.len();
-
-    /// Its place in tables of lanes.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
-    /// The lane with this index.
-    #[must_use]
-    pub fn from_index(index: u8) -> Option<Self> {
-        Self::ALL.get(usize::from(index)).copied()
-    }
-
-    /// The priority of what is offered from it, if anything is.
-    #[must_use]
-    pub const fn priority(self) -> Option<Priority> {
-        match self {
-            Self::Critical => Some(Priority::Critical),
-            Self::High => Some(Priority::High),
-            Self::Normal => Some(Priority::Normal),
-            Self::Low => Some(Priority::Low),
-            Self::Scheduled | Self::Dead => None,
-        }
-    }
-}
-
-impl From<Priority> for LaneId {
-    fn from(priority: Priority) -> Self {
-        match priority {
-            Priority::Critical => Self::Critical,
-            Priority::High => Self::High,
-            Priority::Normal => Self::Normal,
-            Priority::Low => Self::Low,
-        }
-    }
-}
-
-impl PartialEq<Priority> for LaneId {
-    fn eq(&self, priority: &Priority) -> bool {
-        *self == Self::from(*priority)
-    }
-}
-
 /// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
 ///
 /// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below. Further kinds
-/// of acceptance are 18 (moved), 20 (scheduled), 23 (a dead letter) and 24 (sent once more). 16 devices, 19 collapse, 21
+/// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter) and 24 (sent once more). 16 devices, 21
 /// receipt and 22 ledger are reserved for what is to come and refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -207,8 +149,11 @@ pub enum Admission {
     Moved,
     /// It could not be delivered, which has ended it; it is kept as a dead letter.
     Buried(Burial),
-    /// It was a dead letter, and is sent once more.
-    Requeued,
+    /// It was a dead letter, and is sent once more. `possibly_delivered` says whether it may have arrived before.
+    Requeued {
+        /// Whether somebody may have it already.
+        possibly_delivered: bool,
+    },
 }
 
 /// Why and when a message became a dead letter.
@@ -262,7 +207,7 @@ impl Accept {
     /// Whether it is one more message, as the ledger counts them.
     #[must_use]
     pub fn counts(&self) -> bool {
-        matches!(self.admission, Admission::New | Admission::Requeued)
+        matches!(self.admission, Admission::New | Admission::Requeued { .. })
     }
 
     /// Whether its sender's repeats are recognised by this place.
@@ -351,7 +296,7 @@ pub struct Floor {
 }
 
 /// What the store keeps about a user besides messages. Absent means: nothing ever ended, nothing was ever offered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserRow {
     /// Records below this place are reflected in the row and are no-ops on it.
     pub reflects: Seq,
@@ -361,6 +306,23 @@ pub struct UserRow {
     pub lanes: [LaneRow; LaneId::COUNT],
     /// What this user's inbox has seen.
     pub inbox: Vec<InboxRow>,
+    /// The newest message of each collapse key, by digest, in its order.
+    pub newest: Vec<NewestRow>,
+}
+
+/// The newest message of one collapse key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewestRow {
+    /// Keyed digest of the user and the key.
+    pub key: u128,
+    /// Where it waits.
+    pub lane: LaneId,
+    /// Its place; [`Seq::ZERO`] when it has ended.
+    pub seq: Seq,
+    /// What it counts against quotas.
+    pub cost: u64,
+    /// Which version it is; 0 when it has none.
+    pub version: u64,
 }
 
 /// What the store keeps about one lane of a user.

@@ -44,7 +44,12 @@ fn record() -> impl Strategy<Value = Record> {
         let lane = LaneId::from_index((attempts % 6) as u8).unwrap();
         let (seq, at) = (Seq::new(seq), Timestamp::from_millis(at));
         let burial = Burial { reason: EndReason::Dead, attempts, possibly_delivered: flag, at };
-        let admissions = [Admission::New, Admission::Moved, Admission::Requeued, Admission::Buried(burial)];
+        let admissions = [
+            Admission::New,
+            Admission::Moved,
+            Admission::Requeued { possibly_delivered: flag },
+            Admission::Buried(burial),
+        ];
         let admission = admissions[(seq.get() % 4) as usize];
         let scheduled = (admission == Admission::New || admission == Admission::Moved).then_some(at);
         let scheduled = scheduled.filter(|_| attempts % 2 == 0);

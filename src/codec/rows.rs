@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Blob, CodecError, Fields, RECORD_VERSION, check_version, decode_borrowed, encode_value};
 use crate::id::StreamId;
-use crate::record::{DedupRow, Epoch, InboxRow, LaneId, LaneRow, Seq, UserRow};
+use crate::record::{DedupRow, Epoch, InboxRow, LaneId, LaneRow, NewestRow, Seq, UserRow};
 use crate::time::Timestamp;
 
 /// Bytes of an encoded [`DedupRow`].
@@ -20,6 +20,8 @@ struct RowWire<'a> {
     lanes: [LaneWire<'a>; LaneId::COUNT],
     #[serde(borrow)]
     inbox: Blob<'a>,
+    #[serde(borrow)]
+    newest: Blob<'a>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -41,9 +43,11 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
     for ((wire, lane), (ended, attempts)) in lanes.iter_mut().zip(&row.lanes).zip(&lists) {
         *wire = LaneWire { cursor: lane.cursor, ended: Blob(ended), attempts: Blob(attempts) };
     }
-    let inbox = pack_inbox(&row.inbox);
+    let (inbox, newest) = (pack_inbox(&row.inbox), pack_newest(&row.newest));
     out.push(RECORD_VERSION);
-    encode_value(&RowWire { reflects: row.reflects, exposed: row.exposed, lanes, inbox: Blob(&inbox) }, out);
+    let (reflects, exposed) = (row.reflects, row.exposed);
+    let (inbox, newest) = (Blob(&inbox), Blob(&newest));
+    encode_value(&RowWire { reflects, exposed, lanes, inbox, newest }, out);
 }
 
 /// What [`encode_row`] wrote.
@@ -61,6 +65,7 @@ pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
         lane.attempts = unpack(wire.attempts.0, unpack_attempt)?;
     }
     row.inbox = unpack_inbox(wire.inbox.0)?;
+    row.newest = unpack(wire.newest.0, unpack_newest)?.into_iter().collect::<Result<_, _>>()?;
     Ok(row)
 }
 
@@ -104,6 +109,29 @@ fn pack_inbox(inbox: &[InboxRow]) -> Vec<u8> {
         out.extend_from_slice(&pack_places(&row.seen));
     }
     out
+}
+
+const NEWEST_BYTES: usize = 41;
+
+fn pack_newest(newest: &[NewestRow]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(newest.len().saturating_mul(NEWEST_BYTES));
+    for row in newest {
+        out.extend_from_slice(&row.key.to_le_bytes());
+        out.push(row.lane as u8);
+        for number in [row.seq.get(), row.cost, row.version] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+    out
+}
+
+fn unpack_newest(item: &[u8; NEWEST_BYTES]) -> Result<NewestRow, CodecError> {
+    let mut fields = Fields(item);
+    let key = fields.u128().unwrap_or_default();
+    let [lane] = fields.take::<1>().unwrap_or_default();
+    let lane = LaneId::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))?;
+    let mut number = || fields.u64().unwrap_or_default();
+    Ok(NewestRow { key, lane, seq: Seq::new(number()), cost: number(), version: number() })
 }
 
 fn unpack_inbox(bytes: &[u8]) -> Result<Vec<InboxRow>, CodecError> {

@@ -45,7 +45,7 @@ fn samples() -> Vec<(&'static str, Record)> {
         ("scheduled", accept(scheduled.clone(), Admission::New)),
         ("scheduled-moved", accept(scheduled, Admission::Moved)),
         ("buried", accept(message(), Admission::Buried(burial))),
-        ("requeued", accept(message(), Admission::Requeued)),
+        ("requeued", accept(message(), Admission::Requeued { possibly_delivered: true })),
         (
             "end",
             Record::End(End {

@@ -37,6 +37,11 @@ pub(super) fn at_once_if_due(message: Message, now: Timestamp) -> Message {
     }
 }
 
+/// Where a message went that was accepted then.
+fn lane_then(message: &Message, at: Timestamp) -> LaneId {
+    at_once_if_due(message.clone(), at).lane()
+}
+
 /// What dedup says of a message that is to take the place of another.
 pub(super) enum Newcomer {
     /// It is new, with this key.
@@ -97,6 +102,9 @@ impl Machine {
             Known::Seen(slot) => return self.answer_repeat(ticket, key, slot, &message),
             Known::New => {}
         }
+        if message.collapse_key().is_some() {
+            return self.send_newest(now, ticket, message, key);
+        }
         if !self.ensure_totals(message.recipient()) {
             return self.park(Query::User(message.recipient().clone()), Parked::Send(ticket, message));
         }
@@ -138,7 +146,9 @@ impl Machine {
             Known::AskStore => Ok(Newcomer::AskStore(self.ids_of_sender(message))),
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
             Known::Seen(slot) if slot.seq == Seq::ZERO => Ok(Newcomer::OnItsWay(key)),
-            Known::Seen(slot) => Ok(Newcomer::Accepted(EntryRef { lane: message.lane(), seq: slot.seq })),
+            Known::Seen(slot) => {
+                Ok(Newcomer::Accepted(EntryRef { lane: lane_then(message, slot.at), seq: slot.seq }))
+            }
         }
     }
 
@@ -174,7 +184,7 @@ impl Machine {
         if slot.seq == Seq::ZERO {
             return self.wait_for_first(key, Repeat::Send(ticket));
         }
-        let entry = EntryRef { lane: message.lane(), seq: slot.seq };
+        let entry = EntryRef { lane: lane_then(message, slot.at), seq: slot.seq };
         self.answer(ticket, Ok(Accepted { entry, duplicate: true }));
     }
 

@@ -102,6 +102,9 @@ impl Machine {
             if message.durability() == Durability::Volatile {
                 return Err((Some(i), Refusal::VolatileInBatch));
             }
+            if message.collapse_key().is_some() {
+                return Err((Some(i), Refusal::CollapseInBatch));
+            }
         }
         Ok(())
     }

@@ -230,6 +230,10 @@ impl Machine {
         if attached {
             self.offer_accepted(now, seq, &accept);
         }
+        // Now that it is wherever it may be offered from, the next of its collapse key may take its place.
+        if ticket.is_some() {
+            self.collapsed(now, &accept, None);
+        }
     }
 
     fn answer_inbound(&mut self, inbound: Option<Inbound>, result: &Result<EntryRef, Refusal>) {
@@ -260,7 +264,10 @@ impl Machine {
         let mut kept = Vec::new();
         for pending in records {
             match pending {
-                Pending::Accept(pending) if !pending.answered => self.undo(pending, refusal),
+                // An end that is joined to it cannot be undone.
+                Pending::Accept(pending) if !pending.answered && pending.instead.is_none() => {
+                    self.undo(pending, refusal);
+                }
                 answered => kept.push(answered),
             }
         }
@@ -287,6 +294,7 @@ impl Machine {
             pending.accept.origin.and_then(|origin| user.and_then(|user| user.inbound.remove(&origin)));
         if let Some(ticket) = pending.ticket {
             self.answer(ticket, Err(refusal.clone()));
+            self.collapsed(self.now, &pending.accept, Some(refusal));
         }
         self.answer_repeats(pending.key, Err(refusal.clone()));
         self.answer_inbound(inbound, &Err(refusal.clone()));

@@ -11,7 +11,7 @@ use super::pick::Room;
 use super::query::Query;
 use super::refusal::Refusal;
 use super::user::User;
-use super::verdict::is_volatile;
+use super::verdict::{is_volatile, may_be_known};
 use crate::id::{DeviceId, UserId};
 use crate::message::{Message, Priority};
 use crate::record::{Accept, Exposed, Record, Seq};
@@ -195,13 +195,22 @@ impl Machine {
         let id = message.recipient().clone();
         let attached = self.users.get_mut(&id).filter(|user| user.is_attached());
         let user = attached.ok_or(Refusal::NobodyAttached)?;
-        if user.lanes.iter().map(|lane| lane.volatile.len()).sum::<usize>() >= max {
+        let same =
+            |other: &Message| other.collapse_key().is_some_and(|key| message.collapse_key() == Some(key));
+        let queued: usize = user.lanes.iter().map(|lane| lane.volatile.len()).sum();
+        let waiting = &mut user.lane(message.priority()).volatile;
+        let older = waiting.iter().position(|(_, accept)| same(&accept.message));
+        if older.is_none() && queued >= max {
             return Err(Refusal::NobodyAttached);
         }
         self.last_volatile = (self.last_volatile + 1) % (1 << Seq::EPOCH_SHIFT);
         let entry = EntryRef { lane: message.priority().into(), seq: Seq::new(self.last_volatile) };
-        let accept = Arc::new(Accept::new(message, now));
-        user.lane(entry.lane).volatile.push_back((entry.seq, accept));
+        let newer = (entry.seq, Arc::new(Accept::new(message, now)));
+        // It goes where the older one was: nobody waits longer for that.
+        match older.and_then(|i| waiting.get_mut(i)) {
+            Some(older) => *older = newer,
+            None => waiting.push_back(newer),
+        }
         self.mark_ready(&id);
         Ok(Accepted { entry, duplicate: false })
     }
@@ -335,7 +344,7 @@ impl Machine {
         let mut redelivered = false;
         if !is_volatile(entry) {
             let found = lane.entry_mut(entry.seq)?;
-            redelivered = found.offers > 0 || entry.seq <= exposed_through;
+            redelivered = found.offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
             found.offers = found.offers.saturating_add(1);
             lane.set_state(entry.seq, EntryState::InFlight(link));
             lane.in_flight += 1;

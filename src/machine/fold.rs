@@ -75,6 +75,8 @@ impl Machine {
         self.log.push_back(Logged { seq, user: message.recipient().clone(), lane, key, ended_at: None });
         self.resident += 1;
         self.taken += 1;
+        self.fold_newest(seq, accept);
+        self.last_accept = Some((lane, seq));
         let user = self.user_mut(message.recipient());
         // What was reserved for it; nothing in a replay.
         let reserved = if lane == LaneId::Dead { &mut user.dying } else { &mut user.reserved };
@@ -137,6 +139,7 @@ impl Machine {
         if on_disk {
             self.touch(&end.user, seq);
         }
+        self.fold_newest_end(seq, end);
     }
 
     fn count_end(&mut self, end: &End) {

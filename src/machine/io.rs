@@ -48,7 +48,7 @@ pub struct Delivery {
     pub entry: EntryRef,
     /// Every place of this lane up to here has ended durably on this side: the receiver's inbox may forget them.
     pub floor: Seq,
-    /// When it was accepted.
+    /// When it was accepted; of what was scheduled, the time it was scheduled for.
     pub accepted_at: Timestamp,
     /// Failed attempts so far.
     pub attempts: u32,

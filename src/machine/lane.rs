@@ -57,9 +57,9 @@ pub(super) struct Lane {
 }
 
 impl Lane {
-    /// A lane that nothing is offered from.
-    pub(super) fn aside(digester: Digester) -> Self {
-        Self { is_offered: false, ..Self::new(digester) }
+    /// A lane that nothing is offered from, of which the store may have what lies behind a place.
+    pub(super) fn aside(digester: Digester, more_after: Option<Seq>) -> Self {
+        Self { is_offered: false, more_after, ..Self::new(digester) }
     }
 
     pub(super) fn new(digester: Digester) -> Self {

@@ -145,7 +145,10 @@ impl Machine {
         }
         for lane in LaneId::ALL {
             let is_stored = stored.is_none_or(|stored| stored.has(lane));
-            if lane.priority().is_some() || is_stored || !user.lane_ref(lane).entries.is_empty() {
+            let (known, found) = (stored.is_some(), user.lane_ref(lane));
+            // A lane aside that is not there yet is made when it is known that there is something in it.
+            let is_there = !found.entries.is_empty() || found.more_after.is_some();
+            if lane.priority().is_some() || is_there || known && is_stored {
                 let found = user.lane(lane);
                 found.drop_settled(reflects);
                 found.more_after = is_stored.then_some(found.cursor);
@@ -220,7 +223,7 @@ impl Machine {
             seq,
             reason: EndReason::Dead,
             upgrades: None,
-            possibly_delivered: true,
+            possibly_delivered: lane != LaneId::Scheduled,
             attempts: 0,
             cost,
             at: now,

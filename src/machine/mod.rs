@@ -29,6 +29,7 @@
 
 mod accept;
 mod batch;
+mod collapse;
 mod commit;
 mod dead;
 mod dedup;
@@ -42,6 +43,7 @@ mod load;
 mod operate;
 mod operation;
 mod pick;
+mod places;
 mod query;
 mod refusal;
 mod schedule;
@@ -88,7 +90,8 @@ use self::verdict::RecentEnd;
 use crate::config::Config;
 use crate::digest::{DigestMap, Digester};
 use crate::id::{StreamId, UserId};
-use crate::record::{Counters, Epoch, Seq};
+use crate::message::Message;
+use crate::record::{Counters, Epoch, LaneId, Seq};
 use crate::status::Status;
 use crate::time::Timestamp;
 
@@ -160,8 +163,12 @@ pub struct Machine {
     dirty: Vec<UserId>,
     died: Vec<Seq>,
     job: Option<Job>,
+    /// Where the last acceptance went.
+    last_accept: Option<(LaneId, Seq)>,
     /// Where a message has moved whose old place ends with the next record.
     moved: Option<(Seq, EntryRef)>,
+    /// Where a dead letter was sent whose place ends with the next record.
+    requeued: Option<(Seq, EntryRef)>,
     /// Where a dead letter is whose message ends with the next record.
     buried: Option<Seq>,
     /// Asked for while the last one was still being let go of.
@@ -176,6 +183,8 @@ pub struct Machine {
     last_commit: CommitId,
     pending: usize,
     repeats: DigestMap<Vec<Repeat>>,
+    /// Collapse keys of which a message is being committed, and who waits behind it.
+    collapsing: DigestMap<Vec<(Ticket, Message)>>,
     parked: StdMap<LoadId, Vec<Parked>>,
     parked_count: usize,
 
@@ -237,7 +246,9 @@ impl Machine {
             dirty: Vec::new(),
             died: Vec::new(),
             job: None,
+            last_accept: None,
             moved: None,
+            requeued: None,
             buried: None,
             next_settle: None,
             current: Vec::new(),
@@ -247,6 +258,7 @@ impl Machine {
             last_commit: CommitId::default(),
             pending: 0,
             repeats: DigestMap::default(),
+            collapsing: DigestMap::default(),
             parked: StdMap::new(),
             parked_count: 0,
             operations: Operations::default(),

@@ -9,8 +9,8 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::accept::{Newcomer, Parked};
-use super::commit::{Instead, Pending, Repeat};
-use super::entry::{Entry, EntryState};
+use super::commit::{Instead, Repeat};
+use super::entry::EntryState;
 use super::io::{Accepted, Action, EntryRef, LoadId, Ticket};
 use super::operation::{DeadLetter, Operation, Outcome};
 use super::refusal::OperationError;
@@ -18,7 +18,7 @@ use super::search::Search;
 use super::verdict::may_be_known;
 use crate::id::UserId;
 use crate::message::Durability;
-use crate::record::{Accept, Admission, End, LaneId, Record, Seq};
+use crate::record::{Accept, Admission, End, LaneId, Seq};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -30,8 +30,12 @@ pub(super) struct OperationId(u64);
 #[derive(Debug, Default)]
 pub(super) struct Operations {
     pub(super) open: BTreeMap<OperationId, Open>,
-    /// Those that have a slice to do.
-    pub(super) ready: VecDeque<OperationId>,
+    /// Those that a host waits for and that have a slice to do.
+    ready: VecDeque<OperationId>,
+    /// The others that have one.
+    ready_behind: VecDeque<OperationId>,
+    /// Those that a host waits for, by user.
+    asked_for: BTreeMap<UserId, Vec<OperationId>>,
     /// Who waits for the end of a message to be durable.
     ends: BTreeMap<Seq, Vec<OperationId>>,
     pub(super) loads: BTreeMap<LoadId, OperationId>,
@@ -51,6 +55,10 @@ pub(super) struct Open {
     /// in the store all the same.
     pub(super) store_after: [Option<Seq>; LaneId::COUNT],
     pub(super) search: Search,
+    /// The first message of the lane that is being read from the store.
+    pub(super) first_live: Option<Seq>,
+    /// Something was found.
+    has_found: bool,
     /// Ends that are being recorded.
     recording: usize,
     /// What it withdrew last, rather than found ending.
@@ -98,7 +106,16 @@ impl Operations {
     }
 
     pub(super) fn has_work(&self) -> bool {
-        !self.ready.is_empty()
+        !self.ready.is_empty() || !self.ready_behind.is_empty()
+    }
+
+    /// One has a slice to do.
+    pub(super) fn make_ready(&mut self, id: OperationId) {
+        match self.open.get(&id).map(|open| &open.work) {
+            Some(Work::Asked(..)) => self.ready.push_back(id),
+            Some(Work::Ripen(_) | Work::Sweep) => self.ready_behind.push_back(id),
+            None => {}
+        }
     }
 }
 
@@ -116,7 +133,9 @@ impl Machine {
         }
         let user = operation.user().clone();
         if let Operation::Replace(_, message) = &operation {
-            let unfit = message.recipient() != &user || message.durability() == Durability::Volatile;
+            let unfit = message.recipient() != &user
+                || message.durability() == Durability::Volatile
+                || message.collapse_key().is_some();
             let known = match self.judge_newcomer(message) {
                 _ if unfit => Err(OperationError::Unfit),
                 Ok(Newcomer::Fits(_)) => Ok(None),
@@ -151,19 +170,30 @@ impl Machine {
         let store_after = LaneId::ALL.map(|lane| found.lane_ref(lane).more_after);
         let search = Search::begin(&work);
         let done = Outcome::default();
-        let open = Open { work, user, before, store_after, search, recording: 0, own: None, done };
         self.operations.last += 1;
         let id = OperationId(self.operations.last);
+        if matches!(work, Work::Asked(..)) {
+            self.operations.asked_for.entry(user.clone()).or_default().push(id);
+        }
+        let first_live = None;
+        let (has_found, recording, own) = (false, 0, None);
+        let open =
+            Open { work, user, before, store_after, search, first_live, has_found, recording, own, done };
         self.operations.open.insert(id, open);
-        self.operations.ready.push_back(id);
+        self.operations.make_ready(id);
     }
 
-    /// Does one slice of one operation.
+    /// Does one slice of one operation that a host waits for, and one of another.
     pub(super) fn work_on_operations(&mut self) {
-        let Some(id) = self.operations.ready.pop_front() else { return };
+        for next in [self.operations.ready.pop_front(), self.operations.ready_behind.pop_front()] {
+            next.into_iter().for_each(|id| self.work_on_operation(id));
+        }
+    }
+
+    fn work_on_operation(&mut self, id: OperationId) {
         let Some(open) = self.operations.open.get(&id) else { return };
         match open.search {
-            Search::Memory(lane, after) => self.search_memory(id, lane, after),
+            Search::Before(lane, after) | Search::Memory(lane, after) => self.search_memory(id, lane, after),
             Search::Store(lane, after) => self.search_store(id, lane, after),
             Search::Over => self.finish_if_recorded(id),
         }
@@ -191,20 +221,29 @@ impl Machine {
             }
             (None, None) => return false,
         };
+        let gaps = lane.ended.len() + lane.ending.len();
+        let crowded = gaps >= self.config.max_gaps.get();
         let Some(open) = self.operations.open.get_mut(&operation) else { return false };
         let is_ending = matches!(state, Some(EntryState::Ending { .. }));
+        let is_first = !core::mem::replace(&mut open.has_found, true);
         match &mut open.work {
             Work::Ripen(next) => {
                 let at = accept.message.not_before().unwrap_or(Timestamp::ZERO);
                 if !is_ending && at > self.now && accept.expires() > self.now {
                     *next = (*next).min(at);
+                    // All that has ended behind it would be remembered for as long as it waits.
+                    if is_first && crowded {
+                        self.ripen_one(id, entry, &accept);
+                    }
                 } else if !is_ending {
                     self.ripen_one(id, entry, &accept);
                 }
                 return true;
             }
             Work::Sweep => {
-                let is_due = accept.due() <= self.now && (entry.lane != LaneId::Dead);
+                // Of what is offered from, nothing may take another place: the rest ends when what is before it has.
+                let crowded = crowded && entry.lane.priority().is_some();
+                let is_due = accept.due() <= self.now && !crowded;
                 if is_due && !is_ending && entry.lane == LaneId::Scheduled {
                     self.ripen_one(id, entry, &accept);
                 } else if is_due && !is_ending {
@@ -263,7 +302,10 @@ impl Machine {
             }
             Operation::Requeue(_) => {
                 let message = old.message.clone();
-                let accept = Accept { message, at: self.now, origin: None, admission: Admission::Requeued };
+                let possibly_delivered =
+                    matches!(old.admission, Admission::Buried(burial) if burial.possibly_delivered);
+                let admission = Admission::Requeued { possibly_delivered };
+                let accept = Accept { message, at: self.now, origin: None, admission };
                 (accept, None, None)
             }
             Operation::Replace(_, message) => {
@@ -300,28 +342,6 @@ impl Machine {
         self.mark_ready(id);
     }
 
-    /// Ends a message that lives, in memory or in the store.
-    pub(super) fn end_wherever(
-        &mut self,
-        id: &UserId,
-        entry: EntryRef,
-        accept: &Accept,
-        reason: EndReason,
-        joined: bool,
-    ) {
-        let now = self.now;
-        let state = self.user_mut(id).lane(entry.lane).entry(entry.seq).map(Entry::state);
-        if let Some(EntryState::InFlight(link)) = state {
-            self.land_keeping_key(link, id, entry);
-        }
-        let end = match state {
-            Some(_) => self.ending(now, id, entry, reason),
-            None => Some(self.ending_stored(now, id, entry, accept, reason)),
-        };
-        let fact = if joined { Pending::Joined } else { Pending::Fact };
-        self.current.extend(end.map(|end| fact(Record::End(end))));
-    }
-
     /// Lets an operation wait for an end to be durable: its own, or one that it found.
     fn wait_for_end(&mut self, operation: OperationId, seq: Seq, own: bool) {
         let waiting = self.operations.ends.entry(seq).or_default();
@@ -336,63 +356,27 @@ impl Machine {
         }
     }
 
-    /// The end of a message that is in the store and not in memory.
-    fn ending_stored(
-        &mut self,
-        now: Timestamp,
-        id: &UserId,
-        entry: EntryRef,
-        accept: &Accept,
-        reason: EndReason,
-    ) -> End {
-        let user = self.user_mut(id);
-        let exposed_through = user.exposed_through;
-        let lane = user.lane(entry.lane);
-        lane.ending.insert(entry.seq);
-        End {
-            user: id.clone(),
-            lane: entry.lane,
-            seq: entry.seq,
-            reason,
-            upgrades: None,
-            possibly_delivered: may_be_known(accept, entry.seq, exposed_through),
-            attempts: lane.attempts.get(&entry.seq).map_or(0, |(attempts, _)| *attempts),
-            cost: accept.message.cost(),
-            at: now,
-        }
-    }
-
-    /// What takes another's place is durable; the end of the other follows at once.
-    pub(super) fn place_taken(&mut self, instead: Instead, accept: &Accept, entry: EntryRef) {
-        if let Some(cost) = instead.gives_back {
-            self.leaving.sub(cost);
-            self.user_mut(accept.message.recipient()).leaving.sub(cost);
-        }
-        self.moved = (accept.admission == Admission::Moved).then_some((instead.seq, entry));
-        if let Some(open) = instead.operation.and_then(|id| self.operations.open.get_mut(&id)) {
-            open.done.accepted = Some(Accepted { entry, duplicate: false });
-        }
-    }
-
     /// A message lives on in another place. Whoever looks for it has found it only where it was, or not at all: its new
     /// place lies behind everything that they look at.
-    pub(super) fn follow_moved(&mut self, end: &End, entry: EntryRef) {
-        let Some(user) = self.users.get(&end.user).filter(|user| user.operations > 0) else { return };
-        let Some(found) = user.lane_ref(entry.lane).entry(entry.seq) else { return };
+    pub(super) fn follow_moved(&mut self, end: &End, entry: EntryRef, only_purges: bool) {
+        // Most who have something moved have asked for nothing.
+        let Some(asked) = self.operations.asked_for.get(&end.user) else { return };
+        let user = self.users.get(&end.user);
+        let Some(found) = user.and_then(|user| user.lane_ref(entry.lane).entry(entry.seq)) else { return };
         let looks = |open: &Open| match &open.work {
             Work::Asked(_, operation) if operation.target().is_some() => {
-                open.own.is_none() && operation.means(&found.accept)
+                !only_purges && open.own.is_none() && operation.means(&found.accept)
             }
             Work::Asked(_, operation) => matches!(operation, Operation::Purge(_)),
             Work::Ripen(_) | Work::Sweep => false,
         };
         // What has moved before it was found where it had moved to.
         let waiting = self.operations.ends.get(&end.seq).map_or(&[][..], Vec::as_slice);
-        let open = self.operations.open.iter().filter(|(id, open)| {
-            let means = end.seq < open.before || waiting.contains(id);
-            means && open.user == end.user && looks(open)
+        let looking = asked.iter().copied().filter(|id| {
+            let open = self.operations.open.get(id);
+            open.is_some_and(|open| (end.seq < open.before || waiting.contains(id)) && looks(open))
         });
-        let looking: Vec<_> = open.map(|(id, _)| *id).collect();
+        let looking: Vec<_> = looking.collect();
         for operation in looking {
             self.act_on(operation, &end.user, entry, None);
         }
@@ -448,12 +432,22 @@ impl Machine {
         if let Some(user) = self.users.get_mut(&open.user) {
             user.operations = user.operations.saturating_sub(1);
         }
+        self.spill_aside(&open.user);
         match open.work {
             Work::Asked(ticket, _) => {
                 self.operations.asked = self.operations.asked.saturating_sub(1);
+                if let Some(asked) = self.operations.asked_for.get_mut(&open.user) {
+                    asked.retain(|other| *other != id);
+                    if asked.is_empty() {
+                        self.operations.asked_for.remove(&open.user);
+                    }
+                }
                 self.actions.push_back(Action::Done { ticket, result });
             }
-            Work::Ripen(next) => self.ripened(&open.user, next, result.is_err()),
+            Work::Ripen(next) => {
+                let has_read = open.store_after.get(LaneId::Scheduled.index()).is_some_and(Option::is_some);
+                self.ripened(&open.user, next, result.is_err(), has_read);
+            }
             Work::Sweep => {
                 self.let_go(&open.user);
                 return self.sweep_looked(result.is_err());

@@ -82,7 +82,7 @@ pub struct DeadLetter {
     pub place: Seq,
     /// The message.
     pub message: Message,
-    /// When it had been accepted.
+    /// When it had been accepted, or what it had been scheduled for.
     pub accepted_at: Timestamp,
     /// Why it ended, when, and after how many attempts.
     pub burial: Burial,
@@ -141,12 +141,13 @@ impl Operation {
 /// What an operation did, durably.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Messages it ended.
+    /// Messages it ended, dead letters among them.
     pub messages: u32,
     /// How many of them had been offered, or may have been: they may have arrived all the same. Should one be
     /// confirmed later, it counts as delivered.
     pub possibly_delivered: u32,
-    /// The place of what came instead, for [`Operation::Replace`] and [`Operation::Reprioritise`]. A `duplicate` had been
+    /// The place of what came instead, for [`Operation::Replace`] and [`Operation::Reprioritise`]; of what was sent again
+    /// last, for [`Operation::Requeue`]. A `duplicate` had been
     /// accepted before, or is where it should go already: then this operation ended nothing, and what an earlier one ended
     /// is not counted again.
     pub accepted: Option<Accepted>,

@@ -15,6 +15,9 @@ use crate::record::{Accept, Admission};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
+/// The least time between two looks through what a user has scheduled, if that must be read from the store.
+const SPACING: Duration = Duration::from_secs(1);
+
 impl Machine {
     /// Looks for what is due, if something is scheduled for a user who is there and it may be.
     pub(super) fn ripen(&mut self, id: &UserId) {
@@ -35,11 +38,14 @@ impl Machine {
         if accept.expires() <= self.now {
             return self.end_wherever(id, entry, accept, EndReason::Expired, false);
         }
-        let moved = Accept {
-            message: accept.message.clone().without_schedule(),
-            at: accept.message.not_before().unwrap_or(accept.at),
-            origin: None,
-            admission: Admission::Moved,
+        let admission = Admission::Moved;
+        let moved = match accept.message.not_before() {
+            // Only to another place of its lane.
+            Some(at) if at > self.now => Accept { origin: None, admission, ..accept.clone() },
+            at => {
+                let message = accept.message.clone().without_schedule();
+                Accept { message, at: at.unwrap_or(accept.at), origin: None, admission }
+            }
         };
         let cost = moved.message.cost();
         self.reserve(&moved.message);
@@ -49,12 +55,17 @@ impl Machine {
     }
 
     /// All that was scheduled was looked at, unless the store could not be read; the next is due at `next`.
-    pub(super) fn ripened(&mut self, id: &UserId, next: Timestamp, failed: bool) {
+    ///
+    /// Whoever has much scheduled has it all read for that, so not more often than once in a while.
+    pub(super) fn ripened(&mut self, id: &UserId, next: Timestamp, failed: bool, has_read: bool) {
         let now = self.now;
         let Some(user) = self.users.get_mut(id) else { return };
         user.ripening = false;
         let retry = now.after(Duration::from_millis(super::load::RETRY_MS));
         user.next_ripe = user.next_ripe.min(if failed { retry } else { next });
+        if has_read {
+            user.next_ripe = user.next_ripe.max(now.after(SPACING));
+        }
         self.rearm_user(now, id);
     }
 }

@@ -15,6 +15,8 @@ const SLICE: usize = 256;
 /// How far an operation has looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Search {
+    /// In memory, up to where the store begins: of works that take what they find in order.
+    Before(usize, Seq),
     /// In memory, behind this place of this one of its lanes.
     Memory(usize, Seq),
     /// In the store, behind this place of this one of its lanes.
@@ -25,7 +27,7 @@ pub(super) enum Search {
 
 impl Search {
     pub(super) fn begin(work: &Work) -> Self {
-        if work.is_in_order() { Self::Store(0, Seq::ZERO) } else { Self::Memory(0, Seq::ZERO) }
+        if work.is_in_order() { Self::Before(0, Seq::ZERO) } else { Self::Memory(0, Seq::ZERO) }
     }
 }
 
@@ -65,7 +67,7 @@ impl Machine {
     fn go_on(&mut self, id: OperationId, search: Search) {
         if let Some(open) = self.operations.open.get_mut(&id) {
             open.search = search;
-            self.operations.ready.push_back(id);
+            self.operations.make_ready(id);
         }
     }
 
@@ -84,15 +86,28 @@ impl Machine {
 
     pub(super) fn search_memory(&mut self, id: OperationId, at: usize, after: Seq) {
         let Some(open) = self.operations.open.get(&id) else { return };
+        let is_before = matches!(open.search, Search::Before(..));
         let Some(lane) = open.work.lanes().get(at).copied() else {
-            let next = if open.work.is_in_order() { Search::Over } else { Search::Store(0, Seq::ZERO) };
+            let next = match (is_before, open.work.is_in_order()) {
+                (false, true) => Search::Over,
+                _ => Search::Store(0, Seq::ZERO),
+            };
             return self.go_on(id, next);
         };
         let user = open.user.clone();
+        // What is in memory behind where the store began comes after what the store has.
+        let store_after = open.store_after.get(lane.index()).copied().flatten();
+        let (after, until) = match (is_before, open.work.is_in_order()) {
+            (true, _) => (after.max(open.work.starts_behind()), store_after.map_or(Seq::ZERO, Seq::next)),
+            (false, true) => {
+                (after.max(store_after.unwrap_or(Seq::ZERO)).max(open.work.starts_behind()), Seq::MAX)
+            }
+            (false, false) => (after, Seq::MAX),
+        };
         let entries = self.users.get(&user).map(|user| &user.lane_ref(lane).entries);
         let from = entries.map_or(0, |entries| entries.partition_point(|entry| entry.seq <= after));
         let slice = entries.into_iter().flat_map(|entries| entries.iter().skip(from).take(SLICE));
-        let slice = slice.take_while(|entry| entry.seq < open.before);
+        let slice = slice.take_while(|entry| entry.seq < open.before && entry.seq < until);
         let mut last = None;
         let mut found = Vec::new();
         for entry in slice {
@@ -104,10 +119,11 @@ impl Machine {
         let hit = found
             .into_iter()
             .any(|seq| self.act_on(id, &user, EntryRef { lane, seq }, None) && self.has_enough(id));
-        let next = match last {
+        let (at, last) = last.map_or((at + 1, Seq::ZERO), |last| (at, last));
+        let next = match is_before {
             _ if hit => Search::Over,
-            Some(last) => Search::Memory(at, last),
-            None => Search::Memory(at + 1, Seq::ZERO),
+            true => Search::Before(at, last),
+            false => Search::Memory(at, last),
         };
         self.go_on(id, next);
     }
@@ -145,6 +161,16 @@ impl Machine {
         let Search::Store(at, _) = open.search else { return true };
         let (user, work) = (open.user.clone(), open.work.clone());
         let before = open.before;
+        let first = page
+            .entries
+            .first()
+            .map(|(seq, _)| *seq)
+            .into_iter()
+            .chain(page.damaged.first().map(|d| d.0))
+            .min();
+        if let Some(open) = self.operations.open.get_mut(&id) {
+            open.first_live = open.first_live.or(first);
+        }
         let mut found = page.entries.iter().filter(|(seq, accept)| *seq < before && work.means(accept));
         let hit = found.any(|(seq, accept)| {
             self.act_on(id, &user, EntryRef { lane, seq: *seq }, Some(accept)) && self.has_enough(id)
@@ -160,10 +186,34 @@ impl Machine {
         }
         let next = match page.more_after {
             Some(after) => Search::Store(at, after),
-            None => Search::Store(at + 1, Seq::ZERO),
+            None => {
+                self.lane_read(id, lane);
+                Search::Store(at + 1, Seq::ZERO)
+            }
         };
         self.go_on(id, next);
         true
+    }
+
+    /// All of a lane's part in the store was read: nothing lives in it before the first that was found. So gaps behind what
+    /// ended long ago do not stay for ever in a lane that nobody reads into memory.
+    fn lane_read(&mut self, id: OperationId, lane: LaneId) {
+        let Some(open) = self.operations.open.get_mut(&id) else { return };
+        let first_live = open.first_live.take();
+        let began = open.store_after.get(lane.index()).copied().flatten();
+        let (whole, user) = (open.work.starts_behind() == Seq::ZERO, open.user.clone());
+        let Some(user) = self.users.get_mut(&user) else { return };
+        // The lanes that are offered from are read into memory while somebody is there.
+        let is_read_otherwise = lane.priority().is_some() && user.is_attached();
+        let lane = user.lane(lane);
+        if whole
+            && !is_read_otherwise
+            && lane.loading.is_none()
+            && began.is_some()
+            && lane.more_after == began
+        {
+            lane.more_after = first_live.map(Seq::prev);
+        }
     }
 
     /// A page could not be read for an operation. `false` when it was for somebody else.

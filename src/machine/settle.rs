@@ -6,6 +6,7 @@ use std::collections::VecDeque;
 use super::Machine;
 use super::io::{Action, Survivors};
 use super::query::Query;
+use super::user::User;
 use crate::id::UserId;
 use crate::record::{LaneId, Seq};
 use crate::time::Timestamp;
@@ -257,6 +258,21 @@ impl Machine {
             self.release_message(&logged);
         }
         false
+    }
+
+    /// Drops what has settled from the lanes that nothing is offered from, for somebody who is there: an operation may have
+    /// kept it in memory.
+    pub(super) fn spill_aside(&mut self, id: &UserId) {
+        let settled = self.settled;
+        let is_free =
+            |user: &&mut Box<User>| user.is_attached() && user.operations == 0 && user.loading.is_none();
+        let Some(user) = self.users.get_mut(id).filter(is_free) else { return };
+        let mut dropped = 0;
+        for (_, lane) in user.all_lanes_mut().filter(|(lane, _)| lane.priority().is_none()) {
+            let first = lane.entries.front().map(|entry| entry.seq).filter(|first| *first < settled);
+            dropped += first.map_or(0, |first| lane.spill_from(first, settled, 0));
+        }
+        self.resident = self.resident.saturating_sub(dropped as u64);
     }
 
     fn release_message(&mut self, logged: &Logged) {

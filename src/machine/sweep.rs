@@ -56,6 +56,8 @@ struct Sweep {
     looking: bool,
     /// Another one was due meanwhile.
     again: bool,
+    /// Somebody could not be looked at: the others are, and then all once more.
+    failed: bool,
 }
 
 impl Machine {
@@ -105,6 +107,7 @@ impl Machine {
             reading: None,
             looking: false,
             again: false,
+            failed: false,
         });
         self.sweep_on();
     }
@@ -165,7 +168,10 @@ impl Machine {
         if let Some(sweep) = &mut self.sweeps.open {
             sweep.looking = false;
         }
-        if failed { self.sweep_failed() } else { self.sweep_on() }
+        if failed {
+            self.sweep_without();
+        }
+        self.sweep_on();
     }
 
     /// A list was read, or the last of them was before.
@@ -194,20 +200,32 @@ impl Machine {
             }
             _ => false,
         };
-        if concerns {
-            self.sweep_failed();
+        match query {
+            _ if !concerns => {}
+            Query::Due { .. } => {
+                self.sweeps.open = None;
+                self.arm_sweep(self.now.after(SPACING));
+            }
+            _ => {
+                self.sweep_without();
+                self.sweep_on();
+            }
         }
     }
 
-    fn sweep_failed(&mut self) {
-        self.sweeps.open = None;
-        self.arm_sweep(self.now.after(SPACING));
+    /// Somebody cannot be read: the sweep goes on without them.
+    fn sweep_without(&mut self) {
+        if let Some(sweep) = &mut self.sweeps.open {
+            (sweep.failed, sweep.again, sweep.reading) = (true, true, None);
+        }
     }
 
     fn sweep_done(&mut self) {
         let Some(sweep) = self.sweeps.open.take() else { return };
-        self.sweeps.swept = (sweep.until, sweep.table);
-        self.stats.sweeps += 1;
+        if !sweep.failed {
+            self.sweeps.swept = (sweep.until, sweep.table);
+            self.stats.sweeps += 1;
+        }
         self.note_due(if sweep.again { self.now } else { sweep.next });
     }
 }

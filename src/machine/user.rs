@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
+use super::collapse::{Newest, has_ended};
 use super::io::{LinkId, LoadId, Ticket};
 use super::lane::Lane;
 use super::query::Holdings;
@@ -76,6 +77,8 @@ pub(super) struct User {
     pub(super) inbox: BTreeMap<(StreamId, LaneId), Seen>,
     /// Inbound messages that are being committed.
     pub(super) inbound: BTreeMap<Origin, Inbound>,
+    /// The newest message of each collapse key.
+    pub(super) newest: Newest,
     pub(super) exposed: Epoch,
     /// An exposure is being committed.
     pub(super) exposing: bool,
@@ -122,6 +125,7 @@ impl User {
             early_ends: Vec::new(),
             inbox: BTreeMap::new(),
             inbound: BTreeMap::new(),
+            newest: Newest::default(),
             exposed: Epoch::default(),
             exposing: false,
             exposed_unread: false,
@@ -142,8 +146,13 @@ impl User {
     }
 
     pub(super) fn lane(&mut self, lane: impl Into<LaneId>) -> &mut Lane {
-        let Self { lanes: [critical, high, normal, low], aside, digester, .. } = self;
-        let new = || Box::new(Aside { scheduled: Lane::aside(*digester), dead: Lane::aside(*digester) });
+        let Self { lanes: [critical, high, normal, low], aside, digester, held, .. } = self;
+        // As long as nobody knows what there is, the store may have something.
+        let more_after = if held.is_none() { Some(Seq::ZERO) } else { None };
+        let new = || {
+            let [scheduled, dead] = [(); 2].map(|()| Lane::aside(*digester, more_after));
+            Box::new(Aside { scheduled, dead })
+        };
         match lane.into() {
             LaneId::Critical => critical,
             LaneId::High => high,
@@ -155,7 +164,7 @@ impl User {
     }
 
     pub(super) fn lane_ref(&self, lane: impl Into<LaneId>) -> &Lane {
-        static EMPTY: LazyLock<Lane> = LazyLock::new(|| Lane::aside(Digester::new(0)));
+        static EMPTY: LazyLock<Lane> = LazyLock::new(|| Lane::aside(Digester::new(0), None));
         let [critical, high, normal, low] = &self.lanes;
         match lane.into() {
             LaneId::Critical => critical,
@@ -265,6 +274,7 @@ impl User {
             reflects: applied,
             exposed: self.exposed,
             inbox: inbox.collect(),
+            newest: self.newest.rows(),
             lanes: LaneId::ALL.map(|lane| self.lane_ref(lane).row()),
         }
     }
@@ -284,5 +294,8 @@ impl User {
             self.raise_floor(inbox.stream, inbox.lane, floor);
         }
         self.exposed = self.exposed.max(row.exposed);
+        let mut newest = core::mem::take(&mut self.newest);
+        newest.merge(&row.newest, |row| has_ended(self.lane_ref(row.lane), row.seq));
+        self.newest = newest;
     }
 }

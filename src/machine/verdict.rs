@@ -10,7 +10,7 @@ use super::entry::{Entry, EntryState};
 use super::io::{Action, Change, EntryRef, LinkId, Verdict};
 use crate::config::OnFailure;
 use crate::id::UserId;
-use crate::record::{Accept, Admission, Attempt, End, Epoch, Record, Seq};
+use crate::record::{Accept, Admission, Attempt, End, Epoch, LaneId, Record, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -35,6 +35,7 @@ pub(super) fn is_volatile(entry: EntryRef) -> bool {
 pub(super) fn may_be_known(accept: &Accept, seq: Seq, exposed_through: Seq) -> bool {
     match accept.admission {
         Admission::Buried(burial) => burial.possibly_delivered,
+        Admission::Requeued { possibly_delivered: true } => true,
         _ => accept.lane().priority().is_some() && seq <= exposed_through,
     }
 }
@@ -90,7 +91,7 @@ impl Machine {
 
     /// A confirmation that comes late is true all the same; everything else that comes late is not.
     fn late_verdict(&mut self, now: Timestamp, user: &UserId, entry: EntryRef, verdict: &Verdict) {
-        if *verdict == Verdict::Delivered && !is_volatile(entry) {
+        if *verdict == Verdict::Delivered && !is_volatile(entry) && entry.lane.priority().is_some() {
             let found = self.users.get(user);
             let exposed_through = found.map_or(Seq::ZERO, |user| user.exposed_through);
             let lane = found.map(|user| user.lane_ref(entry.lane));
@@ -319,6 +320,7 @@ impl Machine {
                 self.release_ended(end);
                 self.replay(seq, &record, true);
                 let letter = self.buried.take();
+                let requeued = self.requeued.take_if(|(from, _)| *from == end.seq);
                 if end.counts() && end.reason != EndReason::Delivered && end.possibly_delivered {
                     let recent = RecentEnd { reason: end.reason, attempts: end.attempts, letter };
                     self.recent_ends.put((end.user.clone(), entry), recent);
@@ -327,7 +329,12 @@ impl Machine {
                     }
                 }
                 if let Some((_, to)) = moved {
-                    self.follow_moved(end, to);
+                    self.follow_moved(end, to, false);
+                }
+                // A purge means it wherever it goes; whoever means one message has found that it has ended.
+                let kept = letter.map(|seq| EntryRef { lane: LaneId::Dead, seq });
+                if let Some(to) = kept.or(requeued.map(|(_, to)| to)) {
+                    self.follow_moved(end, to, true);
                 }
                 self.end_durable_for_operations(end);
                 self.mark_ready(&end.user);

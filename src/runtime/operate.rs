@@ -43,7 +43,7 @@ impl Engine {
     }
 
     /// Withdraws everything that was accepted for a user so far, as [`Engine::cancel`] does one message. Volatile
-    /// messages that wait for a sink are dropped. What the user's inbox remembers stays, so that nothing is applied twice.
+    /// messages that wait for a sink are dropped, and so are dead letters. What the user's inbox remembers stays, so that nothing is applied twice.
     ///
     /// # Errors
     /// [`OperateError`]. After [`OperationError::StoreUnreadable`] a part may have been withdrawn.

@@ -1,12 +1,15 @@
 //! Tests of the machine: state and emitted actions. This file is the rig they share.
 
 mod accept;
+mod aside;
 mod batch;
+mod collapse;
 mod dead;
 mod deliver;
 mod inbox;
 mod operate;
 mod replace;
+
 mod schedule;
 mod settle;
 mod sweep;

@@ -298,7 +298,7 @@ mod tests {
     fn no_user_reaches_into_the_range_of_another() {
         for one in ids() {
             let (from, to) = parts_of(&one);
-            let lane = (chunk(1, &one, LaneId::Critical, Seq::ZERO), chunk(1, &one, LaneId::Low, Seq::MAX));
+            let lane = (chunk(1, &one, LaneId::Critical, Seq::ZERO), chunk(1, &one, LaneId::Dead, Seq::MAX));
             for other in ids().iter().filter(|other| **other != one) {
                 for key in keys(other).iter().map(Key::encode) {
                     assert!(!(from <= key && key < to), "{other} is among the parts of {one}");

@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::plan::Plan;
 use super::random::Random;
 use crate::id::{MessageId, UserId};
-use crate::message::{Durability, Message, Priority};
+use crate::message::{Durability, Message, MessageBuilder, Priority};
 use crate::time::Timestamp;
 
 /// A recipient.
@@ -56,6 +56,12 @@ pub(super) fn compose_for(
         2 => builder.ttl(Duration::from_secs(1 + random.below(100_000))),
         _ => builder,
     };
+    let builder = match random.below(12) {
+        0 => builder.collapse_key("state"),
+        1 => builder.collapse_key("state").version(random.below(12)),
+        2 => builder.collapse_key("other"),
+        _ => builder,
+    };
     let builder = match random.below(40) {
         _ if durability == Durability::Volatile => builder,
         0 => builder.not_before(now),
@@ -79,6 +85,9 @@ pub(super) fn altered(message: &Message, forge: bool, random: &mut Random) -> Me
     }
     if let Some(sender) = message.sender() {
         builder = builder.sender(sender);
+    }
+    if let Some(key) = message.collapse_key() {
+        builder = message.version().into_iter().fold(builder.collapse_key(key), MessageBuilder::version);
     }
     builder.build().expect("a simulated message is within the limits")
 }

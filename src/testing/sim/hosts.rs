@@ -35,7 +35,10 @@ impl World {
         let operation = match op {
             Op::Requeue => Operation::Requeue(letters),
             Op::Discard => Operation::Discard(letters),
-            _ => Operation::Inspect(letters, Seq::ZERO, 1 + random.index(5)),
+            _ => {
+                let behind = self.nodes[index].oracle.some_letter(&letters.user, random).unwrap_or(Seq::ZERO);
+                Operation::Inspect(letters, behind, 1 + random.index(5))
+            }
         };
         self.operate(index, operation);
     }

@@ -1,15 +1,17 @@
 //! What must be true, kept outside of the engine: a fold of the records that are durable, and who was told what.
 
 mod batches;
+mod collapse;
 mod ends;
 mod operations;
+mod places;
 mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::plan::Plan;
-use crate::id::{DeviceId, MessageId, UserId};
+use crate::id::{CollapseKey, DeviceId, MessageId, UserId};
 use crate::machine::{Accepted, Change, Delivery, EntryRef, Operation, Refusal, Ticket, Verdict};
 use crate::message::{Durability, Message};
 use crate::record::{Accept, Admission, Counters, Epoch, LaneId, Origin, Record, Seq};
@@ -67,6 +69,10 @@ pub(super) struct Oracle {
     withdrawals: Vec<Operation>,
     /// Where messages have moved.
     moved_to: HashMap<Seq, Seq>,
+    /// Where messages went when they became dead letters, or were sent again.
+    went_to: HashMap<Seq, Seq>,
+    /// The newest message of each user and collapse key, and its version.
+    newest: HashMap<(UserId, CollapseKey), (Seq, Option<u64>)>,
     pub(super) latest: Timestamp,
     pub(super) exposed: HashMap<UserId, Epoch>,
     /// Buffered messages answered in this life: on their way, whatever becomes of the first write.
@@ -113,11 +119,12 @@ impl Oracle {
 
     /// A whole group is durable.
     fn fold_group(&mut self, plan: &Plan, records: Vec<(Seq, Record)>) {
-        self.check_units(&records);
+        self.check_units(&records, plan);
         for (seq, record) in records {
             self.durable(plan, seq, record);
         }
         self.check_batches();
+        self.check_newest();
     }
 
     /// What was not synced is fenced off for good; or nothing of it was written at all.
@@ -171,6 +178,7 @@ impl Oracle {
             None if accept.admission != Admission::New => {}
             None => self.check_window(plan, seq, accept),
         }
+        self.fold_newest(seq, accept);
         let kept = Kept {
             accept: Arc::clone(accept),
             end: None,
@@ -232,7 +240,7 @@ impl Oracle {
                     ));
                 }
             }
-            Err(_) => {}
+            Err(refusal) => self.check_outdated(&message, refusal),
         }
     }
 

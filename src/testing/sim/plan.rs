@@ -90,7 +90,9 @@ fn config(random: &mut Random) -> Config {
         }),
         max_dead_letters: random.below(8) as u32,
         max_dead_bytes: 100 + random.below(20 << 10),
-        max_gaps: of_usize((in_flight + u64::from(reserve)) * devices + random.below(16)),
+        max_gaps: of_usize(
+            (in_flight + u64::from(reserve)) * devices + [random.below(16), 2048][random.index(2)],
+        ),
         max_resident: of_usize(1 + random.below(12)),
         max_load_bytes: NonZeroU64::new(512 + random.below(16 << 10)).unwrap_or(NonZeroU64::MIN),
         max_inbox_seen: of_usize(4 + random.below(40)),

@@ -170,7 +170,9 @@ impl World {
             };
             let shard = self.nodes[index].shard_of(message.recipient());
             let first = batch.first().map_or(shard, |first| self.nodes[index].shard_of(first.recipient()));
-            if shard == first {
+            // Refused there, and with it the whole batch.
+            let fits = message.collapse_key().is_none() || random.chance(10);
+            if shard == first && fits {
                 batch.push(message);
             }
         }

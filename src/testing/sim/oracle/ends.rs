@@ -12,6 +12,7 @@ use crate::status::EndReason;
 impl Oracle {
     pub(super) fn fold_end(&mut self, plan: &Plan, end: &End) {
         self.latest = self.latest.max(end.at);
+        let moved_within = self.has_moved_within(end);
         let Some(kept) = self.messages.get_mut(&end.seq) else {
             return self
                 .fail(format!("{:?} recorded for {:?}, which was never accepted", end.reason, end.seq));
@@ -24,6 +25,10 @@ impl Oracle {
             EndReason::Delivered | EndReason::Unconfirmed | EndReason::Rejected => {
                 kept.said.contains(&end.reason)
             }
+            // Joined to what has taken its place, which is checked with the group.
+            EndReason::Replaced if message.collapse_key().is_some() => true,
+            // To another place of its lane, which it was about to crowd.
+            EndReason::Moved if moved_within => true,
             EndReason::Moved if message.not_before().is_some_and(|at| at <= end.at) => true,
             EndReason::Expired => end.at >= kept.accept.expires(),
             EndReason::Dead => end.attempts >= plan.config.max_attempts.get(),
@@ -64,6 +69,12 @@ impl Oracle {
         if end.lane == LaneId::Dead && end.reason == EndReason::Delivered {
             self.check_exhumed(end, &accept);
         }
+    }
+
+    /// Whether a scheduled message went to another place of its lane.
+    fn has_moved_within(&self, end: &End) -> bool {
+        let to = self.moved_to.get(&end.seq).and_then(|to| self.messages.get(to));
+        end.lane == LaneId::Scheduled && to.is_some_and(|kept| kept.accept.lane() == LaneId::Scheduled)
     }
 
     /// A dead letter is dropped by itself only when its message has arrived.

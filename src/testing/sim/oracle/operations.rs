@@ -1,6 +1,12 @@
 //! What hosts asked to be withdrawn, and whether the answers are true.
 
+use std::sync::Arc;
+
+use super::super::plan::Plan;
+use super::super::random::Random;
 use super::Oracle;
+use super::places::letters_before;
+use crate::id::UserId;
 use crate::machine::{DeadLetter, Operation, OperationError, Outcome, Ticket};
 use crate::message::Message;
 use crate::record::{Accept, Admission, End, LaneId, Record, Seq};
@@ -39,22 +45,35 @@ impl Oracle {
         })
     }
 
+    /// The place of some dead letter of a user, now or before.
+    pub(in super::super) fn some_letter(&self, user: &UserId, random: &mut Random) -> Option<Seq> {
+        let is_theirs = |kept: &super::Kept| {
+            kept.accept.lane() == LaneId::Dead && kept.accept.message.recipient() == user
+        };
+        let places: Vec<_> =
+            self.messages.iter().filter(|(_, kept)| is_theirs(kept)).map(|(seq, _)| *seq).collect();
+        places.get(random.index(places.len() + 1)).copied()
+    }
+
     /// What takes a message's place is durable with its end, and the end with it.
-    pub(super) fn check_units(&mut self, group: &[(Seq, Record)]) {
-        let mut previous: Option<&Accept> = None;
+    pub(super) fn check_units(&mut self, group: &[(Seq, Record)], plan: &Plan) {
+        let mut previous: Option<&Arc<Accept>> = None;
         let end = (Seq::MAX, None);
         for (seq, record) in group.iter().map(|(seq, record)| (*seq, Some(record))).chain([end]) {
             let end = match record {
                 Some(Record::End(end)) => Some(end),
                 _ => None,
             };
-            if let Some(wrong) = what_is_torn(previous, end) {
+            if let Some(wrong) = what_is_torn(previous.map(Arc::as_ref), end) {
                 self.fail(format!("before {seq:?}: {wrong}"));
             }
             if let (Some(accept), Some(end)) = (previous, end.filter(|end| end.reason == EndReason::Moved))
                 && accept.admission == Admission::Moved
             {
                 self.moved_to.insert(end.seq, seq.prev());
+            }
+            if let Some(end) = end {
+                self.check_place(previous, end, seq, plan, letters_before(group, end, seq));
             }
             previous = match record {
                 Some(Record::Accept(accept)) => Some(accept),
@@ -73,7 +92,9 @@ impl Oracle {
         let withdrawn = self.messages.values().filter(|kept| kept.withdrawn == reason && about(&kept.accept));
         let (withdrawn, offered) =
             withdrawn.fold((0, 0), |(n, offered), kept| (n + 1, offered + u32::from(kept.offered)));
-        let still = lived.iter().flatten().map(|seq| self.place_of(*seq));
+        let is_purge = matches!(operation, Operation::Purge(_));
+        let place = |seq| if is_purge { self.place_followed(seq) } else { self.place_of(seq) };
+        let still = lived.iter().flatten().map(|seq| place(*seq));
         let still =
             still.into_iter().find(|seq| self.messages.get(seq).is_some_and(|kept| kept.end.is_none()));
         let is_one = operation.target().is_some();
@@ -104,7 +125,7 @@ impl Oracle {
     }
 
     /// Where a message is now, however often it has moved.
-    fn place_of(&self, mut seq: Seq) -> Seq {
+    pub(super) fn place_of(&self, mut seq: Seq) -> Seq {
         while let Some(next) = self.moved_to.get(&seq) {
             seq = *next;
         }
@@ -191,7 +212,7 @@ fn what_is_torn(accept: Option<&Accept>, end: Option<&End>) -> Option<&'static s
     let is_letter = end.is_some_and(|end| end.lane == LaneId::Dead);
     let fits = match accept.map(|accept| accept.admission) {
         Some(Admission::Moved) => reason == Some(EndReason::Moved) && !is_letter,
-        Some(Admission::Requeued) => reason == Some(EndReason::Moved) && is_letter,
+        Some(Admission::Requeued { .. }) => reason == Some(EndReason::Moved) && is_letter,
         Some(Admission::Buried(burial)) => reason == Some(burial.reason) && !is_letter,
         Some(Admission::New) => reason != Some(EndReason::Moved),
         None => !matches!(reason, Some(EndReason::Moved | EndReason::Replaced)),
