@@ -107,7 +107,8 @@ struct Parts {
     ttl_ms: Option<u64>,
     not_before: Option<Timestamp>,
     traceparent: Option<String>,
-    headers: Vec<(String, Bytes)>,
+    /// Shared, as the payload is, by what is sent to many.
+    headers: Option<Arc<Vec<(String, Bytes)>>>,
     payload: Bytes,
 }
 
@@ -202,7 +203,7 @@ impl Message {
 
     /// Its headers, in the order they were added.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref()))
+        self.0.headers.iter().flat_map(|all| all.iter()).map(|(name, value)| (name.as_str(), value.as_ref()))
     }
 
     /// The value of the first header with this name.
@@ -223,12 +224,34 @@ impl Message {
         Self(Arc::new(Parts { priority, ..(*self.0).clone() }))
     }
 
+    /// The same message for somebody else. It shares its payload and its headers with this one.
+    #[must_use]
+    pub fn for_recipient(&self, recipient: UserId) -> Self {
+        Self(Arc::new(Parts { recipient, ..(*self.0).clone() }))
+    }
+
+    /// Whether it is the other message, for whomever. `false` also for messages that say the same in other memory: what
+    /// differs most often is compared first, and no payload is ever read.
+    pub(crate) fn is_shared_with(&self, other: &Self) -> bool {
+        let (a, b) = (&*self.0, &*other.0);
+        (a.payload.as_ptr(), a.payload.len()) == (b.payload.as_ptr(), b.payload.len())
+            && a.id == b.id
+            && (a.priority, a.durability, a.ttl_ms, a.not_before)
+                == (b.priority, b.durability, b.ttl_ms, b.not_before)
+            && a.event == b.event
+            && a.sender == b.sender
+            && a.ordering_key == b.ordering_key
+            && a.traceparent == b.traceparent
+            && a.headers == b.headers
+    }
+
     /// What it counts against quotas and windows: payload, headers and names, in bytes.
     #[must_use]
     pub fn cost(&self) -> u64 {
-        let headers: usize = self.0.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        (self.0.payload.len() + headers + self.0.event.as_str().len() + self.0.recipient.as_bytes().len())
-            as u64
+        (self.0.payload.len()
+            + self.0.header_bytes()
+            + self.0.event.as_str().len()
+            + self.0.recipient.as_bytes().len()) as u64
     }
 
     /// Checks what a codec cannot: the limits that [`MessageBuilder::build`] holds.
@@ -241,13 +264,17 @@ impl Message {
 }
 
 impl Parts {
+    fn header_bytes(&self) -> usize {
+        self.headers.iter().flat_map(|all| all.iter()).map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     fn check(&self) -> Result<(), MessageFlaw> {
         if self.payload.len() > MAX_PAYLOAD_BYTES {
             return Err(MessageFlaw::PayloadTooLarge { bytes: self.payload.len(), max: MAX_PAYLOAD_BYTES });
         }
-        let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if self.headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
-            return Err(MessageFlaw::HeadersTooLarge { count: self.headers.len(), bytes });
+        let (count, bytes) = (self.headers.as_ref().map_or(0, |all| all.len()), self.header_bytes());
+        if count > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+            return Err(MessageFlaw::HeadersTooLarge { count, bytes });
         }
         if self.ttl_ms == Some(0) {
             return Err(MessageFlaw::ZeroTtl);
@@ -302,7 +329,7 @@ impl MessageBuilder {
                 ttl_ms: None,
                 not_before: None,
                 traceparent: None,
-                headers: Vec::new(),
+                headers: None,
                 payload,
             })
         };
@@ -401,7 +428,7 @@ impl MessageBuilder {
     #[must_use]
     pub fn header(self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.with(|parts| {
-            parts.headers.push((name.into(), value.into()));
+            Arc::make_mut(parts.headers.get_or_insert_default()).push((name.into(), value.into()));
             Ok(())
         })
     }

@@ -4,6 +4,7 @@ mod accept;
 mod batch;
 mod dead;
 mod deliver;
+mod fanout;
 mod inbox;
 mod operate;
 mod replace;
