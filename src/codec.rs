@@ -12,6 +12,7 @@
 
 mod group;
 mod rows;
+mod varint;
 
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
@@ -27,6 +28,7 @@ use crate::time::Timestamp;
 
 pub use group::encode_records;
 pub use rows::{DEDUP_BYTES, decode_dedup, decode_row, encode_dedup, encode_row};
+pub(crate) use varint::{put_step, put_varint};
 
 /// No encoding is longer: the largest payload, headers and ids, with room to spare.
 const LIMIT: usize = 17 << 20;

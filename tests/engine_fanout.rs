@@ -2,6 +2,7 @@
 #![cfg(all(feature = "runtime", feature = "sled", feature = "testing"))]
 
 use std::collections::HashSet;
+use std::num::NonZeroUsize;
 use std::time::Duration;
 
 use lastmile::machine::Refusal;
@@ -28,7 +29,7 @@ async fn duplicates(engine: &Engine, message: &Message, people: &[UserId]) -> us
 
 #[tokio::test]
 async fn verdicts_come_in_order_for_any_number_of_people_around_a_slice_and_any_number_of_shards() {
-    for shards in [1, 3] {
+    for shards in [1, 3].map(|n| NonZeroUsize::new(n).unwrap()) {
         let engine = Engine::builder(MemoryStore::new()).shards(shards).build().unwrap();
         for n in [0, 1, 1023, 1024, 1025, 5000] {
             let message = news();

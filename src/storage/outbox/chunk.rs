@@ -6,9 +6,10 @@
 //! ```
 //!
 //! Numbers are little-endian. The tag holds the lane in its low three bits. The body is an accepted message as the
-//! record codec writes it, or, if the tag has STUB, `bytes u32 · parts u32`: the body lies in parts of its own.
+//! record codec writes it, or, if the tag has STUB, `bytes u32 · parts u32`: the body lies in parts of its own. If the tag
+//! has SHARED, it is `step · later`, varints: it leans on a body of its run.
 
-use crate::codec::Fields;
+use crate::codec::{Fields, put_step, put_varint};
 use crate::id::UserId;
 use crate::ports::MAX_VALUE_BYTES;
 use crate::record::{LaneId, Seq};
@@ -17,6 +18,7 @@ const VERSION: u8 = 1;
 const LANE: u8 = 0b111;
 const NEW_USER: u8 = 0b1000;
 const STUB: u8 = 0b1_0000;
+const SHARED: u8 = 0b10_0000;
 /// Entries with a longer body keep it in parts of its own.
 pub(super) const MAX_INLINE_BYTES: usize = 2048;
 /// Bytes of one part of a body.
@@ -33,6 +35,8 @@ pub(super) enum Body<'a> {
     Inline(&'a [u8]),
     /// In so many parts, of so many bytes together.
     Parts { bytes: u32, parts: u32 },
+    /// In a body of the run, which is the acceptance of the message at this place, so many milliseconds before (wrapping).
+    Shared { place: Seq, later: u64 },
 }
 
 impl Body<'_> {
@@ -45,7 +49,7 @@ impl Body<'_> {
 
     pub(super) fn parts(&self) -> u32 {
         match self {
-            Self::Inline(_) => 0,
+            Self::Inline(_) | Self::Shared { .. } => 0,
             Self::Parts { parts, .. } => *parts,
         }
     }
@@ -75,17 +79,27 @@ pub(super) struct Chunk {
     user: Vec<u8>,
     first: Option<(LaneId, Seq)>,
     first_user: Vec<u8>,
+    /// The body of the entry that is being added.
+    body: Vec<u8>,
 }
 
 impl Chunk {
     /// Adds an entry, unless it no longer fits. An empty chunk takes every entry.
     pub(super) fn push(&mut self, entry: &Entry<'_>) -> bool {
         let new = self.first.is_none() || self.user != entry.user;
-        let body = match entry.body {
-            Body::Inline(body) => body.len(),
-            Body::Parts { .. } => 8,
-        };
-        let bytes = 15 + body + if new { 1 + entry.user.len() } else { 0 };
+        self.body.clear();
+        match entry.body {
+            Body::Inline(body) => self.body.extend_from_slice(body),
+            Body::Parts { bytes, parts } => {
+                self.body.extend_from_slice(&bytes.to_le_bytes());
+                self.body.extend_from_slice(&parts.to_le_bytes());
+            }
+            Body::Shared { place, later } => {
+                put_step(entry.seq.get(), place.get(), &mut self.body);
+                put_varint(later, &mut self.body);
+            }
+        }
+        let bytes = 15 + self.body.len() + if new { 1 + entry.user.len() } else { 0 };
         if self.first.is_some() && self.value.len() + bytes > CHUNK_BYTES {
             return false;
         }
@@ -94,13 +108,17 @@ impl Chunk {
             self.first = Some((entry.lane, entry.seq));
             self.first_user = entry.user.to_vec();
         }
-        self.write(entry, new, body);
+        self.write(entry, new);
         true
     }
 
-    fn write(&mut self, entry: &Entry<'_>, new: bool, len: usize) {
-        let stub = matches!(entry.body, Body::Parts { .. });
-        let tag = entry.lane as u8 | if new { NEW_USER } else { 0 } | if stub { STUB } else { 0 };
+    fn write(&mut self, entry: &Entry<'_>, new: bool) {
+        let body = match entry.body {
+            Body::Inline(_) => 0,
+            Body::Parts { .. } => STUB,
+            Body::Shared { .. } => SHARED,
+        };
+        let tag = entry.lane as u8 | if new { NEW_USER } else { 0 } | body;
         self.value.push(tag);
         if new {
             self.value.push(u8::try_from(entry.user.len()).unwrap_or(u8::MAX));
@@ -110,14 +128,8 @@ impl Chunk {
         }
         self.value.extend_from_slice(&entry.seq.get().to_le_bytes());
         self.value.extend_from_slice(&entry.cost.to_le_bytes());
-        self.value.extend_from_slice(&u16::try_from(len).unwrap_or(u16::MAX).to_le_bytes());
-        match entry.body {
-            Body::Inline(body) => self.value.extend_from_slice(body),
-            Body::Parts { bytes, parts } => {
-                self.value.extend_from_slice(&bytes.to_le_bytes());
-                self.value.extend_from_slice(&parts.to_le_bytes());
-            }
-        }
+        self.value.extend_from_slice(&u16::try_from(self.body.len()).unwrap_or(u16::MAX).to_le_bytes());
+        self.value.extend_from_slice(&self.body);
     }
 
     /// The user of the entry added last.
@@ -160,16 +172,18 @@ impl<'a> Entries<'a> {
             let [len] = self.fields.take::<1>()?;
             self.user = self.fields.bytes(usize::from(len))?;
         }
-        if self.user.is_empty() || tag > (LANE | NEW_USER | STUB) {
+        if self.user.is_empty() || tag > (LANE | NEW_USER | SHARED) {
             return None;
         }
         let seq = Seq::new(self.fields.u64()?);
         let cost = self.fields.u32()?;
         let len = usize::from(self.fields.u16()?);
         let mut body = Fields(self.fields.bytes(len)?);
-        let body = match tag & STUB {
+        let body = match tag & (STUB | SHARED) {
             0 => Body::Inline(body.0),
-            _ => Body::Parts { bytes: body.u32()?, parts: body.u32()? },
+            STUB => Body::Parts { bytes: body.u32()?, parts: body.u32()? },
+            SHARED => Body::Shared { place: Seq::new(body.step_from(seq.get())?), later: body.varint()? },
+            _ => return None,
         };
         Some(Entry { user: self.user, lane, seq, cost, body })
     }

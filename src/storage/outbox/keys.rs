@@ -12,6 +12,7 @@ mod kind {
     pub(super) const DEDUP: u8 = 4;
     pub(super) const USER: u8 = 5;
     pub(super) const FILTER: u8 = 6;
+    pub(super) const SHARED: u8 = 7;
 }
 
 /// What a key stands for.
@@ -57,6 +58,15 @@ pub enum Key {
         /// Which part.
         part: u32,
     },
+    /// A part of a body that entries of a run share.
+    Shared {
+        /// The run's number.
+        run: u64,
+        /// The place of the message whose acceptance it is.
+        seq: Seq,
+        /// Which part.
+        part: u32,
+    },
     /// A user's row, or what says where its parts are.
     User {
         /// Whose.
@@ -87,6 +97,10 @@ impl Key {
             Self::Filter { run, part } => {
                 [&[kind::FILTER][..], &run.to_be_bytes(), &part.to_be_bytes()].concat()
             }
+            Self::Shared { run, seq, part } => {
+                let run = [&[kind::SHARED][..], &run.to_be_bytes()].concat();
+                [&run[..], &seq.get().to_be_bytes(), &part.to_be_bytes()].concat()
+            }
             Self::User { user } => with_user(&[kind::USER], user, &[0]),
             Self::UserPart { user, version, part } => {
                 let tail = [&[1][..], &version.to_be_bytes(), &part.to_be_bytes()].concat();
@@ -114,6 +128,10 @@ impl Key {
                 Self::Dedup { run, sender, seq: Seq::new(fields.u64()?) }
             }
             [kind::FILTER] => Self::Filter { run: fields.u64()?, part: u32::from_be_bytes(fields.take()?) },
+            [kind::SHARED] => {
+                let (run, seq) = (fields.u64()?, Seq::new(fields.u64()?));
+                Self::Shared { run, seq, part: u32::from_be_bytes(fields.take()?) }
+            }
             [kind::USER] => {
                 let user = fields.user()?;
                 match fields.take::<1>()? {
@@ -212,6 +230,11 @@ pub(super) fn filters_of(first: u64, last: u64) -> Range {
     numbered(kind::FILTER, first, last)
 }
 
+/// The bodies that entries share of the runs with these numbers, both included.
+pub(super) fn shared_of(first: u64, last: u64) -> Range {
+    numbered(kind::SHARED, first, last)
+}
+
 /// The bodies of the entries with these places, both included.
 pub(super) fn bodies_of(first: Seq, last: Seq) -> Range {
     numbered(kind::BODY, first.get(), last.get())
@@ -229,7 +252,7 @@ pub(super) fn parts_of(user: &UserId) -> Range {
 
 /// All rows of an outbox.
 pub(super) fn everything() -> Range {
-    (vec![kind::META], vec![kind::FILTER + 1])
+    (vec![kind::META], vec![kind::SHARED + 1])
 }
 
 #[cfg(test)]
@@ -257,6 +280,7 @@ mod tests {
         let mut all: Vec<Key> = ids().iter().flat_map(keys).collect();
         all.push(Key::Meta { part: 3 });
         all.push(Key::Body { seq: Seq::new(7), part: u32::MAX });
+        all.push(Key::Shared { run: u64::MAX, seq: Seq::new(7), part: u32::MAX });
         all.push(Key::Filter { run: u64::MAX, part: u32::MAX });
         all.push(Key::Dedup { run: u64::MAX, sender: u128::MAX, seq: Seq::MAX });
         let mut seen = std::collections::BTreeSet::new();

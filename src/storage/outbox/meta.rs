@@ -14,7 +14,7 @@ use crate::storage::frame;
 use crate::time::Timestamp;
 
 /// The format of the row that this build writes, and the newest it reads.
-pub const META_VERSION: u8 = 3;
+pub const META_VERSION: u8 = 4;
 /// What a part says before its share of the row.
 const PART_HEAD: usize = 2;
 /// The row's checksum is bound to this name.
@@ -53,6 +53,8 @@ pub struct RunInfo {
     pub users: u64,
     /// Parts of its filter.
     pub filter_parts: u32,
+    /// Bodies that entries share.
+    pub shared: u64,
     /// The filter, when it could be read.
     #[serde(skip)]
     pub(super) filter: Known,
@@ -103,6 +105,7 @@ impl RunInfo {
             last_user: None,
             users: 0,
             filter_parts: 0,
+            shared: 0,
             filter: Known::default(),
             pin: Pin::default(),
         }

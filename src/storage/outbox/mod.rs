@@ -6,6 +6,7 @@
 //! body      place · part                      → large messages             gone with their entry
 //! dedup     run · first sender · place        → remembered ids, packed
 //! filter    run · part                        → whose entries the run may hold
+//! shared    run · place · part                → bodies of what was said to many, for entries to lean on
 //! user      user                              → cursors, ended, attempts, inbox
 //! ```
 //!
@@ -33,6 +34,7 @@ mod recent;
 mod recover;
 mod rows;
 mod settle;
+mod shared;
 mod standing;
 mod suspects;
 mod verify;

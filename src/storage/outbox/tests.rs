@@ -16,6 +16,7 @@ mod damage;
 mod export;
 mod failed;
 mod recovery;
+mod shared;
 
 const FRESH: Identity = Identity { stream: StreamId::from_u128(1), digest_key: 2 };
 const NORMAL: usize = LaneId::Normal.index();

@@ -8,11 +8,13 @@ use super::filter::Filter;
 use super::keys::{self, Key};
 use super::meta::{Known, RunInfo};
 use super::rows::Change;
+use super::shared;
 use crate::codec::{self, DEDUP_BYTES};
 use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
 use crate::record::{Accept, DedupRow, Seq};
+use crate::time::Timestamp;
 
 /// Changes that wait for a batch, in order.
 #[derive(Debug, Default)]
@@ -100,6 +102,21 @@ impl RunWriter {
         self.info.stubs += u64::from(entry.body.parts() > 0);
     }
 
+    /// Adds an accepted message that leans on the shared body at this place, which was accepted at that time.
+    pub(super) fn leaning(&mut self, seq: Seq, accept: &Accept, base: (Seq, Timestamp), out: &mut Pending) {
+        let later = accept.at.as_millis().wrapping_sub(base.1.as_millis());
+        self.add(seq, accept, Body::Shared { place: base.0, later }, out);
+    }
+
+    /// Adds a body that entries share: the acceptance of the message at this place.
+    pub(super) fn shared(&mut self, seq: Seq, body: &[u8], out: &mut Pending) {
+        for (part, value) in (0_u32..).zip(shared::parts(body)) {
+            self.info.bytes += value.len() as u64;
+            out.put(Key::Shared { run: self.info.number, seq, part }.encode(), value);
+        }
+        self.info.shared += 1;
+    }
+
     /// Adds an accepted message; the body of a large one was written by [`write_body`].
     pub(super) fn accept(&mut self, seq: Seq, accept: &Accept, out: &mut Pending) {
         let mut bytes = core::mem::take(&mut self.scratch);
@@ -107,11 +124,15 @@ impl RunWriter {
         codec::encode_accept(accept, &mut bytes);
         let body =
             if bytes.len() > MAX_INLINE_BYTES { Body::stub(bytes.len()) } else { Body::Inline(&bytes) };
+        self.add(seq, accept, body, out);
+        self.scratch = bytes;
+    }
+
+    fn add(&mut self, seq: Seq, accept: &Accept, body: Body<'_>, out: &mut Pending) {
         let message = &accept.message;
         let cost = u32::try_from(message.cost()).unwrap_or(u32::MAX);
         let user = message.recipient().as_bytes();
         self.entry(&Entry { user, lane: accept.lane(), seq, cost, body }, out);
-        self.scratch = bytes;
     }
 
     /// Adds a remembered id; they come sorted by sender and place.

@@ -5,9 +5,9 @@ use crate::ports::{Batch, Row, StoreError, Visit};
 
 /// A store in which one row is damaged.
 #[derive(Clone)]
-struct Rotten {
-    store: MemoryStore,
-    key: Vec<u8>,
+pub(super) struct Rotten {
+    pub(super) store: MemoryStore,
+    pub(super) key: Vec<u8>,
 }
 
 impl Rotten {
