@@ -11,6 +11,7 @@
 //! - Each encoding carries its version; golden files hold it.
 
 mod group;
+mod ids;
 mod rows;
 mod varint;
 
@@ -27,7 +28,8 @@ use crate::record::{Accept, Admission, Attempt, End, Exposed, Floor, Origin, Rec
 use crate::time::Timestamp;
 
 pub use group::encode_records;
-pub use rows::{DEDUP_BYTES, decode_dedup, decode_row, encode_dedup, encode_row};
+pub use ids::{DedupRows, MAX_DEDUP_BYTES, decode_dedup, encode_dedup};
+pub use rows::{decode_row, encode_row};
 pub(crate) use varint::{put_step, put_varint};
 
 /// No encoding is longer: the largest payload, headers and ids, with room to spare.

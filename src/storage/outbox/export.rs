@@ -171,8 +171,8 @@ impl OutboxStore {
 
     fn export_ids(&self, run: &RunInfo, stream: &mut Out<'_>) -> Result<(), ExportError> {
         self.each(&keys::dedup_of(run.number, run.number), &mut |_, value| match value {
-            Ok(value) if value.len().is_multiple_of(codec::DEDUP_BYTES) => {
-                stream.carried.ids += (value.len() / codec::DEDUP_BYTES) as u64;
+            Ok(value) if codec::decode_dedup(value).all(|row| row.is_ok()) => {
+                stream.carried.ids += codec::decode_dedup(value).count() as u64;
                 stream.item(ID, value)
             }
             _ => stream.damaged(),
@@ -430,11 +430,12 @@ impl Import<'_> {
 
     fn ids(&mut self, body: &[u8]) -> Result<u64, String> {
         let run = self.run.as_mut().ok_or("remembered ids outside of a run")?;
-        let ids = codec::decode_dedup(body).map_err(|e| e.to_string())?;
-        for row in &ids {
-            run.id(row, &mut self.pending);
+        let mut ids = 0;
+        for row in codec::decode_dedup(body) {
+            run.id(&row.map_err(|e| e.to_string())?, &mut self.pending);
+            ids += 1;
         }
-        Ok(ids.len() as u64)
+        Ok(ids)
     }
 
     fn row(&mut self, fields: &mut Fields<'_>) -> Result<Option<()>, StoreError> {

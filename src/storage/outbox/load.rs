@@ -178,8 +178,8 @@ impl OutboxStore {
             let to = keys::after(keys::dedup(run.number, sender, Seq::MAX));
             self.dyn_store().scan(&first, &to, &mut |_, value| {
                 // A damaged chunk is left out: rather take a message twice than refuse a sender for good.
-                let rows = value.ok().and_then(|value| codec::decode_dedup(value).ok()).unwrap_or_default();
-                found.extend(rows.into_iter().filter(|row| row.sender == sender && row.at >= since));
+                let rows = value.ok().into_iter().flat_map(codec::decode_dedup).flatten();
+                found.extend(rows.filter(|row| row.sender == sender && row.at >= since));
                 Flow::Continue
             })?;
         }

@@ -405,7 +405,11 @@ fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
 }
 
 fn parse_ids(value: &[u8], items: &mut VecDeque<DedupRow>) -> bool {
-    codec::decode_dedup(value).map(|rows| items.extend(rows)).is_ok()
+    for row in codec::decode_dedup(value) {
+        let Ok(row) = row else { return false };
+        items.push_back(row);
+    }
+    true
 }
 
 /// Says what has ended, by the rows. Remembers the last user's: entries come sorted by user.

@@ -167,10 +167,16 @@ impl OutboxStore {
         let (from, to) = keys::dedup_of(run.number, run.number);
         let mut count = 0;
         self.inner.store.scan(&from, &to, &mut |key, value| {
-            let rows = value.map_err(|e| e.to_string());
-            match rows.and_then(|value| codec::decode_dedup(value).map_err(|e| e.to_string())) {
-                Ok(rows) => count += rows.len() as u64,
-                Err(reason) => report.damage.push(Damage::at(key, &reason)),
+            match value {
+                Ok(value) => {
+                    for row in codec::decode_dedup(value) {
+                        match row {
+                            Ok(_) => count += 1,
+                            Err(error) => report.damage.push(Damage::at(key, &error.to_string())),
+                        }
+                    }
+                }
+                Err(error) => report.damage.push(Damage::at(key, &error.to_string())),
             }
             Flow::Continue
         })?;

@@ -9,7 +9,7 @@ use super::keys::{self, Key};
 use super::meta::{Known, RunInfo};
 use super::rows::Change;
 use super::shared;
-use crate::codec::{self, DEDUP_BYTES};
+use crate::codec::{self, MAX_DEDUP_BYTES};
 use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
@@ -65,6 +65,8 @@ pub(super) struct RunWriter {
     chunk: Chunk,
     ids: Vec<u8>,
     first_id: Option<(u128, Seq)>,
+    /// The one that was added last to the chunk.
+    last_id: Option<DedupRow>,
     scratch: Vec<u8>,
     digester: Digester,
     filter: Filter,
@@ -79,6 +81,7 @@ impl RunWriter {
             chunk: Chunk::default(),
             ids: Vec::new(),
             first_id: None,
+            last_id: None,
             scratch: Vec::new(),
             digester,
             filter: Filter::with_room(users),
@@ -137,11 +140,12 @@ impl RunWriter {
 
     /// Adds a remembered id; they come sorted by sender and place.
     pub(super) fn id(&mut self, row: &DedupRow, out: &mut Pending) {
-        if self.ids.len() + DEDUP_BYTES > MAX_VALUE_BYTES {
+        if self.ids.len() + MAX_DEDUP_BYTES > MAX_VALUE_BYTES {
             self.flush_ids(out);
         }
         self.first_id.get_or_insert((row.sender, row.seq));
-        codec::encode_dedup(row, &mut self.ids);
+        codec::encode_dedup(row, self.last_id.as_ref(), &mut self.ids);
+        self.last_id = Some(*row);
         self.info.ids += 1;
         self.info.newest_id = self.info.newest_id.max(row.at);
     }
@@ -178,6 +182,7 @@ impl RunWriter {
 
     fn flush_ids(&mut self, out: &mut Pending) {
         let Some((sender, seq)) = self.first_id.take() else { return };
+        self.last_id = None;
         self.info.bytes += self.ids.len() as u64;
         self.info.id_chunks += 1;
         out.put(keys::dedup(self.info.number, sender, seq), core::mem::take(&mut self.ids));
