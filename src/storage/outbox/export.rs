@@ -136,7 +136,8 @@ impl OutboxStore {
         let mut judge = (Judge::default(), Bodies::default());
         self.each(&keys::chunks_of(run.number, run.number), &mut |_, value| {
             let Ok(value) = value else { return stream.damaged() };
-            for entry in entries(value) {
+            let mut users = Vec::new();
+            for entry in entries(value, &mut users) {
                 match entry {
                     Ok(entry) => self.export_entry(run.number, &entry, &mut judge, stream)?,
                     Err(_) => stream.damaged()?,

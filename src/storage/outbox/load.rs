@@ -213,7 +213,8 @@ fn first_of(key: &[u8], user: &UserId) -> Option<(LaneId, Seq)> {
 /// so that nothing of this one lies in the chunks behind it.
 fn visit_chunk(mut first: Option<(LaneId, Seq)>, value: &[u8], user: &UserId, visit: &mut Visit<'_>) -> Flow {
     let order = keys::user_order(user);
-    for entry in entries(value) {
+    let mut users = Vec::new();
+    for entry in entries(value, &mut users) {
         let flow = match entry {
             Ok(entry) if entry.user == user.as_bytes() => {
                 first = None;

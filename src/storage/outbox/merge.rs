@@ -389,7 +389,8 @@ fn delete_all(
 
 fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
     let mut user: Option<UserId> = None;
-    for entry in entries(value) {
+    let mut users = Vec::new();
+    for entry in entries(value, &mut users) {
         let Ok(entry) = entry else { return false };
         let same = user.take().filter(|user| user.as_bytes() == entry.user);
         let Some(id) = same.or_else(|| UserId::new(entry.user).ok()) else { return false };
@@ -445,7 +446,8 @@ impl Judge {
         chunk: &[u8],
         pending: &mut Pending,
     ) -> Result<(), StoreError> {
-        for entry in entries(chunk).flatten().filter(|entry| entry.body.parts() > 0) {
+        let mut users = Vec::new();
+        for entry in entries(chunk, &mut users).flatten().filter(|entry| entry.body.parts() > 0) {
             let Ok(user) = UserId::new(entry.user) else { continue };
             if self.has_ended(outbox, &user, entry.lane, entry.seq)? {
                 for part in 0..entry.body.parts() {

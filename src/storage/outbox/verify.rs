@@ -135,7 +135,8 @@ impl OutboxStore {
             }
         };
         let mut count = 0;
-        for entry in entries(value) {
+        let mut users = Vec::new();
+        for entry in entries(value, &mut users) {
             let (Ok(entry), Some(user)) =
                 (&entry, entry.as_ref().ok().and_then(|e| UserId::new(e.user).ok()))
             else {
