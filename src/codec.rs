@@ -11,7 +11,10 @@
 //! - Each encoding carries its version; golden files hold it.
 
 mod fields;
+mod group;
+mod ids;
 mod rows;
+mod varint;
 
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
@@ -27,7 +30,10 @@ use crate::status::EndReason;
 use crate::time::Timestamp;
 
 pub(crate) use fields::Fields;
-pub use rows::{DEDUP_BYTES, decode_dedup, decode_row, encode_dedup, encode_row};
+pub use group::encode_records;
+pub use ids::{DedupRows, MAX_DEDUP_BYTES, decode_dedup, encode_dedup};
+pub use rows::{decode_row, encode_row};
+pub(crate) use varint::{put_step, put_varint};
 
 /// No encoding is longer: the largest payload, headers and ids, with room to spare.
 const LIMIT: usize = 17 << 20;
@@ -138,12 +144,19 @@ const SCHEDULED: u8 = 20;
 const BURIED: u8 = 23;
 /// Of a message that was a dead letter, and whether it may have arrived.
 const REQUEUED: u8 = 24;
+/// As the acceptance before it in the same group, for somebody else: see [`encode_records`].
+const LIKE: u8 = 25;
 
 /// Appends `len · kind · version · body` to `out`.
 pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
+    with_len(out, |out| encode_bare(record, out));
+}
+
+/// Appends what is written, behind its length.
+fn with_len(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
-    encode_bare(record, out);
+    write(out);
     let len = u32::try_from(out.len().saturating_sub(start).saturating_sub(4));
     let len = len.expect("the limits of a message keep a record below 4 GiB").to_le_bytes();
     if let Some(place) = out.get_mut(start..).and_then(|tail| tail.first_chunk_mut::<4>()) {
@@ -203,10 +216,10 @@ pub fn decode_accept(bytes: &[u8]) -> Result<Accept, CodecError> {
 }
 
 /// The records of a group: `count` of them, and nothing else. Ends after the first error that hides where the next
-/// record starts; a record that is merely damaged itself is one `Err` in its place.
+/// record starts; a record that is merely damaged itself is one `Err` in its place, and so is each that leans on it.
 #[must_use]
 pub fn decode_records(count: u32, bytes: &[u8]) -> Records<'_> {
-    Records { left: count, bytes }
+    Records { left: count, bytes, before: None }
 }
 
 /// Iterator of [`decode_records`].
@@ -214,6 +227,8 @@ pub fn decode_records(count: u32, bytes: &[u8]) -> Records<'_> {
 pub struct Records<'a> {
     left: u32,
     bytes: &'a [u8],
+    /// The acceptance that the next one may lean on.
+    before: Option<std::sync::Arc<Accept>>,
 }
 
 impl Records<'_> {
@@ -224,7 +239,7 @@ impl Records<'_> {
         let (body, rest) = rest.split_at_checked(len).ok_or(truncated(len.saturating_add(4)))?;
         self.bytes = rest;
         self.left = self.left.saturating_sub(1);
-        decode_bare(body)
+        group::decode_next(body, &mut self.before)
     }
 }
 
@@ -249,10 +264,13 @@ fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
-    if !matches!(kind, ACCEPT..=FLOOR | MOVED | COLLAPSING | SCHEDULED | BURIED | REQUEUED) {
+    if !matches!(kind, ACCEPT..=FLOOR | MOVED | COLLAPSING | SCHEDULED | BURIED..=LIKE) {
         return Err(CodecError::UnknownKind { kind });
     }
     check_version(kind, *version)?;
+    if kind == LIKE {
+        return Err(CodecError::Body("it leans on a message that is not there".to_owned()));
+    }
     let accept = |body: AcceptIn<'_>, admission, not_before| {
         body.build(admission, not_before, None).map(|accept| Record::Accept(std::sync::Arc::new(accept)))
     };

@@ -1,5 +1,7 @@
 //! The message: what a host hands to the engine.
 
+mod priority;
+
 use core::fmt;
 use core::time::Duration;
 use std::sync::Arc;
@@ -22,53 +24,7 @@ pub const MAX_HEADER_BYTES: usize = 2048;
 /// The length of a W3C `traceparent`.
 const TRACEPARENT_BYTES: usize = 55;
 
-/// How urgent a message is. Each is a lane of its own in the recipient's outbox.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Priority {
-    /// Rings, alarms: first, within a bound, and with an in-flight reserve of its own.
-    Critical,
-    /// Direct messages.
-    High,
-    /// Everything else.
-    #[default]
-    Normal,
-    /// Digests, hints.
-    Low,
-}
-
-impl Priority {
-    /// All priorities, most urgent first.
-    pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Normal, Self::Low];
-
-    /// 0 for critical to 3 for low.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
-    /// The priority with this index.
-    #[must_use]
-    pub const fn from_index(index: u8) -> Option<Self> {
-        match index {
-            0 => Some(Self::Critical),
-            1 => Some(Self::High),
-            2 => Some(Self::Normal),
-            3 => Some(Self::Low),
-            _ => None,
-        }
-    }
-
-    /// A lower-case name, for tables and metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Critical => "critical",
-            Self::High => "high",
-            Self::Normal => "normal",
-            Self::Low => "low",
-        }
-    }
-}
+pub use priority::Priority;
 
 /// What an `Ok` from `send` means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -109,7 +65,8 @@ struct Parts {
     collapse_key: Option<CollapseKey>,
     version: Option<u64>,
     traceparent: Option<String>,
-    headers: Vec<(String, Bytes)>,
+    /// Shared, as the payload is, by what is sent to many.
+    headers: Option<Arc<Vec<(String, Bytes)>>>,
     payload: Bytes,
 }
 
@@ -216,7 +173,7 @@ impl Message {
 
     /// Its headers, in the order they were added.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref()))
+        self.0.headers.iter().flat_map(|all| all.iter()).map(|(name, value)| (name.as_str(), value.as_ref()))
     }
 
     /// The value of the first header with this name.
@@ -237,12 +194,35 @@ impl Message {
         Self(Arc::new(Parts { priority, ..(*self.0).clone() }))
     }
 
+    /// The same message for somebody else. It shares its payload and its headers with this one.
+    #[must_use]
+    pub fn for_recipient(&self, recipient: UserId) -> Self {
+        Self(Arc::new(Parts { recipient, ..(*self.0).clone() }))
+    }
+
+    /// Whether it is the other message, for whomever. `false` also for messages that say the same in other memory: what
+    /// differs most often is compared first, and no payload is ever read.
+    pub(crate) fn is_shared_with(&self, other: &Self) -> bool {
+        let (a, b) = (&*self.0, &*other.0);
+        (a.payload.as_ptr(), a.payload.len()) == (b.payload.as_ptr(), b.payload.len())
+            && a.id == b.id
+            && (a.priority, a.durability, a.ttl_ms, a.not_before)
+                == (b.priority, b.durability, b.ttl_ms, b.not_before)
+            && a.event == b.event
+            && a.sender == b.sender
+            && a.ordering_key == b.ordering_key
+            && (&a.collapse_key, a.version) == (&b.collapse_key, b.version)
+            && a.traceparent == b.traceparent
+            && a.headers == b.headers
+    }
+
     /// What it counts against quotas and windows: payload, headers and names, in bytes.
     #[must_use]
     pub fn cost(&self) -> u64 {
-        let headers: usize = self.0.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        (self.0.payload.len() + headers + self.0.event.as_str().len() + self.0.recipient.as_bytes().len())
-            as u64
+        (self.0.payload.len()
+            + self.0.header_bytes()
+            + self.0.event.as_str().len()
+            + self.0.recipient.as_bytes().len()) as u64
     }
 
     /// Checks what a codec cannot: the limits that [`MessageBuilder::build`] holds.
@@ -255,13 +235,17 @@ impl Message {
 }
 
 impl Parts {
+    fn header_bytes(&self) -> usize {
+        self.headers.iter().flat_map(|all| all.iter()).map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     fn check(&self) -> Result<(), MessageFlaw> {
         if self.payload.len() > MAX_PAYLOAD_BYTES {
             return Err(MessageFlaw::PayloadTooLarge { bytes: self.payload.len(), max: MAX_PAYLOAD_BYTES });
         }
-        let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if self.headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
-            return Err(MessageFlaw::HeadersTooLarge { count: self.headers.len(), bytes });
+        let (count, bytes) = (self.headers.as_ref().map_or(0, |all| all.len()), self.header_bytes());
+        if count > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+            return Err(MessageFlaw::HeadersTooLarge { count, bytes });
         }
         if self.ttl_ms == Some(0) {
             return Err(MessageFlaw::ZeroTtl);
@@ -321,7 +305,7 @@ impl MessageBuilder {
                 collapse_key: None,
                 version: None,
                 traceparent: None,
-                headers: Vec::new(),
+                headers: None,
                 payload,
             })
         };
@@ -452,7 +436,7 @@ impl MessageBuilder {
     #[must_use]
     pub fn header(self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.with(|parts| {
-            parts.headers.push((name.into(), value.into()));
+            Arc::make_mut(parts.headers.get_or_insert_default()).push((name.into(), value.into()));
             Ok(())
         })
     }

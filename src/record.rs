@@ -84,7 +84,8 @@ impl Epoch {
 /// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
 ///
 /// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below. Further kinds
-/// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter) and 24 (sent once more). 16 devices, 21
+/// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter), 24 (sent once more) and 25 (as the
+/// one before it, for somebody else). 16 devices, 21
 /// receipt and 22 ledger are reserved for what is to come and refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
@@ -174,6 +175,20 @@ impl Accept {
     #[must_use]
     pub fn new(message: Message, at: Timestamp) -> Self {
         Self { message, at, origin: None, admission: Admission::New }
+    }
+
+    /// Whether it says what another one says, for whomever and whenever, in the same memory.
+    pub(crate) fn is_shared_with(&self, other: &Self) -> bool {
+        self.message.is_shared_with(&other.message)
+            && self.admission == other.admission
+            && self.origin == other.origin
+    }
+
+    /// The same for somebody else, at another time. It shares payload and headers.
+    #[cfg(feature = "storage")]
+    pub(crate) fn for_recipient(&self, recipient: UserId, at: Timestamp) -> Self {
+        let (origin, admission) = (self.origin, self.admission);
+        Self { message: self.message.for_recipient(recipient), at, origin, admission }
     }
 
     /// When it expires ([`Timestamp::NEVER`] without a TTL, and for a dead letter).

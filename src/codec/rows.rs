@@ -1,15 +1,12 @@
-//! The bytes of user rows and remembered ids. Every list is a blob of items of fixed width, so that what a row takes in
+//! The bytes of user rows. Every list is a blob of items of fixed width, so that what a row takes in
 //! memory is bounded by its bytes.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Blob, CodecError, Fields, RECORD_VERSION, check_version, decode_borrowed, encode_value};
 use crate::id::StreamId;
-use crate::record::{DedupRow, Epoch, InboxRow, LaneId, LaneRow, NewestRow, Seq, UserRow};
+use crate::record::{Epoch, InboxRow, LaneId, LaneRow, NewestRow, Seq, UserRow};
 use crate::time::Timestamp;
-
-/// Bytes of an encoded [`DedupRow`].
-pub const DEDUP_BYTES: usize = 56;
 
 /// A user's row between its type and its bytes; every list is a blob of fixed-width items.
 #[derive(Serialize, Deserialize)]
@@ -160,30 +157,4 @@ fn unpack_inbox_row<'a>(fields: &mut Fields<'a>) -> Result<(InboxRow, &'a [u8]),
     let count = usize::try_from(fields.u64().ok_or_else(short)?).unwrap_or(usize::MAX);
     let seen = fields.bytes(count.saturating_mul(PLACE_BYTES)).ok_or_else(short)?;
     Ok((InboxRow { stream, lane, floor, seen: Vec::new() }, seen))
-}
-
-/// Appends a remembered id: fixed width, so that rows can be counted without being decoded.
-pub fn encode_dedup(row: &DedupRow, out: &mut Vec<u8>) {
-    out.extend_from_slice(&row.sender.to_le_bytes());
-    out.extend_from_slice(&row.key.to_le_bytes());
-    out.extend_from_slice(&row.content.to_le_bytes());
-    out.extend_from_slice(&row.seq.get().to_le_bytes());
-    out.extend_from_slice(&row.at.as_millis().to_le_bytes());
-}
-
-/// The remembered ids that [`encode_dedup`] wrote one behind the other.
-///
-/// # Errors
-/// [`CodecError::Trailing`] when the bytes are not a whole number of rows.
-pub fn decode_dedup(bytes: &[u8]) -> Result<Vec<DedupRow>, CodecError> {
-    unpack(bytes, |item: &[u8; DEDUP_BYTES]| {
-        let mut fields = Fields(item);
-        DedupRow {
-            sender: fields.u128().unwrap_or_default(),
-            key: fields.u128().unwrap_or_default(),
-            content: fields.u64().unwrap_or_default(),
-            seq: Seq::new(fields.u64().unwrap_or_default()),
-            at: Timestamp::from_millis(fields.u64().unwrap_or_default()),
-        }
-    })
 }

@@ -133,7 +133,7 @@ impl Machine {
 
     /// Remembers the id of a message that is to be committed.
     pub(super) fn reserve_id(&mut self, key: u128, message: &Message, at: Timestamp) {
-        let (sender, content) = (self.digester.user(message.sender()), self.digester.content(message));
+        let (sender, content) = (self.digester.user(message.sender()), self.content_of(message));
         self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at, sender });
     }
 
@@ -177,7 +177,7 @@ impl Machine {
     }
 
     pub(super) fn answer_repeat(&mut self, ticket: Ticket, key: u128, slot: Slot, message: &Message) {
-        if slot.content != self.digester.content(message) {
+        if slot.content != self.content_of(message) {
             return self.answer(ticket, Err(Refusal::Conflict));
         }
         self.stats.duplicates += 1;

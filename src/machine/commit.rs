@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::Machine;
+use super::fanout::Weighing;
 use super::io::{Accepted, Action, CommitId, EntryRef, Ticket};
 use super::operate::OperationId;
 use super::operation::Outcome;
@@ -46,7 +47,7 @@ impl Pending {
     }
 
     /// What it takes in a commit at most.
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Accept(pending) => PendingAccept::bytes(&pending.accept.message),
             Self::Fact(_) | Self::Joined(_) => FACT_BYTES,
@@ -117,9 +118,9 @@ impl Machine {
     /// How many of the gathered records make one commit: a group must fit into the journal.
     fn piece(&self) -> usize {
         let max = self.config.max_commit_bytes.get();
-        let mut bytes = 0_u64;
+        let (mut bytes, mut weighing) = (0_u64, Weighing::default());
         let fits = self.current.iter().take_while(|pending| {
-            bytes = bytes.saturating_add(pending.bytes());
+            bytes = bytes.saturating_add(weighing.bytes(pending));
             bytes <= max
         });
         let n = fits.count().max(1);

@@ -91,6 +91,16 @@ pub enum Input {
     },
     /// A host sends messages of which all are accepted, in one commit, or none.
     SendBatch(Vec<(Ticket, Message)>),
+    /// A host sends one message to many people: as if it were sent to each of them, one after the other. They share its
+    /// payload.
+    FanOut {
+        /// The first one's; the others follow, each answered like a send.
+        first: Ticket,
+        /// The message, for whomever.
+        message: Message,
+        /// Whom it is for.
+        recipients: Vec<UserId>,
+    },
     /// Another engine's deliveries come in for this engine's inbox, as one batch it offered, in its order. Each is
     /// answered like a send; what follows a refused one with the same recipient, lane and ordering key is refused too.
     Receive(Vec<(Ticket, Delivery)>),

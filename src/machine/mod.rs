@@ -35,6 +35,7 @@ mod dead;
 mod dedup;
 mod deliver;
 mod entry;
+mod fanout;
 mod fold;
 mod index;
 mod io;
@@ -145,6 +146,8 @@ pub struct Machine {
     /// Whether the store may hold rows.
     rows_exist: bool,
     dedup: Dedup,
+    /// The digest of what is being sent to many.
+    content: Option<u64>,
     counters: Counters,
     reserved: Totals,
     /// Messages that were confirmed while another end was being recorded.
@@ -234,6 +237,7 @@ impl Machine {
             index_complete: birth.store_empty,
             rows_exist: !birth.store_empty,
             dedup,
+            content: None,
             counters: birth.counters,
             reserved: Totals::default(),
             confirmed_late: BTreeSet::new(),
@@ -292,6 +296,9 @@ impl Machine {
         match input {
             Input::Send { ticket, message } => self.handle_send(now, ticket, message),
             Input::SendBatch(messages) => self.handle_send_batch(now, messages),
+            Input::FanOut { first, message, recipients } => {
+                self.handle_fan_out(now, first, &message, recipients);
+            }
             Input::Receive(batch) => self.handle_receive(now, batch),
             Input::Operate { ticket, operation } => self.operate(ticket, operation, self.applied),
             Input::Written(commit) => self.handle_written(commit),

@@ -392,6 +392,7 @@ impl Assembly {
             threads: std::sync::Mutex::new(threads),
             drivers: Mutex::new(drivers),
             closing: AtomicBool::new(false),
+            max_pending: self.builder.config.max_pending.get(),
             recovered: self.recovered,
             lost: self.opened.lost,
         };

@@ -6,6 +6,7 @@ mod batch;
 mod collapse;
 mod dead;
 mod deliver;
+mod fanout;
 mod inbox;
 mod operate;
 mod replace;

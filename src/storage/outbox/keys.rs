@@ -13,6 +13,7 @@ mod kind {
     pub(super) const DEDUP: u8 = 4;
     pub(super) const USER: u8 = 5;
     pub(super) const FILTER: u8 = 6;
+    pub(super) const SHARED: u8 = 7;
     pub(super) const DUE: u8 = 8;
 }
 
@@ -59,6 +60,15 @@ pub enum Key {
         /// Which part.
         part: u32,
     },
+    /// A part of a body that entries of a run share.
+    Shared {
+        /// The run's number.
+        run: u64,
+        /// The place of the message whose acceptance it is.
+        seq: Seq,
+        /// Which part.
+        part: u32,
+    },
     /// A part of the list of users of whom a run has something due.
     Due {
         /// The run's number.
@@ -98,6 +108,10 @@ impl Key {
             Self::Filter { run, part } => {
                 [&[kind::FILTER][..], &run.to_be_bytes(), &part.to_be_bytes()].concat()
             }
+            Self::Shared { run, seq, part } => {
+                let run = [&[kind::SHARED][..], &run.to_be_bytes()].concat();
+                [&run[..], &seq.get().to_be_bytes(), &part.to_be_bytes()].concat()
+            }
             Self::Due { run, at, part } => {
                 let at = at.as_millis().to_be_bytes();
                 [&[kind::DUE][..], &run.to_be_bytes(), &at, &part.to_be_bytes()].concat()
@@ -129,6 +143,10 @@ impl Key {
                 Self::Dedup { run, sender, seq: Seq::new(fields.u64()?) }
             }
             [kind::FILTER] => Self::Filter { run: fields.u64()?, part: u32::from_be_bytes(fields.take()?) },
+            [kind::SHARED] => {
+                let (run, seq) = (fields.u64()?, Seq::new(fields.u64()?));
+                Self::Shared { run, seq, part: u32::from_be_bytes(fields.take()?) }
+            }
             [kind::DUE] => {
                 let (run, at) = (fields.u64()?, Timestamp::from_millis(fields.u64()?));
                 Self::Due { run, at, part: u32::from_be_bytes(fields.take()?) }
@@ -231,6 +249,11 @@ pub(super) fn filters_of(first: u64, last: u64) -> Range {
     numbered(kind::FILTER, first, last)
 }
 
+/// The bodies that entries share of the runs with these numbers, both included.
+pub(super) fn shared_of(first: u64, last: u64) -> Range {
+    numbered(kind::SHARED, first, last)
+}
+
 /// The lists of what is due of the runs with these numbers, both included.
 pub(super) fn dues_of(first: u64, last: u64) -> Range {
     numbered(kind::DUE, first, last)
@@ -281,6 +304,7 @@ mod tests {
         let mut all: Vec<Key> = ids().iter().flat_map(keys).collect();
         all.push(Key::Meta { part: 3 });
         all.push(Key::Body { seq: Seq::new(7), part: u32::MAX });
+        all.push(Key::Shared { run: u64::MAX, seq: Seq::new(7), part: u32::MAX });
         all.push(Key::Filter { run: u64::MAX, part: u32::MAX });
         all.push(Key::Dedup { run: u64::MAX, sender: u128::MAX, seq: Seq::MAX });
         let mut seen = std::collections::BTreeSet::new();

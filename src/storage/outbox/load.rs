@@ -9,6 +9,7 @@ use super::chunk::{Body, Entry, entries};
 use super::keys::{self, Key};
 use super::meta::{Meta, RunInfo};
 use super::recent::Messages;
+use super::shared::Bodies;
 use super::verify::Damage;
 use super::{OutboxStore, rows};
 use crate::codec;
@@ -71,7 +72,7 @@ impl OutboxStore {
             self.scan_entries(run, user, from, to, &mut |entry| {
                 match entry {
                     Ok(entry) => {
-                        read.add(&entry);
+                        read.add(run.number, &entry);
                         count(entry.lane, entry.seq, u64::from(entry.cost));
                     }
                     Err(first) => {
@@ -95,9 +96,11 @@ impl OutboxStore {
         page: &mut PageLoad<'_>,
     ) -> Result<(), StoreError> {
         if let Some(read) = self.inner.recent.find(user, table.generation) {
-            let _ = read.lane(user, lane).try_for_each(|entry| match page.entry(self.dyn_store(), &entry) {
-                Flow::Continue => ControlFlow::Continue(()),
-                Flow::Stop => ControlFlow::Break(()),
+            let _ = read.lane(user, lane).try_for_each(|(run, entry)| {
+                match page.entry(self.dyn_store(), run, &entry) {
+                    Flow::Continue => ControlFlow::Continue(()),
+                    Flow::Stop => ControlFlow::Break(()),
+                }
             });
             return page.error.take().map_or(Ok(()), Err);
         }
@@ -107,7 +110,7 @@ impl OutboxStore {
             let to = keys::after(keys::chunk(run.number, user, lane, Seq::MAX));
             self.scan_entries(run, user, from, to, &mut |entry| match entry {
                 Ok(entry) if entry.lane != lane => Flow::Continue,
-                Ok(entry) => page.entry(self.dyn_store(), &entry),
+                Ok(entry) => page.entry(self.dyn_store(), run.number, &entry),
                 Err(place) => page.damage(place.filter(|place| place.0 == lane).map(|place| place.1)),
             })?;
             if page.full {
@@ -176,8 +179,8 @@ impl OutboxStore {
             let to = keys::after(keys::dedup(run.number, sender, Seq::MAX));
             self.dyn_store().scan(&first, &to, &mut |_, value| {
                 // A damaged chunk is left out: rather take a message twice than refuse a sender for good.
-                let rows = value.ok().and_then(|value| codec::decode_dedup(value).ok()).unwrap_or_default();
-                found.extend(rows.into_iter().filter(|row| row.sender == sender && row.at >= since));
+                let rows = value.ok().into_iter().flat_map(codec::decode_dedup).flatten();
+                found.extend(rows.filter(|row| row.sender == sender && row.at >= since));
                 Flow::Continue
             })?;
         }
@@ -211,7 +214,8 @@ fn first_of(key: &[u8], user: &UserId) -> Option<(LaneId, Seq)> {
 /// so that nothing of this one lies in the chunks behind it.
 fn visit_chunk(mut first: Option<(LaneId, Seq)>, value: &[u8], user: &UserId, visit: &mut Visit<'_>) -> Flow {
     let order = keys::user_order(user);
-    for entry in entries(value) {
+    let mut users = Vec::new();
+    for entry in entries(value, &mut users) {
         let flow = match entry {
             Ok(entry) if entry.user == user.as_bytes() => {
                 first = None;
@@ -234,13 +238,19 @@ pub(super) fn has_ended(row: &UserRow, lane: LaneId, seq: Seq) -> bool {
     row.lanes.get(lane.index()).is_some_and(ended)
 }
 
-/// The message of an entry.
-pub(super) fn message_of(store: &dyn Store, entry: &Entry<'_>) -> Result<Accept, StoreError> {
+/// The message of an entry of a run; of the bodies that were read, some are kept for those that follow.
+pub(super) fn message_of(
+    store: &dyn Store,
+    run: u64,
+    entry: &Entry<'_>,
+    bodies: &mut Bodies,
+) -> Result<Accept, StoreError> {
     let key = Key::Body { seq: entry.seq, part: 0 }.encode();
     let decode = |bytes: &[u8]| codec::decode_accept(bytes).map_err(|e| rows::damaged(&key, &e.to_string()));
     let accept = match entry.body {
         Body::Inline(body) => decode(body)?,
         Body::Parts { bytes, parts } => decode(&body_of(store, entry.seq, bytes, parts)?)?,
+        Body::Shared { place, later } => bodies.message_of(store, run, entry, later, place)?,
     };
     let message = &accept.message;
     if message.recipient().as_bytes() != entry.user || accept.lane() != entry.lane {
@@ -278,15 +288,28 @@ struct PageLoad<'a> {
     last: Seq,
     full: bool,
     error: Option<StoreError>,
+    bodies: Bodies,
 }
 
 impl<'a> PageLoad<'a> {
     fn new(after: Seq, ended: &'a [Seq], limits: Limits) -> Self {
         let (entries, damaged) = (Vec::new(), Vec::new());
-        Self { after, ended, limits, bytes: 0, entries, damaged, last: after, full: false, error: None }
+        let bodies = Bodies::default();
+        Self {
+            after,
+            ended,
+            limits,
+            bytes: 0,
+            entries,
+            damaged,
+            last: after,
+            full: false,
+            error: None,
+            bodies,
+        }
     }
 
-    fn entry(&mut self, store: &dyn Store, entry: &Entry<'_>) -> Flow {
+    fn entry(&mut self, store: &dyn Store, run: u64, entry: &Entry<'_>) -> Flow {
         if entry.seq <= self.after || self.ended.binary_search(&entry.seq).is_ok() {
             return Flow::Continue;
         }
@@ -297,7 +320,7 @@ impl<'a> PageLoad<'a> {
             self.full = true;
             return Flow::Stop;
         }
-        match message_of(store, entry) {
+        match message_of(store, run, entry, &mut self.bodies) {
             Ok(accept) => {
                 self.bytes = self.bytes.saturating_add(cost);
                 self.entries.push((entry.seq, Arc::new(accept)));

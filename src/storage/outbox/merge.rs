@@ -4,7 +4,7 @@
 //! step is one operation on the store. Before the table names the new run nothing of it is seen; afterwards the old
 //! runs are listed as dropping, so that the next opening goes on with deleting them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::chunk::{Body, Entry, entries};
 use super::keys::{self, Key};
@@ -13,7 +13,7 @@ use super::meta::{Meta, Pin, RunInfo};
 use super::rows::Change;
 use super::verify::Damage;
 use super::writer::{Pending, RunWriter};
-use super::{OutboxStore, Progress, rows};
+use super::{OutboxStore, Progress, rows, shared};
 use crate::codec;
 use crate::id::UserId;
 use crate::ports::{Flow, StoreError};
@@ -36,6 +36,8 @@ pub struct Merge {
     writer: Option<RunWriter>,
     entries: Vec<Cursor<Owned>>,
     ids: Vec<Cursor<DedupRow>>,
+    /// Bodies that something live leans on, and the run that has each: a few words for what takes 128 bytes at least.
+    shared: BTreeMap<Seq, u64>,
     judge: Judge,
     pending: Pending,
     damage: Vec<Damage>,
@@ -48,6 +50,7 @@ pub struct Merge {
 enum Phase {
     Entries,
     Ids,
+    Shared,
     SyncRun,
     Publish,
     SyncTable,
@@ -99,6 +102,7 @@ impl Merge {
             writer: None,
             entries: Vec::new(),
             ids: Vec::new(),
+            shared: BTreeMap::new(),
             judge: Judge::default(),
             pending: Pending::default(),
             damage: Vec::new(),
@@ -122,6 +126,7 @@ impl Merge {
             let next = match self.phase {
                 Phase::Entries => self.fill_entries(outbox)?,
                 Phase::Ids => self.fill_ids(outbox)?,
+                Phase::Shared => self.fill_shared(outbox)?,
                 Phase::SyncRun => return self.then(Phase::Publish, outbox.sync()),
                 Phase::Publish => {
                     let published = self.publish(outbox, epoch);
@@ -167,12 +172,16 @@ impl Merge {
             let heads =
                 self.entries.iter().enumerate().filter_map(|(i, cursor)| Some((cursor.items.front()?, i)));
             let least = heads.min_by(|(a, _), (b, _)| a.entry().place().cmp(&b.entry().place()));
-            let Some(cursor) = least.map(|(_, i)| i).and_then(|i| self.entries.get_mut(i)) else {
+            let of = least.map_or(usize::MAX, |(_, i)| i);
+            let Some(cursor) = self.entries.get_mut(of) else {
                 writer.finish(&mut self.pending);
                 return Ok(Some(Phase::Ids));
             };
             let Some(owned) = cursor.items.pop_front() else { continue };
             if !self.judge.has_ended(outbox, &owned.user, owned.lane, owned.seq)? {
+                if let (Some(Body::Shared { place, .. }), Some(run)) = (owned.stub, self.inputs.get(of)) {
+                    self.shared.insert(place, run.number);
+                }
                 writer.entry(&owned.entry(), &mut self.pending);
             }
         }
@@ -191,11 +200,29 @@ impl Merge {
             let Some(cursor) = least.map(|(_, i)| i).and_then(|i| self.ids.get_mut(i)) else {
                 writer.finish(&mut self.pending);
                 writer.finish_filter(&mut self.pending);
-                return Ok(Some(Phase::SyncRun));
+                return Ok(Some(Phase::Shared));
             };
             let Some(row) = cursor.items.pop_front() else { continue };
             if row.at >= self.since {
                 writer.id(&row, &mut self.pending);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes over what something live leans on.
+    fn fill_shared(&mut self, outbox: &OutboxStore) -> Result<Option<Phase>, StoreError> {
+        let Some(writer) = &mut self.writer else { return Ok(Some(Phase::SyncRun)) };
+        while !self.pending.is_full() {
+            let Some((seq, run)) = self.shared.pop_first() else { return Ok(Some(Phase::SyncRun)) };
+            match shared::read(outbox.dyn_store(), run, seq) {
+                Ok(body) => writer.shared(seq, &body, &mut self.pending),
+                // Whoever leans on it is told when they are loaded: what it cost is known.
+                Err(error @ StoreError::Damaged { .. }) => {
+                    let key = Key::Shared { run, seq, part: 0 }.encode();
+                    self.damage.push(Damage::at(&key, &error.to_string()));
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(None)
@@ -247,6 +274,7 @@ impl Merge {
                 delete_all(outbox, &keys::dedup_of(run.number, run.number), &mut self.pending)?;
                 delete_all(outbox, &keys::filters_of(run.number, run.number), &mut self.pending)?;
                 delete_all(outbox, &keys::dues_of(run.number, run.number), &mut self.pending)?;
+                delete_all(outbox, &keys::shared_of(run.number, run.number), &mut self.pending)?;
                 self.dropping += 1;
             }
         }
@@ -367,7 +395,8 @@ fn delete_all(
 
 fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
     let mut user: Option<UserId> = None;
-    for entry in entries(value) {
+    let mut users = Vec::new();
+    for entry in entries(value, &mut users) {
         let Ok(entry) = entry else { return false };
         let same = user.take().filter(|user| user.as_bytes() == entry.user);
         let Some(id) = same.or_else(|| UserId::new(entry.user).ok()) else { return false };
@@ -375,6 +404,7 @@ fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
         let (inline, stub) = match entry.body {
             Body::Inline(body) => (body.to_vec(), None),
             Body::Parts { bytes, parts } => (Vec::new(), Some(Body::Parts { bytes, parts })),
+            Body::Shared { place, later } => (Vec::new(), Some(Body::Shared { place, later })),
         };
         let Entry { lane, seq, cost, due, .. } = entry;
         items.push_back(Owned { user: id, lane, seq, cost, due, inline, stub });
@@ -383,7 +413,11 @@ fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
 }
 
 fn parse_ids(value: &[u8], items: &mut VecDeque<DedupRow>) -> bool {
-    codec::decode_dedup(value).map(|rows| items.extend(rows)).is_ok()
+    for row in codec::decode_dedup(value) {
+        let Ok(row) = row else { return false };
+        items.push_back(row);
+    }
+    true
 }
 
 /// Says what has ended, by the rows. Remembers the last user's: entries come sorted by user.
@@ -419,7 +453,8 @@ impl Judge {
         chunk: &[u8],
         pending: &mut Pending,
     ) -> Result<(), StoreError> {
-        for entry in entries(chunk).flatten().filter(|entry| entry.body.parts() > 0) {
+        let mut users = Vec::new();
+        for entry in entries(chunk, &mut users).flatten().filter(|entry| entry.body.parts() > 0) {
             let Ok(user) = UserId::new(entry.user) else { continue };
             if self.has_ended(outbox, &user, entry.lane, entry.seq)? {
                 for part in 0..entry.body.parts() {

@@ -14,7 +14,7 @@ use crate::storage::frame;
 use crate::time::Timestamp;
 
 /// The format of the row that this build writes, and the newest it reads.
-pub const META_VERSION: u8 = 3;
+pub const META_VERSION: u8 = 4;
 /// What a part says before its share of the row.
 const PART_HEAD: usize = 2;
 /// The row's checksum is bound to this name.
@@ -59,6 +59,8 @@ pub struct RunInfo {
     pub swept: Timestamp,
     /// The table that named it first.
     pub born: u64,
+    /// Bodies that entries share.
+    pub shared: u64,
     /// The filter, when it could be read.
     #[serde(skip)]
     pub(super) filter: Known,
@@ -112,6 +114,7 @@ impl RunInfo {
             due_parts: 0,
             swept: Timestamp::ZERO,
             born: 0,
+            shared: 0,
             filter: Known::default(),
             pin: Pin::default(),
         }
@@ -310,13 +313,13 @@ mod tests {
 
     #[test]
     fn bytes_are_those_of_the_golden_file() {
-        let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "table.v3.bin"].iter().collect();
+        let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "table.v4.bin"].iter().collect();
         let bytes = sample().encode();
         if std::env::var_os("LASTMILE_BLESS").is_some() {
             std::fs::write(&path, &bytes).unwrap();
         }
         let golden = std::fs::read(&path).unwrap();
-        assert_eq!(bytes, golden, "the table is written in another way than version 3 says");
+        assert_eq!(bytes, golden, "the table is written in another way than version 4 says");
         assert_eq!(Meta::decode(&golden).unwrap(), sample());
         assert_eq!(golden[0], META_VERSION);
     }

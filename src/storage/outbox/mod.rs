@@ -7,6 +7,7 @@
 //! dedup     run · first sender · place        → remembered ids, packed
 //! filter    run · part                        → whose entries the run may hold
 //! due       run · time · part                 → users who have something due by then
+//! shared    run · place · part                → bodies of what was said to many, for entries to lean on
 //! user      user                              → cursors, ended, attempts, inbox
 //! ```
 //!
@@ -35,6 +36,7 @@ mod recent;
 mod recover;
 mod rows;
 mod settle;
+mod shared;
 mod standing;
 mod suspects;
 mod verify;

@@ -166,6 +166,7 @@ impl OutboxStore {
             if let Some(last) = last.filter(|last| *last >= next) {
                 ranges.extend([keys::chunks_of(next, last), keys::dedup_of(next, last)]);
                 ranges.extend([keys::filters_of(next, last), keys::dues_of(next, last)]);
+                ranges.push(keys::shared_of(next, last));
             }
             next = number.map_or(u64::MAX, |number| number.saturating_add(1));
         }

@@ -1,13 +1,15 @@
 //! Settling: what a journal segment leaves behind becomes a run.
 //!
-//! Bodies of large messages → chunks of entries and remembered ids → sync → user rows → table → sync → manifest.
+//! Bodies of large messages → chunks of entries and remembered ids → bodies that entries share → sync → user rows → table → sync → manifest.
 //! Each step is one operation on the store, so a crash between any two can be simulated. Until the table is there,
 //! readers see nothing of it (rows excepted, which say what they reflect), and the journal still has everything:
 //! settling again, from a replay, ends in the same state.
 
 use super::meta::RunInfo;
+use super::shared::Sharing;
 use super::writer::{Pending, RunWriter, may_be_large, write_body};
 use super::{OutboxStore, Progress, keys, rows};
+use crate::codec;
 use crate::id::UserId;
 use crate::machine::Survivors;
 use crate::ports::StoreError;
@@ -32,6 +34,7 @@ pub struct Settlement {
     at: usize,
     run: Option<RunWriter>,
     order: Vec<Sorted>,
+    sharing: Sharing,
     pending: Pending,
     scratch: Vec<u8>,
     version: u64,
@@ -43,6 +46,7 @@ enum Phase {
     Bodies,
     Entries,
     Ids,
+    Shared,
     SyncRun,
     Rows,
     Publish,
@@ -80,6 +84,7 @@ impl Settlement {
             at: 0,
             run: None,
             order: Vec::new(),
+            sharing: Sharing::default(),
             pending: Pending::default(),
             scratch: Vec::new(),
             version: 0,
@@ -106,6 +111,7 @@ impl Settlement {
                 Phase::Bodies => self.fill_bodies(),
                 Phase::Entries => self.fill_entries(),
                 Phase::Ids => self.fill_ids(),
+                Phase::Shared => self.fill_shared(),
                 Phase::Rows => self.fill_rows(outbox)?,
                 Phase::SyncRun => return self.then(Phase::Rows, outbox.sync()),
                 Phase::Publish => {
@@ -154,6 +160,7 @@ impl Settlement {
         self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox.digester(), self.now));
         // By place first: bodies are written in that order.
         self.entries.sort_unstable_by_key(|(seq, _)| *seq);
+        self.sharing = Sharing::among(&self.entries);
         self.order = (0..).zip(&self.entries).map(|(index, (_, accept))| Sorted::of(accept, index)).collect();
         Some(Phase::Bodies)
     }
@@ -164,7 +171,8 @@ impl Settlement {
                 return None;
             }
             self.at += 1;
-            let entry = self.entries.get(sorted.index as usize);
+            let alone = self.sharing.base(sorted.index).is_none();
+            let entry = self.entries.get(sorted.index as usize).filter(|_| alone);
             if let Some((seq, accept)) = entry.filter(|(_, accept)| may_be_large(accept)) {
                 write_body(*seq, accept, &mut self.scratch, &mut self.pending);
             }
@@ -198,8 +206,11 @@ impl Settlement {
                 return None;
             }
             self.at += 1;
-            if let Some((seq, accept)) = self.entries.get(sorted.index as usize) {
-                run.accept(*seq, accept, &mut self.pending);
+            let Some((seq, accept)) = self.entries.get(sorted.index as usize) else { continue };
+            let base = self.sharing.base(sorted.index).and_then(|base| self.entries.get(base as usize));
+            match base {
+                Some((place, base)) => run.leaning(*seq, accept, (*place, base.at), &mut self.pending),
+                None => run.accept(*seq, accept, &mut self.pending),
             }
         }
         run.finish(&mut self.pending);
@@ -217,6 +228,23 @@ impl Settlement {
         }
         run.finish(&mut self.pending);
         run.finish_filter(&mut self.pending);
+        Some(Phase::Shared)
+    }
+
+    fn fill_shared(&mut self) -> Option<Phase> {
+        let run = self.run.as_mut()?;
+        while let Some((seq, accept)) = self.entries.get(self.at) {
+            if self.pending.is_full() {
+                return None;
+            }
+            let index = u32::try_from(self.at).unwrap_or(u32::MAX);
+            self.at += 1;
+            if self.sharing.base(index) == Some(index) {
+                self.scratch.clear();
+                codec::encode_accept(accept, &mut self.scratch);
+                run.shared(*seq, &self.scratch, &mut self.pending);
+            }
+        }
         Some(Phase::SyncRun)
     }
 

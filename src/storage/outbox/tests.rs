@@ -17,6 +17,7 @@ mod due;
 mod export;
 mod failed;
 mod recovery;
+mod shared;
 
 const FRESH: Identity = Identity { stream: StreamId::from_u128(1), digest_key: 2 };
 const NORMAL: usize = LaneId::Normal.index();

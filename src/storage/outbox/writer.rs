@@ -9,7 +9,8 @@ use super::filter::Filter;
 use super::keys::{self, Key};
 use super::meta::{Known, RunInfo};
 use super::rows::Change;
-use crate::codec::{self, DEDUP_BYTES};
+use super::shared;
+use crate::codec::{self, MAX_DEDUP_BYTES};
 use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
@@ -65,6 +66,8 @@ pub(super) struct RunWriter {
     chunk: Chunk,
     ids: Vec<u8>,
     first_id: Option<(u128, Seq)>,
+    /// The one that was added last to the chunk.
+    last_id: Option<DedupRow>,
     scratch: Vec<u8>,
     digester: Digester,
     filter: Filter,
@@ -80,6 +83,7 @@ impl RunWriter {
             chunk: Chunk::default(),
             ids: Vec::new(),
             first_id: None,
+            last_id: None,
             scratch: Vec::new(),
             digester,
             filter: Filter::with_room(users),
@@ -105,6 +109,21 @@ impl RunWriter {
         self.info.stubs += u64::from(entry.body.parts() > 0);
     }
 
+    /// Adds an accepted message that leans on the shared body at this place, which was accepted at that time.
+    pub(super) fn leaning(&mut self, seq: Seq, accept: &Accept, base: (Seq, Timestamp), out: &mut Pending) {
+        let later = accept.at.as_millis().wrapping_sub(base.1.as_millis());
+        self.add(seq, accept, Body::Shared { place: base.0, later }, out);
+    }
+
+    /// Adds a body that entries share: the acceptance of the message at this place.
+    pub(super) fn shared(&mut self, seq: Seq, body: &[u8], out: &mut Pending) {
+        for (part, value) in (0_u32..).zip(shared::parts(body)) {
+            self.info.bytes += value.len() as u64;
+            out.put(Key::Shared { run: self.info.number, seq, part }.encode(), value);
+        }
+        self.info.shared += 1;
+    }
+
     /// Adds an accepted message; the body of a large one was written by [`write_body`].
     pub(super) fn accept(&mut self, seq: Seq, accept: &Accept, out: &mut Pending) {
         let mut bytes = core::mem::take(&mut self.scratch);
@@ -112,21 +131,26 @@ impl RunWriter {
         codec::encode_accept(accept, &mut bytes);
         let body =
             if bytes.len() > MAX_INLINE_BYTES { Body::stub(bytes.len()) } else { Body::Inline(&bytes) };
+        self.add(seq, accept, body, out);
+        self.scratch = bytes;
+    }
+
+    fn add(&mut self, seq: Seq, accept: &Accept, body: Body<'_>, out: &mut Pending) {
         let message = &accept.message;
         let cost = u32::try_from(message.cost()).unwrap_or(u32::MAX);
         let user = message.recipient().as_bytes();
         let due = accept.due();
         self.entry(&Entry { user, lane: accept.lane(), seq, cost, due, body }, out);
-        self.scratch = bytes;
     }
 
     /// Adds a remembered id; they come sorted by sender and place.
     pub(super) fn id(&mut self, row: &DedupRow, out: &mut Pending) {
-        if self.ids.len() + DEDUP_BYTES > MAX_VALUE_BYTES {
+        if self.ids.len() + MAX_DEDUP_BYTES > MAX_VALUE_BYTES {
             self.flush_ids(out);
         }
         self.first_id.get_or_insert((row.sender, row.seq));
-        codec::encode_dedup(row, &mut self.ids);
+        codec::encode_dedup(row, self.last_id.as_ref(), &mut self.ids);
+        self.last_id = Some(*row);
         self.info.ids += 1;
         self.info.newest_id = self.info.newest_id.max(row.at);
     }
@@ -164,6 +188,7 @@ impl RunWriter {
 
     fn flush_ids(&mut self, out: &mut Pending) {
         let Some((sender, seq)) = self.first_id.take() else { return };
+        self.last_id = None;
         self.info.bytes += self.ids.len() as u64;
         self.info.id_chunks += 1;
         out.put(keys::dedup(self.info.number, sender, seq), core::mem::take(&mut self.ids));

@@ -72,6 +72,26 @@ pub(super) fn compose_for(
     builder.build().expect("a simulated message is within the limits")
 }
 
+/// The `number`th message, for many: large enough to be worth sharing, most times.
+pub(super) fn compose_for_many(plan: &Plan, random: &mut Random, number: usize, now: Timestamp) -> Message {
+    let message = compose(plan, random, number, now);
+    if random.chance(20) {
+        return message;
+    }
+    let size = if random.chance(5) { 2500 } else { 128 + random.below(300) };
+    let body: Vec<u8> = number.to_le_bytes().into_iter().cycle().take(size as usize).collect();
+    let mut builder = Message::to(message.recipient(), message.event().clone(), body)
+        .id(message.id())
+        .priority(message.priority());
+    if let Some(sender) = message.sender() {
+        builder = builder.sender(sender);
+    }
+    if let Some(ttl) = message.ttl() {
+        builder = builder.ttl(ttl);
+    }
+    builder.header("kind", "fan-out").build().expect("a simulated message is within the limits")
+}
+
 /// The same id with another durability, or (forged) with another content.
 pub(super) fn altered(message: &Message, forge: bool, random: &mut Random) -> Message {
     let body =

@@ -272,6 +272,18 @@ impl Node {
         self.input(shard, Input::SendBatch(batch));
     }
 
+    /// Sends one message to many, who belong to this shard.
+    pub(super) fn fan_out(&mut self, shard: usize, messages: Vec<Message>) {
+        let Some(message) = messages.first().cloned() else { return };
+        let first = Ticket(self.tickets + 1);
+        self.tickets += messages.len() as u64;
+        for (n, message) in (0..).zip(&messages) {
+            self.oracle.sent(Ticket(first.0 + n), message.clone());
+        }
+        let recipients = messages.iter().map(|message| message.recipient().clone()).collect();
+        self.input(shard, Input::FanOut { first, message, recipients });
+    }
+
     /// Hands an input to a machine and does what it says.
     pub(super) fn input(&mut self, shard: usize, input: Input) {
         let now = self.now;

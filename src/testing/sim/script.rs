@@ -33,6 +33,8 @@ ops! {
     Forge "forge" 12,
     /// A host sends some messages together.
     Batch "batch" 20,
+    /// A host sends one message to many, some of whom may have it already.
+    FanOut "fanout" 24,
     /// A host withdraws a message.
     Cancel "cancel" 16,
     /// A host puts another message in the place of one.

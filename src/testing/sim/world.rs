@@ -1,9 +1,10 @@
 //! Two engines, the network between them, and the people at both ends.
 
 use core::time::Duration;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::compose::{altered, compose, person};
+use super::compose::{altered, compose, compose_for_many, person};
 use super::defect::Defect;
 use super::link::{self, Reaction};
 use super::node::Node;
@@ -69,6 +70,7 @@ impl World {
             Op::Repeat => self.repeat(random, false),
             Op::Forge => self.repeat(random, true),
             Op::Batch => self.send_batch(random),
+            Op::FanOut => self.fan_out(random),
             Op::Cancel | Op::Replace | Op::Move => self.operate_on_one(op, random),
             Op::Purge => {
                 let user = person(random.below(self.plan.users));
@@ -177,6 +179,28 @@ impl World {
             }
         }
         self.nodes[index].send_batch(batch);
+    }
+
+    /// A new message, or now and then one of before, to some people; somebody may be named twice.
+    fn fan_out(&mut self, random: &mut Random) {
+        let index = usize::from(random.chance(10));
+        if self.nodes[index].engine.is_none() {
+            return;
+        }
+        let known = self.sent.iter().rev().nth(random.index(12)).filter(|_| random.chance(20));
+        let message = match known {
+            Some((_, known)) => known.clone(),
+            None => compose_for_many(&self.plan, random, self.sent.len(), self.nodes[index].now),
+        };
+        let mut parts: BTreeMap<usize, Vec<Message>> = BTreeMap::new();
+        for _ in 0..2 + random.index(8) {
+            let message = message.for_recipient(person(random.below(self.plan.users)));
+            self.sent.push((index, message.clone()));
+            parts.entry(self.nodes[index].shard_of(message.recipient())).or_default().push(message);
+        }
+        for (shard, messages) in parts {
+            self.nodes[index].fan_out(shard, messages);
+        }
     }
 
     fn submit(&mut self, index: usize, message: Message) {

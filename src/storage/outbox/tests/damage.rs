@@ -5,9 +5,9 @@ use crate::ports::{Batch, Row, StoreError, Visit};
 
 /// A store in which one row is damaged.
 #[derive(Clone)]
-struct Rotten {
-    store: MemoryStore,
-    key: Vec<u8>,
+pub(super) struct Rotten {
+    pub(super) store: MemoryStore,
+    pub(super) key: Vec<u8>,
 }
 
 impl Rotten {
@@ -134,8 +134,9 @@ fn crowd(store: &MemoryStore) -> Vec<(Vec<u8>, Vec<String>)> {
     let mut chunks = Vec::new();
     let (from, to) = keys::chunks_of(0, u64::MAX);
     let visit = &mut |key: &[u8], value: Result<&[u8], StoreError>| {
-        let users =
-            chunk::entries(value.unwrap()).map(|e| String::from_utf8(e.unwrap().user.to_vec()).unwrap());
+        let mut ids = Vec::new();
+        let users = chunk::entries(value.unwrap(), &mut ids)
+            .map(|e| String::from_utf8(e.unwrap().user.to_vec()).unwrap());
         chunks.push((key.to_vec(), users.collect()));
         Flow::Continue
     };
