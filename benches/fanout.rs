@@ -56,9 +56,12 @@ fn main() -> Result<(), Failure> {
     println!("an opening with nothing to settle: wchar {chars}, write_bytes {bytes}");
     println!();
     println!("ratio fanout/single rate {:.2}", many.rate / single.rate);
+    let each = |bytes: u64| bytes as f64 / people as f64;
     let both = |count| (many.each(people, count), single.each(people, count));
     let ((many_chars, single_chars), (many_bytes, single_bytes)) = (both(|w| w.chars), both(|w| w.bytes));
     println!("bytes handed over per recipient fanout {many_chars:.1} single {single_chars:.1}");
+    let opening = (each(many.opening.chars), each(single.opening.chars));
+    println!("… less an opening fanout {:.1} single {:.1}", many_chars - opening.0, single_chars - opening.1);
     println!("bytes per recipient fanout {many_bytes:.1} single {single_bytes:.1}");
     Ok(())
 }
