@@ -291,7 +291,9 @@ mod tests {
         chunk.take().unwrap().3
     }
 
-    fn read(value: &[u8]) -> Vec<Result<(Vec<u8>, u64, u32), Broken>> {
+    type Read = (Vec<u8>, u64, u32);
+
+    fn read(value: &[u8]) -> Vec<Result<Read, Broken>> {
         let mut users = Vec::new();
         entries(value, &mut users).map(|e| e.map(|e| (e.user.to_vec(), e.seq.get(), e.cost))).collect()
     }
