@@ -56,9 +56,12 @@ fn main() -> Result<(), Failure> {
     println!("an opening with nothing to settle: wchar {chars}, write_bytes {bytes}");
     println!();
     println!("ratio fanout/single rate {:.2}", many.rate / single.rate);
+    let each = |bytes: u64| bytes as f64 / people as f64;
     let both = |count| (many.each(people, count), single.each(people, count));
     let ((many_chars, single_chars), (many_bytes, single_bytes)) = (both(|w| w.chars), both(|w| w.bytes));
     println!("bytes handed over per recipient fanout {many_chars:.1} single {single_chars:.1}");
+    let opening = (each(many.opening.chars), each(single.opening.chars));
+    println!("… less an opening fanout {:.1} single {:.1}", many_chars - opening.0, single_chars - opening.1);
     println!("bytes per recipient fanout {many_bytes:.1} single {single_bytes:.1}");
     Ok(())
 }
@@ -68,6 +71,9 @@ enum Way {
     FanOut,
     Single,
 }
+
+/// What is counted of something written.
+type Count = fn(&Written) -> u64;
 
 /// What was measured of one way.
 struct Measured {
@@ -87,7 +93,7 @@ impl Measured {
 
     fn print(&self, name: &str, people: usize) {
         let each = |bytes: u64| bytes as f64 / people as f64;
-        let counts: [(&str, fn(&Written) -> u64); 2] =
+        let counts: [(&str, Count); 2] =
             [("wchar", |written| written.chars), ("write_bytes", |written| written.bytes)];
         for (count, of) in counts {
             let (sending, settling) = (each(of(&self.sending)), each(of(&self.settling)));

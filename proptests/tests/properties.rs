@@ -3,7 +3,7 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use lastmile::codec::{decode_records, encode_record};
+use lastmile::codec::{decode_records, encode_records};
 use lastmile::machine::{Found, Query, Survivors};
 use lastmile::record::{
     Accept, Admission, Attempt, Burial, End, Epoch, Exposed, LaneId, Origin, Record, Seq,
@@ -132,7 +132,7 @@ proptest! {
     #[test]
     fn records_come_back(records in prop::collection::vec(record(), 1..6)) {
         let mut bytes = Vec::new();
-        records.iter().for_each(|record| encode_record(record, &mut bytes));
+        encode_records(&records, &mut bytes);
         let back: Result<Vec<_>, _> = decode_records(records.len() as u32, &bytes).collect();
         prop_assert_eq!(back, Ok(records));
     }

@@ -89,6 +89,7 @@ impl Engine {
     }
 }
 
+type Results = Vec<Result<Accepted, Refusal>>;
 type Verdicts = Vec<(UserId, Result<Accepted, Refusal>)>;
 
 /// How much of a fan-out is under way at once.
@@ -111,7 +112,7 @@ struct Share {
     post: Post,
     /// Where the answers of the next slice belong, and whom it is for.
     next: (Vec<usize>, Vec<UserId>),
-    open: VecDeque<(Vec<usize>, oneshot::Receiver<Vec<Result<Accepted, Refusal>>>)>,
+    open: VecDeque<(Vec<usize>, oneshot::Receiver<Results>)>,
 }
 
 impl Share {
@@ -169,7 +170,7 @@ pub(super) struct Slices(BTreeMap<u64, Slice>);
 
 #[derive(Debug)]
 struct Slice {
-    answers: Vec<Result<Accepted, Refusal>>,
+    answers: Results,
     left: usize,
     reply: Answers,
 }

@@ -305,7 +305,7 @@ mod tests {
     use super::*;
 
     fn entry<'a>(user: &'a [u8], seq: u64, cost: u32, body: Body<'a>) -> Entry<'a> {
-        let due = if seq % 3 == 0 { Timestamp::from_millis(seq) } else { Timestamp::NEVER };
+        let due = if seq.is_multiple_of(3) { Timestamp::from_millis(seq) } else { Timestamp::NEVER };
         Entry { user, lane: LaneId::Low, seq: Seq::new(seq), cost, due, body }
     }
 
@@ -315,7 +315,9 @@ mod tests {
         chunk.take().unwrap().3
     }
 
-    fn read(value: &[u8]) -> Vec<Result<(Vec<u8>, u64, u32), Broken>> {
+    type Read = (Vec<u8>, u64, u32);
+
+    fn read(value: &[u8]) -> Vec<Result<Read, Broken>> {
         let mut users = Vec::new();
         entries(value, &mut users).map(|e| e.map(|e| (e.user.to_vec(), e.seq.get(), e.cost))).collect()
     }

@@ -103,10 +103,13 @@ pub(super) fn read(store: &dyn Store, run: u64, seq: Seq) -> Result<Vec<u8>, Sto
     if body.len() == len { Ok(body) } else { Err(wrong()) }
 }
 
+/// A body, or what is wrong with it.
+type Found = Result<Arc<Accept>, String>;
+
 /// Bodies that were read lately: of those who lean on one, most come one after the other.
 #[derive(Debug, Default)]
 pub(super) struct Bodies {
-    kept: VecDeque<((u64, Seq), Result<Arc<Accept>, String>)>,
+    kept: VecDeque<((u64, Seq), Found)>,
     bytes: usize,
 }
 
@@ -128,12 +131,7 @@ impl Bodies {
     }
 
     /// A body, or what is wrong with it.
-    pub(super) fn find(
-        &mut self,
-        store: &dyn Store,
-        run: u64,
-        seq: Seq,
-    ) -> Result<Result<Arc<Accept>, String>, StoreError> {
+    pub(super) fn find(&mut self, store: &dyn Store, run: u64, seq: Seq) -> Result<Found, StoreError> {
         if let Some((_, found)) = self.kept.iter().find(|(key, _)| *key == (run, seq)) {
             return Ok(found.clone());
         }
@@ -152,7 +150,7 @@ impl Bodies {
     }
 }
 
-fn payload(found: &Result<Arc<Accept>, String>) -> usize {
+fn payload(found: &Found) -> usize {
     found.as_ref().map_or(0, |accept| accept.message.payload().len())
 }
 
