@@ -84,13 +84,13 @@ struct Measured {
 }
 
 impl Measured {
-    fn each(&self, people: usize, count: fn(&Written) -> u64) -> f64 {
+    fn each(&self, people: usize, count: Count) -> f64 {
         (count(&self.sending) + count(&self.settling)) as f64 / people as f64
     }
 
     fn print(&self, name: &str, people: usize) {
         let each = |bytes: u64| bytes as f64 / people as f64;
-        let counts: [(&str, fn(&Written) -> u64); 2] =
+        let counts: [(&str, Count); 2] =
             [("wchar", |written| written.chars), ("write_bytes", |written| written.bytes)];
         for (count, of) in counts {
             let (sending, settling) = (each(of(&self.sending)), each(of(&self.settling)));
@@ -197,6 +197,9 @@ struct Written {
     /// Of pages made dirty.
     bytes: u64,
 }
+
+/// One of the two counts.
+type Count = fn(&Written) -> u64;
 
 impl Written {
     fn since(self, before: Self) -> Self {
