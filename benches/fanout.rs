@@ -87,7 +87,7 @@ struct Measured {
 }
 
 impl Measured {
-    fn each(&self, people: usize, count: fn(&Written) -> u64) -> f64 {
+    fn each(&self, people: usize, count: Count) -> f64 {
         (count(&self.sending) + count(&self.settling)) as f64 / people as f64
     }
 
@@ -200,6 +200,9 @@ struct Written {
     /// Of pages made dirty.
     bytes: u64,
 }
+
+/// One of the two counts.
+type Count = fn(&Written) -> u64;
 
 impl Written {
     fn since(self, before: Self) -> Self {

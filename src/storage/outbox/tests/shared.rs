@@ -61,7 +61,7 @@ fn a_body_to_many_is_written_once_and_everybody_gets_it_as_it_was() {
         let (outbox, opened) = open(&store);
         let all = fan(1, 1000, size);
         settle(&outbox, opened.epoch, survivors(all.clone()), 2000);
-        assert!(bytes(&store) < size + 1000 * 40, "{} bytes for 1000 people", bytes(&store));
+        assert!(bytes(&store) < size + 1000 * 14, "{} bytes for 1000 people", bytes(&store));
         assert_eq!((outbox.runs()[0].shared, outbox.runs()[0].stubs, census(&store).get(&3)), (1, 0, None));
         for (name, entry) in everybody(1000).iter().zip(&all).step_by(97) {
             assert_eq!(&one(&outbox, name)[..], core::slice::from_ref(entry));
