@@ -72,9 +72,6 @@ enum Way {
     Single,
 }
 
-/// What is counted of something written.
-type Count = fn(&Written) -> u64;
-
 /// What was measured of one way.
 struct Measured {
     rate: f64,
