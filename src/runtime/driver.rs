@@ -276,6 +276,9 @@ impl Driver {
     }
 
     fn watch(&mut self, watched: Watched, stage: Stage, reply: Waiting) {
+        // What the machine has decided since the last wake-up is to be announced first: of an end that nobody was told of
+        // it would look as if it had been forgotten.
+        self.drain();
         let watched = self.state.watchers.place_of(watched);
         let standing = self.machine.standing(&watched.0, watched.1);
         if self.state.watchers.watch(watched.clone(), standing, stage, reply) {
