@@ -24,6 +24,25 @@ pub enum OnFailure {
     Block,
 }
 
+/// What becomes of a message for somebody whose outbox is full. Whatever is dropped ends as
+/// [`Evicted`](crate::EndReason::Evicted), in the commit of what takes its place. Never dropped are what has a higher
+/// priority than the new message, what is in flight just now, what is scheduled, and dead letters. A batch, a replacement,
+/// a dead letter that is sent again and what another engine delivers drop nothing: they are refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Overflow {
+    /// It is refused; its sender has it back.
+    #[default]
+    Reject,
+    /// What was accepted first is dropped for it, whatever its priority, as long as that is not a higher one.
+    DropOldest,
+    /// What has the lowest priority is dropped for it; of that, what was accepted first.
+    DropLowest,
+}
+
+/// The most messages that are dropped for one. A larger number of small messages does not give way to a large one, which is
+/// refused.
+pub const MAX_EVICTED: usize = 64;
+
 /// Everything that can be configured about delivery. `Default` suits a server; see each field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -34,6 +53,9 @@ pub struct Config {
     pub max_user_messages: NonZeroU32,
     /// The most live bytes of one user. 64 MiB.
     pub max_user_bytes: NonZeroU64,
+    /// What becomes of a message for somebody who has that many, or that much, already. [`Overflow::Reject`]. The limits of
+    /// the whole shard always refuse: nobody's messages give way to somebody else's.
+    pub overflow: Overflow,
     /// The most live messages of this shard (the engine divides its limit among shards). 100 million.
     pub max_total_messages: NonZeroU64,
     /// The most live bytes of this shard. 1 TiB.
@@ -111,6 +133,7 @@ impl Default for Config {
             max_payload_bytes: nz!(NonZeroUsize, 256 << 10),
             max_user_messages: nz!(NonZeroU32, 10_000),
             max_user_bytes: nz!(NonZeroU64, 64 << 20),
+            overflow: Overflow::Reject,
             max_total_messages: nz!(NonZeroU64, 100_000_000),
             max_total_bytes: nz!(NonZeroU64, 1 << 40),
             max_pending: nz!(NonZeroUsize, 65_536),

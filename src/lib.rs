@@ -23,7 +23,7 @@ pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use config::{Config, ConfigError, OnFailure};
+pub use config::{Config, ConfigError, MAX_EVICTED, OnFailure, Overflow};
 pub use error::{InvalidMessage, MessageFlaw};
 pub use event::{EventName, InvalidEventName, MAX_EVENT_BYTES};
 pub use id::{

@@ -20,7 +20,7 @@ pub enum EndReason {
     Cancelled,
     /// A newer message took its place.
     Replaced,
-    /// An overflow policy dropped it. (Reserved.)
+    /// Its recipient's outbox was full, and it was dropped for another message: see [`Overflow`](crate::Overflow).
     Evicted,
     /// Not of a message, but of its place: it waits in another lane now. Never announced as an end, nor counted as one.
     Moved,

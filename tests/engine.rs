@@ -1,13 +1,16 @@
 //! The engine from end to end: send, deliver, acknowledge, reopen.
 #![cfg(all(feature = "runtime", feature = "sled", feature = "testing"))]
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use lastmile::machine::{Delivery, EntryRef, Refusal, Verdict};
 use lastmile::ports::Sink;
 use lastmile::storage::{MemoryStore, SledStore};
 use lastmile::testing::{ManualClock, Reply, ScriptedSink};
-use lastmile::{Detached, Engine, Message, OutboxLimit, Priority, Reached, Stage, Timestamp};
+use lastmile::{
+    Config, Detached, EndReason, Engine, Message, OutboxLimit, Overflow, Priority, Reached, Stage, Timestamp,
+};
 
 fn message(user: &str, text: &str) -> Message {
     Message::to(user, "chat.message", text.to_owned()).build().unwrap()
@@ -230,5 +233,40 @@ async fn the_clock_does_not_start_before_what_was_accepted_and_has_not_settled()
     let _attached = engine.attach("alice", "phone", sink.clone()).unwrap();
     let times = [next(&sink).await.accepted_at, next(&sink).await.accepted_at];
     assert!(times[0] == late && times[1] >= late, "{times:?}");
+    engine.shutdown(LONG).await;
+}
+
+#[tokio::test]
+async fn a_full_outbox_gives_way_and_whoever_watches_the_dropped_one_is_told() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut config = Config::default();
+    config.max_user_messages = NonZeroU32::new(3).unwrap();
+    config.overflow = Overflow::DropLowest;
+    let open =
+        || Engine::builder(SledStore::open(dir.path()).unwrap()).config(config.clone()).build().unwrap();
+    let engine = open();
+    let low = Message::to("alice", "chat.message", "low").priority(Priority::Low).build().unwrap();
+    let mut receipts = vec![engine.send(message("alice", "first")).await.unwrap()];
+    receipts.push(engine.send(low).await.unwrap());
+    receipts.push(engine.send(message("alice", "second")).await.unwrap());
+    receipts.push(engine.send(message("alice", "third")).await.unwrap());
+    let dropped = receipts.swap_remove(1).reached(Stage::Delivered).await;
+    let over = Reached::Ended { reason: EndReason::Evicted, possibly_delivered: false };
+    assert_eq!(dropped, Ok(over));
+    let low = Message::to("alice", "chat.message", "also low").priority(Priority::Low).build().unwrap();
+    let refused = engine.send(low).await.unwrap_err();
+    assert!(matches!(refused.reason(), Refusal::OutboxFull { messages: 3, .. }), "{refused}");
+    assert_eq!(engine.stats().await.unwrap().counters.ended[EndReason::Evicted.index()], 1);
+    engine.shutdown(LONG).await;
+
+    // What gives way now is read from the store.
+    drop(engine);
+    let engine = open();
+    engine.send(message("alice", "fourth")).await.unwrap();
+    let sink = ScriptedSink::new();
+    let _attached = engine.attach("alice", "phone", sink.clone()).unwrap();
+    for text in ["second", "third", "fourth"] {
+        assert_eq!(next(&sink).await.message.payload().as_ref(), text.as_bytes());
+    }
     engine.shutdown(LONG).await;
 }

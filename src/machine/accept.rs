@@ -9,6 +9,7 @@ use super::commit::{Instead, Pending, PendingAccept, Repeat, Unit};
 use super::dedup::{Known, Slot};
 use super::io::{Accepted, Action, Delivery, EntryRef, Ticket};
 use super::operation::Operation;
+use super::overflow::Victim;
 use super::query::Query;
 use super::refusal::{OperationError, Refusal};
 use super::user::{Inbound, Totals};
@@ -96,6 +97,23 @@ impl Machine {
     }
 
     fn send_durable(&mut self, now: Timestamp, ticket: Ticket, message: Message) {
+        if let Some(waiting) = self.overflowing.get_mut(message.recipient()) {
+            waiting.push_back((ticket, message));
+            self.parked_count += 1;
+            return;
+        }
+        self.take_in(now, ticket, message, None);
+    }
+
+    /// Accepts a message unless it is a repeat or there is no room. `found` is what it can take the place of in a full
+    /// outbox, once that was looked for.
+    pub(super) fn take_in(
+        &mut self,
+        now: Timestamp,
+        ticket: Ticket,
+        message: Message,
+        found: Option<Vec<Victim>>,
+    ) {
         let (key, known) = self.look_up(&message);
         match known {
             Known::AskStore => return self.park(self.ids_of_sender(&message), Parked::Send(ticket, message)),
@@ -103,19 +121,22 @@ impl Machine {
             Known::New => {}
         }
         if message.collapse_key().is_some() {
-            return self.send_newest(now, ticket, message, key);
+            return self.send_newest(now, (ticket, message), key, found);
         }
         if !self.ensure_totals(message.recipient()) {
             return self.park(Query::User(message.recipient().clone()), Parked::Send(ticket, message));
         }
-        if let Err(refusal) = self.claim(&message, None) {
-            self.answer(ticket, Err(refusal));
-            return self.evict_if_idle(message.recipient());
-        }
+        let victims = match self.claim_room(&message, None, found) {
+            Ok(victims) => victims,
+            Err(shortage) => return self.fall_short(ticket, message, shortage),
+        };
         self.reserve_id(key, &message, now);
         let message = at_once_if_due(message, now);
         let accept = Arc::new(Accept::new(message, now));
-        self.push_accept(accept, Some(key), ticket, Unit::Alone);
+        match victims.is_empty() {
+            true => self.push_accept(accept, Some(key), ticket, Unit::Alone),
+            false => self.push_instead(accept, key, ticket, None, victims),
+        }
     }
 
     /// The key of a message, and what is known of it.
@@ -157,10 +178,7 @@ impl Machine {
         if let Some(key) = key {
             self.reserve_id(key, &accept.message, accept.at);
         }
-        if let Some(cost) = instead.gives_back {
-            self.leaving.add(cost);
-            self.user_mut(accept.message.recipient()).leaving.add(cost);
-        }
+        self.will_leave(accept.message.recipient(), instead.gives_back);
         self.push_unsent(accept, key, Some(instead));
     }
 
@@ -194,12 +212,10 @@ impl Machine {
         self.parked_count += 1;
     }
 
-    /// Takes the message's share of the quotas, or says which one is full. `instead` is what a message costs whose place
-    /// it takes.
-    pub(super) fn claim(&mut self, message: &Message, instead: Option<u64>) -> Result<(), Refusal> {
+    /// Takes the message's share of the quotas, or says which one is full. What it takes the place of gives something back.
+    pub(super) fn claim(&mut self, message: &Message, gives_back: Totals) -> Result<(), Refusal> {
         let cost = message.cost();
-        let mut leaving = self.leaving;
-        instead.into_iter().for_each(|cost| leaving.add(cost));
+        let leaving = self.leaving.with(gives_back);
         let (totals, reserved) = (&self.counters, self.reserved);
         let messages = totals.live() + u64::from(reserved.messages);
         let messages = messages.saturating_sub(leaving.messages.into());
@@ -212,7 +228,7 @@ impl Machine {
         }
         let (max_messages, max_bytes) = (config.max_user_messages.get(), config.max_user_bytes.get());
         let user = self.user_mut(message.recipient());
-        let Totals { messages, bytes } = user.claimed(instead);
+        let Totals { messages, bytes } = user.claimed(gives_back);
         if messages >= max_messages || bytes.saturating_add(cost) > max_bytes {
             return Err(Refusal::OutboxFull { messages: messages.into(), bytes });
         }
@@ -306,7 +322,7 @@ impl Machine {
         if !user.has_room_for(origin, lane, max_seen) {
             return Err(Refusal::Overloaded);
         }
-        self.claim(&delivery.message, None)?;
+        self.claim(&delivery.message, Totals::default())?;
         self.user_mut(&recipient).inbound.insert(origin, Inbound { lane, waiting: Vec::new() });
         let accept = Arc::new(Accept {
             origin: Some(origin),

@@ -12,6 +12,7 @@ use super::dedup::{Known, Slot};
 use super::io::{LoadId, Ticket};
 use super::query::Query;
 use super::refusal::Refusal;
+use super::user::Totals;
 use crate::message::{Durability, Message};
 use crate::record::Accept;
 use crate::time::Timestamp;
@@ -167,7 +168,7 @@ impl Machine {
             // It was there a moment ago: the batch has more senders than memory remembers.
             Known::AskStore => Err(Refusal::Overloaded),
             Known::New => {
-                self.claim(message, None)?;
+                self.claim(message, Totals::default())?;
                 self.reserve_id(key, message, now);
                 Ok(Ok(key))
             }

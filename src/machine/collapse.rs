@@ -12,10 +12,10 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::accept::{Parked, at_once_if_due};
-use super::commit::{Instead, Pending, PendingAccept, Unit};
 use super::entry::EntryState;
-use super::io::{EntryRef, Ticket};
+use super::io::Ticket;
 use super::lane::Lane;
+use super::overflow::{Shortage, Victim};
 use super::query::Query;
 use super::refusal::Refusal;
 use crate::id::UserId;
@@ -92,7 +92,13 @@ impl Newest {
 
 impl Machine {
     /// Sends a message with a collapse key, which is no repeat.
-    pub(super) fn send_newest(&mut self, now: Timestamp, ticket: Ticket, message: Message, id: u128) {
+    pub(super) fn send_newest(
+        &mut self,
+        now: Timestamp,
+        (ticket, message): (Ticket, Message),
+        id: u128,
+        found: Option<Vec<Victim>>,
+    ) {
         let user = message.recipient().clone();
         if !self.ensure_row(&user) {
             return self.park(Query::User(user), Parked::Send(ticket, message));
@@ -108,30 +114,17 @@ impl Machine {
             newest.filter(|newest| message.version().is_some_and(|version| version < newest.version));
         let old = newest.filter(|newest| self.gives_way(&user, newest));
         let claimed = match outdated {
-            Some(newest) => Err(Refusal::Outdated { newest: newest.version }),
-            None => self.claim(&message, old.map(|old| old.cost)),
+            Some(newest) => Err(Shortage::Refused(Refusal::Outdated { newest: newest.version })),
+            None => self.claim_room(&message, old.map(|old| (old.seq, old.cost)), found),
         };
-        if let Err(refusal) = claimed {
-            self.answer(ticket, Err(refusal));
-            return self.evict_if_idle(&user);
-        }
+        let victims = match claimed {
+            Ok(victims) => victims,
+            Err(shortage) => return self.fall_short(ticket, message, shortage),
+        };
         self.reserve_id(id, &message, now);
         self.collapsing.insert(key, Vec::new());
-        self.pending += 1;
-        let instead = old.map(|old| {
-            self.leaving.add(old.cost);
-            self.user_mut(&user).leaving.add(old.cost);
-            Instead { operation: None, seq: old.seq, gives_back: Some(old.cost) }
-        });
         let accept = Arc::new(Accept::new(at_once_if_due(message, now), now));
-        let (key, ticket) = (Some(id), Some(ticket));
-        let accept = PendingAccept { accept, key, ticket, answered: false, instead, unit: Unit::Alone };
-        self.current.push(Pending::Accept(accept));
-        if let Some(old) = old {
-            let entry = EntryRef { lane: old.lane, seq: old.seq };
-            self.end_place(&user, entry, old.cost, EndReason::Replaced, true);
-            self.mark_ready(&user);
-        }
+        self.push_instead(accept, id, ticket, old, victims);
     }
 
     /// Whether the newest message of a key still waits, and is not about to end.

@@ -8,7 +8,7 @@ use super::io::{Accepted, Action, CommitId, EntryRef, Ticket};
 use super::operate::OperationId;
 use super::operation::Outcome;
 use super::refusal::{OperationError, Refusal};
-use super::user::Inbound;
+use super::user::{Inbound, Totals};
 use crate::message::{Durability, Message};
 use crate::record::{Accept, LaneId, Record, Seq};
 use crate::time::Timestamp;
@@ -88,8 +88,8 @@ pub(super) struct Instead {
     pub(super) operation: Option<OperationId>,
     /// The place it takes.
     pub(super) seq: Seq,
-    /// What its end gives back to the quotas.
-    pub(super) gives_back: Option<u64>,
+    /// What the ends that are joined to it give back to the quotas.
+    pub(super) gives_back: Totals,
 }
 
 /// Who waits for a message that is being made durable: a repeat of it.

@@ -43,6 +43,7 @@ mod lane;
 mod load;
 mod operate;
 mod operation;
+mod overflow;
 mod pick;
 mod places;
 mod query;
@@ -188,6 +189,8 @@ pub struct Machine {
     repeats: DigestMap<Vec<Repeat>>,
     /// Collapse keys of which a message is being committed, and who waits behind it.
     collapsing: DigestMap<Vec<(Ticket, Message)>>,
+    /// Users in whose full outbox room is being looked for, and who waits behind whoever needs it.
+    overflowing: HashMap<UserId, VecDeque<(Ticket, Message)>, Digester>,
     parked: StdMap<LoadId, Vec<Parked>>,
     parked_count: usize,
 
@@ -263,6 +266,7 @@ impl Machine {
             pending: 0,
             repeats: DigestMap::default(),
             collapsing: DigestMap::default(),
+            overflowing: HashMap::with_hasher(digester),
             parked: StdMap::new(),
             parked_count: 0,
             operations: Operations::default(),

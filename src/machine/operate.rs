@@ -13,8 +13,10 @@ use super::commit::{Instead, Repeat};
 use super::entry::EntryState;
 use super::io::{Accepted, Action, EntryRef, LoadId, Ticket};
 use super::operation::{DeadLetter, Operation, Outcome};
+use super::overflow::Room;
 use super::refusal::OperationError;
 use super::search::Search;
+use super::user::Totals;
 use super::verdict::may_be_known;
 use crate::id::UserId;
 use crate::message::Durability;
@@ -55,8 +57,8 @@ pub(super) struct Open {
     /// in the store all the same.
     pub(super) store_after: [Option<Seq>; LaneId::COUNT],
     pub(super) search: Search,
-    /// The first message of the lane that is being read from the store.
-    pub(super) first_live: Option<Seq>,
+    /// The first message of the lane that is being read from the store, and which lane that is.
+    pub(super) first_live: Option<(LaneId, Seq)>,
     /// Something was found.
     has_found: bool,
     /// Ends that are being recorded.
@@ -75,6 +77,8 @@ pub(super) enum Work {
     Ripen(Timestamp),
     /// Ends what has expired, and moves what is scheduled and due.
     Sweep,
+    /// Finds what a message can take the place of in a full outbox.
+    MakeRoom(Room),
 }
 
 impl Work {
@@ -82,7 +86,7 @@ impl Work {
     pub(super) fn means(&self, accept: &Accept) -> bool {
         match self {
             Self::Asked(_, operation) => operation.means(accept),
-            Self::Ripen(_) | Self::Sweep => true,
+            Self::Ripen(_) | Self::Sweep | Self::MakeRoom(_) => true,
         }
     }
 
@@ -95,6 +99,7 @@ impl Work {
         match self {
             Self::Asked(_, operation) => operation.reason(),
             Self::Ripen(_) | Self::Sweep => EndReason::Moved,
+            Self::MakeRoom(_) => EndReason::Evicted,
         }
     }
 }
@@ -112,7 +117,7 @@ impl Operations {
     /// One has a slice to do.
     pub(super) fn make_ready(&mut self, id: OperationId) {
         match self.open.get(&id).map(|open| &open.work) {
-            Some(Work::Asked(..)) => self.ready.push_back(id),
+            Some(Work::Asked(..) | Work::MakeRoom(_)) => self.ready.push_back(id),
             Some(Work::Ripen(_) | Work::Sweep) => self.ready_behind.push_back(id),
             None => {}
         }
@@ -251,6 +256,12 @@ impl Machine {
                 }
                 return true;
             }
+            Work::MakeRoom(room) => {
+                if !is_ending && !matches!(state, Some(EntryState::InFlight(_))) {
+                    room.note(entry, accept);
+                }
+                return true;
+            }
             Work::Asked(_, Operation::Inspect(_, after, max)) => {
                 if entry.seq > *after {
                     open.done.letters.extend(DeadLetter::of(entry.seq, &accept));
@@ -287,7 +298,7 @@ impl Machine {
         let Some(Open { work: Work::Asked(_, asked), .. }) = self.operations.open.get(&operation) else {
             return Ok(false);
         };
-        let cost = old.message.cost();
+        let cost = Totals::one(old.message.cost());
         let (accept, key, gives_back) = match asked {
             Operation::Cancel(_) | Operation::Purge(_) | Operation::Discard(_) | Operation::Inspect(..) => {
                 return Ok(false);
@@ -298,7 +309,7 @@ impl Machine {
             Operation::Reprioritise(..) if offered => return Err(Err(OperationError::Offered)),
             Operation::Reprioritise(_, priority) => {
                 let message = old.message.with_priority(*priority);
-                (Accept { message, at: old.at, origin: None, admission: Admission::Moved }, None, Some(cost))
+                (Accept { message, at: old.at, origin: None, admission: Admission::Moved }, None, cost)
             }
             Operation::Requeue(_) => {
                 let message = old.message.clone();
@@ -306,7 +317,7 @@ impl Machine {
                     matches!(old.admission, Admission::Buried(burial) if burial.possibly_delivered);
                 let admission = Admission::Requeued { possibly_delivered };
                 let accept = Accept { message, at: self.now, origin: None, admission };
-                (accept, None, None)
+                (accept, None, Totals::default())
             }
             Operation::Replace(_, message) => {
                 let message = super::accept::at_once_if_due(message.clone(), self.now);
@@ -316,7 +327,7 @@ impl Machine {
                     Ok(_) => return Err(Err(OperationError::Overloaded)),
                     Err(refusal) => return Err(Err(refusal.into())),
                 };
-                (Accept::new(message, self.now), key, Some(cost))
+                (Accept::new(message, self.now), key, cost)
             }
         };
         let instead = Instead { operation: Some(operation), seq: entry.seq, gives_back };
@@ -368,7 +379,7 @@ impl Machine {
                 !only_purges && open.own.is_none() && operation.means(&found.accept)
             }
             Work::Asked(_, operation) => matches!(operation, Operation::Purge(_)),
-            Work::Ripen(_) | Work::Sweep => false,
+            Work::Ripen(_) | Work::Sweep | Work::MakeRoom(_) => false,
         };
         // What has moved before it was found where it had moved to.
         let waiting = self.operations.ends.get(&end.seq).map_or(&[][..], Vec::as_slice);
@@ -452,6 +463,7 @@ impl Machine {
                 self.let_go(&open.user);
                 return self.sweep_looked(result.is_err());
             }
+            Work::MakeRoom(room) => self.room_searched(&open.user, room, result.is_err()),
         }
         self.let_go(&open.user);
     }

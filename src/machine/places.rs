@@ -4,6 +4,7 @@ use super::Machine;
 use super::commit::{Instead, Pending};
 use super::entry::{Entry, EntryState};
 use super::io::{Accepted, EntryRef};
+use super::user::Totals;
 use super::verdict::may_be_known;
 use crate::id::UserId;
 use crate::record::{Accept, Admission, End, Record};
@@ -84,12 +85,16 @@ impl Machine {
         }
     }
 
+    /// Something is to take the place of what gives this back.
+    pub(super) fn will_leave(&mut self, id: &UserId, gives_back: Totals) {
+        self.leaving.put_on(gives_back);
+        self.user_mut(id).leaving.put_on(gives_back);
+    }
+
     /// What takes another's place is durable; the end of the other follows at once.
     pub(super) fn place_taken(&mut self, instead: Instead, accept: &Accept, entry: EntryRef) {
-        if let Some(cost) = instead.gives_back {
-            self.leaving.sub(cost);
-            self.user_mut(accept.message.recipient()).leaving.sub(cost);
-        }
+        self.leaving.take_off(instead.gives_back);
+        self.user_mut(accept.message.recipient()).leaving.take_off(instead.gives_back);
         let went = Some((instead.seq, entry));
         self.moved = went.filter(|_| accept.admission == Admission::Moved);
         self.requeued = went.filter(|_| matches!(accept.admission, Admission::Requeued { .. }));

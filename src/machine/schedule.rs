@@ -10,6 +10,7 @@ use super::Machine;
 use super::commit::Instead;
 use super::io::EntryRef;
 use super::operate::Work;
+use super::user::Totals;
 use crate::id::UserId;
 use crate::record::{Accept, Admission};
 use crate::status::EndReason;
@@ -47,9 +48,9 @@ impl Machine {
                 Accept { message, at: at.unwrap_or(accept.at), origin: None, admission }
             }
         };
-        let cost = moved.message.cost();
         self.reserve(&moved.message);
-        let instead = Instead { operation: None, seq: entry.seq, gives_back: Some(cost) };
+        let gives_back = Totals::one(moved.message.cost());
+        let instead = Instead { operation: None, seq: entry.seq, gives_back };
         self.push_newcomer(Arc::new(moved), None, instead);
         self.end_wherever(id, entry, accept, EndReason::Moved, true);
     }

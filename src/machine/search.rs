@@ -6,6 +6,7 @@ use super::operate::{OperationId, Work};
 use super::operation::Operation;
 use super::query::{Page, Query};
 use super::refusal::OperationError;
+use crate::config::{MAX_EVICTED, Overflow};
 use crate::record::{LaneId, Seq};
 use crate::time::Timestamp;
 
@@ -15,7 +16,8 @@ const SLICE: usize = 256;
 /// How far an operation has looked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Search {
-    /// In memory, up to where the store begins: of works that take what they find in order.
+    /// In memory, behind this place of this one of its lanes, up to where the store begins: of works that take what they
+    /// find in order, lane by lane.
     Before(usize, Seq),
     /// In memory, behind this place of this one of its lanes.
     Memory(usize, Seq),
@@ -38,6 +40,7 @@ impl Work {
         match self {
             Self::Ripen(_) => &[LaneId::Scheduled],
             Self::Sweep => waiting,
+            Self::MakeRoom(room) => room.lanes(),
             Self::Asked(_, Operation::Purge(_)) => &LaneId::ALL,
             Self::Asked(_, operation) if operation.is_about_dead() => core::slice::from_ref(dead),
             Self::Asked(..) => waiting,
@@ -56,10 +59,20 @@ impl Work {
         matches!(self, Self::Asked(_, operation) if operation.only_reads())
     }
 
-    /// Whether it takes what it finds in the order of places: what is in the store comes before what is in memory only.
-    /// The others look first where that costs nothing.
+    /// Whether it takes what it finds lane by lane and in the order of places: what is in the store comes before what is
+    /// in memory only. The others look first where that costs nothing.
     fn is_in_order(&self) -> bool {
-        self.lanes().len() == 1 || matches!(self, Self::Sweep)
+        self.lanes().len() == 1 || matches!(self, Self::Sweep | Self::MakeRoom(_))
+    }
+
+    /// Where it goes on when it has seen all that the store has of this one of its lanes.
+    fn behind_store(&self, at: usize) -> Search {
+        if self.is_in_order() { Search::Memory(at, Seq::ZERO) } else { Search::Store(at + 1, Seq::ZERO) }
+    }
+
+    /// How many messages it reads at once.
+    fn page(&self) -> usize {
+        if matches!(self, Self::MakeRoom(_)) { MAX_EVICTED } else { SLICE }
     }
 }
 
@@ -71,33 +84,40 @@ impl Machine {
         }
     }
 
-    /// Whether an operation that has found something need not look further.
-    fn has_enough(&self, id: OperationId) -> bool {
-        let Some(open) = self.operations.open.get(&id) else { return true };
-        match &open.work {
+    /// Where an operation goes on that has found something in this one of its lanes, if it need not look further here.
+    fn enough(&self, id: OperationId, at: usize) -> Option<Search> {
+        let Some(open) = self.operations.open.get(&id) else { return Some(Search::Over) };
+        let is_enough = match &open.work {
             Work::Asked(_, Operation::Inspect(_, _, max)) => {
                 let letters = &open.done.letters;
                 let bytes: u64 = letters.iter().map(|letter| letter.message.cost()).sum();
                 letters.len() >= *max || bytes >= self.config.max_load_bytes.get()
             }
+            Work::MakeRoom(room) => {
+                let lane = open.work.lanes().get(at).copied();
+                let has_room = lane.is_none_or(|lane| self.has_room(&open.user, room, lane));
+                // Of the next lane something may be older.
+                return has_room.then_some(match self.config.overflow {
+                    Overflow::DropOldest => Search::Before(at + 1, Seq::ZERO),
+                    _ => Search::Over,
+                });
+            }
             work => work.is_about_one(),
-        }
+        };
+        is_enough.then_some(Search::Over)
     }
 
     pub(super) fn search_memory(&mut self, id: OperationId, at: usize, after: Seq) {
         let Some(open) = self.operations.open.get(&id) else { return };
         let is_before = matches!(open.search, Search::Before(..));
+        let in_order = open.work.is_in_order();
         let Some(lane) = open.work.lanes().get(at).copied() else {
-            let next = match (is_before, open.work.is_in_order()) {
-                (false, true) => Search::Over,
-                _ => Search::Store(0, Seq::ZERO),
-            };
-            return self.go_on(id, next);
+            return self.go_on(id, if in_order { Search::Over } else { Search::Store(0, Seq::ZERO) });
         };
         let user = open.user.clone();
         // What is in memory behind where the store began comes after what the store has.
         let store_after = open.store_after.get(lane.index()).copied().flatten();
-        let (after, until) = match (is_before, open.work.is_in_order()) {
+        let (after, until) = match (is_before, in_order) {
             (true, _) => (after.max(open.work.starts_behind()), store_after.map_or(Seq::ZERO, Seq::next)),
             (false, true) => {
                 (after.max(store_after.unwrap_or(Seq::ZERO)).max(open.work.starts_behind()), Seq::MAX)
@@ -116,33 +136,36 @@ impl Machine {
                 found.push(entry.seq);
             }
         }
-        let hit = found
-            .into_iter()
-            .any(|seq| self.act_on(id, &user, EntryRef { lane, seq }, None) && self.has_enough(id));
-        let (at, last) = last.map_or((at + 1, Seq::ZERO), |last| (at, last));
-        let next = match is_before {
-            _ if hit => Search::Over,
-            true => Search::Before(at, last),
-            false => Search::Memory(at, last),
-        };
+        let enough = found.into_iter().find_map(|seq| {
+            let acted = self.act_on(id, &user, EntryRef { lane, seq }, None);
+            if acted { self.enough(id, at) } else { None }
+        });
+        let next = enough.unwrap_or(match (last, is_before) {
+            (Some(last), true) => Search::Before(at, last),
+            (Some(last), false) => Search::Memory(at, last),
+            (None, true) => Search::Store(at, Seq::ZERO),
+            (None, false) if in_order => Search::Before(at + 1, Seq::ZERO),
+            (None, false) => Search::Memory(at + 1, Seq::ZERO),
+        });
         self.go_on(id, next);
     }
 
     pub(super) fn search_store(&mut self, id: OperationId, at: usize, after: Seq) {
         let Some(open) = self.operations.open.get(&id) else { return };
         let Some(lane) = open.work.lanes().get(at).copied() else {
-            let next = if open.work.is_in_order() { Search::Memory(0, Seq::ZERO) } else { Search::Over };
-            return self.go_on(id, next);
+            return self.go_on(id, Search::Over);
         };
+        let page = open.work.page();
+        let behind = open.work.behind_store(at);
         let (user, after) = (open.user.clone(), after.max(open.work.starts_behind()));
         let Some(memory_ends) = open.store_after.get(lane.index()).copied().flatten() else {
-            return self.go_on(id, Search::Store(at + 1, Seq::ZERO));
+            return self.go_on(id, behind);
         };
         let found = self.user_mut(&user).lane(lane);
         // What ended meanwhile may be gone in part: were it asked for, that would look like damage.
         let after = after.max(memory_ends).max(found.cursor);
         let ended = found.ended.range(after.plus(1)..).copied().collect();
-        let (max_messages, max_bytes) = (SLICE, self.config.max_load_bytes.get());
+        let (max_messages, max_bytes) = (page, self.config.max_load_bytes.get());
         let query = Query::Page { user, lane, after, ended, max_messages, max_bytes };
         let load = self.load(query);
         self.operations.loads.insert(load, id);
@@ -169,14 +192,19 @@ impl Machine {
             .chain(page.damaged.first().map(|d| d.0))
             .min();
         if let Some(open) = self.operations.open.get_mut(&id) {
-            open.first_live = open.first_live.or(first);
+            let known = open.first_live.filter(|(of, _)| *of == lane);
+            open.first_live = known.or(first.map(|first| (lane, first)));
+        }
+        if first.is_some() || page.more_after.is_none() {
+            self.lane_begins(id, lane);
         }
         let mut found = page.entries.iter().filter(|(seq, accept)| *seq < before && work.means(accept));
-        let hit = found.any(|(seq, accept)| {
-            self.act_on(id, &user, EntryRef { lane, seq: *seq }, Some(accept)) && self.has_enough(id)
+        let enough = found.find_map(|(seq, accept)| {
+            let acted = self.act_on(id, &user, EntryRef { lane, seq: *seq }, Some(accept));
+            if acted { self.enough(id, at) } else { None }
         });
-        if hit {
-            self.go_on(id, Search::Over);
+        if let Some(next) = enough {
+            self.go_on(id, next);
             return true;
         }
         if !work.is_about_one() && !work.only_reads() {
@@ -186,20 +214,17 @@ impl Machine {
         }
         let next = match page.more_after {
             Some(after) => Search::Store(at, after),
-            None => {
-                self.lane_read(id, lane);
-                Search::Store(at + 1, Seq::ZERO)
-            }
+            None => work.behind_store(at),
         };
         self.go_on(id, next);
         true
     }
 
-    /// All of a lane's part in the store was read: nothing lives in it before the first that was found. So gaps behind what
-    /// ended long ago do not stay for ever in a lane that nobody reads into memory.
-    fn lane_read(&mut self, id: OperationId, lane: LaneId) {
+    /// Nothing lives in a lane's part in the store before the first that was found. So gaps behind what ended long ago do
+    /// not stay for ever in a lane that nobody reads into memory.
+    fn lane_begins(&mut self, id: OperationId, lane: LaneId) {
         let Some(open) = self.operations.open.get_mut(&id) else { return };
-        let first_live = open.first_live.take();
+        let first_live = open.first_live.filter(|(of, _)| *of == lane).map(|(_, first)| first);
         let began = open.store_after.get(lane.index()).copied().flatten();
         let (whole, user) = (open.work.starts_behind() == Seq::ZERO, open.user.clone());
         let Some(user) = self.users.get_mut(&user) else { return };

@@ -21,13 +21,33 @@ pub(super) struct Totals {
 
 impl Totals {
     pub(super) fn add(&mut self, bytes: u64) {
-        self.messages = self.messages.saturating_add(1);
-        self.bytes = self.bytes.saturating_add(bytes);
+        self.put_on(Self::one(bytes));
     }
 
     pub(super) fn sub(&mut self, bytes: u64) {
-        self.messages = self.messages.saturating_sub(1);
-        self.bytes = self.bytes.saturating_sub(bytes);
+        self.take_off(Self::one(bytes));
+    }
+
+    /// One message of so many bytes.
+    pub(super) fn one(bytes: u64) -> Self {
+        Self { messages: 1, bytes }
+    }
+
+    #[must_use]
+    pub(super) fn with(self, other: Self) -> Self {
+        Self {
+            messages: self.messages.saturating_add(other.messages),
+            bytes: self.bytes.saturating_add(other.bytes),
+        }
+    }
+
+    pub(super) fn put_on(&mut self, other: Self) {
+        *self = self.with(other);
+    }
+
+    pub(super) fn take_off(&mut self, other: Self) {
+        self.messages = self.messages.saturating_sub(other.messages);
+        self.bytes = self.bytes.saturating_sub(other.bytes);
     }
 }
 
@@ -199,15 +219,12 @@ impl User {
         !self.links.is_empty()
     }
 
-    /// Live and reserved, without what is leaving and one more that would, with this cost.
-    pub(super) fn claimed(&self, instead: Option<u64>) -> Totals {
+    /// Live and reserved, without what is leaving and what else would.
+    pub(super) fn claimed(&self, gives_back: Totals) -> Totals {
         let live = self.held.unwrap_or_default();
-        let mut leaving = self.leaving;
-        instead.into_iter().for_each(|cost| leaving.add(cost));
-        Totals {
-            messages: live.messages.saturating_add(self.reserved.messages).saturating_sub(leaving.messages),
-            bytes: live.bytes.saturating_add(self.reserved.bytes).saturating_sub(leaving.bytes),
-        }
+        let mut claimed = self.reserved.with(Totals { messages: live.messages, bytes: live.bytes });
+        claimed.take_off(self.leaving.with(gives_back));
+        claimed
     }
 
     /// Whether nothing but the totals would be lost by forgetting the user.

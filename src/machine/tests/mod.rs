@@ -9,6 +9,7 @@ mod deliver;
 mod fanout;
 mod inbox;
 mod operate;
+mod overflow;
 mod replace;
 
 mod schedule;

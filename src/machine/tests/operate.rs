@@ -39,35 +39,45 @@ impl Rig {
     /// Answers loads from this store until there are none.
     pub(super) fn load_from(&mut self, store: &[(Seq, Arc<Accept>)], reflects: Seq) {
         while let Some((load, query)) = self.loads.pop() {
-            let found = match query {
-                Query::User(_) | Query::Row(_) => {
-                    let mut held = Holdings::default();
-                    store.iter().for_each(|(_, accept)| held.add(accept.lane(), accept.message.cost()));
-                    Found::User { row: None, held: Some(held), reflects }
-                }
-                Query::Page { lane, after, ended, max_messages, .. } => {
-                    let of_lane = |(seq, accept): &&(Seq, Arc<Accept>)| {
-                        accept.lane() == lane && *seq > after && !ended.contains(seq)
-                    };
-                    let mut entries: Vec<_> = store.iter().filter(of_lane).cloned().collect();
-                    let more = entries.len() > max_messages;
-                    entries.truncate(max_messages);
-                    let more_after = entries.last().map(|(seq, _)| *seq).filter(|_| more);
-                    Found::Page(Page { entries, damaged: Vec::new(), more_after, reflects })
-                }
-                Query::Sender { .. } => Found::Sender(Vec::new()),
-                Query::Due { until, since, .. } => {
-                    let dues = || store.iter().map(|(_, accept)| (accept.due(), accept.message.recipient()));
-                    let now = dues().filter(|(due, _)| since.0 < *due && *due <= until);
-                    let mut users: Vec<_> = now.map(|(_, user)| user.clone()).collect();
-                    users.dedup();
-                    let later = dues().map(|(due, _)| due).filter(|due| *due > until).min();
-                    let next = later.unwrap_or(Timestamp::NEVER);
-                    Found::Due { users, more: None, next, table: 1 }
-                }
-            };
-            self.input(Input::Loaded { load, found: Box::new(found) });
+            self.load_one(load, query, store, reflects);
         }
+    }
+
+    pub(super) fn load_one(
+        &mut self,
+        load: LoadId,
+        query: Query,
+        store: &[(Seq, Arc<Accept>)],
+        reflects: Seq,
+    ) {
+        let found = match query {
+            Query::User(_) | Query::Row(_) => {
+                let mut held = Holdings::default();
+                store.iter().for_each(|(_, accept)| held.add(accept.lane(), accept.message.cost()));
+                Found::User { row: None, held: Some(held), reflects }
+            }
+            Query::Page { lane, after, ended, max_messages, .. } => {
+                let of_lane = |(seq, accept): &&(Seq, Arc<Accept>)| {
+                    accept.lane() == lane && *seq > after && !ended.contains(seq)
+                };
+                let mut entries: Vec<_> = store.iter().filter(of_lane).cloned().collect();
+                let more = entries.len() > max_messages;
+                entries.truncate(max_messages);
+                let more_after = entries.last().map(|(seq, _)| *seq).filter(|_| more);
+                Found::Page(Page { entries, damaged: Vec::new(), more_after, reflects })
+            }
+            Query::Sender { .. } => Found::Sender(Vec::new()),
+            Query::Due { until, since, .. } => {
+                let dues = || store.iter().map(|(_, accept)| (accept.due(), accept.message.recipient()));
+                let now = dues().filter(|(due, _)| since.0 < *due && *due <= until);
+                let mut users: Vec<_> = now.map(|(_, user)| user.clone()).collect();
+                users.dedup();
+                let later = dues().map(|(due, _)| due).filter(|due| *due > until).min();
+                let next = later.unwrap_or(Timestamp::NEVER);
+                Found::Due { users, more: None, next, table: 1 }
+            }
+        };
+        self.input(Input::Loaded { load, found: Box::new(found) });
     }
 }
 

@@ -4,7 +4,7 @@ use core::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use core::time::Duration;
 
 use super::random::Random;
-use crate::config::{Config, OnFailure};
+use crate::config::{Config, OnFailure, Overflow};
 use crate::storage::journal::JournalConfig;
 
 /// How large everything is, drawn from a seed: small, so that every limit is met.
@@ -70,6 +70,7 @@ fn config(random: &mut Random) -> Config {
         max_payload_bytes: of_usize(8 << 10),
         max_user_messages: of_u32(4 + random.below(60)),
         max_user_bytes: NonZeroU64::new((9 << 10) + random.below(100 << 10)).unwrap_or(NonZeroU64::MIN),
+        overflow: [Overflow::Reject, Overflow::DropOldest, Overflow::DropLowest][random.index(3)],
         max_total_messages: NonZeroU64::new(10 + random.below(120)).unwrap_or(NonZeroU64::MIN),
         max_pending: of_usize(2 + random.below(30)),
         dedup_ids: of_usize(dedup_ids),

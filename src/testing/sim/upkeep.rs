@@ -181,7 +181,8 @@ impl Node {
             }
             self.keep();
             let Some(engine) = &self.engine else { return };
-            if engine.queue.is_empty() && engine.flight.is_none() && !random.chance(30) {
+            let at_rest = engine.queue.is_empty() && engine.flight.is_none() && engine.loads.is_empty();
+            if at_rest && !random.chance(30) {
                 return;
             }
         }

@@ -4,6 +4,7 @@ use std::sync::Arc;
 
 use super::super::plan::Plan;
 use super::{Kept, Oracle, identity};
+use crate::config::Overflow;
 use crate::id::UserId;
 use crate::machine::{Holdings, UserSnapshot};
 use crate::record::{Accept, Counters, End, LaneId, Seq};
@@ -30,12 +31,13 @@ impl Oracle {
             // To another place of its lane, which it was about to crowd.
             EndReason::Moved if moved_within => true,
             EndReason::Moved if message.not_before().is_some_and(|at| at <= end.at) => true,
+            // Joined to what has taken its place, too.
+            EndReason::Evicted => plan.config.overflow != Overflow::Reject,
             EndReason::Expired => end.at >= kept.accept.expires(),
             EndReason::Dead => end.attempts >= plan.config.max_attempts.get(),
             EndReason::Cancelled | EndReason::Replaced | EndReason::Moved => {
                 Self::was_withdrawn(&self.withdrawals, &accept, end.reason)
             }
-            _ => false,
         };
         let open = matches!(end.reason, EndReason::Delivered | EndReason::Unconfirmed | EndReason::Rejected);
         let hidden = !open && kept.offered && !end.possibly_delivered;

@@ -58,6 +58,7 @@ impl Oracle {
     /// What takes a message's place is durable with its end, and the end with it.
     pub(super) fn check_units(&mut self, group: &[(Seq, Record)], plan: &Plan) {
         let mut previous: Option<&Arc<Accept>> = None;
+        let mut newcomer = None;
         let end = (Seq::MAX, None);
         for (seq, record) in group.iter().map(|(seq, record)| (*seq, Some(record))).chain([end]) {
             let end = match record {
@@ -72,6 +73,9 @@ impl Oracle {
             {
                 self.moved_to.insert(end.seq, seq.prev());
             }
+            if let Some(end) = end.filter(|end| end.reason == EndReason::Evicted) {
+                self.check_evicted(newcomer, end);
+            }
             if let Some(end) = end {
                 self.check_place(previous, end, seq, plan, letters_before(group, end, seq));
             }
@@ -79,6 +83,9 @@ impl Oracle {
                 Some(Record::Accept(accept)) => Some(accept),
                 _ => None,
             };
+            let makes_way =
+                end.is_some_and(|end| matches!(end.reason, EndReason::Evicted | EndReason::Replaced));
+            newcomer = if makes_way { newcomer } else { previous };
         }
     }
 

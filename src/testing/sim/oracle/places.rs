@@ -79,6 +79,20 @@ impl Oracle {
         }
     }
 
+    /// What was dropped gave way to a message of the same user that is no less urgent, in the same commit.
+    pub(super) fn check_evicted(&mut self, newcomer: Option<&Arc<Accept>>, end: &End) {
+        let old = self.messages.get(&end.seq).map(|kept| Arc::clone(&kept.accept));
+        let fits = newcomer.zip(old.as_ref()).is_some_and(|(newcomer, old)| {
+            newcomer.is_sent()
+                && newcomer.message.recipient() == &end.user
+                && newcomer.message.priority() <= old.message.priority()
+                && end.lane.priority().is_some()
+        });
+        if !fits {
+            self.fail(format!("{:?} was dropped for {newcomer:?}: {end:?}", end.seq));
+        }
+    }
+
     /// Where a message is now, also as a dead letter, or sent again.
     pub(super) fn place_followed(&self, mut seq: Seq) -> Seq {
         while let Some(next) = self.moved_to.get(&seq).or_else(|| self.went_to.get(&seq)) {
