@@ -3,6 +3,7 @@
 use core::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use core::time::Duration;
 
+use crate::event::EventName;
 use crate::message::MAX_PAYLOAD_BYTES;
 
 macro_rules! nz {
@@ -42,6 +43,9 @@ pub enum Overflow {
 /// The most messages that are dropped for one. A larger number of small messages does not give way to a large one, which is
 /// refused.
 pub const MAX_EVICTED: usize = 64;
+
+/// The most events in [`Config::coalesce`]: each send looks through them.
+const MAX_COALESCED: usize = 64;
 
 /// Everything that can be configured about delivery. `Default` suits a server; see each field.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +91,10 @@ pub struct Config {
     /// soon as it can. A wait of less than 10 ms becomes one of 10 ms. Nothing waits once `max_batch` messages are there, or
     /// `max_in_flight_bytes`, or a critical or a volatile one.
     pub linger: Duration,
+    /// Events of which only the newest waits, for each recipient and ordering key: of each that is named here and of all
+    /// below it (`cursor` means `cursor.moved` too). A message of theirs that has no collapse key gets one, made of its event
+    /// and its ordering key. None; at most 64. Batches, replacements and what another engine delivers are left as they are.
+    pub coalesce: Vec<EventName>,
     /// The turn of each priority in bytes: deficit round robin adds this much per round. 256, 64, 16 and 4 KiB.
     pub shares: [NonZeroU32; 4],
     /// How many critical messages in a row go before the other lanes get one round. 16.
@@ -147,6 +155,7 @@ impl Default for Config {
             critical_reserve: 8,
             max_batch: nz!(NonZeroU32, 32),
             linger: Duration::ZERO,
+            coalesce: Vec::new(),
             shares: [
                 nz!(NonZeroU32, 256 << 10),
                 nz!(NonZeroU32, 64 << 10),
@@ -218,6 +227,11 @@ impl Config {
         if self.backoff_floor > self.backoff_cap || self.backoff_floor.is_zero() {
             return fail("backoff_floor must be above zero and not above backoff_cap".into());
         }
+        if self.coalesce.len() > MAX_COALESCED {
+            return fail(format!(
+                "coalesce names more than {MAX_COALESCED} events: name what they begin with"
+            ));
+        }
         if self.ack_deadline.is_zero() {
             return fail("ack_deadline is zero: every offer would fail at once".into());
         }
@@ -241,6 +255,14 @@ mod tests {
     #[test]
     fn the_default_is_consistent() {
         assert_eq!(Config::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn at_most_64_events_are_coalesced() {
+        for (n, fits) in [(MAX_COALESCED - 1, true), (MAX_COALESCED, true), (MAX_COALESCED + 1, false)] {
+            let coalesce = (0..n).map(|i| EventName::new(format!("e{i}")).unwrap()).collect();
+            assert_eq!(Config { coalesce, ..Config::default() }.check().is_ok(), fits, "{n}");
+        }
     }
 
     #[test]

@@ -30,8 +30,14 @@ impl Digester {
     /// The digest of a user; of "no sender" for `None`.
     #[must_use]
     pub fn user(&self, user: Option<&UserId>) -> u128 {
+        self.bytes(user.map_or(&[], UserId::as_bytes))
+    }
+
+    /// The digest of these bytes.
+    #[must_use]
+    pub fn bytes(&self, bytes: &[u8]) -> u128 {
         let mut hasher = Sip128::new_with_key(&self.key);
-        hasher.write(user.map_or(&[], UserId::as_bytes));
+        hasher.write(bytes);
         hasher.finish128().as_u128()
     }
 

@@ -48,6 +48,19 @@ impl EventName {
     pub fn as_str(&self) -> &str {
         &self.0
     }
+
+    /// Whether it is this one, or below it: `call.ring` is below `call`.
+    ///
+    /// ```
+    /// use lastmile::EventName;
+    /// let [call, ring, caller] = ["call", "call.ring", "caller"].map(|name| EventName::new(name).unwrap());
+    /// assert!(ring.is_within(&call) && call.is_within(&call));
+    /// assert!(!call.is_within(&ring) && !caller.is_within(&call));
+    /// ```
+    #[must_use]
+    pub fn is_within(&self, other: &Self) -> bool {
+        self.0.strip_prefix(&*other.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+    }
 }
 
 fn flaw(name: &str) -> Option<&'static str> {

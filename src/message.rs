@@ -194,6 +194,12 @@ impl Message {
         Self(Arc::new(Parts { priority, ..(*self.0).clone() }))
     }
 
+    /// The same message with this collapse key.
+    #[must_use]
+    pub(crate) fn with_collapse_key(&self, key: CollapseKey) -> Self {
+        Self(Arc::new(Parts { collapse_key: Some(key), ..(*self.0).clone() }))
+    }
+
     /// The same message for somebody else. It shares its payload and its headers with this one.
     #[must_use]
     pub fn for_recipient(&self, recipient: UserId) -> Self {

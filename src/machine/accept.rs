@@ -88,6 +88,7 @@ impl Machine {
     }
 
     pub(super) fn handle_send(&mut self, now: Timestamp, ticket: Ticket, message: Message) {
+        let message = self.coalesced(message);
         let result = match self.gate(&message) {
             Err(refusal) => Err(refusal),
             Ok(()) if message.durability() == Durability::Volatile => self.send_volatile(now, message),

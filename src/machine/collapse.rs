@@ -18,7 +18,7 @@ use super::lane::Lane;
 use super::overflow::{Shortage, Victim};
 use super::query::Query;
 use super::refusal::Refusal;
-use crate::id::UserId;
+use crate::id::{CollapseKey, MAX_ID_BYTES, UserId};
 use crate::message::Message;
 use crate::record::{Accept, Admission, End, LaneId, NewestRow, Seq};
 use crate::status::EndReason;
@@ -91,6 +91,26 @@ impl Newest {
 }
 
 impl Machine {
+    /// With a collapse key, if it is one of the events of which only the newest waits.
+    ///
+    /// The key is no part of what tells a repeat from a conflict, so the host may configure this otherwise later.
+    pub(super) fn coalesced(&self, message: Message) -> Message {
+        let event = message.event();
+        let is_meant = self.config.coalesce.iter().any(|of| event.is_within(of));
+        if !is_meant || message.collapse_key().is_some() {
+            return message;
+        }
+        let mut key = event.as_str().as_bytes().to_vec();
+        if let Some(of) = message.ordering_key() {
+            key.push(b'/');
+            match of.as_bytes() {
+                of if key.len() + of.len() <= MAX_ID_BYTES => key.extend(of),
+                of => key.extend(self.digester.bytes(of).to_le_bytes()),
+            }
+        }
+        CollapseKey::new(key).map_or(message.clone(), |key| message.with_collapse_key(key))
+    }
+
     /// Sends a message with a collapse key, which is no repeat.
     pub(super) fn send_newest(
         &mut self,

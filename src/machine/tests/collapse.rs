@@ -1,7 +1,10 @@
 //! Collapse keys: of a user's waiting messages with the same one, only the newest stays.
 
+use core::num::NonZeroU32;
+
 use super::operate::{alice, settled_with, target};
 use super::*;
+use crate::EventName;
 
 fn state() -> MessageBuilder {
     to("alice").collapse_key("order/7")
@@ -250,4 +253,55 @@ fn volatile_hints_of_a_key_come_to_the_newest_where_the_first_of_them_was() {
     assert_eq!(rig.offers[2].1.message.id(), other.id());
     let (store, _) = settled_with(&mut rig);
     assert!(store.is_empty());
+}
+
+fn hint(key: &str) -> MessageBuilder {
+    Message::to("alice", "cursor.moved", "3:14").ordering_key(key)
+}
+
+fn coalescing() -> Rig {
+    let coalesce = vec![EventName::new("cursor").unwrap()];
+    Rig::with(Config { coalesce, ..Config::default() })
+}
+
+#[test]
+fn of_an_event_that_is_coalesced_the_newest_of_each_ordering_key_waits() {
+    let mut rig = coalescing();
+    let long = "k".repeat(255);
+    let keys = ["a", "a", "b", &long, &long, "b"];
+    let places: Vec<_> = keys.iter().map(|key| rig.accept(&hint(key).build().unwrap())).collect();
+    let alone = [(); 2].map(|()| rig.accept(&message("alice")));
+    rig.attach(1, "alice", "phone");
+    assert_eq!(rig.offered(), [places[1], places[4], places[5], alone[0], alone[1]]);
+    assert_eq!(ended(&rig, EndReason::Replaced), 3);
+}
+
+#[test]
+fn a_message_keeps_its_own_collapse_key_and_a_repeat_is_one_also_when_its_event_is_coalesced_later() {
+    let mut rig = Rig::new();
+    let first = hint("a").build().unwrap();
+    let place = rig.accept(&first);
+    rig.machine.config.coalesce = vec![EventName::new("cursor.moved").unwrap()];
+    let ticket = rig.send(&first);
+    assert_eq!(rig.answer(ticket).unwrap().clone().unwrap(), Accepted { entry: place, duplicate: true });
+    let own = rig.accept(&hint("a").collapse_key("own").build().unwrap());
+    let new = rig.accept(&hint("a").build().unwrap());
+    rig.attach(1, "alice", "phone");
+    assert_eq!(rig.offered(), [place, own, new].map(|entry| entry).to_vec());
+}
+
+#[test]
+fn volatile_messages_of_an_event_are_coalesced_too() {
+    let mut rig = coalescing();
+    rig.machine.config.max_in_flight = NonZeroU32::MIN;
+    rig.machine.config.critical_reserve = 0;
+    rig.attach(1, "alice", "phone");
+    let blocking = rig.accept(&message("alice"));
+    let hints = ["1", "2"].map(|text| {
+        let hint = Message::to("alice", "cursor.moved", text.to_owned()).durability(Durability::Volatile);
+        rig.send(&hint.build().unwrap())
+    });
+    let places = hints.map(|ticket| rig.answer(ticket).unwrap().clone().unwrap().entry);
+    rig.say(1, blocking, Verdict::Delivered);
+    assert_eq!(rig.offered(), [blocking, places[1]]);
 }

@@ -38,7 +38,8 @@ pub(super) fn compose_for(
         1 | 2 => Durability::Buffered,
         _ => Durability::Synced,
     };
-    let builder = Message::to(to, "sim.message", body)
+    let event = if random.chance(25) { "sim.hint.moved" } else { "sim.message" };
+    let builder = Message::to(to, event, body)
         .id(MessageId::from_u128(1 + number as u128))
         .priority(Priority::ALL[random.index(4)])
         .durability(durability);

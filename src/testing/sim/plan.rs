@@ -5,6 +5,7 @@ use core::time::Duration;
 
 use super::random::Random;
 use crate::config::{Config, OnFailure, Overflow};
+use crate::event::EventName;
 use crate::storage::journal::JournalConfig;
 
 /// How large everything is, drawn from a seed: small, so that every limit is met.
@@ -81,6 +82,11 @@ fn config(random: &mut Random) -> Config {
         max_in_flight_bytes: NonZeroU64::new(256 + random.below(12 << 10)).unwrap_or(NonZeroU64::MIN),
         critical_reserve: reserve,
         max_batch: of_u32(1 + random.below(5)),
+        coalesce: if random.chance(20) {
+            EventName::new("sim.hint").into_iter().collect()
+        } else {
+            Vec::new()
+        },
         linger: Duration::from_millis(if random.chance(25) { 1 + random.below(300) } else { 0 }),
         critical_burst: of_u32(1 + random.below(5)),
         ack_deadline: Duration::from_secs(1 + random.below(30)),
