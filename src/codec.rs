@@ -25,7 +25,7 @@ use crate::error::InvalidMessage;
 use crate::event::EventName;
 use crate::id::{CollapseKey, MessageId, OrderingKey, UserId};
 use crate::message::{Durability, MAX_HEADERS, Message, MessageBuilder, Priority};
-use crate::record::{Accept, Admission, Attempt, Burial, End, Exposed, Floor, Origin, Record};
+use crate::record::{Accept, Admission, Attempt, Burial, End, Exposed, Floor, Origin, Record, Told};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -146,6 +146,8 @@ const BURIED: u8 = 23;
 const REQUEUED: u8 = 24;
 /// As the acceptance before it in the same group, for somebody else: see [`encode_records`].
 const LIKE: u8 = 25;
+/// That a receiver was told of a gap.
+const TOLD: u8 = 22;
 
 /// Appends `len · kind · version · body` to `out`.
 pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
@@ -172,6 +174,7 @@ fn encode_bare(record: &Record, out: &mut Vec<u8>) {
         Record::Attempt(attempt) => encode_kind(ATTEMPT, attempt, out),
         Record::Exposed(exposed) => encode_kind(EXPOSED, exposed, out),
         Record::Floor(floor) => encode_kind(FLOOR, floor, out),
+        Record::Told(told) => encode_kind(TOLD, told, out),
     }
 }
 
@@ -264,7 +267,7 @@ fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
-    if !matches!(kind, ACCEPT..=FLOOR | MOVED | COLLAPSING | SCHEDULED | BURIED..=LIKE) {
+    if !matches!(kind, ACCEPT..=FLOOR | MOVED | COLLAPSING | SCHEDULED | TOLD..=LIKE) {
         return Err(CodecError::UnknownKind { kind });
     }
     check_version(kind, *version)?;
@@ -305,6 +308,7 @@ fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
         END => Record::End(decode_borrowed::<End>(body)?),
         ATTEMPT => Record::Attempt(decode_borrowed::<Attempt>(body)?),
         EXPOSED => Record::Exposed(decode_borrowed::<Exposed>(body)?),
+        TOLD => Record::Told(decode_borrowed::<Told>(body)?),
         _ => Record::Floor(decode_borrowed::<Floor>(body)?),
     })
 }

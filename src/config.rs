@@ -47,6 +47,9 @@ pub const MAX_EVICTED: usize = 64;
 /// The most events in [`Config::coalesce`]: each send looks through them.
 const MAX_COALESCED: usize = 64;
 
+/// The most rows of the ledger that are kept for a user.
+const MAX_LEDGER_ROWS: usize = 1024;
+
 /// Everything that can be configured about delivery. `Default` suits a server; see each field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -114,6 +117,11 @@ pub struct Config {
     pub max_dead_letters: u32,
     /// Bytes of dead letters kept for one user, which do not count as live ones. 16 MiB.
     pub max_dead_bytes: u64,
+    /// Rows of the loss ledger kept for each user: how so many messages ended that were not delivered, the newest of them.
+    /// At most 1,024; 64, which takes 3 KiB of the user's row.
+    pub ledger_rows: usize,
+    /// How long they are kept. 30 days. A row that is older is dropped when its user's row is next read or written.
+    pub ledger_age: Duration,
     /// Ended messages above a lane's cursor (and those on the way there); at the bound, give or take one batch, only the lane's oldest message is offered. 2,048.
     pub max_gaps: NonZeroUsize,
     /// Settled messages of one lane held in memory for an attached user, and the size of one load. 256.
@@ -170,6 +178,8 @@ impl Default for Config {
             on_failure: [OnFailure::Park; 4],
             max_dead_letters: 1000,
             max_dead_bytes: 16 << 20,
+            ledger_rows: 64,
+            ledger_age: Duration::from_secs(30 * 24 * 60 * 60),
             max_gaps: nz!(NonZeroUsize, 2048),
             max_resident: nz!(NonZeroUsize, 256),
             max_load_bytes: nz!(NonZeroU64, 1 << 20),
@@ -231,6 +241,9 @@ impl Config {
             return fail(format!(
                 "coalesce names more than {MAX_COALESCED} events: name what they begin with"
             ));
+        }
+        if self.ledger_rows > MAX_LEDGER_ROWS {
+            return fail(format!("ledger_rows is over {MAX_LEDGER_ROWS}: they are part of the user's row"));
         }
         if self.ack_deadline.is_zero() {
             return fail("ack_deadline is zero: every offer would fail at once".into());

@@ -1,17 +1,19 @@
 //! The records: the spine of everything. The machine's state is a fold of them.
 
 mod lane;
+mod ledger;
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
-use crate::id::{StreamId, UserId};
+use crate::id::{MessageId, StreamId, UserId};
 use crate::message::Message;
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
 pub use lane::LaneId;
+pub use ledger::{Gap, LedgerRow, LedgerRows, Told};
 
 /// A record's place in the log. Unique and increasing over the whole life of an engine, never reused.
 ///
@@ -85,8 +87,8 @@ impl Epoch {
 ///
 /// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below. Further kinds
 /// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter), 24 (sent once more) and 25 (as the
-/// one before it, for somebody else). 16 devices, 21
-/// receipt and 22 ledger are reserved for what is to come and refused until then.
+/// one before it, for somebody else); 22 says that a receiver was told of a gap. 16 devices and 21 receipt are reserved for
+/// what is to come and refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A message was accepted. Its place in the log is its sequence number from now on.
@@ -100,6 +102,8 @@ pub enum Record {
     Exposed(Exposed),
     /// The peer has recorded acknowledgements durably: the inbox may forget places up to `floor`.
     Floor(Floor),
+    /// A receiver was told of messages that it will not get.
+    Told(Told),
 }
 
 impl Record {
@@ -109,7 +113,7 @@ impl Record {
         match self {
             Self::Accept(accept) => Some(accept.at),
             Self::End(end) => Some(end.at),
-            Self::Attempt(_) | Self::Exposed(_) | Self::Floor(_) => None,
+            Self::Attempt(_) | Self::Exposed(_) | Self::Floor(_) | Self::Told(_) => None,
         }
     }
 
@@ -122,6 +126,7 @@ impl Record {
             Self::Attempt(attempt) => &attempt.user,
             Self::Exposed(exposed) => &exposed.user,
             Self::Floor(floor) => &floor.user,
+            Self::Told(told) => &told.user,
         }
     }
 }
@@ -250,6 +255,8 @@ pub struct End {
     pub lane: LaneId,
     /// Which one.
     pub seq: Seq,
+    /// Its id, for the ledger: of what ended as anything but delivered, unless it was too damaged to say.
+    pub id: Option<MessageId>,
     /// Why.
     pub reason: EndReason,
     /// For a late confirmation: the reason it had ended for before.
@@ -323,6 +330,8 @@ pub struct UserRow {
     pub inbox: Vec<InboxRow>,
     /// The newest message of each collapse key, by digest, in its order.
     pub newest: Vec<NewestRow>,
+    /// What ended undelivered, and what the receiver has not been told of it.
+    pub ledger: LedgerRows,
 }
 
 /// The newest message of one collapse key.
@@ -334,6 +343,8 @@ pub struct NewestRow {
     pub lane: LaneId,
     /// Its place; [`Seq::ZERO`] when it has ended.
     pub seq: Seq,
+    /// Its id.
+    pub id: MessageId,
     /// What it counts against quotas.
     pub cost: u64,
     /// Which version it is; 0 when it has none.

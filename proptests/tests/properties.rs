@@ -6,13 +6,13 @@ use std::sync::Arc;
 use lastmile::codec::{decode_records, encode_records};
 use lastmile::machine::{Found, Query, Survivors};
 use lastmile::record::{
-    Accept, Admission, Attempt, Burial, End, Epoch, Exposed, LaneId, Origin, Record, Seq,
+    Accept, Admission, Attempt, Burial, End, Epoch, Exposed, Gap, LaneId, Origin, Record, Seq, Told,
 };
 use lastmile::storage::MemoryStore;
 use lastmile::storage::outbox::keys::Key;
 use lastmile::storage::outbox::{Identity, Merge, OutboxStore, Progress, Settlement};
 use lastmile::testing::sim::{self, Script};
-use lastmile::{Config, EndReason, Priority, StreamId, Timestamp, UserId};
+use lastmile::{Config, EndReason, MessageId, Priority, StreamId, Timestamp, UserId};
 use lastmile_proptests::{Op, Shell, builder};
 use proptest::prelude::*;
 
@@ -39,7 +39,7 @@ fn user() -> impl Strategy<Value = UserId> {
 
 fn record() -> impl Strategy<Value = Record> {
     let parts = (user(), priority(), any::<u64>(), 0_usize..8, any::<bool>(), any::<u32>(), any::<u64>());
-    (parts, 0_u8..4, prop::collection::vec(any::<u8>(), 0..5000)).prop_map(|(parts, kind, body)| {
+    (parts, 0_u8..5, prop::collection::vec(any::<u8>(), 0..5000)).prop_map(|(parts, kind, body)| {
         let (user, priority, seq, reason, flag, attempts, at) = parts;
         let lane = LaneId::from_index((attempts % 6) as u8).unwrap();
         let (seq, at) = (Seq::new(seq), Timestamp::from_millis(at));
@@ -65,6 +65,7 @@ fn record() -> impl Strategy<Value = Record> {
                 user,
                 lane,
                 seq,
+                id: flag.then(|| MessageId::from_u128(u128::from(seq.get()) << 64)),
                 reason: EndReason::ALL[reason],
                 upgrades: flag.then_some(EndReason::Expired),
                 possibly_delivered: flag,
@@ -73,6 +74,13 @@ fn record() -> impl Strategy<Value = Record> {
                 at,
             }),
             2 => Record::Attempt(Attempt { user, lane, seq, attempts, not_before: at }),
+            3 => {
+                let (first, last, dead) = (seq, seq.next(), attempts / 2);
+                Record::Told(Told {
+                    user,
+                    gap: Gap { lane, first, last, expired: attempts, dead, evicted: 0 },
+                })
+            }
             _ => Record::Exposed(Exposed { user, epoch: Epoch(attempts) }),
         }
     })

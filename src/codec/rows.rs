@@ -4,8 +4,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{Blob, CodecError, Fields, RECORD_VERSION, check_version, decode_borrowed, encode_value};
-use crate::id::StreamId;
-use crate::record::{Epoch, InboxRow, LaneId, LaneRow, NewestRow, Seq, UserRow};
+use crate::id::{MessageId, StreamId};
+use crate::record::{Epoch, Gap, InboxRow, LaneId, LaneRow, LedgerRow, LedgerRows, NewestRow, Seq, UserRow};
+use crate::status::EndReason;
 use crate::time::Timestamp;
 
 /// A user's row between its type and its bytes; every list is a blob of fixed-width items.
@@ -19,6 +20,11 @@ struct RowWire<'a> {
     inbox: Blob<'a>,
     #[serde(borrow)]
     newest: Blob<'a>,
+    #[serde(borrow)]
+    ledger: Blob<'a>,
+    forgotten: Seq,
+    #[serde(borrow)]
+    gaps: Blob<'a>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -43,8 +49,10 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
     let (inbox, newest) = (pack_inbox(&row.inbox), pack_newest(&row.newest));
     out.push(RECORD_VERSION);
     let (reflects, exposed) = (row.reflects, row.exposed);
+    let (ledger, gaps) = (pack_ledger(&row.ledger.rows), pack_gaps(&row.ledger.gaps));
     let (inbox, newest) = (Blob(&inbox), Blob(&newest));
-    encode_value(&RowWire { reflects, exposed, lanes, inbox, newest }, out);
+    let (ledger, gaps, forgotten) = (Blob(&ledger), Blob(&gaps), row.ledger.forgotten);
+    encode_value(&RowWire { reflects, exposed, lanes, inbox, newest, ledger, forgotten, gaps }, out);
 }
 
 /// What [`encode_row`] wrote.
@@ -63,6 +71,11 @@ pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
     }
     row.inbox = unpack_inbox(wire.inbox.0)?;
     row.newest = unpack(wire.newest.0, unpack_newest)?.into_iter().collect::<Result<_, _>>()?;
+    row.ledger = LedgerRows {
+        rows: unpack(wire.ledger.0, unpack_ledger)?.into_iter().collect::<Result<_, _>>()?,
+        forgotten: wire.forgotten,
+        gaps: unpack(wire.gaps.0, unpack_gap)?.into_iter().collect::<Result<_, _>>()?,
+    };
     Ok(row)
 }
 
@@ -108,13 +121,14 @@ fn pack_inbox(inbox: &[InboxRow]) -> Vec<u8> {
     out
 }
 
-const NEWEST_BYTES: usize = 41;
+const NEWEST_BYTES: usize = 57;
 
 fn pack_newest(newest: &[NewestRow]) -> Vec<u8> {
     let mut out = Vec::with_capacity(newest.len().saturating_mul(NEWEST_BYTES));
     for row in newest {
         out.extend_from_slice(&row.key.to_le_bytes());
         out.push(row.lane as u8);
+        out.extend_from_slice(&row.id.as_u128().to_le_bytes());
         for number in [row.seq.get(), row.cost, row.version] {
             out.extend_from_slice(&number.to_le_bytes());
         }
@@ -125,10 +139,73 @@ fn pack_newest(newest: &[NewestRow]) -> Vec<u8> {
 fn unpack_newest(item: &[u8; NEWEST_BYTES]) -> Result<NewestRow, CodecError> {
     let mut fields = Fields(item);
     let key = fields.u128().unwrap_or_default();
-    let [lane] = fields.take::<1>().unwrap_or_default();
-    let lane = LaneId::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))?;
+    let lane = unpack_lane(&mut fields)?;
+    let id = MessageId::from_u128(fields.u128().unwrap_or_default());
     let mut number = || fields.u64().unwrap_or_default();
-    Ok(NewestRow { key, lane, seq: Seq::new(number()), cost: number(), version: number() })
+    Ok(NewestRow { key, lane, id, seq: Seq::new(number()), cost: number(), version: number() })
+}
+
+fn unpack_lane(fields: &mut Fields<'_>) -> Result<LaneId, CodecError> {
+    let [lane] = fields.take::<1>().unwrap_or([u8::MAX]);
+    LaneId::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))
+}
+
+const LEDGER_BYTES: usize = 48;
+
+/// `ended u64 · place u64 · at u64 · attempts u32 · lane u8 · reason u8 · possibly delivered u8 · has an id u8 · id u128`
+fn pack_ledger(rows: &[LedgerRow]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rows.len().saturating_mul(LEDGER_BYTES));
+    for row in rows {
+        for number in [row.ended.get(), row.place.get(), row.at.as_millis()] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+        out.extend_from_slice(&row.attempts.to_le_bytes());
+        let flags = [u8::from(row.possibly_delivered), u8::from(row.id.is_some())];
+        out.extend_from_slice(&[row.lane as u8, row.reason as u8, flags[0], flags[1]]);
+        out.extend_from_slice(&row.id.map_or(0, MessageId::as_u128).to_le_bytes());
+    }
+    out
+}
+
+fn unpack_ledger(item: &[u8; LEDGER_BYTES]) -> Result<LedgerRow, CodecError> {
+    let mut fields = Fields(item);
+    let [ended, place, at] = [(); 3].map(|()| fields.u64().unwrap_or_default());
+    let attempts = fields.take::<4>().map_or(0, u32::from_le_bytes);
+    let lane = unpack_lane(&mut fields)?;
+    let [reason, possibly_delivered, has_id] = fields.take::<3>().unwrap_or_default();
+    let known = EndReason::ALL.into_iter().find(|known| *known as u8 == reason);
+    let reason = known.ok_or_else(|| CodecError::Body(format!("end for reason {reason}")))?;
+    if possibly_delivered > 1 || has_id > 1 {
+        return Err(CodecError::Body("a flag that is neither set nor not".to_owned()));
+    }
+    let id = fields.u128().filter(|_| has_id == 1).map(MessageId::from_u128);
+    let (ended, place) = (Seq::new(ended), Seq::new(place));
+    let (at, possibly_delivered) = (Timestamp::from_millis(at), possibly_delivered == 1);
+    Ok(LedgerRow { id, ended, lane, place, reason, possibly_delivered, attempts, at })
+}
+
+const GAP_BYTES: usize = 29;
+
+/// `first u64 · last u64 · expired u32 · dead u32 · evicted u32 · lane u8`
+fn pack_gaps(gaps: &[Gap]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(gaps.len().saturating_mul(GAP_BYTES));
+    for gap in gaps {
+        for place in [gap.first, gap.last] {
+            out.extend_from_slice(&place.get().to_le_bytes());
+        }
+        for messages in [gap.expired, gap.dead, gap.evicted] {
+            out.extend_from_slice(&messages.to_le_bytes());
+        }
+        out.push(gap.lane as u8);
+    }
+    out
+}
+
+fn unpack_gap(item: &[u8; GAP_BYTES]) -> Result<Gap, CodecError> {
+    let mut fields = Fields(item);
+    let [first, last] = [(); 2].map(|()| Seq::new(fields.u64().unwrap_or_default()));
+    let [expired, dead, evicted] = [(); 3].map(|()| fields.take::<4>().map_or(0, u32::from_le_bytes));
+    Ok(Gap { lane: unpack_lane(&mut fields)?, first, last, expired, dead, evicted })
 }
 
 fn unpack_inbox(bytes: &[u8]) -> Result<Vec<InboxRow>, CodecError> {

@@ -183,11 +183,11 @@ impl Machine {
         let max = self.config.max_collapse_keys.get();
         let (lane, cost, version) =
             (accept.lane(), accept.message.cost(), accept.message.version().unwrap_or_default());
-        let user = accept.message.recipient().clone();
+        let (user, id) = (accept.message.recipient().clone(), accept.message.id());
         let newest = &mut self.user_mut(&user).newest;
         // One that moves is followed when its old place ends.
         if accept.admission == Admission::New {
-            newest.put(NewestRow { key, lane, seq, cost, version }, max);
+            newest.put(NewestRow { key, lane, seq, id, cost, version }, max);
             self.touch(&user, seq);
         }
     }

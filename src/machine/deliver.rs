@@ -108,6 +108,7 @@ impl Machine {
 
     /// A sink is gone: what it had in flight waits again, with no attempt burnt.
     pub(super) fn handle_detach(&mut self, id: LinkId) {
+        self.handle_told(id, false);
         let Some(link) = self.links.remove(&id) else { return };
         if let Some(armed) = link.armed {
             self.timers.remove(&(armed, super::timer::TimerKey::Link(id)));
@@ -255,6 +256,7 @@ impl Machine {
     }
 
     fn serve_user(&mut self, id: &UserId) {
+        self.tell_gaps(id);
         if self.lingers(id) {
             return;
         }

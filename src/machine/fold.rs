@@ -28,6 +28,7 @@ impl Machine {
             Record::End(end) => self.apply_end(seq, end, counts),
             Record::Attempt(attempt) => self.apply_attempt(seq, attempt),
             Record::Exposed(exposed) => self.apply_exposed(seq, exposed),
+            Record::Told(told) => self.apply_told(seq, told),
             Record::Floor(floor) => {
                 self.user_mut(&floor.user).raise_floor(floor.stream, floor.lane, floor.floor);
                 self.touch(&floor.user, seq);
@@ -76,6 +77,7 @@ impl Machine {
         self.resident += 1;
         self.taken += 1;
         self.fold_newest(seq, accept);
+        self.fold_ledger_accept(seq, accept);
         self.last_accept = Some((lane, seq));
         let user = self.user_mut(message.recipient());
         // What was reserved for it; nothing in a replay.
@@ -101,6 +103,7 @@ impl Machine {
         if counts && end.lane == LaneId::Dead {
             self.counters.unburied += 1;
         }
+        self.fold_ledger(seq, end);
         if end.upgrades.is_some() {
             return;
         }

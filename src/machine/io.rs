@@ -8,7 +8,7 @@ use super::query::{Found, Query};
 use super::refusal::{OperationError, Refusal};
 use crate::id::{DeviceId, MessageId, StreamId, UserId};
 use crate::message::Message;
-use crate::record::{Accept, Counters, DedupRow, LaneId, Record, Seq, UserRow};
+use crate::record::{Accept, Counters, DedupRow, Gap, LaneId, Record, Seq, UserRow};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -147,6 +147,13 @@ pub enum Input {
         /// Which messages, in the order they were offered.
         verdicts: Vec<(EntryRef, Verdict)>,
     },
+    /// A sink was told of what [`Action::Tell`] named.
+    Told {
+        /// Which sink.
+        link: LinkId,
+        /// Or it could not be: somebody will be told again.
+        told: bool,
+    },
     /// A load has finished.
     Loaded {
         /// Which one.
@@ -223,6 +230,14 @@ pub enum Action {
         link: LinkId,
         /// At least one.
         batch: Vec<Delivery>,
+    },
+    /// Tell the sink that its user will not get these, at most one gap for each lane; then say [`Input::Told`]. Until that is
+    /// durable, it may be said again.
+    Tell {
+        /// Which sink.
+        link: LinkId,
+        /// At least one.
+        gaps: Vec<Gap>,
     },
     /// Read from the store, then say [`Input::Loaded`].
     Load {

@@ -100,7 +100,7 @@ impl Machine {
     }
 
     fn loaded_user(&mut self, id: &UserId, row: Option<&UserRow>, held: Option<Holdings>, reflects: Seq) {
-        let (epoch, applied) = (self.epoch, self.applied);
+        let (epoch, applied, keep) = (self.epoch, self.applied, self.keep());
         let user = self.user_mut(id);
         user.loading = None;
         // The first time for their row, the second time, if there is one, for their totals.
@@ -108,8 +108,9 @@ impl Machine {
             return;
         }
         let before: usize = user.all_lanes().map(|lane| lane.entries.len()).sum();
-        if let Some(row) = row.filter(|_| !user.row_known) {
-            user.merge_row(row);
+        if !user.row_known {
+            let nothing = UserRow::default();
+            user.merge_row(row.unwrap_or(&nothing), keep);
         }
         let mut newer = Holdings::default();
         for entry in user.all_lanes().flat_map(|lane| &lane.entries).filter(|entry| entry.seq >= reflects) {
@@ -221,6 +222,7 @@ impl Machine {
             user: id.clone(),
             lane,
             seq,
+            id: None,
             reason: EndReason::Dead,
             upgrades: None,
             possibly_delivered: lane != LaneId::Scheduled,

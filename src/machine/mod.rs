@@ -40,7 +40,9 @@ mod fold;
 mod index;
 mod io;
 mod lane;
+mod ledger;
 mod load;
+mod locate;
 mod operate;
 mod operation;
 mod overflow;
@@ -64,7 +66,7 @@ pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Input, LinkId, LoadId, MachineStats, Standing,
     Survivors, Ticket, Verdict,
 };
-pub use operation::{DeadLetter, DeadLetters, Operation, Outcome, Target};
+pub use operation::{DeadLetter, DeadLetters, Located, Operation, Outcome, Target};
 pub use query::{DuePlace, Found, Holdings, Page, Query};
 pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};
@@ -312,6 +314,7 @@ impl Machine {
             Input::Attach { link, user, device } => self.handle_attach(link, user, device),
             Input::Detach(link) => self.handle_detach(link),
             Input::Verdicts { link, verdicts } => self.handle_verdicts(now, link, verdicts),
+            Input::Told { link, told } => self.handle_told(link, told),
             Input::Loaded { load, found } => self.handle_loaded(now, load, *found),
             Input::LoadFailed(load) => self.handle_load_failed(now, load),
             Input::Settle { before } => self.handle_settle(before),

@@ -95,11 +95,11 @@ impl Work {
         matches!(self, Self::Asked(_, operation) if operation.target().is_some())
     }
 
-    fn reason(&self) -> EndReason {
+    /// How the places end that it ends for somebody who asked for that.
+    fn reason(&self) -> Option<EndReason> {
         match self {
             Self::Asked(_, operation) => operation.reason(),
-            Self::Ripen(_) | Self::Sweep => EndReason::Moved,
-            Self::MakeRoom(_) => EndReason::Evicted,
+            Self::Ripen(_) | Self::Sweep | Self::MakeRoom(_) => None,
         }
     }
 }
@@ -155,6 +155,11 @@ impl Machine {
                 let result = result.map(Outcome::known);
                 return self.actions.push_back(Action::Done { ticket, result });
             }
+        }
+        if let Operation::Locate(target) = &operation
+            && let Some(query) = self.ids_to_locate(target)
+        {
+            return self.park(query, Parked::Operate(ticket, operation, before));
         }
         if !self.ensure_row(&user) {
             return self.park(super::query::Query::User(user), Parked::Operate(ticket, operation, before));
@@ -271,6 +276,11 @@ impl Machine {
                 }
                 return true;
             }
+            Work::Asked(_, Operation::Locate(_)) if !is_ending => {
+                let known = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
+                self.locate(operation, entry, &accept, (state, known));
+                return true;
+            }
             Work::Asked(..) => {}
         }
         if is_ending {
@@ -281,7 +291,7 @@ impl Machine {
         let offered = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
         match self.put_in_place(operation, entry, &accept, offered) {
             Ok(joined) => self.end_withdrawn(operation, id, entry, &accept, joined),
-            Err(result) => self.finish(operation, result),
+            Err(result) => self.finish(operation, *result),
         }
         true
     }
@@ -294,19 +304,19 @@ impl Machine {
         entry: EntryRef,
         old: &Accept,
         offered: bool,
-    ) -> Result<bool, Result<Outcome, OperationError>> {
+    ) -> Result<bool, Box<Result<Outcome, OperationError>>> {
+        let stays = |answer| Err(Box::new(answer));
         let Some(Open { work: Work::Asked(_, asked), .. }) = self.operations.open.get(&operation) else {
             return Ok(false);
         };
         let cost = Totals::one(old.message.cost());
         let (accept, key, gives_back) = match asked {
-            Operation::Cancel(_) | Operation::Purge(_) | Operation::Discard(_) | Operation::Inspect(..) => {
-                return Ok(false);
-            }
+            Operation::Cancel(_) | Operation::Purge(_) | Operation::Discard(_) => return Ok(false),
+            Operation::Inspect(..) | Operation::Locate(_) | Operation::Ledger(_) => return Ok(false),
             Operation::Reprioritise(_, priority) if *priority == old.message.priority() => {
-                return Err(Ok(Outcome::known(Accepted { entry, duplicate: true })));
+                return stays(Ok(Outcome::known(Accepted { entry, duplicate: true })));
             }
-            Operation::Reprioritise(..) if offered => return Err(Err(OperationError::Offered)),
+            Operation::Reprioritise(..) if offered => return stays(Err(OperationError::Offered)),
             Operation::Reprioritise(_, priority) => {
                 let message = old.message.with_priority(*priority);
                 (Accept { message, at: old.at, origin: None, admission: Admission::Moved }, None, cost)
@@ -324,14 +334,16 @@ impl Machine {
                 let key = match self.judge_newcomer(&message) {
                     Ok(Newcomer::Fits(key)) => Some(key),
                     // Somebody else sent it meanwhile, or what was read of its sender has left memory again.
-                    Ok(_) => return Err(Err(OperationError::Overloaded)),
-                    Err(refusal) => return Err(Err(refusal.into())),
+                    Ok(_) => return stays(Err(OperationError::Overloaded)),
+                    Err(refusal) => return stays(Err(refusal.into())),
                 };
                 (Accept::new(message, self.now), key, cost)
             }
         };
         let instead = Instead { operation: Some(operation), seq: entry.seq, gives_back };
-        self.claim(&accept.message, gives_back).map_err(|refusal| Err(refusal.into()))?;
+        if let Err(refusal) = self.claim(&accept.message, gives_back) {
+            return stays(Err(refusal.into()));
+        }
         self.push_newcomer(Arc::new(accept), key, instead);
         Ok(true)
     }
@@ -345,7 +357,7 @@ impl Machine {
         accept: &Accept,
         joined: bool,
     ) {
-        let Some(reason) = self.operations.open.get(&operation).map(|open| open.work.reason()) else {
+        let Some(reason) = self.operations.open.get(&operation).and_then(|open| open.work.reason()) else {
             return;
         };
         self.end_wherever(id, entry, accept, reason, joined);
@@ -376,7 +388,9 @@ impl Machine {
         let Some(found) = user.and_then(|user| user.lane_ref(entry.lane).entry(entry.seq)) else { return };
         let looks = |open: &Open| match &open.work {
             Work::Asked(_, operation) if operation.target().is_some() => {
-                !only_purges && open.own.is_none() && operation.means(&found.accept)
+                // Another one with the same id is not meant as well.
+                let has_one = open.own.is_some() || open.done.messages > 0 || open.done.located.is_some();
+                !only_purges && !has_one && operation.means(&found.accept)
             }
             Work::Asked(_, operation) => matches!(operation, Operation::Purge(_)),
             Work::Ripen(_) | Work::Sweep | Work::MakeRoom(_) => false,
@@ -398,15 +412,18 @@ impl Machine {
         for id in self.operations.ends.remove(&end.seq).unwrap_or_default() {
             let Some(open) = self.operations.open.get_mut(&id) else { continue };
             open.recording = open.recording.saturating_sub(1);
+            if let Some(located) = Self::locate_ended(&open.work, end) {
+                (open.done.located, open.search) = (Some(located), Search::Over);
+            }
             // Of one message that is withdrawn, only that counts; of one that others withdraw, the first.
             let (reason, is_about_one) = (open.work.reason(), open.work.is_about_one());
             let counts = match (is_about_one, open.own) {
                 (true, Some(own)) => own == end.seq,
                 // What another one put in its place is not what this one wanted there.
-                (true, None) => open.done.messages == 0 && reason == EndReason::Cancelled,
+                (true, None) => open.done.messages == 0 && reason == Some(EndReason::Cancelled),
                 (false, _) => true,
             };
-            if counts && end.reason == reason {
+            if counts && Some(end.reason) == reason {
                 open.done.messages += 1;
                 open.done.possibly_delivered += u32::from(end.possibly_delivered);
                 // Another one with the same id is not meant as well.
@@ -422,9 +439,18 @@ impl Machine {
 
     fn finish_if_recorded(&mut self, id: OperationId) {
         let Some(open) = self.operations.open.get(&id).filter(|open| open.recording == 0) else { return };
-        let found = open.done.messages > 0 || !open.work.is_about_one();
+        let found = open.done.messages > 0 || open.done.located.is_some() || !open.work.is_about_one();
         let result = match (&open.work, found) {
+            (Work::Asked(_, Operation::Ledger(user)), _) => {
+                let user = user.clone();
+                Ok(Outcome { ledger: self.read_ledger(&user), ..Outcome::default() })
+            }
             (_, true) => Ok(open.done.clone()),
+            (Work::Asked(_, Operation::Locate(target)), false) => {
+                let (target, before) = (target.clone(), open.before);
+                let located = self.locate_in_ledger(&target, before).ok_or(OperationError::NotWaiting);
+                located.map(|located| Outcome { located: Some(located), ..Outcome::default() })
+            }
             // Perhaps it was this very message that took the place, for somebody who asked before.
             (Work::Asked(_, Operation::Replace(_, message)), false) => {
                 let message = message.clone();

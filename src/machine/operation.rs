@@ -1,11 +1,11 @@
 //! What hosts can do with messages besides sending them, and what that comes to.
 
-use super::io::Accepted;
+use super::io::{Accepted, EntryRef};
 use crate::event::EventName;
 use crate::id::{MessageId, UserId};
 use crate::message::{Message, Priority};
-use crate::record::{Accept, Admission, Burial, Seq};
-use crate::status::EndReason;
+use crate::record::{Accept, Admission, Burial, LedgerRows, Seq};
+use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
 /// Which message an operation is about.
@@ -41,6 +41,10 @@ pub enum Operation {
     /// Look at dead letters behind this place: at most so many, and no more than
     /// [`Config::max_load_bytes`](crate::Config::max_load_bytes), but at least one.
     Inspect(DeadLetters, Seq, usize),
+    /// Say where one message stands, also when it has ended.
+    Locate(Target),
+    /// Say how messages for this user ended that were not delivered.
+    Ledger(UserId),
 }
 
 /// Which dead letters of a user are meant: those for which all of this is true.
@@ -100,8 +104,11 @@ impl Operation {
     #[must_use]
     pub fn user(&self) -> &UserId {
         match self {
-            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => &target.user,
-            Self::Purge(user) => user,
+            Self::Cancel(target)
+            | Self::Replace(target, _)
+            | Self::Reprioritise(target, _)
+            | Self::Locate(target) => &target.user,
+            Self::Purge(user) | Self::Ledger(user) => user,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => &letters.user,
         }
     }
@@ -110,8 +117,13 @@ impl Operation {
     #[must_use]
     pub fn target(&self) -> Option<&Target> {
         match self {
-            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => Some(target),
-            Self::Purge(_) | Self::Requeue(_) | Self::Discard(_) | Self::Inspect(..) => None,
+            Self::Cancel(target)
+            | Self::Replace(target, _)
+            | Self::Reprioritise(target, _)
+            | Self::Locate(target) => Some(target),
+            Self::Purge(_) | Self::Requeue(_) | Self::Discard(_) | Self::Inspect(..) | Self::Ledger(_) => {
+                None
+            }
         }
     }
 
@@ -124,16 +136,17 @@ impl Operation {
     /// Whether it changes nothing.
     #[must_use]
     pub fn only_reads(&self) -> bool {
-        matches!(self, Self::Inspect(..))
+        matches!(self, Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_))
     }
 
-    /// How the places end that it is about.
+    /// How the places end that it is about, if it ends any.
     #[must_use]
-    pub fn reason(&self) -> EndReason {
+    pub fn reason(&self) -> Option<EndReason> {
         match self {
-            Self::Cancel(_) | Self::Purge(_) | Self::Discard(_) | Self::Inspect(..) => EndReason::Cancelled,
-            Self::Replace(..) => EndReason::Replaced,
-            Self::Reprioritise(..) | Self::Requeue(_) => EndReason::Moved,
+            Self::Cancel(_) | Self::Purge(_) | Self::Discard(_) => Some(EndReason::Cancelled),
+            Self::Replace(..) => Some(EndReason::Replaced),
+            Self::Reprioritise(..) | Self::Requeue(_) => Some(EndReason::Moved),
+            Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) => None,
         }
     }
 }
@@ -153,6 +166,25 @@ pub struct Outcome {
     pub accepted: Option<Accepted>,
     /// What [`Operation::Inspect`] found.
     pub letters: Vec<DeadLetter>,
+    /// What [`Operation::Locate`] found.
+    pub located: Option<Located>,
+    /// What [`Operation::Ledger`] read.
+    pub ledger: LedgerRows,
+}
+
+/// Where a message stands.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Located {
+    /// Its lane and place: where it waits, or was last. Not known of what was delivered a while ago.
+    pub entry: Option<EntryRef>,
+    /// Where it stands. A dead letter has ended, and can be sent again.
+    pub status: Status,
+    /// Of a message that was not delivered: whether it may have arrived all the same.
+    pub possibly_delivered: bool,
+    /// Failed attempts.
+    pub attempts: u32,
+    /// Since when, if that is known.
+    pub since: Option<Timestamp>,
 }
 
 impl Outcome {
@@ -174,10 +206,12 @@ impl Operation {
     /// Whether it is about this message, if it looks in its lane.
     pub(crate) fn means(&self, accept: &Accept) -> bool {
         match self {
-            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => {
-                target.is(accept)
-            }
+            Self::Cancel(target)
+            | Self::Replace(target, _)
+            | Self::Reprioritise(target, _)
+            | Self::Locate(target) => target.is(accept),
             Self::Purge(_) => true,
+            Self::Ledger(_) => false,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => {
                 letters.means(accept)
             }

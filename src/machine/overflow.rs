@@ -202,7 +202,7 @@ impl Machine {
         self.current.push(Pending::Accept(accept));
         if let Some(old) = old {
             let entry = EntryRef { lane: old.lane, seq: old.seq };
-            self.end_place(&user, entry, old.cost, EndReason::Replaced, true);
+            self.end_place(&user, entry, (old.cost, old.id), EndReason::Replaced, true);
         }
         for Victim { entry, accept } in &victims {
             self.end_wherever(&user, *entry, accept, EndReason::Evicted, true);

@@ -6,7 +6,7 @@ use super::entry::{Entry, EntryState};
 use super::io::{Accepted, EntryRef};
 use super::user::Totals;
 use super::verdict::may_be_known;
-use crate::id::UserId;
+use crate::id::{MessageId, UserId};
 use crate::record::{Accept, Admission, End, Record};
 use crate::status::EndReason;
 use crate::time::Timestamp;
@@ -23,28 +23,28 @@ impl Machine {
     ) {
         let exposed_through = self.user_mut(id).exposed_through;
         let known = may_be_known(accept, entry.seq, exposed_through);
-        self.end_known(id, entry, (accept.message.cost(), known), reason, joined);
+        self.end_known(id, entry, (accept.message.cost(), accept.message.id(), known), reason, joined);
     }
 
-    /// Ends a message of which only its place and its cost are known.
+    /// Ends a message of which only its place, its cost and its id are known.
     pub(super) fn end_place(
         &mut self,
         id: &UserId,
         entry: EntryRef,
-        cost: u64,
+        (cost, message): (u64, MessageId),
         reason: EndReason,
         joined: bool,
     ) {
         let exposed_through = self.user_mut(id).exposed_through;
         let known = entry.lane.priority().is_some() && entry.seq <= exposed_through;
-        self.end_known(id, entry, (cost, known), reason, joined);
+        self.end_known(id, entry, (cost, message, known), reason, joined);
     }
 
     fn end_known(
         &mut self,
         id: &UserId,
         entry: EntryRef,
-        stored: (u64, bool),
+        stored: (u64, MessageId, bool),
         reason: EndReason,
         joined: bool,
     ) {
@@ -67,7 +67,7 @@ impl Machine {
         now: Timestamp,
         id: &UserId,
         entry: EntryRef,
-        (cost, possibly_delivered): (u64, bool),
+        (cost, message, possibly_delivered): (u64, MessageId, bool),
         reason: EndReason,
     ) -> End {
         let lane = self.user_mut(id).lane(entry.lane);
@@ -76,6 +76,7 @@ impl Machine {
             user: id.clone(),
             lane: entry.lane,
             seq: entry.seq,
+            id: Some(message),
             reason,
             upgrades: None,
             possibly_delivered,

@@ -41,7 +41,8 @@ impl Work {
             Self::Ripen(_) => &[LaneId::Scheduled],
             Self::Sweep => waiting,
             Self::MakeRoom(room) => room.lanes(),
-            Self::Asked(_, Operation::Purge(_)) => &LaneId::ALL,
+            Self::Asked(_, Operation::Ledger(_)) => &[],
+            Self::Asked(_, Operation::Purge(_) | Operation::Locate(_)) => &LaneId::ALL,
             Self::Asked(_, operation) if operation.is_about_dead() => core::slice::from_ref(dead),
             Self::Asked(..) => waiting,
         }

@@ -168,7 +168,7 @@ impl Machine {
                 }
                 break;
             };
-            let applied = self.applied;
+            let (applied, keep) = (self.applied, self.keep());
             if !self.users.get(&id).is_some_and(|user| user.row_known) {
                 // Not their totals, for which all their messages would have to be read.
                 self.load_once(Query::Row(id.clone()));
@@ -180,7 +180,7 @@ impl Machine {
                 continue;
             }
             let Some(user) = self.users.get_mut(&id) else { continue };
-            part.rows.push((id.clone(), user.row(applied)));
+            part.rows.push((id.clone(), user.row(applied, keep)));
             job.written.push((id, applied));
         }
         self.actions.push_back(Action::Survivors(part));

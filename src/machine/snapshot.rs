@@ -3,7 +3,7 @@
 use super::Machine;
 use super::query::Holdings;
 use crate::id::UserId;
-use crate::record::{Epoch, InboxRow, LaneId, Seq};
+use crate::record::{Epoch, InboxRow, LaneId, LedgerRows, Seq};
 use crate::time::Timestamp;
 
 /// One lane.
@@ -30,6 +30,8 @@ pub struct UserSnapshot {
     pub exposed: Epoch,
     /// What the inbox has seen.
     pub inbox: Vec<InboxRow>,
+    /// The ledger, if what the store has of it is known.
+    pub ledger: Option<LedgerRows>,
 }
 
 impl Machine {
@@ -53,7 +55,9 @@ impl Machine {
             floor: seen.floor,
             seen: seen.above.iter().copied().collect(),
         });
-        Some(UserSnapshot { lanes, totals: user.held, exposed: user.exposed, inbox: inbox.collect() })
+        let ledger = user.row_known.then(|| user.ledger.known());
+        let (totals, exposed, inbox) = (user.held, user.exposed, inbox.collect());
+        Some(UserSnapshot { lanes, totals, exposed, inbox, ledger })
     }
 
     /// The users in memory, in no particular order. For tests.

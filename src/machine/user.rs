@@ -6,6 +6,7 @@ use std::sync::LazyLock;
 use super::collapse::{Newest, has_ended};
 use super::io::{LinkId, LoadId, Ticket};
 use super::lane::Lane;
+use super::ledger::{Keep, Ledger};
 use super::query::Holdings;
 use crate::digest::Digester;
 use crate::id::StreamId;
@@ -99,6 +100,7 @@ pub(super) struct User {
     pub(super) inbound: BTreeMap<Origin, Inbound>,
     /// The newest message of each collapse key.
     pub(super) newest: Newest,
+    pub(super) ledger: Ledger,
     pub(super) exposed: Epoch,
     /// An exposure is being committed.
     pub(super) exposing: bool,
@@ -146,6 +148,7 @@ impl User {
             inbox: BTreeMap::new(),
             inbound: BTreeMap::new(),
             newest: Newest::default(),
+            ledger: Ledger::default(),
             exposed: Epoch::default(),
             exposing: false,
             exposed_unread: false,
@@ -277,7 +280,7 @@ impl User {
     }
 
     /// What the store keeps, given the place after the last record applied.
-    pub(super) fn row(&mut self, applied: Seq) -> UserRow {
+    pub(super) fn row(&mut self, applied: Seq, keep: Keep) -> UserRow {
         for (_, lane) in self.all_lanes_mut() {
             lane.advance_cursor(applied);
         }
@@ -292,12 +295,13 @@ impl User {
             exposed: self.exposed,
             inbox: inbox.collect(),
             newest: self.newest.rows(),
+            ledger: self.ledger.rows(keep),
             lanes: LaneId::ALL.map(|lane| self.lane_ref(lane).row()),
         }
     }
 
     /// Merges the store's row under what the journal has said since.
-    pub(super) fn merge_row(&mut self, row: &UserRow) {
+    pub(super) fn merge_row(&mut self, row: &UserRow, keep: Keep) {
         for (lane, stored) in LaneId::ALL.into_iter().zip(&row.lanes) {
             if lane.priority().is_some() || *stored != LaneRow::default() {
                 self.lane(lane).merge_row(stored);
@@ -314,5 +318,6 @@ impl User {
         let mut newest = core::mem::take(&mut self.newest);
         newest.merge(&row.newest, |row| has_ended(self.lane_ref(row.lane), row.seq));
         self.newest = newest;
+        self.ledger.merge(&row.ledger, row.reflects, keep);
     }
 }

@@ -130,6 +130,7 @@ impl Machine {
             user: user.clone(),
             lane: entry.lane,
             seq: entry.seq,
+            id: None,
             reason: EndReason::Delivered,
             upgrades: Some(reason),
             possibly_delivered: true,
@@ -202,6 +203,7 @@ impl Machine {
             user: id.clone(),
             lane: entry.lane,
             seq: entry.seq,
+            id: (reason != EndReason::Delivered).then(|| accept.message.id()),
             reason,
             upgrades: None,
             possibly_delivered: offers > 0 || may_be_known(&accept, entry.seq, exposed_through),
@@ -353,6 +355,10 @@ impl Machine {
                 self.replay(seq, &record, true);
                 self.rearm_user(now, &exposed.user);
                 self.mark_ready(&exposed.user);
+            }
+            Record::Told(told) => {
+                self.replay(seq, &record, true);
+                self.mark_ready(&told.user);
             }
             Record::Floor(_) | Record::Accept(_) => self.replay(seq, &record, true),
         }

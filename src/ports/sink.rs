@@ -3,6 +3,7 @@
 use core::future::Future;
 
 use crate::machine::{Delivery, EntryRef, Verdict};
+use crate::record::Gap;
 
 /// Takes deliveries for one user's device, the host's own way.
 ///
@@ -35,4 +36,17 @@ pub trait Sink: Send + 'static {
     /// # Cancel safety
     /// The future is dropped when the attachment is; what was in flight is offered again.
     fn deliver(&mut self, batch: Vec<Delivery>) -> impl Future<Output = Vec<(EntryRef, Verdict)>> + Send;
+
+    /// Takes note of messages that its user will not get: they expired, could not be delivered, or gave way in a full
+    /// outbox. At most one gap for each lane, never between two calls of `deliver` that belong together. Does nothing
+    /// unless it is implemented.
+    ///
+    /// When it returns, the user counts as told, for all devices. After a crash the same may be said again.
+    ///
+    /// # Cancel safety
+    /// The future is dropped when the attachment is; the next device is told.
+    fn gaps(&mut self, gaps: Vec<Gap>) -> impl Future<Output = ()> + Send {
+        drop(gaps);
+        async {}
+    }
 }

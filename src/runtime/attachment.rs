@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 use super::error::Closed;
 use super::mail::{Mail, Post};
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
+use crate::record::Gap;
 
 /// How long a sink whose queue is full counts as busy.
 const BUSY: core::time::Duration = core::time::Duration::from_secs(1);
@@ -28,10 +29,17 @@ pub enum Detached {
     Disconnected,
 }
 
+/// What a sink is handed.
+#[derive(Debug)]
+pub(super) enum Handed {
+    Batch(Vec<Delivery>),
+    Gaps(Vec<Gap>),
+}
+
 /// A sink's queue, and how it is told that it ended.
 #[derive(Debug)]
 struct Slot {
-    queue: mpsc::Sender<Vec<Delivery>>,
+    queue: mpsc::Sender<Handed>,
     end: watch::Sender<Option<Detached>>,
 }
 
@@ -45,7 +53,7 @@ impl Registry {
     pub(super) fn insert(
         &self,
         link: LinkId,
-        queue: mpsc::Sender<Vec<Delivery>>,
+        queue: mpsc::Sender<Handed>,
         end: watch::Sender<Option<Detached>>,
     ) {
         self.slots.insert(link, Slot { queue, end });
@@ -53,14 +61,23 @@ impl Registry {
 
     /// Queues a batch; gives back verdicts when it cannot be.
     pub(super) fn offer(&self, link: LinkId, batch: Vec<Delivery>) -> Option<Vec<(EntryRef, Verdict)>> {
-        let queue = self.slots.get(&link).map(|slot| slot.queue.clone());
-        let (batch, verdict) = match queue.map(|queue| queue.try_send(batch)) {
-            Some(Ok(())) => return None,
-            Some(Err(mpsc::error::TrySendError::Full(batch))) => (batch, Verdict::Busy(BUSY)),
-            Some(Err(mpsc::error::TrySendError::Closed(batch))) => (batch, Verdict::Disconnected),
-            None => return None,
+        let (verdict, handed) = match self.hand(link, Handed::Batch(batch))? {
+            mpsc::error::TrySendError::Full(handed) => (Verdict::Busy(BUSY), handed),
+            mpsc::error::TrySendError::Closed(handed) => (Verdict::Disconnected, handed),
         };
+        let Handed::Batch(batch) = handed else { return None };
         Some(batch.into_iter().map(|delivery| (delivery.entry, verdict.clone())).collect())
+    }
+
+    /// Queues gaps to be told of; `false` when they cannot be.
+    pub(super) fn tell(&self, link: LinkId, gaps: Vec<Gap>) -> bool {
+        self.hand(link, Handed::Gaps(gaps)).is_none()
+    }
+
+    /// Nothing when it was queued, or the sink is gone: the machine is told of that by itself.
+    fn hand(&self, link: LinkId, handed: Handed) -> Option<mpsc::error::TrySendError<Handed>> {
+        let queue = self.slots.get(&link).map(|slot| slot.queue.clone());
+        queue.and_then(|queue| queue.try_send(handed).err())
     }
 
     pub(super) fn dismiss(&self, link: LinkId) {

@@ -235,6 +235,11 @@ impl Driver {
                         self.post.note(Input::Verdicts { link, verdicts: rejected });
                     }
                 }
+                Action::Tell { link, gaps } => {
+                    if !self.registry.tell(link, gaps) {
+                        self.post.note(Input::Told { link, told: false });
+                    }
+                }
                 Action::Dismiss(link) => self.registry.dismiss(link),
                 Action::Load { load, query } => self.load(load, query),
                 Action::Announce(change) => self.announce(&change),

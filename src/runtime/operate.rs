@@ -6,9 +6,9 @@ use super::engine::Engine;
 use super::error::OperateError;
 use super::mail::Mail;
 use crate::id::{MessageId, UserId};
-use crate::machine::{DeadLetter, DeadLetters, Operation, OperationError, Outcome, Target};
+use crate::machine::{DeadLetter, DeadLetters, Located, Operation, OperationError, Outcome, Target};
 use crate::message::{Message, Priority};
-use crate::record::Seq;
+use crate::record::{LedgerRows, Seq};
 
 impl Engine {
     /// Withdraws a message that waits: it ends as [`Cancelled`](crate::EndReason::Cancelled) and is not offered again.
@@ -193,6 +193,75 @@ impl Engine {
     /// Dropped before it returns, it goes on. Repeating it is safe.
     pub async fn discard(&self, letters: DeadLetters) -> Result<Outcome, OperateError> {
         self.operate(Operation::Discard(letters)).await
+    }
+
+    /// Where a message stands, also when it has ended: by what waits, by what is in flight, and by the ledger. `None` when
+    /// it does not wait and the ledger has no row of it: then it was delivered, never accepted, or ended longer ago than
+    /// the ledger goes back.
+    ///
+    /// Say whose message it is with [`Operation::Locate`] and [`Engine::operate`], and what is known of its sender's ids
+    /// ([`Config::dedup_age`](crate::Config::dedup_age)) counts too: then it says of a delivered message that it was.
+    ///
+    /// Costs at most one pass over what waits for the user, and the user's row.
+    ///
+    /// ```
+    /// # use lastmile::{Engine, Message, Status, storage::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let receipt = engine.send(Message::to("alice", "chat.message", "hello").build()?).await?;
+    /// let located = engine.status("alice", receipt.id()).await?.expect("it waits");
+    /// assert_eq!((located.status, located.attempts), (Status::Accepted, 0));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`OperateError`]. Nothing was changed.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn status<U>(&self, user: U, id: MessageId) -> Result<Option<Located>, OperateError>
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<OperateError>,
+    {
+        let user = user.try_into().map_err(Into::into)?;
+        match self.operate(Operation::Locate(Target { user, id, sender: None })).await {
+            Ok(outcome) => Ok(outcome.located),
+            Err(OperateError::NotDone(OperationError::NotWaiting)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// How messages for a user ended that were not delivered, oldest first: the newest
+    /// [`Config::ledger_rows`](crate::Config::ledger_rows), of the last [`Config::ledger_age`](crate::Config::ledger_age).
+    /// [`LedgerRows::gaps`] is what the user's devices have not been told of.
+    ///
+    /// ```
+    /// # use std::time::Duration;
+    /// # use lastmile::{EndReason, Engine, Message, storage::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let receipt = engine.send(Message::to("alice", "chat.message", "typo").build()?).await?;
+    /// engine.cancel("alice", receipt.id()).await?;
+    /// let ledger = engine.ledger("alice").await?;
+    /// assert_eq!((ledger.rows[0].id, ledger.rows[0].reason), (Some(receipt.id()), EndReason::Cancelled));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`OperateError`]. Nothing was changed.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn ledger<U>(&self, user: U) -> Result<LedgerRows, OperateError>
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<OperateError>,
+    {
+        let user = user.try_into().map_err(Into::into)?;
+        Ok(self.operate(Operation::Ledger(user)).await?.ledger)
     }
 
     /// Does an operation, and answers when it is durable.

@@ -7,34 +7,47 @@ use std::sync::Arc;
 use std::task::Poll;
 
 use tokio::sync::{mpsc, watch};
-use tracing::Instrument;
+use tracing::{Instrument, Span};
 
-use super::attachment::{Detached, Registry};
+use super::attachment::{Detached, Handed, Registry};
 use super::mail::{Mail, Post};
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
 use crate::ports::Sink;
+use crate::record::Gap;
 
-/// A delivery under way.
-pub(super) type Delivering<'a> = Pin<Box<dyn Future<Output = Vec<(EntryRef, Verdict)>> + Send + 'a>>;
+/// The host's code under way.
+pub(super) type Running<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The erased twin of [`Sink`].
 pub(super) trait AnySink: Send {
-    fn deliver(&mut self, batch: Vec<Delivery>) -> Delivering<'_>;
+    fn deliver(&mut self, batch: Vec<Delivery>) -> Running<'_, Vec<(EntryRef, Verdict)>>;
+    fn gaps(&mut self, gaps: Vec<Gap>) -> Running<'_, ()>;
 }
 
 impl<S: Sink> AnySink for S {
-    fn deliver(&mut self, batch: Vec<Delivery>) -> Delivering<'_> {
+    fn deliver(&mut self, batch: Vec<Delivery>) -> Running<'_, Vec<(EntryRef, Verdict)>> {
         Box::pin(Sink::deliver(self, batch))
+    }
+
+    fn gaps(&mut self, gaps: Vec<Gap>) -> Running<'_, ()> {
+        Box::pin(Sink::gaps(self, gaps))
     }
 }
 
 pub(super) struct SinkTask {
     pub(super) link: LinkId,
     pub(super) sink: Box<dyn AnySink>,
-    pub(super) queue: mpsc::Receiver<Vec<Delivery>>,
+    pub(super) queue: mpsc::Receiver<Handed>,
     pub(super) end: watch::Receiver<Option<Detached>>,
     pub(super) post: Post,
     pub(super) registry: Arc<Registry>,
+}
+
+/// What a sink's code came to.
+struct Done {
+    input: Input,
+    /// Why the attachment ends, if it does.
+    ends: Option<Detached>,
 }
 
 impl SinkTask {
@@ -42,30 +55,23 @@ impl SinkTask {
     pub(super) async fn run(mut self) {
         let mut end = self.end.clone();
         loop {
-            let batch = tokio::select! {
+            let handed = tokio::select! {
                 biased;
                 _ = end.wait_for(Option::is_some) => return,
-                batch = self.queue.recv() => match batch {
-                    Some(batch) => batch,
+                handed = self.queue.recv() => match handed {
+                    Some(handed) => handed,
                     None => return,
                 },
             };
-            let entries: Vec<_> = batch.iter().map(|delivery| delivery.entry).collect();
-            let verdicts = tokio::select! {
+            let done = tokio::select! {
                 biased;
                 _ = end.wait_for(Option::is_some) => return,
-                verdicts = caught(&mut *self.sink, batch) => verdicts,
+                done = run(self.link, &mut *self.sink, handed) => done,
             };
-            let panicked = verdicts.is_none();
-            let verdicts = verdicts
-                .unwrap_or_else(|| entries.into_iter().map(|entry| (entry, Verdict::Nack(None))).collect());
-            let gone = verdicts.iter().any(|(_, verdict)| *verdict == Verdict::Disconnected);
-            let mail = Mail::Input(Input::Verdicts { link: self.link, verdicts });
-            if self.post.mail.send(mail).await.is_err() {
+            if self.post.mail.send(Mail::Input(done.input)).await.is_err() {
                 return;
             }
-            if panicked || gone {
-                let why = if panicked { Detached::Panicked } else { Detached::Disconnected };
+            if let Some(why) = done.ends {
                 self.registry.end(self.link, why);
                 let _ = self.post.mail.send(Mail::Input(Input::Detach(self.link))).await;
                 return;
@@ -74,8 +80,23 @@ impl SinkTask {
     }
 }
 
-/// Runs the host's code in a span of its own; `None` when it panics.
-async fn caught(sink: &mut dyn AnySink, batch: Vec<Delivery>) -> Option<Vec<(EntryRef, Verdict)>> {
+async fn run(link: LinkId, sink: &mut dyn AnySink, handed: Handed) -> Done {
+    match handed {
+        Handed::Batch(batch) => deliver(link, sink, batch).await,
+        Handed::Gaps(gaps) => {
+            let span = tracing::info_span!(
+                "tell gaps",
+                messaging.system = "lastmile",
+                error.r#type = tracing::field::Empty
+            );
+            let told = caught(span, || sink.gaps(gaps)).await.is_some();
+            Done { input: Input::Told { link, told }, ends: (!told).then_some(Detached::Panicked) }
+        }
+    }
+}
+
+async fn deliver(link: LinkId, sink: &mut dyn AnySink, batch: Vec<Delivery>) -> Done {
+    let entries: Vec<_> = batch.iter().map(|delivery| delivery.entry).collect();
     let span = tracing::info_span!(
         "process outbox",
         messaging.system = "lastmile",
@@ -84,21 +105,33 @@ async fn caught(sink: &mut dyn AnySink, batch: Vec<Delivery>) -> Option<Vec<(Ent
         messaging.batch.message_count = batch.len(),
         error.r#type = tracing::field::Empty,
     );
-    let Ok(future) = catch_unwind(AssertUnwindSafe(|| sink.deliver(batch))) else {
-        span.record("error.type", "panic");
-        return None;
-    };
-    let mut future = pin!(future.instrument(span.clone()));
+    let verdicts = caught(span, || sink.deliver(batch)).await;
+    let panicked = verdicts.is_none().then_some(Detached::Panicked);
     let verdicts =
-        poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-            Ok(Poll::Ready(verdicts)) => Poll::Ready(Some(verdicts)),
-            Ok(Poll::Pending) => Poll::Pending,
-            Err(_) => Poll::Ready(None),
-        })
-        .await;
-    if verdicts.is_none() {
+        verdicts.unwrap_or_else(|| entries.into_iter().map(|entry| (entry, Verdict::Nack(None))).collect());
+    let gone = verdicts.iter().any(|(_, verdict)| *verdict == Verdict::Disconnected);
+    let ends = panicked.or(gone.then_some(Detached::Disconnected));
+    Done { input: Input::Verdicts { link, verdicts }, ends }
+}
+
+/// Runs the host's code in a span of its own; `None` when it panics.
+async fn caught<'a, T>(span: Span, run: impl FnOnce() -> Running<'a, T>) -> Option<T> {
+    let future = catch_unwind(AssertUnwindSafe(run)).ok();
+    let done = match future {
+        Some(future) => {
+            let mut future = pin!(future.instrument(span.clone()));
+            poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
+                Ok(Poll::Ready(done)) => Poll::Ready(Some(done)),
+                Ok(Poll::Pending) => Poll::Pending,
+                Err(_) => Poll::Ready(None),
+            })
+            .await
+        }
+        None => None,
+    };
+    if done.is_none() {
         span.record("error.type", "panic");
-        tracing::warn!("a sink panicked: its batch counts as a failed attempt, and it is detached");
+        tracing::warn!("a sink panicked: what it had counts as a failed attempt, and it is detached");
     }
-    verdicts
+    done
 }

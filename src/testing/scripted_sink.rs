@@ -11,7 +11,7 @@ use parking_lot::Mutex;
 use crate::id::{MessageId, OrderingKey};
 use crate::machine::{Delivery, EntryRef, Verdict};
 use crate::ports::Sink;
-use crate::record::LaneId;
+use crate::record::{Gap, LaneId};
 
 /// Offers remembered unless [`ScriptedSink::keeping`] says otherwise.
 const KEPT: usize = 4096;
@@ -109,6 +109,7 @@ struct State {
     /// Offers ever made, and how many of them [`ScriptedSink::next`] has handed out.
     total: u64,
     read: u64,
+    gaps: Vec<Gap>,
     waiting: Vec<Waker>,
 }
 
@@ -136,6 +137,7 @@ impl ScriptedSink {
             keep: KEPT,
             total: 0,
             read: 0,
+            gaps: Vec::new(),
             waiting: Vec::new(),
         };
         Self { state: Arc::new(Mutex::new(state)) }
@@ -178,6 +180,14 @@ impl ScriptedSink {
         self.wait(|state| (state.total >= n).then(|| state.offers.iter().cloned().collect())).await
     }
 
+    /// Waits until it was told of so many gaps in all, and returns them, oldest first.
+    ///
+    /// # Cancel safety
+    /// Dropping the future changes nothing.
+    pub async fn told(&self, n: usize) -> Vec<Gap> {
+        self.wait(|state| (state.gaps.len() >= n).then(|| state.gaps.clone())).await
+    }
+
     /// Waits for the first offer that no call of this has returned yet.
     ///
     /// # Panics
@@ -217,6 +227,15 @@ impl Sink for ScriptedSink {
             Err(Reply::Panic) => panic!("a scripted sink panics as it was told to"),
             Err(_) => future::pending().await,
         }
+    }
+
+    async fn gaps(&mut self, gaps: Vec<Gap>) {
+        let waiting = {
+            let mut state = self.state.lock();
+            state.gaps.extend(gaps);
+            core::mem::take(&mut state.waiting)
+        };
+        waiting.into_iter().for_each(Waker::wake);
     }
 }
 

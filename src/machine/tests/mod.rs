@@ -8,6 +8,7 @@ mod dead;
 mod deliver;
 mod fanout;
 mod inbox;
+mod ledger;
 mod operate;
 mod overflow;
 mod replace;
@@ -21,7 +22,7 @@ use core::time::Duration;
 
 use super::*;
 use crate::message::{Durability, Message, MessageBuilder, Priority};
-use crate::record::{Admission, LaneId, Record, UserRow};
+use crate::record::{Admission, Gap, LaneId, Record, UserRow};
 use crate::status::Status;
 use crate::{DeviceId, EndReason, MessageId};
 
@@ -35,6 +36,7 @@ struct Rig {
     answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
     offers: Vec<(LinkId, Delivery)>,
     changes: Vec<Change>,
+    told: Vec<(LinkId, Vec<Gap>)>,
     moves: Vec<(EntryRef, EntryRef)>,
     loads: Vec<(LoadId, Query)>,
     survivors: Vec<Survivors>,
@@ -76,6 +78,7 @@ impl Rig {
             answers: Vec::new(),
             offers: Vec::new(),
             changes: Vec::new(),
+            told: Vec::new(),
             moves: Vec::new(),
             loads: Vec::new(),
             survivors: Vec::new(),
@@ -108,6 +111,7 @@ impl Rig {
             Action::Persist { commit, records, .. } => self.open.push_back((commit, records)),
             Action::Answer { ticket, result } => self.answers.push((ticket, result)),
             Action::Offer { link, batch } => self.offers.extend(batch.into_iter().map(|d| (link, d))),
+            Action::Tell { link, gaps } => self.told.push((link, gaps)),
             Action::Load { load, query } => self.loads.push((load, query)),
             Action::Announce(change) => self.changes.push(change),
             Action::Moved { from, to, .. } => self.moves.push((from, to)),

@@ -453,6 +453,7 @@ fn somebody_who_could_not_be_read_leaves_memory_all_the_same() {
         user: UserId::new("alice").unwrap(),
         lane: LaneId::Normal,
         seq: settled.prev(),
+        id: None,
         reason: EndReason::Delivered,
         upgrades: None,
         possibly_delivered: true,

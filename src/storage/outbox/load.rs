@@ -17,7 +17,7 @@ use crate::digest::Digester;
 use crate::id::UserId;
 use crate::machine::{Found, Holdings, Page, Query};
 use crate::ports::{Flow, Store, StoreError};
-use crate::record::{Accept, DedupRow, LaneId, LaneRow, Seq, UserRow};
+use crate::record::{Accept, DedupRow, LaneId, LaneRow, LedgerRows, Seq, UserRow};
 use crate::time::Timestamp;
 
 impl OutboxStore {
@@ -37,7 +37,9 @@ impl OutboxStore {
                         tracing::warn!(%error, "a user's row is damaged and taken for absent: messages may come again");
                         let (user, reason) = (Some(user.clone()), error.to_string());
                         self.suspect(Damage { user, reason, ..Damage::default() });
-                        None
+                        // What it said of ends is lost: of nothing so far may be said that it was delivered.
+                        let ledger = LedgerRows { forgotten: table.settled, ..LedgerRows::default() };
+                        Some(UserRow { ledger, ..UserRow::default() })
                     }
                     row => row?,
                 };

@@ -19,10 +19,27 @@ impl World {
         let target = Target { user: message.recipient().clone(), id: message.id(), sender };
         let operation = match op {
             Op::Replace => Operation::Replace(target, self.replacement(index, &message, random)),
+            Op::Locate => Operation::Locate(target),
             Op::Move => Operation::Reprioritise(target, Priority::ALL[random.index(4)]),
             _ => Operation::Cancel(target),
         };
         self.operate(index, operation);
+    }
+
+    /// Reads somebody's ledger.
+    pub(super) fn read_ledger(&mut self, index: usize, random: &mut Random) {
+        let user = person(random.below(self.plan.users));
+        self.operate(index, Operation::Ledger(user));
+    }
+
+    /// A sink was told of what its user will not get, or was too busy.
+    pub(super) fn told_of_gap(&mut self, index: usize, random: &mut Random) {
+        let node = &mut self.nodes[index];
+        let Some(engine) = &node.engine else { return };
+        let telling: Vec<_> = engine.links.values().filter(|link| link.is_told).map(|link| link.id).collect();
+        if let Some(link) = telling.get(random.index(telling.len())) {
+            node.told(*link, random.chance(80));
+        }
     }
 
     /// Looks at dead letters, sends them again, or throws them away.

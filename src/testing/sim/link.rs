@@ -19,6 +19,8 @@ pub(super) struct Link {
     pub(super) queue: VecDeque<Delivery>,
     /// The delivery that the other engine is asked to take.
     pub(super) carrying: Option<Ticket>,
+    /// It is being told of gaps.
+    pub(super) is_told: bool,
 }
 
 /// What a sink does with what it holds.

@@ -17,7 +17,7 @@ use crate::machine::{
 };
 use crate::message::Message;
 use crate::ports::Journal;
-use crate::record::{Counters, Epoch, Record, Seq};
+use crate::record::{Counters, Epoch, Gap, Record, Seq};
 use crate::storage::journal::FileJournal;
 use crate::storage::outbox::{Identity, Opened, recover};
 use crate::testing::FaultyDisk;
@@ -333,6 +333,7 @@ impl Node {
                 self.answers.push((ticket, result));
             }
             Action::Offer { link, batch } => self.offered(link, batch),
+            Action::Tell { link, gaps } => self.tell(link, &gaps),
             Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
             Action::Announce(change) => self.oracle.announced(&change),
             Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
@@ -355,13 +356,35 @@ impl Node {
         found.queue.extend(batch);
     }
 
+    fn tell(&mut self, link: LinkId, gaps: &[Gap]) {
+        let Some(engine) = &mut self.engine else { return };
+        let synced = engine.flight.is_none();
+        match engine.links.get_mut(&link) {
+            Some(link) if !link.is_told && !gaps.is_empty() => {
+                link.is_told = true;
+                self.oracle.told(&link.user, gaps, synced);
+            }
+            _ => self.oracle.fail(format!("{link:?} was told of {gaps:?} when gone, or twice at once")),
+        }
+    }
+
+    /// A sink says that it took note of a gap, or could not.
+    pub(super) fn told(&mut self, link: LinkId, told: bool) {
+        let Some(engine) = &mut self.engine else { return };
+        let Some(found) = engine.links.get_mut(&link).filter(|link| link.is_told) else { return };
+        found.is_told = false;
+        let shard = self.digester.shard(&found.user, self.shards);
+        self.input(shard, Input::Told { link, told });
+    }
+
     // ------------------------------------------------------------------------------------------------------ sinks
 
     pub(super) fn attach(&mut self, user: UserId, device: u64, is_wire: bool) {
         self.last_link += 1;
         let id = LinkId(self.last_link);
         let Some(engine) = &mut self.engine else { return };
-        let link = Link { id, user: user.clone(), is_wire, queue: VecDeque::new(), carrying: None };
+        let link =
+            Link { id, user: user.clone(), is_wire, queue: VecDeque::new(), carrying: None, is_told: false };
         engine.links.insert(id, link);
         let shard = self.shard_of(&user);
         self.input(shard, Input::Attach { link: id, user, device: super::oracle::device(device) });

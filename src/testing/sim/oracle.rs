@@ -3,6 +3,7 @@
 mod batches;
 mod collapse;
 mod ends;
+mod ledger;
 mod operations;
 mod places;
 mod recovery;
@@ -73,6 +74,8 @@ pub(super) struct Oracle {
     went_to: HashMap<Seq, Seq>,
     /// The newest message of each user and collapse key, and its version.
     newest: HashMap<(UserId, CollapseKey), (Seq, Option<u64>)>,
+    /// What each user's ledger should say.
+    ledgers: HashMap<UserId, ledger::Expected>,
     pub(super) latest: Timestamp,
     pub(super) exposed: HashMap<UserId, Epoch>,
     /// Buffered messages answered in this life: on their way, whatever becomes of the first write.
@@ -141,7 +144,7 @@ impl Oracle {
     fn durable(&mut self, plan: &Plan, seq: Seq, record: Record) {
         match &record {
             Record::Accept(accept) => self.fold_accept(plan, seq, accept),
-            Record::End(end) => self.fold_end(plan, end),
+            Record::End(end) => self.fold_end(plan, seq, end),
             Record::Attempt(attempt) => {
                 self.latest = self.latest.max(Timestamp::ZERO);
                 match self.messages.get_mut(&attempt.seq) {
@@ -154,6 +157,7 @@ impl Oracle {
             Record::Exposed(exposed) => {
                 self.exposed.insert(exposed.user.clone(), exposed.epoch);
             }
+            Record::Told(told) => self.fold_told(told),
             Record::Floor(_) => {}
         }
         self.log.insert(seq, record);
@@ -179,6 +183,9 @@ impl Oracle {
             None => self.check_window(plan, seq, accept),
         }
         self.fold_newest(seq, accept);
+        if matches!(accept.admission, Admission::Requeued { .. }) {
+            self.lives_again(message.recipient(), message.id());
+        }
         let kept = Kept {
             accept: Arc::clone(accept),
             end: None,

@@ -49,6 +49,10 @@ ops! {
     Discard "discard" 3,
     /// A host looks at somebody's dead letters.
     Inspect "inspect" 8,
+    /// A host asks where a message stands.
+    Locate "locate" 10,
+    /// A host reads somebody's ledger.
+    Ledger "ledger" 4,
     /// The committer takes the waiting commits as one group and writes it.
     Append "append" 130,
     /// The operating system has the group: the machines are told.
@@ -71,6 +75,8 @@ ops! {
     Detach "detach" 22,
     /// A sink says something of the oldest message it holds.
     Verdict "verdict" 190,
+    /// A sink takes note of a gap, or is too busy to.
+    Told "told" 40,
     /// A sink says something late, twice, or of messages it was never offered.
     Stray "stray" 16,
     /// The network carries one delivery to the other engine, or its answer back.

@@ -212,6 +212,7 @@ impl Node {
         }
         for (id, user, reaction) in reactions {
             self.react(id, &user, reaction);
+            self.told(id, true);
         }
     }
 

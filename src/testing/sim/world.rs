@@ -71,12 +71,14 @@ impl World {
             Op::Forge => self.repeat(random, true),
             Op::Batch => self.send_batch(random),
             Op::FanOut => self.fan_out(random),
-            Op::Cancel | Op::Replace | Op::Move => self.operate_on_one(op, random),
+            Op::Cancel | Op::Replace | Op::Move | Op::Locate => self.operate_on_one(op, random),
             Op::Purge => {
                 let user = person(random.below(self.plan.users));
                 self.operate(index, Operation::Purge(user));
             }
             Op::Requeue | Op::Discard | Op::Inspect => self.operate_on_dead(op, index, random),
+            Op::Ledger => self.read_ledger(index, random),
+            Op::Told => self.told_of_gap(index, random),
             Op::Carry => self.carry(random),
             Op::Duplicate => self.duplicate(random),
             Op::Wait => {

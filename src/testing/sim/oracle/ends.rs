@@ -11,7 +11,7 @@ use crate::record::{Accept, Counters, End, LaneId, Seq};
 use crate::status::EndReason;
 
 impl Oracle {
-    pub(super) fn fold_end(&mut self, plan: &Plan, end: &End) {
+    pub(super) fn fold_end(&mut self, plan: &Plan, seq: Seq, end: &End) {
         self.latest = self.latest.max(end.at);
         let moved_within = self.has_moved_within(end);
         let Some(kept) = self.messages.get_mut(&end.seq) else {
@@ -64,6 +64,7 @@ impl Oracle {
             ));
         }
         self.note_withdrawn(end.seq, end.reason);
+        self.fold_ledger(seq, end);
         self.counters.unburied += u64::from(end.lane == LaneId::Dead);
         if end.counts() {
             self.count(end, before);
@@ -143,6 +144,8 @@ impl Oracle {
         if held.totals.is_some_and(|held| held != totals) {
             wrong.push(format!("totals are {totals:?}, in memory {:?}", held.totals));
         }
+        let ledger = held.ledger.as_ref().and_then(|ledger| self.what_is_wrong_with_ledger(user, ledger));
+        wrong.extend(ledger.map(|what| format!("the ledger has {what}: {:?}", held.ledger)));
         if let Some(what) = wrong.into_iter().next() {
             self.fail(format!("state is not the fold of the records, user {user}: {what}"));
         }

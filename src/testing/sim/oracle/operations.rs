@@ -34,7 +34,7 @@ impl Oracle {
 
     /// Whether somebody asked for this message to end like this, in whatever life.
     pub(super) fn was_withdrawn(withdrawals: &[Operation], accept: &Accept, reason: EndReason) -> bool {
-        withdrawals.iter().any(|operation| operation.reason() == reason && is_about(operation, accept))
+        withdrawals.iter().any(|operation| operation.reason() == Some(reason) && is_about(operation, accept))
     }
 
     /// Every message that was to take the place of another.
@@ -95,8 +95,9 @@ impl Oracle {
             return self.fail(format!("operation {ticket:?} was answered twice, or never asked"));
         };
         let about = |accept: &Accept| is_about(&operation, accept);
-        let reason = Some(operation.reason());
-        let withdrawn = self.messages.values().filter(|kept| kept.withdrawn == reason && about(&kept.accept));
+        let reason = operation.reason();
+        let by_it = |kept: &&super::Kept| reason.is_some() && kept.withdrawn == reason && about(&kept.accept);
+        let withdrawn = self.messages.values().filter(by_it);
         let (withdrawn, offered) =
             withdrawn.fold((0, 0), |(n, offered), kept| (n + 1, offered + u32::from(kept.offered)));
         let is_purge = matches!(operation, Operation::Purge(_));
@@ -164,7 +165,12 @@ impl Oracle {
         done: &Outcome,
         lived: Option<&[Seq]>,
     ) -> Option<&'static str> {
-        let Operation::Inspect(_, after, max) = operation else { return None };
+        let (after, max) = match operation {
+            Operation::Inspect(_, after, max) => (after, max),
+            Operation::Ledger(user) => return self.what_is_wrong_with_answer(user, &done.ledger.rows),
+            Operation::Locate(target) => return self.what_is_wrong_with_place(target, done),
+            _ => return None,
+        };
         let places: Vec<_> = done.letters.iter().map(|letter| letter.place).collect();
         let is_true = |letter: &DeadLetter| {
             let kept = self.messages.get(&letter.place);
@@ -210,6 +216,7 @@ fn is_about(operation: &Operation, accept: &Accept) -> bool {
         LaneId::Dead => operation.is_about_dead() || matches!(operation, Operation::Purge(_)),
         _ => !operation.is_about_dead(),
     };
+    let looks_there = looks_there || matches!(operation, Operation::Locate(_));
     looks_there && operation.user() == accept.message.recipient() && operation.means(accept)
 }
 

@@ -1,0 +1,198 @@
+//! The loss ledger of each user, and the gaps that their receiver is told of.
+//!
+//! Both are folds of the records: an end that is no delivery adds a row and perhaps widens a gap, a late confirmation takes
+//! the row away again, and what a receiver was told of leaves the gap. The newest rows are kept, as many and as long as is
+//! configured; the counters of the machine are exact for ever.
+
+use std::collections::VecDeque;
+
+use super::Machine;
+use super::commit::Pending;
+use super::io::{Action, LinkId};
+use crate::config::Config;
+use crate::id::{MessageId, UserId};
+use crate::record::{Accept, Admission, End, Gap, LedgerRow, LedgerRows, Record, Seq, Told};
+use crate::time::Timestamp;
+
+/// How much is kept of a user's ledger.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Keep {
+    rows: usize,
+    /// Rows from before are dropped.
+    since: Timestamp,
+}
+
+impl Keep {
+    pub(super) fn new(config: &Config, now: Timestamp) -> Self {
+        let age = u64::try_from(config.ledger_age.as_millis()).unwrap_or(u64::MAX);
+        let since = Timestamp::from_millis(now.as_millis().saturating_sub(age));
+        Self { rows: config.ledger_rows, since }
+    }
+}
+
+/// What a record says to a ledger.
+#[derive(Clone, Copy, Debug)]
+enum Event {
+    Ended(Option<LedgerRow>, Option<Gap>),
+    Confirmed(Seq),
+    /// A dead letter with this id is sent once more: the ledger begins anew for it.
+    Lives(MessageId),
+    Told(Gap),
+}
+
+/// One user's ledger.
+#[derive(Debug, Default)]
+pub(super) struct Ledger {
+    rows: VecDeque<LedgerRow>,
+    forgotten: Seq,
+    /// At most one for each lane, in their order.
+    gaps: Vec<Gap>,
+    /// What was said before the row was known, and where: the row may reflect it already.
+    early: Vec<(Seq, Event)>,
+    /// Who is being told, and of what.
+    teller: Option<(LinkId, Vec<Gap>)>,
+    /// What a receiver was told of, until that is recorded.
+    recording: Vec<Gap>,
+}
+
+impl Ledger {
+    fn fold(&mut self, at: Seq, event: Event, row_known: bool, keep: Keep) {
+        if !row_known {
+            return self.early.push((at, event));
+        }
+        match event {
+            Event::Ended(row, gap) => {
+                self.rows.extend(row);
+                gap.into_iter().for_each(|gap| widen(&mut self.gaps, gap));
+            }
+            Event::Confirmed(place) => self.rows.retain(|row| row.place != place),
+            Event::Lives(id) => self.rows.retain(|row| row.id != Some(id)),
+            Event::Told(told) => {
+                narrow(&mut self.gaps, told);
+                narrow(&mut self.recording, told);
+            }
+        }
+        self.trim(Keep { since: Timestamp::ZERO, ..keep });
+    }
+
+    fn trim(&mut self, keep: Keep) {
+        while let Some(first) = self.rows.front()
+            && (self.rows.len() > keep.rows || first.at < keep.since)
+        {
+            self.forgotten = self.forgotten.max(first.place);
+            self.rows.pop_front();
+        }
+    }
+
+    /// Puts what the store has under what the journal has said since.
+    pub(super) fn merge(&mut self, stored: &LedgerRows, reflects: Seq, keep: Keep) {
+        self.rows = stored.rows.iter().copied().collect();
+        self.gaps.clone_from(&stored.gaps);
+        self.forgotten = self.forgotten.max(stored.forgotten);
+        for (at, event) in core::mem::take(&mut self.early) {
+            if at >= reflects {
+                self.fold(at, event, true, keep);
+            }
+        }
+        self.trim(keep);
+    }
+
+    pub(super) fn rows(&mut self, keep: Keep) -> LedgerRows {
+        self.trim(keep);
+        self.known()
+    }
+
+    pub(super) fn known(&self) -> LedgerRows {
+        let rows = self.rows.iter().copied().collect();
+        LedgerRows { rows, forgotten: self.forgotten, gaps: self.gaps.clone() }
+    }
+
+    /// How a message ended, if that is known.
+    pub(super) fn of(&self, id: MessageId) -> Option<&LedgerRow> {
+        self.rows.iter().rfind(|row| row.id == Some(id))
+    }
+
+    /// Whether a message that was accepted at this place, does not wait, and has no row was delivered for sure.
+    pub(super) fn knows_all_since(&self, place: Seq) -> bool {
+        place > self.forgotten && self.rows.iter().all(|row| row.id.is_some() || row.place != place)
+    }
+
+    /// What somebody who can be told of gaps should be told now.
+    fn untold(&self) -> Vec<Gap> {
+        let mut untold = self.gaps.clone();
+        self.recording.iter().for_each(|gap| narrow(&mut untold, *gap));
+        untold
+    }
+}
+
+fn widen(gaps: &mut Vec<Gap>, gap: Gap) {
+    match gaps.binary_search_by_key(&gap.lane, |known| known.lane) {
+        Ok(i) => gaps.iter_mut().skip(i).take(1).for_each(|known| *known = known.with(gap)),
+        Err(i) => gaps.insert(i, gap),
+    }
+}
+
+fn narrow(gaps: &mut Vec<Gap>, told: Gap) {
+    let left = |gap: Gap| if gap.lane == told.lane { gap.without(told) } else { Some(gap) };
+    *gaps = gaps.iter().copied().filter_map(left).collect();
+}
+
+impl Machine {
+    pub(super) fn keep(&self) -> Keep {
+        Keep::new(&self.config, self.now)
+    }
+
+    /// Folds an end into its user's ledger.
+    pub(super) fn fold_ledger(&mut self, at: Seq, end: &End) {
+        let event = match end.upgrades {
+            Some(_) => Event::Confirmed(end.seq),
+            None => Event::Ended(LedgerRow::of(at, end), Gap::of(end)),
+        };
+        if !matches!(event, Event::Ended(None, None)) {
+            self.fold_event(at, &end.user, event);
+        }
+    }
+
+    /// Folds an acceptance into its user's ledger.
+    pub(super) fn fold_ledger_accept(&mut self, at: Seq, accept: &Accept) {
+        if matches!(accept.admission, Admission::Requeued { .. }) {
+            self.fold_event(at, accept.message.recipient(), Event::Lives(accept.message.id()));
+        }
+    }
+
+    pub(super) fn apply_told(&mut self, at: Seq, told: &Told) {
+        self.fold_event(at, &told.user, Event::Told(told.gap));
+    }
+
+    fn fold_event(&mut self, at: Seq, id: &UserId, event: Event) {
+        let keep = self.keep();
+        let user = self.user_mut(id);
+        let row_known = user.row_known;
+        user.ledger.fold(at, event, row_known, keep);
+        self.touch(id, at);
+    }
+
+    /// Tells one of the sinks of what its user will not get, unless one is being told.
+    pub(super) fn tell_gaps(&mut self, id: &UserId) {
+        let Some(user) = self.users.get_mut(id).filter(|user| user.ledger.teller.is_none()) else { return };
+        let gaps = user.ledger.untold();
+        let is_free = |link: &&LinkId| self.links.get(link).is_some_and(|link| link.paused_until.is_none());
+        let Some(link) = user.links.iter().find(is_free).copied().filter(|_| !gaps.is_empty()) else {
+            return;
+        };
+        user.ledger.teller = Some((link, gaps.clone()));
+        self.actions.push_back(Action::Tell { link, gaps });
+    }
+
+    /// A sink was told of the gaps that it was to be told of, or is gone or too busy: then another one is, or it is asked
+    /// again with the next thing that happens.
+    pub(super) fn handle_told(&mut self, link: LinkId, told: bool) {
+        let Some(id) = self.links.get(&link).map(|link| link.user.clone()) else { return };
+        let Some(user) = self.users.get_mut(&id) else { return };
+        let Some((_, gaps)) = user.ledger.teller.take_if(|(teller, _)| *teller == link) else { return };
+        for gap in gaps.into_iter().filter(|_| told) {
+            widen(&mut user.ledger.recording, gap);
+            self.current.push(Pending::Fact(Record::Told(Told { user: id.clone(), gap })));
+        }
+    }
+}

@@ -1,0 +1,146 @@
+//! What the ledgers of users should say: how messages ended that were not delivered, and of which of them their receivers
+//! have not been told.
+
+use std::collections::BTreeMap;
+
+use super::Oracle;
+use crate::id::{MessageId, UserId};
+use crate::machine::{Outcome, Target};
+use crate::record::{End, Gap, LaneId, LedgerRow, LedgerRows, Seq, Told};
+use crate::status::{EndReason, Status};
+
+/// What one user's ledger should say.
+#[derive(Debug, Default)]
+pub(super) struct Expected {
+    /// All rows there ever were and still should be, by the place of the message.
+    rows: BTreeMap<Seq, LedgerRow>,
+    /// All there ever were.
+    ever: BTreeMap<Seq, LedgerRow>,
+    /// By lane: messages that expired, could not be delivered, and gave way, that nobody was told of.
+    untold: BTreeMap<LaneId, [u64; 3]>,
+}
+
+fn counts(gap: &Gap) -> [u64; 3] {
+    [gap.expired, gap.dead, gap.evicted].map(u64::from)
+}
+
+impl Oracle {
+    /// Folds an end, independently of how the machine does it.
+    pub(super) fn fold_ledger(&mut self, ended: Seq, end: &End) {
+        let id = self.messages.get(&end.seq).map(|kept| kept.accept.message.id());
+        let expected = self.ledgers.entry(end.user.clone()).or_default();
+        if end.upgrades.is_some() {
+            expected.rows.remove(&end.seq);
+            return;
+        }
+        if end.lane == LaneId::Dead || matches!(end.reason, EndReason::Moved | EndReason::Delivered) {
+            return;
+        }
+        let End { lane, seq: place, reason, possibly_delivered, attempts, at, .. } = *end;
+        let row = LedgerRow { id, ended, lane, place, reason, possibly_delivered, attempts, at };
+        expected.rows.insert(place, row);
+        expected.ever.insert(place, row);
+        let which = [EndReason::Expired, EndReason::Dead, EndReason::Evicted];
+        if let Some(i) = which.iter().position(|known| *known == reason) {
+            expected.untold.entry(lane).or_default()[i] += 1;
+        }
+    }
+
+    /// A dead letter is sent again: how it had ended says nothing any more.
+    pub(super) fn lives_again(&mut self, user: &UserId, id: MessageId) {
+        self.ledgers.entry(user.clone()).or_default().rows.retain(|_, row| row.id != Some(id));
+    }
+
+    pub(super) fn fold_told(&mut self, told: &Told) {
+        let untold =
+            self.ledgers.entry(told.user.clone()).or_default().untold.entry(told.gap.lane).or_default();
+        let mut left = *untold;
+        let mut enough = true;
+        for (left, told) in left.iter_mut().zip(counts(&told.gap)) {
+            enough &= *left >= told;
+            *left = left.saturating_sub(told);
+        }
+        *untold = left;
+        if !enough {
+            self.fail(format!("{} was told of more than there was: {:?}", told.user, told.gap));
+        }
+    }
+
+    /// A sink is told of gaps. `synced` says whether the machines know all that is durable.
+    pub(in super::super) fn told(&mut self, user: &UserId, gaps: &[Gap], synced: bool) {
+        let expected = self.ledgers.get(user);
+        for gap in gaps {
+            let untold =
+                expected.and_then(|expected| expected.untold.get(&gap.lane)).copied().unwrap_or_default();
+            let true_now = counts(gap).iter().zip(untold).all(|(told, untold)| *told <= untold);
+            let mut inside = expected.into_iter().flat_map(|expected| expected.rows.values());
+            let spans =
+                inside.any(|row| row.lane == gap.lane && gap.first <= row.place && row.place <= gap.last);
+            // A late confirmation may have taken every row away.
+            if gap.messages() == 0 || synced && !true_now || gap.first > gap.last {
+                self.fail(format!("{user} is told of {gap:?}, but there is {untold:?} (within: {spans})"));
+                return;
+            }
+        }
+    }
+
+    /// What a machine holds of a user's ledger.
+    pub(super) fn what_is_wrong_with_ledger(&self, user: &UserId, held: &LedgerRows) -> Option<&'static str> {
+        let expected = self.ledgers.get(user);
+        let untold: BTreeMap<_, _> = expected.into_iter().flat_map(|expected| &expected.untold).collect();
+        let theirs: BTreeMap<_, _> = held.gaps.iter().map(|gap| (gap.lane, counts(gap))).collect();
+        let same = LaneId::ALL.iter().all(|lane| {
+            theirs.get(lane).copied().unwrap_or_default()
+                == untold.get(lane).copied().copied().unwrap_or_default()
+        });
+        if !same {
+            return Some("other gaps than its records say");
+        }
+        self.what_is_wrong_with_rows(user, held)
+    }
+
+    /// A ledger that was read while records may be on their way to the machine.
+    pub(super) fn what_is_wrong_with_answer(
+        &self,
+        user: &UserId,
+        rows: &[LedgerRow],
+    ) -> Option<&'static str> {
+        let ever = self.ledgers.get(user).map(|expected| &expected.ever);
+        let is_true = |row: &LedgerRow| ever.is_some_and(|ever| ever.get(&row.place) == Some(row));
+        (!rows.iter().all(is_true)).then_some("with a row that never was true")
+    }
+
+    /// Rows that should be there are, or are said to be forgotten; and no others are there.
+    fn what_is_wrong_with_rows(&self, user: &UserId, held: &LedgerRows) -> Option<&'static str> {
+        let expected = self.ledgers.get(user);
+        let is_true =
+            |row: &LedgerRow| expected.is_some_and(|expected| expected.rows.get(&row.place) == Some(row));
+        let missing = |row: &LedgerRow| !held.rows.contains(row) && row.place > held.forgotten;
+        match () {
+            () if !held.rows.iter().all(is_true) => Some("a row that is not true"),
+            () if !held.rows.is_sorted_by_key(|row| row.ended) => Some("rows out of order"),
+            () if expected.is_some_and(|expected| expected.rows.values().any(missing)) => {
+                Some("a row missing that was never forgotten")
+            }
+            () => None,
+        }
+    }
+
+    /// What was said of where a message stands.
+    pub(super) fn what_is_wrong_with_place(&self, target: &Target, done: &Outcome) -> Option<&'static str> {
+        let Some(located) = &done.located else { return Some("with nothing found, and no error") };
+        let same = |kept: &super::Kept| {
+            let message = &kept.accept.message;
+            message.recipient() == &target.user
+                && message.id() == target.id
+                && target.sender.as_ref().is_none_or(|sender| sender.as_ref() == message.sender())
+        };
+        let theirs: Vec<_> = self.messages.values().filter(|kept| same(kept)).collect();
+        let ended = |reason| theirs.iter().any(|kept| kept.end == Some(reason));
+        let is_true = match located.status {
+            Status::Ended(reason) => ended(reason),
+            _ => located.entry.is_some_and(|entry| self.messages.get(&entry.seq).is_some_and(same)),
+        };
+        (!is_true).then_some("which is not where it stands")
+    }
+}
