@@ -39,6 +39,7 @@ mod fanout;
 mod fold;
 mod index;
 mod io;
+mod joint;
 mod lane;
 mod load;
 mod operate;
@@ -47,6 +48,7 @@ mod pick;
 mod places;
 mod query;
 mod refusal;
+mod reserve;
 mod schedule;
 mod search;
 mod settle;
@@ -63,6 +65,7 @@ pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Input, LinkId, LoadId, MachineStats, Standing,
     Survivors, Ticket, Verdict,
 };
+pub use joint::{Joint, JointId, JointPart, Word};
 pub use operation::{DeadLetter, DeadLetters, Operation, Outcome, Target};
 pub use query::{DuePlace, Found, Holdings, Page, Query};
 pub use refusal::{OperationError, Refusal};
@@ -83,6 +86,7 @@ use self::deliver::Link;
 use self::entry::EntryState;
 use self::index::Index;
 use self::operate::Operations;
+use self::reserve::Joints;
 use self::settle::{Job, Logged};
 use self::sweep::Sweeps;
 use self::timer::TimerKey;
@@ -192,6 +196,7 @@ pub struct Machine {
     parked_count: usize,
 
     operations: Operations,
+    joints: Joints,
     sweeps: Sweeps,
     loads: StdMap<LoadId, Query>,
     sender_loads: DigestMap<LoadId>,
@@ -266,6 +271,7 @@ impl Machine {
             parked: StdMap::new(),
             parked_count: 0,
             operations: Operations::default(),
+            joints: Joints::default(),
             sweeps: Sweeps::default(),
             loads: StdMap::new(),
             sender_loads: DigestMap::default(),
@@ -304,7 +310,11 @@ impl Machine {
             Input::Written(commit) => self.handle_written(commit),
             Input::Persisted { commit, first } => self.handle_persisted(now, commit, first),
             Input::PersistFailed { commit, unknown } => self.handle_persist_failed(commit, unknown),
-            Input::Writable(writable) => self.writable = writable,
+            Input::Told(word) => self.handle_told(now, word),
+            Input::Untold(word) => self.handle_untold(word),
+            Input::JointPersisted { joint, first } => self.handle_joint_persisted(now, joint, first),
+            Input::JointFailed { joint, unknown } => self.handle_joint_failed(joint, unknown),
+            Input::Writable(writable) => self.handle_writable(writable),
             Input::Attach { link, user, device } => self.handle_attach(link, user, device),
             Input::Detach(link) => self.handle_detach(link),
             Input::Verdicts { link, verdicts } => self.handle_verdicts(now, link, verdicts),
@@ -330,7 +340,7 @@ impl Machine {
             }
             self.work_on_operations();
         }
-        let action = self.actions.pop_front().or_else(|| self.take_commit());
+        let action = self.actions.pop_front().or_else(|| self.take_commit()).or_else(|| self.take_joint());
         if action.is_none() {
             self.slice_due = true;
         }
@@ -358,6 +368,7 @@ impl Machine {
             indexed_users: self.index.len() as u64,
             resident_messages: self.resident,
             links: self.links.len() as u64,
+            reservations: self.joints.len() as u64,
             ..self.stats
         }
     }

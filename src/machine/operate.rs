@@ -142,6 +142,9 @@ impl Machine {
                 Ok(Newcomer::AskStore(query)) => {
                     return self.park(query, Parked::Operate(ticket, operation, before));
                 }
+                Ok(Newcomer::Held(key)) => {
+                    return self.park_behind(key, Parked::Operate(ticket, operation, before));
+                }
                 Ok(Newcomer::Accepted(entry)) => Ok(Some(Accepted { entry, duplicate: true })),
                 Ok(Newcomer::OnItsWay(key)) => return self.wait_for_first(key, Repeat::Operation(ticket)),
                 Err(refusal) => Err(refusal.into()),

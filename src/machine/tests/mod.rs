@@ -39,6 +39,8 @@ struct Rig {
     survivors: Vec<Survivors>,
     dismissed: Vec<LinkId>,
     done: Vec<(Ticket, Result<Outcome, OperationError>)>,
+    told: Vec<(usize, Word)>,
+    joints: Vec<(JointId, Vec<JointPart>)>,
     tickets: u64,
 }
 
@@ -80,6 +82,8 @@ impl Rig {
             survivors: Vec::new(),
             dismissed: Vec::new(),
             done: Vec::new(),
+            told: Vec::new(),
+            joints: Vec::new(),
             tickets: 0,
         }
     }
@@ -105,6 +109,8 @@ impl Rig {
     fn act(&mut self, action: Action) {
         match action {
             Action::Persist { commit, records, .. } => self.open.push_back((commit, records)),
+            Action::PersistJoint { joint, parts } => self.joints.push((joint, parts)),
+            Action::Tell { shard, word } => self.told.push((shard, *word)),
             Action::Answer { ticket, result } => self.answers.push((ticket, result)),
             Action::Offer { link, batch } => self.offers.extend(batch.into_iter().map(|d| (link, d))),
             Action::Load { load, query } => self.loads.push((load, query)),

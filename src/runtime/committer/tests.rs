@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::super::mail::Note;
 use super::*;
+use crate::machine::CommitId;
 use crate::ports::{Appended, JournalSpace, Replay};
 
 /// What a call of the journal does before it returns.
@@ -64,9 +65,7 @@ fn io() -> JournalError {
 fn commit(shard: usize, commit: u64, generation: u64, accepts: bool) -> Order {
     let commit = CommitId(commit);
     Order::Commit(Request {
-        shard,
-        generation,
-        commit,
+        whose: Whose::Shard { shard, generation, commit },
         count: 1,
         accepts,
         written: false,

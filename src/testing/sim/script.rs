@@ -49,6 +49,8 @@ ops! {
     Discard "discard" 3,
     /// A host looks at somebody's dead letters.
     Inspect "inspect" 8,
+    /// What a machine says to another reaches it.
+    Pass "pass" 60,
     /// The committer takes the waiting commits as one group and writes it.
     Append "append" 130,
     /// The operating system has the group: the machines are told.

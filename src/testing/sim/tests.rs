@@ -34,6 +34,8 @@ fn must_cause(defect: Defect) -> &'static str {
         Defect::AckBeforePersist => "answered Ok Synced duplicate false before its record was",
         Defect::DedupForgotten => "accepted twice within the dedup window",
         Defect::ReplayDecides => "ledger the engine counts",
+        Defect::JointTorn => "of messages of a batch are durable",
+        Defect::OverLost => "reservations are held for batches that are nowhere",
     }
 }
 

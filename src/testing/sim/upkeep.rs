@@ -172,6 +172,7 @@ impl Node {
     /// Does what there is to do inside.
     pub(super) fn work(&mut self, random: &mut Random) {
         for _ in 0..200 {
+            self.pass_all(random);
             self.commit(random);
             self.load_all(random);
             self.tick();
@@ -181,7 +182,8 @@ impl Node {
             }
             self.keep();
             let Some(engine) = &self.engine else { return };
-            if engine.queue.is_empty() && engine.flight.is_none() && !random.chance(30) {
+            let quiet = engine.queue.is_empty() && engine.flight.is_none() && engine.notes.is_empty();
+            if quiet && !random.chance(30) {
                 return;
             }
         }
@@ -216,7 +218,9 @@ impl Node {
 
     /// Whether nothing is left to deliver.
     pub(super) fn is_done(&self) -> bool {
-        let idle = |engine: &super::node::Engine| engine.queue.is_empty() && engine.flight.is_none();
+        let idle = |engine: &super::node::Engine| {
+            engine.queue.is_empty() && engine.flight.is_none() && engine.notes.is_empty()
+        };
         // A repeat of what was sent before the clock was set back may wait for years.
         let soon = self.now.after(Duration::from_secs(2000));
         let is_due =

@@ -94,6 +94,7 @@ impl World {
         let plan = Arc::clone(&self.plan);
         let node = &mut self.nodes[index];
         match op {
+            Op::Pass => node.pass(random),
             Op::Append => node.append(random),
             Op::Written => node.written(),
             Op::Sync => node.sync(),
@@ -161,6 +162,7 @@ impl World {
             return;
         }
         let mut batch: Vec<Message> = Vec::new();
+        let within = random.chance(30);
         for _ in 0..2 + random.index(5) {
             let message = match self.sent.iter().rev().nth(random.index(12)) {
                 Some((_, known)) if random.chance(8) => known.clone(),
@@ -174,7 +176,7 @@ impl World {
             let first = batch.first().map_or(shard, |first| self.nodes[index].shard_of(first.recipient()));
             // Refused there, and with it the whole batch.
             let fits = message.collapse_key().is_none() || random.chance(10);
-            if shard == first && fits {
+            if (shard == first || !within) && fits {
                 batch.push(message);
             }
         }
