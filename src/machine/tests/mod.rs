@@ -10,6 +10,7 @@ mod fanout;
 mod inbox;
 mod operate;
 mod replace;
+mod reserve;
 
 mod schedule;
 mod settle;

@@ -32,7 +32,7 @@ ops! {
     /// A sender uses an id again for another content.
     Forge "forge" 12,
     /// A host sends some messages together.
-    Batch "batch" 20,
+    Batch "batch" 36,
     /// A host sends one message to many, some of whom may have it already.
     FanOut "fanout" 24,
     /// A host withdraws a message.
