@@ -97,7 +97,7 @@ impl Machine {
         if self.draining {
             return Err(Refusal::ShuttingDown);
         }
-        if !self.writable && message.durability() != Durability::Volatile {
+        if !self.is_writable() && message.durability() != Durability::Volatile {
             return Err(Refusal::Degraded);
         }
         if self.unanswered() >= self.config.max_pending.get() {

@@ -117,6 +117,21 @@ pub(super) struct Commit {
 }
 
 impl Machine {
+    /// The journal takes commits again, or not.
+    pub(super) fn handle_writable(&mut self, writable: bool) {
+        self.writable = writable;
+        if !writable {
+            self.doomed = self.last_commit;
+            self.joints.failed();
+        }
+    }
+
+    /// Whether a commit that is handed out now can be stored. What was handed out before the journal failed may fail when
+    /// it takes commits again already: until that is known, nothing may go past it, nor lean on it.
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable && self.commits.front().is_none_or(|open| open.id > self.doomed)
+    }
+
     /// How many of the gathered records make one commit: a group must fit into the journal.
     fn piece(&self) -> usize {
         let max = self.config.max_commit_bytes.get();
@@ -136,7 +151,7 @@ impl Machine {
 
     /// Hands out what has gathered, if the disk takes it.
     pub(super) fn take_commit(&mut self) -> Option<Action> {
-        if self.current.is_empty() || !self.writable {
+        if self.current.is_empty() || !self.is_writable() {
             return None;
         }
         self.last_commit.0 += 1;

@@ -188,6 +188,8 @@ pub struct Machine {
     /// Records of the open commits.
     open_records: usize,
     last_commit: CommitId,
+    /// The last one that was handed out before the journal failed.
+    doomed: CommitId,
     pending: usize,
     repeats: DigestMap<Vec<Repeat>>,
     /// Collapse keys of which a message is being committed, and who waits behind it.
@@ -265,6 +267,7 @@ impl Machine {
             commits: VecDeque::new(),
             open_records: 0,
             last_commit: CommitId::default(),
+            doomed: CommitId::default(),
             pending: 0,
             repeats: DigestMap::default(),
             collapsing: DigestMap::default(),

@@ -124,7 +124,7 @@ impl Machine {
     pub(super) fn operate(&mut self, ticket: Ticket, operation: Operation, before: Seq) {
         let refusal = match () {
             () if self.draining => Some(OperationError::ShuttingDown),
-            () if !self.writable && !operation.only_reads() => Some(OperationError::Degraded),
+            () if !self.is_writable() && !operation.only_reads() => Some(OperationError::Degraded),
             () if self.unanswered() >= self.config.max_pending.get() => Some(OperationError::Overloaded),
             () => None,
         };

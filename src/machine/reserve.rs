@@ -54,6 +54,11 @@ impl Joints {
     pub(super) fn len(&self) -> usize {
         self.held.len()
     }
+
+    /// The journal has stopped taking commits.
+    pub(super) fn failed(&mut self) {
+        self.generation += 1;
+    }
 }
 
 /// What a shard holds for one batch.
@@ -83,12 +88,6 @@ impl Waiting {
 }
 
 impl Machine {
-    /// The journal takes commits again, or not.
-    pub(super) fn handle_writable(&mut self, writable: bool) {
-        self.writable = writable;
-        self.joints.generation += u64::from(!writable);
-    }
-
     /// Another machine says something.
     pub(super) fn handle_told(&mut self, now: Timestamp, word: Word) {
         match word {
