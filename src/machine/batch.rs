@@ -117,14 +117,12 @@ impl Machine {
         Ok(())
     }
 
-    /// Whether these may come in now.
+    /// Whether these, which fit, may come in now: what is against that is against all of them.
     pub(super) fn gate_part(&self, messages: &[(Ticket, Message)]) -> Result<(), Refused> {
         if self.unanswered().saturating_add(messages.len()) > self.config.max_pending.get() {
             return Err((None, Refusal::Overloaded));
         }
-        messages
-            .iter()
-            .try_for_each(|(ticket, message)| self.gate(message).map_err(|refusal| (Some(*ticket), refusal)))
+        messages.iter().try_for_each(|(_, message)| self.gate(message)).map_err(|refusal| (None, refusal))
     }
 
     /// Asks for all that is not known yet: what was asked for last.

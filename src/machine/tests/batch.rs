@@ -180,7 +180,7 @@ fn until_the_fate_of_every_commit_from_before_a_failure_is_known_nothing_new_is_
     let single = rig.send(&message("alice"));
     let batch = rig.send_batch(&[first, message("bob")]);
     assert_eq!(rig.answer(single), Some(&Err(Refusal::Degraded)));
-    assert_eq!(rig.answers(&batch), [Some(Err(Refusal::Degraded)), Some(Err(Refusal::OtherRefused))]);
+    assert_eq!(rig.answers(&batch), [Some(Err(Refusal::Degraded)), Some(Err(Refusal::Degraded))]);
     let (commit, _) = rig.open.pop_front().unwrap();
     assert!(rig.open.is_empty());
     rig.input(Input::PersistFailed { commit, unknown: false });
