@@ -73,9 +73,9 @@ fn commit(shard: usize, commit: u64, generation: u64, accepts: bool) -> Order {
     })
 }
 
-/// A batch with a record for the first shard and two for the second.
+/// A batch with two records for the first shard and one for the second.
 fn joint(joint: u64, generations: [u64; 2]) -> Order {
-    let share = |(shard, generation)| Share { shard, generation, count: 1 + shard as u32 };
+    let share = |(shard, generation)| Share { shard, generation, count: 2 - shard as u32 };
     let shares = generations.into_iter().enumerate().map(share).collect();
     Order::Commit(Request {
         whose: Whose::Joint { joint: JointId(joint), shares },
@@ -210,7 +210,7 @@ fn a_batch_across_shards_is_one_part_of_a_group_and_each_shard_is_told_of_its_pl
         // A second sync would fail.
         journal.syncs = [(Ok(()), vec![]), (Err(io()), vec![])].into();
     });
-    assert_eq!(told, [vec![("joint", 1), ("stored", 1)], vec![("stored", 1), ("joint", 2)]]);
+    assert_eq!(told, [vec![("joint", 1), ("stored", 1)], vec![("stored", 1), ("joint", 3)]]);
 }
 
 #[test]
