@@ -2,6 +2,7 @@
 //!
 //! Property tests play it at random; the full shell with disks and crashes is `lastmile::testing::sim`.
 
+pub mod joint;
 pub mod schedule;
 
 use std::collections::VecDeque;
@@ -34,6 +35,21 @@ pub enum Op {
     Attach(u8),
     /// Time passes.
     Wait(u16),
+}
+
+/// What a machine of so many is born with.
+fn birth(config: &Config, shard: usize, shards: usize) -> Birth {
+    Birth {
+        config: config.clone(),
+        stream: StreamId::from_u128(1),
+        epoch: Epoch(1),
+        digest_key: 7,
+        seed: 1,
+        settled: Seq::ZERO,
+        counters: Counters::default(),
+        store_empty: true,
+        shard: (shard, shards),
+    }
 }
 
 /// The person of this number.
@@ -76,19 +92,8 @@ impl Shell {
     /// So many shards.
     #[must_use]
     pub fn new(shards: usize, config: &Config) -> Self {
-        let birth = |shard| Birth {
-            config: config.clone(),
-            stream: StreamId::from_u128(1),
-            epoch: Epoch(1),
-            digest_key: 7,
-            seed: 1,
-            settled: Seq::ZERO,
-            counters: Counters::default(),
-            store_empty: true,
-            shard: (shard, shards),
-        };
         Self {
-            machines: (0..shards).map(|shard| Machine::new(birth(shard))).collect(),
+            machines: (0..shards).map(|shard| Machine::new(birth(config, shard, shards))).collect(),
             digester: Digester::new(7),
             now: Timestamp::from_millis(1_000_000),
             next: Seq::first_of(Epoch(1)),

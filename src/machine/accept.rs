@@ -12,6 +12,7 @@ use super::operation::Operation;
 use super::overflow::Victim;
 use super::query::Query;
 use super::refusal::{OperationError, Refusal};
+use super::reserve::Waiting;
 use super::user::{Inbound, Totals};
 use crate::id::{OrderingKey, StreamId, UserId};
 use crate::message::{Durability, Message};
@@ -28,6 +29,18 @@ pub(super) enum Parked {
     Receive(Ticket, Box<Delivery>),
     Operate(Ticket, Operation, Seq),
     Batch(Batch),
+    Part(Box<Waiting>),
+}
+
+impl Parked {
+    /// How many answers it owes.
+    pub(super) fn answers(&self) -> usize {
+        match self {
+            Self::Batch(batch) => batch.messages.len(),
+            Self::Part(part) => part.len(),
+            Self::Send(..) | Self::Receive(..) | Self::Operate(..) => 1,
+        }
+    }
 }
 
 /// A message whose time is over needs no schedule.
@@ -43,6 +56,11 @@ fn lane_then(message: &Message, at: Timestamp) -> LaneId {
     at_once_if_due(message.clone(), at).lane()
 }
 
+/// The answer to a repeat of what was accepted then.
+pub(super) fn accepted_then(message: &Message, slot: Slot) -> Accepted {
+    Accepted { entry: EntryRef { lane: lane_then(message, slot.at), seq: slot.seq }, duplicate: true }
+}
+
 /// What dedup says of a message that is to take the place of another.
 pub(super) enum Newcomer {
     /// It is new, with this key.
@@ -53,6 +71,8 @@ pub(super) enum Newcomer {
     OnItsWay(u128),
     /// Its sender's ids must be read first.
     AskStore(Query),
+    /// A batch across shards holds it, with this key.
+    Held(u128),
 }
 
 impl Machine {
@@ -68,7 +88,7 @@ impl Machine {
         self.pending + self.parked_count + self.operations.len()
     }
 
-    fn check_size(&self, message: &Message) -> Result<(), Refusal> {
+    pub(super) fn check_size(&self, message: &Message) -> Result<(), Refusal> {
         let (bytes, max) = (message.payload().len(), self.config.max_payload_bytes.get());
         if bytes > max { Err(Refusal::PayloadTooLarge { bytes, max }) } else { Ok(()) }
     }
@@ -78,7 +98,7 @@ impl Machine {
         if self.draining {
             return Err(Refusal::ShuttingDown);
         }
-        if !self.writable && message.durability() != Durability::Volatile {
+        if !self.is_writable() && message.durability() != Durability::Volatile {
             return Err(Refusal::Degraded);
         }
         if self.unanswered() >= self.config.max_pending.get() {
@@ -118,6 +138,7 @@ impl Machine {
         let (key, known) = self.look_up(&message);
         match known {
             Known::AskStore => return self.park(self.ids_of_sender(&message), Parked::Send(ticket, message)),
+            Known::Held => return self.park_behind(key, Parked::Send(ticket, message)),
             Known::Seen(slot) => return self.answer_repeat(ticket, key, slot, &message),
             Known::New => {}
         }
@@ -144,7 +165,10 @@ impl Machine {
     pub(super) fn look_up(&mut self, message: &Message) -> (u128, Known) {
         let sender = self.digester.user(message.sender());
         let key = self.digester.identity(message.sender(), message.recipient(), message.id());
-        (key, self.dedup.look_up(sender, key, self.now))
+        match self.joints.hold(key) {
+            true => (key, Known::Held),
+            false => (key, self.dedup.look_up(sender, key, self.now)),
+        }
     }
 
     /// What must be read to know whether a message is new.
@@ -166,11 +190,10 @@ impl Machine {
         match known {
             Known::New => Ok(Newcomer::Fits(key)),
             Known::AskStore => Ok(Newcomer::AskStore(self.ids_of_sender(message))),
+            Known::Held => Ok(Newcomer::Held(key)),
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
             Known::Seen(slot) if slot.seq == Seq::ZERO => Ok(Newcomer::OnItsWay(key)),
-            Known::Seen(slot) => {
-                Ok(Newcomer::Accepted(EntryRef { lane: lane_then(message, slot.at), seq: slot.seq }))
-            }
+            Known::Seen(slot) => Ok(Newcomer::Accepted(accepted_then(message, slot).entry)),
         }
     }
 
@@ -203,8 +226,7 @@ impl Machine {
         if slot.seq == Seq::ZERO {
             return self.wait_for_first(key, Repeat::Send(ticket));
         }
-        let entry = EntryRef { lane: lane_then(message, slot.at), seq: slot.seq };
-        self.answer(ticket, Ok(Accepted { entry, duplicate: true }));
+        self.answer(ticket, Ok(accepted_then(message, slot)));
     }
 
     /// Lets a repeat wait for the message it repeats.
@@ -350,29 +372,31 @@ impl Machine {
     }
 
     pub(super) fn park(&mut self, query: Query, parked: Parked) {
-        self.parked_count += 1;
         let load = self.load_once(query);
-        self.parked.entry(load).or_default().push(parked);
+        self.park_at(load, parked);
     }
 
-    /// Takes up the sends that waited for a load; refuses them if it failed.
-    pub(super) fn unpark(&mut self, now: Timestamp, load: super::io::LoadId, failed: bool) {
+    /// Takes up the sends that waited for a load; or refuses them, if it failed.
+    pub(super) fn unpark(&mut self, now: Timestamp, load: super::io::LoadId, refusal: Option<&Refusal>) {
         let mut held = Held::default();
         for parked in self.parked.remove(&load).unwrap_or_default() {
-            let answers = if let Parked::Batch(batch) = &parked { batch.messages.len() } else { 1 };
-            self.parked_count = self.parked_count.saturating_sub(answers);
-            match parked {
-                Parked::Batch(batch) => self.resume_batch(now, batch, failed),
-                Parked::Operate(ticket, ..) if failed => {
-                    let result = Err(OperationError::StoreUnreadable);
-                    self.actions.push_back(Action::Done { ticket, result });
+            self.parked_count = self.parked_count.saturating_sub(parked.answers());
+            match (parked, refusal) {
+                (Parked::Batch(batch), _) => self.resume_batch(now, batch, refusal),
+                (Parked::Part(part), _) => self.resume_part(now, *part, refusal),
+                (Parked::Operate(ticket, ..), Some(refusal)) => {
+                    let result = match refusal {
+                        Refusal::StoreUnreadable => OperationError::StoreUnreadable,
+                        refusal => refusal.clone().into(),
+                    };
+                    self.actions.push_back(Action::Done { ticket, result: Err(result) });
                 }
-                Parked::Send(ticket, _) | Parked::Receive(ticket, _) if failed => {
-                    self.answer(ticket, Err(Refusal::StoreUnreadable));
+                (Parked::Send(ticket, _) | Parked::Receive(ticket, _), Some(refusal)) => {
+                    self.answer(ticket, Err(refusal.clone()));
                 }
-                Parked::Operate(ticket, operation, before) => self.operate(ticket, operation, before),
-                Parked::Send(ticket, message) => self.handle_send(now, ticket, message),
-                Parked::Receive(ticket, delivery) => self.receive(now, ticket, *delivery, &mut held),
+                (Parked::Operate(ticket, operation, before), None) => self.operate(ticket, operation, before),
+                (Parked::Send(ticket, message), None) => self.handle_send(now, ticket, message),
+                (Parked::Receive(ticket, delivery), None) => self.receive(now, ticket, *delivery, &mut held),
             }
         }
     }

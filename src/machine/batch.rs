@@ -12,6 +12,7 @@ use super::dedup::{Known, Slot};
 use super::io::{LoadId, Ticket};
 use super::query::Query;
 use super::refusal::Refusal;
+use super::reserve::recipients;
 use super::user::Totals;
 use crate::message::{Durability, Message};
 use crate::record::Accept;
@@ -20,7 +21,7 @@ use crate::time::Timestamp;
 /// The most messages a batch may have.
 pub const MAX_BATCH_MESSAGES: usize = 1024;
 /// How often a batch waits for the store before it counts as more than memory holds at once.
-const MAX_ROUNDS: u32 = 64;
+pub(super) const MAX_ROUNDS: u32 = 64;
 
 /// A batch that waits for the store. Its recipients stay in memory meanwhile.
 #[derive(Debug)]
@@ -30,7 +31,15 @@ pub(super) struct Batch {
 }
 
 /// Which message is refused (none: all are) and why.
-type Refused = (Option<usize>, Refusal);
+pub(super) type Refused = (Option<Ticket>, Refusal);
+
+/// What messages come to that are accepted together.
+pub(super) struct Claimed {
+    /// The new ones, which have their shares, with their keys.
+    pub(super) taken: Vec<(Ticket, Arc<Accept>, u128)>,
+    /// The others, and what is known of them.
+    pub(super) repeats: Vec<(Ticket, u128, Slot, Message)>,
+}
 
 impl Machine {
     pub(super) fn handle_send_batch(&mut self, now: Timestamp, messages: Vec<(Ticket, Message)>) {
@@ -38,26 +47,20 @@ impl Machine {
     }
 
     /// What a parked batch waited for was read, or could not be.
-    pub(super) fn resume_batch(&mut self, now: Timestamp, mut batch: Batch, failed: bool) {
+    pub(super) fn resume_batch(&mut self, now: Timestamp, mut batch: Batch, refusal: Option<&Refusal>) {
         batch.rounds += 1;
-        let recipients: Vec<_> =
-            batch.messages.iter().map(|(_, message)| message.recipient().clone()).collect();
-        match failed {
-            true => self.refuse_batch(batch.messages, (None, Refusal::StoreUnreadable)),
-            false => self.take_batch(now, batch),
+        let recipients = recipients(&batch.messages);
+        match refusal {
+            Some(refusal) => self.refuse_batch(batch.messages, (None, refusal.clone())),
+            None => self.take_batch(now, batch),
         }
-        for recipient in recipients {
-            if let Some(user) = self.users.get_mut(&recipient) {
-                user.operations = user.operations.saturating_sub(1);
-            }
-            self.let_go(&recipient);
-        }
+        self.let_go_of(&recipients);
     }
 
     /// Refuses a batch as a whole.
     pub(super) fn refuse_batch(&mut self, messages: Vec<(Ticket, Message)>, (which, refusal): Refused) {
-        for (i, (ticket, message)) in messages.into_iter().enumerate() {
-            let own = which.is_none_or(|which| which == i);
+        for (ticket, message) in messages {
+            let own = which.is_none_or(|which| which == ticket);
             self.answer(ticket, Err(if own { refusal.clone() } else { Refusal::OtherRefused }));
             self.evict_if_idle(message.recipient());
         }
@@ -72,11 +75,8 @@ impl Machine {
                 self.refuse_batch(batch.messages, (None, Refusal::Overloaded));
             }
             Some(load) => {
-                for (_, message) in &batch.messages {
-                    self.user_mut(message.recipient()).operations += 1;
-                }
-                self.parked_count += batch.messages.len();
-                self.parked.entry(load).or_default().push(Parked::Batch(batch));
+                self.hold_on_to(&batch.messages);
+                self.park_at(load, Parked::Batch(batch));
             }
             None => {
                 if let Err(refused) = self.accept_batch(now, &batch.messages) {
@@ -87,35 +87,53 @@ impl Machine {
     }
 
     fn gate_batch(&self, messages: &[(Ticket, Message)]) -> Result<(), Refused> {
+        self.check_batch(messages)?;
+        self.gate_part(messages)
+    }
+
+    /// Whether these fit together and each may be in a batch at all.
+    pub(super) fn check_batch<'a>(
+        &self,
+        messages: impl IntoIterator<Item = &'a (Ticket, Message)> + Clone,
+    ) -> Result<(), Refused> {
+        let all = || messages.clone().into_iter();
         let max_bytes = self.config.max_commit_bytes.get();
-        let bytes = messages.iter().map(|(_, message)| PendingAccept::bytes(message)).sum();
+        let bytes = all().map(|(_, message)| PendingAccept::bytes(message)).sum();
         // A batch that could never wait as a whole would be told for ever to come back.
         let max_messages = MAX_BATCH_MESSAGES.min(self.config.max_pending.get());
-        if messages.len() > max_messages || bytes > max_bytes {
-            let messages = messages.len();
+        let messages = all().count();
+        if messages > max_messages || bytes > max_bytes {
             return Err((None, Refusal::BatchTooLarge { messages, max_messages, bytes, max_bytes }));
         }
-        if self.unanswered().saturating_add(messages.len()) > self.config.max_pending.get() {
-            return Err((None, Refusal::Overloaded));
-        }
-        for (i, (_, message)) in messages.iter().enumerate() {
-            self.gate(message).map_err(|refusal| (Some(i), refusal))?;
+        for (ticket, message) in all() {
+            let refused = |refusal| (Some(*ticket), refusal);
+            self.check_size(message).map_err(refused)?;
             if message.durability() == Durability::Volatile {
-                return Err((Some(i), Refusal::VolatileInBatch));
+                return Err(refused(Refusal::VolatileInBatch));
             }
             if message.collapse_key().is_some() {
-                return Err((Some(i), Refusal::CollapseInBatch));
+                return Err(refused(Refusal::CollapseInBatch));
             }
         }
         Ok(())
     }
 
-    /// Asks the store for all that is not known yet; the load that was asked for last.
-    fn read_for_batch(&mut self, messages: &[(Ticket, Message)]) -> Option<LoadId> {
+    /// Whether these, which fit, may come in now: what is against that is against all of them.
+    pub(super) fn gate_part(&self, messages: &[(Ticket, Message)]) -> Result<(), Refused> {
+        if self.unanswered().saturating_add(messages.len()) > self.config.max_pending.get() {
+            return Err((None, Refusal::Overloaded));
+        }
+        messages.iter().try_for_each(|(_, message)| self.gate(message)).map_err(|refusal| (None, refusal))
+    }
+
+    /// Asks for all that is not known yet: what was asked for last.
+    pub(super) fn read_for_batch(&mut self, messages: &[(Ticket, Message)]) -> Option<LoadId> {
         let mut last = None;
         for (_, message) in messages {
-            if matches!(self.look_up(message).1, Known::AskStore) {
-                last = Some(self.load_once(self.ids_of_sender(message)));
+            match self.look_up(message) {
+                (_, Known::AskStore) => last = Some(self.load_once(self.ids_of_sender(message))),
+                (key, Known::Held) => last = Some(self.wait_for_id(key)),
+                (_, Known::New | Known::Seen(_)) => {}
             }
             if !self.ensure_totals(message.recipient()) {
                 last = Some(self.load_once(Query::User(message.recipient().clone())));
@@ -126,33 +144,41 @@ impl Machine {
 
     /// Accepts all of them, or changes nothing.
     fn accept_batch(&mut self, now: Timestamp, messages: &[(Ticket, Message)]) -> Result<(), Refused> {
-        let mut taken = Vec::new();
-        let mut repeats = Vec::new();
-        for (i, (ticket, message)) in messages.iter().enumerate() {
-            match self.claim_in_batch(now, message) {
-                Ok(Ok(key)) => {
-                    let message = at_once_if_due(message.clone(), now);
-                    let accept = Arc::new(Accept::new(message, now));
-                    taken.push((*ticket, accept, key));
-                }
-                Ok(Err((key, slot))) => repeats.push((*ticket, key, slot, message)),
-                Err(refusal) => {
-                    for (_, accept, key) in taken {
-                        self.unclaim(&accept);
-                        self.dedup.cancel(key);
-                    }
-                    return Err((Some(i), refusal));
-                }
-            }
-        }
+        let Claimed { taken, repeats } = self.claim_all(now, messages)?;
         for (i, (ticket, accept, key)) in taken.into_iter().enumerate() {
             let unit = if i == 0 { Unit::First } else { Unit::Joined };
             self.push_accept(accept, Some(key), ticket, unit);
         }
         for (ticket, key, slot, message) in repeats {
-            self.answer_repeat(ticket, key, slot, message);
+            self.answer_repeat(ticket, key, slot, &message);
         }
         Ok(())
+    }
+
+    /// Takes the shares of all of them, one after the other, or none.
+    pub(super) fn claim_all(
+        &mut self,
+        now: Timestamp,
+        messages: &[(Ticket, Message)],
+    ) -> Result<Claimed, Refused> {
+        let mut claimed = Claimed { taken: Vec::new(), repeats: Vec::new() };
+        for (ticket, message) in messages {
+            match self.claim_in_batch(now, message) {
+                Ok(Ok(key)) => {
+                    let message = at_once_if_due(message.clone(), now);
+                    claimed.taken.push((*ticket, Arc::new(Accept::new(message, now)), key));
+                }
+                Ok(Err((key, slot))) => claimed.repeats.push((*ticket, key, slot, message.clone())),
+                Err(refusal) => {
+                    for (_, accept, key) in claimed.taken {
+                        self.unclaim(&accept);
+                        self.dedup.cancel(key);
+                    }
+                    return Err((Some(*ticket), refusal));
+                }
+            }
+        }
+        Ok(claimed)
     }
 
     /// The key of a new message, which has its share now; or what is known of a repeat.
@@ -166,7 +192,7 @@ impl Machine {
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
             Known::Seen(slot) => Ok(Err((key, slot))),
             // It was there a moment ago: the batch has more senders than memory remembers.
-            Known::AskStore => Err(Refusal::Overloaded),
+            Known::AskStore | Known::Held => Err(Refusal::Overloaded),
             Known::New => {
                 self.claim(message, Totals::default())?;
                 self.reserve_id(key, message, now);

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::fanout::Weighing;
-use super::io::{Accepted, Action, CommitId, EntryRef, Ticket};
+use super::io::{Accepted, Action, CommitId, EntryRef, LoadId, Ticket};
 use super::operate::OperationId;
 use super::operation::Outcome;
 use super::refusal::{OperationError, Refusal};
@@ -98,6 +98,8 @@ pub(super) enum Repeat {
     Send(Ticket),
     /// A replacement that was asked for again.
     Operation(Ticket),
+    /// What is parked there, which takes up where it was once it is decided.
+    Parked(LoadId),
 }
 
 impl PendingAccept {
@@ -115,6 +117,21 @@ pub(super) struct Commit {
 }
 
 impl Machine {
+    /// The journal takes commits again, or not.
+    pub(super) fn handle_writable(&mut self, writable: bool) {
+        self.writable = writable;
+        if !writable {
+            self.doomed = self.last_commit;
+            self.joints.failed();
+        }
+    }
+
+    /// Whether a commit that is handed out now can be stored. What was handed out before the journal failed may fail when
+    /// it takes commits again already: until that is known, nothing may go past it, nor lean on it.
+    pub(super) fn is_writable(&self) -> bool {
+        self.writable && self.commits.front().is_none_or(|open| open.id > self.doomed)
+    }
+
     /// How many of the gathered records make one commit: a group must fit into the journal.
     fn piece(&self) -> usize {
         let max = self.config.max_commit_bytes.get();
@@ -134,7 +151,7 @@ impl Machine {
 
     /// Hands out what has gathered, if the disk takes it.
     pub(super) fn take_commit(&mut self) -> Option<Action> {
-        if self.current.is_empty() || !self.writable {
+        if self.current.is_empty() || !self.is_writable() {
             return None;
         }
         self.last_commit.0 += 1;
@@ -175,14 +192,29 @@ impl Machine {
         if self.repeats.is_empty() {
             return;
         }
-        let result = result.map(|entry| Accepted { entry, duplicate: true });
-        for repeat in key.and_then(|key| self.repeats.remove(&key)).unwrap_or_default() {
-            self.parked_count = self.parked_count.saturating_sub(1);
+        let repeats = key.and_then(|key| self.repeats.remove(&key)).unwrap_or_default();
+        self.answer_waiting(repeats, &result);
+    }
+
+    /// Answers repeats of a message, whatever became of that.
+    pub(super) fn answer_waiting(&mut self, repeats: Vec<Repeat>, result: &Result<EntryRef, Refusal>) {
+        let answer = || result.clone().map(|entry| Accepted { entry, duplicate: true });
+        for repeat in repeats {
             match repeat {
-                Repeat::Send(ticket) => self.answer(ticket, result.clone()),
+                Repeat::Send(ticket) => {
+                    self.parked_count = self.parked_count.saturating_sub(1);
+                    self.answer(ticket, answer());
+                }
                 Repeat::Operation(ticket) => {
-                    let result = result.clone().map(Outcome::known).map_err(OperationError::from);
+                    self.parked_count = self.parked_count.saturating_sub(1);
+                    let result = answer().map(Outcome::known).map_err(OperationError::from);
                     self.actions.push_back(Action::Done { ticket, result });
+                }
+                // Whose outcome is not known cannot be tried as if it were new.
+                Repeat::Parked(load) => {
+                    let unknown =
+                        result.as_ref().err().filter(|refusal| **refusal == Refusal::OutcomeUnknown);
+                    self.unpark(self.now, load, unknown);
                 }
             }
         }
@@ -207,7 +239,7 @@ impl Machine {
         self.take_up_carried();
     }
 
-    fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
+    pub(super) fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
         let PendingAccept { accept, key, ticket, answered, instead, .. } = pending;
         self.pending = self.pending.saturating_sub(usize::from(ticket.is_some()));
         let entry = EntryRef { lane: accept.lane(), seq };

@@ -42,6 +42,19 @@ pub(super) enum Known {
     AskStore,
     /// Seen.
     Seen(Slot),
+    /// Held for a batch across shards that is not decided.
+    Held,
+}
+
+impl Known {
+    /// Whether it may yet turn out that it was not accepted.
+    pub(super) fn is_undecided(&self) -> bool {
+        match self {
+            Self::Held => true,
+            Self::Seen(slot) => slot.seq == Seq::ZERO,
+            Self::New | Self::AskStore => false,
+        }
+    }
 }
 
 /// The windows of all senders.

@@ -108,7 +108,7 @@ impl Machine {
 
     /// A sink is gone: what it had in flight waits again, with no attempt burnt.
     pub(super) fn handle_detach(&mut self, id: LinkId) {
-        self.handle_told(id, false);
+        self.handle_gaps_told(id, false);
         let Some(link) = self.links.remove(&id) else { return };
         if let Some(armed) = link.armed {
             self.timers.remove(&(armed, super::timer::TimerKey::Link(id)));

@@ -3,6 +3,7 @@
 use core::time::Duration;
 use std::sync::Arc;
 
+use super::joint::{JointId, JointPart, Word};
 use super::operation::{Operation, Outcome};
 use super::query::{Found, Query};
 use super::refusal::{OperationError, Refusal};
@@ -120,6 +121,25 @@ pub enum Input {
         /// The place of its first record.
         first: Seq,
     },
+    /// Another machine has said something: what it emitted as [`Action::Tell`].
+    Told(Word),
+    /// What this machine wanted to tell another one cannot be told any more.
+    Untold(Word),
+    /// A batch across shards is durable. This shard's first record has this place, its others follow. It comes in the
+    /// order of places among the commits of the shard.
+    JointPersisted {
+        /// Which one.
+        joint: JointId,
+        /// The place of its first record here.
+        first: Seq,
+    },
+    /// A batch across shards failed as a whole.
+    JointFailed {
+        /// Which one.
+        joint: JointId,
+        /// Whether it may be stored all the same, until the journal is healed.
+        unknown: bool,
+    },
     /// The commit failed. All later commits that were handed out fail too, each with an input of its own, in order.
     PersistFailed {
         /// Which commit.
@@ -147,8 +167,8 @@ pub enum Input {
         /// Which messages, in the order they were offered.
         verdicts: Vec<(EntryRef, Verdict)>,
     },
-    /// A sink was told of what [`Action::Tell`] named.
-    Told {
+    /// A sink was told of what [`Action::TellGaps`] named.
+    GapsTold {
         /// Which sink.
         link: LinkId,
         /// Or it could not be: somebody will be told again.
@@ -209,6 +229,21 @@ pub enum Action {
         /// Whether somebody waits for [`Input::Written`]. If not, it may be left out.
         written: bool,
     },
+    /// Make all these records durable in one group, after what each shard has handed out before; then say
+    /// [`Input::JointPersisted`] to each shard of a part. They fail if the journal has failed since a part was reserved.
+    PersistJoint {
+        /// Names the batch.
+        joint: JointId,
+        /// In the order of the shards. At least one record.
+        parts: Vec<JointPart>,
+    },
+    /// Tell another machine, or this one.
+    Tell {
+        /// Which shard's.
+        shard: usize,
+        /// What.
+        word: Box<Word>,
+    },
     /// Answer the sender. `Ok` means what the message's durability promises, now.
     Answer {
         /// Whose.
@@ -231,9 +266,9 @@ pub enum Action {
         /// At least one.
         batch: Vec<Delivery>,
     },
-    /// Tell the sink that its user will not get these, at most one gap for each lane; then say [`Input::Told`]. Until that is
+    /// Tell the sink that its user will not get these, at most one gap for each lane; then say [`Input::GapsTold`]. Until that is
     /// durable, it may be said again.
-    Tell {
+    TellGaps {
         /// Which sink.
         link: LinkId,
         /// At least one.
@@ -320,6 +355,8 @@ pub struct MachineStats {
     pub counters: Counters,
     /// Messages on offer to sinks.
     pub in_flight: u64,
+    /// Batches across shards that something is held for here.
+    pub reservations: u64,
     /// Sends and operations that wait for a commit or a load.
     pub pending: u64,
     /// Records that are not durable yet.

@@ -181,12 +181,12 @@ impl Machine {
             return;
         };
         user.ledger.teller = Some((link, gaps.clone()));
-        self.actions.push_back(Action::Tell { link, gaps });
+        self.actions.push_back(Action::TellGaps { link, gaps });
     }
 
     /// A sink was told of the gaps that it was to be told of, or is gone or too busy: then another one is, or it is asked
     /// again with the next thing that happens.
-    pub(super) fn handle_told(&mut self, link: LinkId, told: bool) {
+    pub(super) fn handle_gaps_told(&mut self, link: LinkId, told: bool) {
         let Some(id) = self.links.get(&link).map(|link| link.user.clone()) else { return };
         let Some(user) = self.users.get_mut(&id) else { return };
         let Some((_, gaps)) = user.ledger.teller.take_if(|(teller, _)| *teller == link) else { return };

@@ -4,6 +4,7 @@ use super::Machine;
 use super::fold::through;
 use super::io::{Action, LoadId};
 use super::query::{Found, Holdings, Page, Query};
+use super::refusal::Refusal;
 use super::timer::TimerKey;
 use crate::id::UserId;
 use crate::record::{End, LaneId, Seq, UserRow};
@@ -74,7 +75,7 @@ impl Machine {
         match (query, found) {
             (Query::User(id) | Query::Row(id), Found::User { row, held, reflects }) => {
                 self.loaded_user(&id, row.as_deref(), held, reflects);
-                self.unpark(now, load, false);
+                self.unpark(now, load, None);
                 self.sweep_read(&id);
                 self.resume_settling();
                 self.settle_into_memory(&id);
@@ -82,7 +83,7 @@ impl Machine {
             (Query::Sender { sender, .. }, Found::Sender(rows)) => {
                 self.sender_loads.remove(&sender);
                 self.dedup.loaded(sender, &rows, now);
-                self.unpark(now, load, false);
+                self.unpark(now, load, None);
             }
             (Query::Page { user, lane, after, .. }, Found::Page(page)) => {
                 if !self.page_for_operation(now, load, lane, &page) {
@@ -236,7 +237,7 @@ impl Machine {
     /// The store could not be read: refuses what waited, and asks again for the rest after a while.
     pub(super) fn handle_load_failed(&mut self, now: Timestamp, load: LoadId) {
         let Some(query) = self.loads.remove(&load) else { return };
-        self.unpark(now, load, true);
+        self.unpark(now, load, Some(&Refusal::StoreUnreadable));
         if self.page_failed_for_operation(load) {
             return;
         }

@@ -56,7 +56,7 @@ impl Machine {
                 let sender = self.digester.user(target.sender.as_ref()?.as_ref());
                 Some(Query::Sender { sender, since: self.dedup.since(self.now) })
             }
-            Known::Seen(_) | Known::New => None,
+            Known::Seen(_) | Known::New | Known::Held => None,
         }
     }
 

@@ -39,6 +39,7 @@ mod fanout;
 mod fold;
 mod index;
 mod io;
+mod joint;
 mod lane;
 mod ledger;
 mod load;
@@ -50,6 +51,7 @@ mod pick;
 mod places;
 mod query;
 mod refusal;
+mod reserve;
 mod schedule;
 mod search;
 mod settle;
@@ -66,6 +68,7 @@ pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Input, LinkId, LoadId, MachineStats, Standing,
     Survivors, Ticket, Verdict,
 };
+pub use joint::{Joint, JointId, JointPart, Word};
 pub use operation::{DeadLetter, DeadLetters, Located, Operation, Outcome, Target};
 pub use query::{DuePlace, Found, Holdings, Page, Query};
 pub use refusal::{OperationError, Refusal};
@@ -86,6 +89,7 @@ use self::deliver::Link;
 use self::entry::EntryState;
 use self::index::Index;
 use self::operate::Operations;
+use self::reserve::Joints;
 use self::settle::{Job, Logged};
 use self::sweep::Sweeps;
 use self::timer::TimerKey;
@@ -187,6 +191,8 @@ pub struct Machine {
     /// Records of the open commits.
     open_records: usize,
     last_commit: CommitId,
+    /// The last one that was handed out before the journal failed.
+    doomed: CommitId,
     pending: usize,
     repeats: DigestMap<Vec<Repeat>>,
     /// Collapse keys of which a message is being committed, and who waits behind it.
@@ -197,6 +203,7 @@ pub struct Machine {
     parked_count: usize,
 
     operations: Operations,
+    joints: Joints,
     sweeps: Sweeps,
     loads: StdMap<LoadId, Query>,
     sender_loads: DigestMap<LoadId>,
@@ -265,6 +272,7 @@ impl Machine {
             commits: VecDeque::new(),
             open_records: 0,
             last_commit: CommitId::default(),
+            doomed: CommitId::default(),
             pending: 0,
             repeats: DigestMap::default(),
             collapsing: DigestMap::default(),
@@ -272,6 +280,7 @@ impl Machine {
             parked: StdMap::new(),
             parked_count: 0,
             operations: Operations::default(),
+            joints: Joints::default(),
             sweeps: Sweeps::default(),
             loads: StdMap::new(),
             sender_loads: DigestMap::default(),
@@ -310,11 +319,15 @@ impl Machine {
             Input::Written(commit) => self.handle_written(commit),
             Input::Persisted { commit, first } => self.handle_persisted(now, commit, first),
             Input::PersistFailed { commit, unknown } => self.handle_persist_failed(commit, unknown),
-            Input::Writable(writable) => self.writable = writable,
+            Input::Told(word) => self.handle_told(now, word),
+            Input::Untold(word) => self.handle_untold(word),
+            Input::JointPersisted { joint, first } => self.handle_joint_persisted(now, joint, first),
+            Input::JointFailed { joint, unknown } => self.handle_joint_failed(joint, unknown),
+            Input::Writable(writable) => self.handle_writable(writable),
             Input::Attach { link, user, device } => self.handle_attach(link, user, device),
             Input::Detach(link) => self.handle_detach(link),
             Input::Verdicts { link, verdicts } => self.handle_verdicts(now, link, verdicts),
-            Input::Told { link, told } => self.handle_told(link, told),
+            Input::GapsTold { link, told } => self.handle_gaps_told(link, told),
             Input::Loaded { load, found } => self.handle_loaded(now, load, *found),
             Input::LoadFailed(load) => self.handle_load_failed(now, load),
             Input::Settle { before } => self.handle_settle(before),
@@ -337,7 +350,7 @@ impl Machine {
             }
             self.work_on_operations();
         }
-        let action = self.actions.pop_front().or_else(|| self.take_commit());
+        let action = self.actions.pop_front().or_else(|| self.take_commit()).or_else(|| self.take_joint());
         if action.is_none() {
             self.slice_due = true;
         }
@@ -365,6 +378,7 @@ impl Machine {
             indexed_users: self.index.len() as u64,
             resident_messages: self.resident,
             links: self.links.len() as u64,
+            reservations: self.joints.len() as u64,
             ..self.stats
         }
     }

@@ -129,7 +129,7 @@ impl Machine {
     pub(super) fn operate(&mut self, ticket: Ticket, operation: Operation, before: Seq) {
         let refusal = match () {
             () if self.draining => Some(OperationError::ShuttingDown),
-            () if !self.writable && !operation.only_reads() => Some(OperationError::Degraded),
+            () if !self.is_writable() && !operation.only_reads() => Some(OperationError::Degraded),
             () if self.unanswered() >= self.config.max_pending.get() => Some(OperationError::Overloaded),
             () => None,
         };
@@ -146,6 +146,9 @@ impl Machine {
                 Ok(Newcomer::Fits(_)) => Ok(None),
                 Ok(Newcomer::AskStore(query)) => {
                     return self.park(query, Parked::Operate(ticket, operation, before));
+                }
+                Ok(Newcomer::Held(key)) => {
+                    return self.park_behind(key, Parked::Operate(ticket, operation, before));
                 }
                 Ok(Newcomer::Accepted(entry)) => Ok(Some(Accepted { entry, duplicate: true })),
                 Ok(Newcomer::OnItsWay(key)) => return self.wait_for_first(key, Repeat::Operation(ticket)),

@@ -70,11 +70,6 @@ pub enum Refusal {
     /// Another message of the batch was refused.
     #[error("another message of the batch was refused")]
     OtherRefused,
-    /// The recipients of a batch belong to several shards.
-    #[error(
-        "the recipients of the batch belong to several shards: use one shard, or a batch for each recipient"
-    )]
-    AcrossShards,
     /// A newer version of what the collapse key stands for was accepted before.
     #[error("version {newest} was accepted before: this one is outdated")]
     Outdated {
@@ -101,7 +96,6 @@ impl Refusal {
                 | Self::Obsolete
                 | Self::BatchTooLarge { .. }
                 | Self::VolatileInBatch
-                | Self::AcrossShards
                 | Self::Outdated { .. }
                 | Self::CollapseInBatch
         )
@@ -129,7 +123,6 @@ impl Refusal {
             Self::BatchTooLarge { .. } => "batch_too_large",
             Self::VolatileInBatch => "volatile_in_batch",
             Self::OtherRefused => "other_refused",
-            Self::AcrossShards => "across_shards",
             Self::Outdated { .. } => "outdated",
             Self::CollapseInBatch => "collapse_in_batch",
             Self::ShuttingDown => "shutting_down",

@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crossbeam_channel::{bounded, unbounded};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, Semaphore, mpsc};
+use tokio::sync::{Mutex, Semaphore};
 
 use super::attachment::Registry;
+use super::batch::{MAX_JOINTS, Unanswered};
 use super::clock::SystemClock;
 use super::committer::{Committer, JournalGauge};
 use super::driver::{Driver, DriverState, MAX_OPEN_COMMITS};
@@ -314,7 +315,7 @@ struct Assembly {
 impl Assembly {
     fn run(self, machines: Vec<Machine>) -> Result<Engine, BuildError> {
         // Room for all that drivers may have open, so that none blocks its worker while the disk syncs.
-        let room = machines.len().saturating_mul(MAX_OPEN_COMMITS).saturating_add(ORDERS);
+        let room = machines.len().saturating_mul(MAX_OPEN_COMMITS).saturating_add(ORDERS + MAX_JOINTS);
         let (orders, committer_orders) = bounded(room);
         // Not bounded by itself: a settling has a bounded number of parts, and sealed segments are few.
         let (events, keeper_events) = unbounded();
@@ -324,18 +325,19 @@ impl Assembly {
         let loads = Arc::new(Semaphore::new(LOADS));
         let max_mail_bytes = (self.journal.space().max_group_bytes / 4).min(1 << 20);
         let mut drivers = Vec::new();
-        let mut shards: Vec<Post> = Vec::new();
-        for (shard, machine) in machines.into_iter().enumerate() {
-            let (mail, mail_in) = mpsc::channel(MAILBOX);
-            let (notes, notes_in) = mpsc::unbounded_channel();
-            let post = Post { mail, notes };
-            shards.push(post.clone());
+        let (shards, boxes): (Vec<_>, Vec<_>) = machines.iter().map(|_| Post::new(MAILBOX)).unzip();
+        let (posts, unanswered): (Arc<[Post]>, Arc<Unanswered>) = (shards.clone().into(), Arc::default());
+        for (shard, ((machine, post), (mail, notes))) in
+            machines.into_iter().zip(shards.iter().cloned()).zip(boxes).enumerate()
+        {
             drivers.push(Driver {
                 shard,
                 machine,
                 post,
-                mail: mail_in,
-                notes: notes_in,
+                mail,
+                notes,
+                shards: posts.clone(),
+                unanswered: unanswered.clone(),
                 clock: self.clock.clone(),
                 committer: orders.clone(),
                 keeper: events.clone(),
@@ -392,6 +394,7 @@ impl Assembly {
             threads: std::sync::Mutex::new(threads),
             drivers: Mutex::new(drivers),
             closing: AtomicBool::new(false),
+            joints: super::batch::gate(),
             max_pending: self.builder.config.max_pending.get(),
             recovered: self.recovered,
             lost: self.opened.lost,

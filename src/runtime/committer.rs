@@ -9,10 +9,11 @@ use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
+pub(super) use self::request::{Request, Share, Whose};
 use super::clock::Stopwatch;
 use super::keeper::Event;
 use super::mail::Post;
-use crate::machine::{CommitId, Input};
+use crate::machine::Input;
 use crate::ports::{Group, Journal, JournalError};
 use crate::record::{Epoch, Seq};
 
@@ -23,20 +24,6 @@ const HEAL_CAP: Duration = Duration::from_secs(2);
 /// How long a full journal waits for a settling that goes well, before new messages are refused. When settling fails,
 /// they are refused at once.
 const FULL_PATIENCE: Duration = Duration::from_secs(60);
-
-/// One driver's records.
-#[derive(Debug)]
-pub(super) struct Request {
-    pub(super) shard: usize,
-    /// How often the driver had been told that the journal takes no commits.
-    pub(super) generation: u64,
-    pub(super) commit: CommitId,
-    pub(super) count: u32,
-    pub(super) accepts: bool,
-    /// Somebody waits for the write. If not, the driver is not woken for it: that costs as much as being told of the sync.
-    pub(super) written: bool,
-    pub(super) records: Vec<u8>,
-}
 
 /// What reaches the committer.
 #[derive(Debug)]
@@ -115,7 +102,7 @@ impl Committer {
 
     fn take(&mut self, order: Order, waiting: &mut Vec<Request>) -> Go {
         match order {
-            Order::Commit(request) if request.generation == self.generation => waiting.push(request),
+            Order::Commit(request) if request.is_of(self.generation) => waiting.push(request),
             Order::Commit(stale) => self.fail(vec![stale], false),
             Order::Recycle(before) => self.recycle(before),
             Order::Stop => return Go::Stop,
@@ -184,8 +171,8 @@ impl Committer {
             self.publish_space();
             let _ = self.keeper.send(Event::Sealed(before));
         }
-        for request in group.iter().filter(|request| request.written) {
-            self.tell(request.shard, Input::Written(request.commit));
+        for (shard, input) in group.iter().filter_map(Request::told_written) {
+            self.tell(shard, input);
         }
         Ok(first)
     }
@@ -199,7 +186,9 @@ impl Committer {
         self.gauge.commit_nanos.fetch_add(watch.nanos(), Ordering::Relaxed);
         for request in group {
             self.gauge.records.fetch_add(u64::from(request.count), Ordering::Relaxed);
-            self.tell(request.shard, Input::Persisted { commit: request.commit, first });
+            for (shard, input) in request.told_persisted(first) {
+                self.tell(shard, input);
+            }
             first = first.plus(u64::from(request.count));
         }
         Go::On
@@ -241,7 +230,8 @@ impl Committer {
         let mut blocked = vec![false; self.shards.len()];
         let (facts, rest): (Vec<_>, Vec<_>) =
             group.into_iter().chain(waiting.drain(..)).partition(|request| {
-                let Some(blocked) = blocked.get_mut(request.shard) else { return false };
+                let blocked = request.shard().and_then(|shard| blocked.get_mut(shard));
+                let Some(blocked) = blocked else { return false };
                 *blocked |= request.accepts;
                 !*blocked
             });
@@ -351,8 +341,8 @@ impl Committer {
     }
 
     fn fail(&self, requests: Vec<Request>, unknown: bool) {
-        for request in requests {
-            self.tell(request.shard, Input::PersistFailed { commit: request.commit, unknown });
+        for (shard, input) in requests.iter().flat_map(|request| request.told_failed(unknown)) {
+            self.tell(shard, input);
         }
     }
 
@@ -363,5 +353,6 @@ impl Committer {
     }
 }
 
+mod request;
 #[cfg(test)]
 mod tests;

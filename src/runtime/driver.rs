@@ -4,12 +4,13 @@ use core::time::Duration;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use crossbeam_channel::Sender;
+use crossbeam_channel::{SendError, Sender};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::attachment::Registry;
-use super::committer::{Order, Request};
+use super::batch::Unanswered;
+use super::committer::{Order, Request, Share, Whose};
 use super::fanout::{self, Slices};
 use super::keeper::Event;
 use super::mail::{Mail, Note, Operated, Post, Reply};
@@ -17,7 +18,10 @@ use super::receipt::Stage;
 use super::tasks;
 use super::watch::{Waiting, Watched, Watchers};
 use crate::codec;
-use crate::machine::{Action, Change, EntryRef, Input, LoadId, Machine, Query, Ticket};
+use crate::machine::{
+    Accepted, Action, Change, EntryRef, Input, JointId, JointPart, LoadId, Machine, Query, Refusal, Ticket,
+    Word,
+};
 use crate::ports::Clock;
 use crate::record::Record;
 use crate::storage::outbox::OutboxStore;
@@ -38,6 +42,9 @@ pub(super) struct Driver {
     pub(super) mail: mpsc::Receiver<Mail>,
     pub(super) notes: mpsc::UnboundedReceiver<Note>,
     pub(super) clock: Arc<dyn Clock>,
+    /// All drivers, by shard.
+    pub(super) shards: Arc<[Post]>,
+    pub(super) unanswered: Arc<Unanswered>,
     pub(super) committer: Sender<Order>,
     pub(super) keeper: Sender<Event>,
     pub(super) registry: Arc<Registry>,
@@ -152,6 +159,7 @@ impl Driver {
             bytes += match &item {
                 Mail::Send { message, .. } => message.cost(),
                 Mail::SendBatch(batch) => batch.iter().map(|(message, _)| message.cost()).sum(),
+                Mail::SendJoint(batch) => batch.bytes(),
                 Mail::FanOut { message, recipients, .. } => fanout::bytes(message, recipients),
                 Mail::Receive(batch) => batch.iter().map(|(delivery, _)| delivery.message.cost()).sum(),
                 _ => 0,
@@ -171,10 +179,14 @@ impl Driver {
                 let batch = batch.collect();
                 self.machine.handle(now, Input::SendBatch(batch));
             }
+            Mail::SendJoint(batch) => {
+                let joint = self.unanswered.open(*batch);
+                self.machine.handle(now, Input::Told(Word::Reserve(joint)));
+            }
             Mail::FanOut { message, recipients, reply } => {
                 let first = Ticket(self.state.next_ticket.saturating_add(1));
                 self.state.next_ticket += recipients.len() as u64;
-                self.state.slices.open(first, recipients.len(), reply);
+                self.state.slices.open(first, recipients.len(), reply, None);
                 self.machine.handle(now, Input::FanOut { first, message, recipients });
             }
             Mail::Receive(batch) => {
@@ -209,10 +221,7 @@ impl Driver {
     fn drain(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             match action {
-                Action::Answer { ticket, result } => match self.state.replies.remove(&ticket.0) {
-                    Some(reply) => drop(reply.send(result)),
-                    None => self.state.slices.answer(ticket, result),
-                },
+                Action::Answer { ticket, result } => self.answer(ticket, result),
                 Action::Done { ticket, result } => {
                     if let Some(reply) = self.state.operations.remove(&ticket.0) {
                         let _ = reply.send(result);
@@ -223,21 +232,22 @@ impl Driver {
                     let records = encode(&records);
                     self.state.open_commits.push_back(records.len() as u64);
                     self.state.open_bytes += records.len() as u64;
-                    let generation = self.state.generation;
-                    let request =
-                        Request { shard: self.shard, generation, commit, count, accepts, written, records };
+                    let whose = Whose::Shard { shard: self.shard, generation: self.state.generation, commit };
+                    let request = Request { whose, count, accepts, written, records };
                     if self.committer.send(Order::Commit(request)).is_err() {
                         self.post.note(Input::PersistFailed { commit, unknown: false });
                     }
                 }
+                Action::PersistJoint { joint, parts } => self.persist_joint(joint, parts),
+                Action::Tell { shard, word } => self.tell_driver(shard, *word),
                 Action::Offer { link, batch } => {
                     if let Some(rejected) = self.registry.offer(link, batch) {
                         self.post.note(Input::Verdicts { link, verdicts: rejected });
                     }
                 }
-                Action::Tell { link, gaps } => {
+                Action::TellGaps { link, gaps } => {
                     if !self.registry.tell(link, gaps) {
-                        self.post.note(Input::Told { link, told: false });
+                        self.post.note(Input::GapsTold { link, told: false });
                     }
                 }
                 Action::Dismiss(link) => self.registry.dismiss(link),
@@ -248,6 +258,44 @@ impl Driver {
                     let _ = self.keeper.send(Event::Survivors(self.shard, Box::new(part)));
                 }
             }
+        }
+    }
+
+    fn answer(&mut self, ticket: Ticket, result: Result<Accepted, Refusal>) {
+        match self.state.replies.remove(&ticket.0) {
+            Some(reply) => drop(reply.send(result)),
+            None => {
+                if let Some(result) = self.unanswered.answer(ticket, result) {
+                    self.state.slices.answer(ticket, result);
+                }
+            }
+        }
+    }
+
+    /// Hands over a batch across shards. How many there are is bounded by how many are let in.
+    fn persist_joint(&self, joint: JointId, parts: Vec<JointPart>) {
+        let share = |part: &JointPart| {
+            let count = u32::try_from(part.records.len()).unwrap_or(u32::MAX);
+            Share { shard: part.shard, generation: part.generation, count }
+        };
+        let shares: Vec<_> = parts.iter().map(share).collect();
+        let count = shares.iter().map(|share| share.count).sum();
+        let records: Vec<_> = parts.into_iter().flat_map(|part| part.records).collect();
+        let (whose, records) = (Whose::Joint { joint, shares }, encode(&records));
+        let request = Request { whose, count, accepts: true, written: false, records };
+        if let Err(SendError(Order::Commit(request))) = self.committer.send(Order::Commit(request)) {
+            for (shard, input) in request.told_failed(false) {
+                self.shards.get(shard).into_iter().for_each(|post| post.note(input.clone()));
+            }
+        }
+    }
+
+    fn tell_driver(&self, shard: usize, word: Word) {
+        let Some(post) = self.shards.get(shard) else { return };
+        if let Err(gone) = post.notes.send(Note::Input(Input::Told(word)))
+            && let Note::Input(Input::Told(word)) = gone.0
+        {
+            self.post.note(Input::Untold(word));
         }
     }
 

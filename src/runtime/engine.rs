@@ -7,13 +7,13 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_channel::Sender;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Semaphore, mpsc, oneshot, watch};
 
 use super::attachment::{Attachment, MAX_QUEUED, Registry};
 use super::builder::EngineBuilder;
 use super::clock::Stopwatch;
 use super::committer::{JournalGauge, Order};
-use super::error::{AttachError, BatchError, Closed, SendError};
+use super::error::{AttachError, Closed, SendError};
 use super::inbox::Inbox;
 use super::keeper::{Event, KeeperGauge};
 use super::mail::{Mail, Note, Post};
@@ -54,6 +54,8 @@ pub(super) struct Inner {
     pub(super) threads: std::sync::Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(super) drivers: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     pub(super) closing: AtomicBool,
+    /// Lets in batches across shards.
+    pub(super) joints: Arc<Semaphore>,
     /// How many sends of a shard may wait for an answer.
     pub(super) max_pending: usize,
     pub(super) recovered: Recovered,
@@ -107,62 +109,6 @@ impl Engine {
             }
             Ok(Err(refusal)) => Err(SendError::new(message, refusal)),
             Err(_) => Err(SendError::new(message, Refusal::OutcomeUnknown)),
-        }
-    }
-
-    /// Accepts messages together: all of them, in one commit, or none. After any crash all are there or none is. They
-    /// may be for different people; each waits behind what was accepted before it, in the order of the batch. A repeat
-    /// of a message counts as accepted; so does a repeat of a whole batch. Empty batches do nothing.
-    ///
-    /// At most 1,024 messages, or [`Config::max_pending`](crate::Config::max_pending) if that is less, which take at most
-    /// [`Config::max_commit_bytes`](crate::Config::max_commit_bytes) (1 MiB, less with a small journal) with 1 KiB for each. All are answered when they are synced, [`Buffered`](crate::Durability::Buffered) ones too; volatile
-    /// ones are refused. With several shards, all recipients must belong to the same one.
-    ///
-    /// ```
-    /// # use lastmile::{Engine, Message, storage::MemoryStore};
-    /// # #[tokio::main(flavor = "current_thread")]
-    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
-    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
-    /// let invoice = Message::to("alice", "order.invoice", "…").build()?;
-    /// let receipt = Message::to("shop", "order.sold", "…").build()?;
-    /// let receipts = engine.send_batch(vec![invoice, receipt]).await?;
-    /// assert_eq!(receipts.len(), 2);
-    /// # Ok(()) }
-    /// ```
-    ///
-    /// # Errors
-    /// [`BatchError`] with the messages and which of them was refused. Nothing of the batch was stored, unless it says
-    /// that the outcome is unknown.
-    ///
-    /// # Cancel safety
-    /// Dropped before it returns, all may be accepted or none. Sending the same batch again is safe.
-    pub async fn send_batch(&self, messages: Vec<Message>) -> Result<Vec<Receipt>, BatchError> {
-        let Some(first) = messages.first() else { return Ok(Vec::new()) };
-        let post = self.post(first.recipient());
-        let elsewhere = |message: &Message| !core::ptr::eq(self.post(message.recipient()), post);
-        if let Some(index) = messages.iter().position(elsewhere) {
-            return Err(BatchError::new(messages, Some(index), Refusal::AcrossShards));
-        }
-        let (replies, answers): (Vec<_>, Vec<_>) = messages.iter().map(|_| oneshot::channel()).unzip();
-        let mail = Mail::SendBatch(messages.iter().cloned().zip(replies).collect());
-        if post.mail.send(mail).await.is_err() {
-            return Err(BatchError::new(messages, None, Refusal::ShuttingDown));
-        }
-        let mut receipts = Vec::new();
-        let mut refused: Vec<(usize, Refusal)> = Vec::new();
-        for (index, (message, answer)) in messages.iter().zip(answers).enumerate() {
-            match answer.await {
-                Ok(Ok(accepted)) => {
-                    let (id, user) = (message.id(), message.recipient().clone());
-                    receipts.push(Receipt::new(id, user, accepted, post.clone()));
-                }
-                Ok(Err(refusal)) => refused.push((index, refusal)),
-                Err(_) => refused.push((index, Refusal::OutcomeUnknown)),
-            }
-        }
-        match refused.is_empty() {
-            true => Ok(receipts),
-            false => Err(BatchError::of(messages, refused)),
         }
     }
 

@@ -5,7 +5,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use tokio::sync::oneshot;
+use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::engine::Engine;
 use super::mail::{Answers, Mail, Post};
@@ -164,7 +164,7 @@ pub(super) fn bytes(message: &Message, recipients: &[UserId]) -> u64 {
     message.cost().saturating_add(RECIPIENT_BYTES.saturating_mul(recipients.len() as u64))
 }
 
-/// The slices that a driver has not answered yet, by their first ticket.
+/// What is answered as a whole and is not yet, by its first ticket: slices of a fan-out, batches across shards.
 #[derive(Debug, Default)]
 pub(super) struct Slices(BTreeMap<u64, Slice>);
 
@@ -173,13 +173,21 @@ struct Slice {
     answers: Results,
     left: usize,
     reply: Answers,
+    /// What it was let in with, until it is answered.
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Slices {
     /// Waits for so many answers.
-    pub(super) fn open(&mut self, first: Ticket, recipients: usize, reply: Answers) {
+    pub(super) fn open(
+        &mut self,
+        first: Ticket,
+        recipients: usize,
+        reply: Answers,
+        permit: Option<OwnedSemaphorePermit>,
+    ) {
         let answers = vec![Err(Refusal::OutcomeUnknown); recipients];
-        self.0.insert(first.0, Slice { answers, left: recipients, reply });
+        self.0.insert(first.0, Slice { answers, left: recipients, reply, _permit: permit });
     }
 
     /// Takes an answer, if the ticket is one of a slice, and hands over the slice that is complete with it.
@@ -220,8 +228,8 @@ mod tests {
     fn a_slice_is_answered_once_all_of_it_is_whatever_the_order() {
         let mut slices = Slices::default();
         let ((a, mut first), (b, mut second)) = (oneshot::channel(), oneshot::channel());
-        slices.open(Ticket(5), 2, a);
-        slices.open(Ticket(7), 1, b);
+        slices.open(Ticket(5), 2, a, None);
+        slices.open(Ticket(7), 1, b, None);
         slices.answer(Ticket(6), Err(Refusal::Conflict));
         slices.answer(Ticket(8), Err(Refusal::Conflict));
         slices.answer(Ticket(4), Err(Refusal::Conflict));

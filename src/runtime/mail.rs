@@ -2,6 +2,7 @@
 
 use tokio::sync::{mpsc, oneshot};
 
+use super::batch::Across;
 use super::receipt::Stage;
 use super::watch::{Waiting, Watched};
 use crate::id::UserId;
@@ -23,6 +24,7 @@ pub(super) type Operated = Result<Outcome, OperationError>;
 pub(super) enum Mail {
     Send { message: Message, reply: Reply },
     SendBatch(Vec<(Message, Reply)>),
+    SendJoint(Box<Across>),
     FanOut { message: Message, recipients: Vec<UserId>, reply: Answers },
     Receive(Vec<(Delivery, Reply)>),
     Operate { operation: Operation, reply: oneshot::Sender<Operated> },
@@ -48,6 +50,13 @@ pub(super) struct Post {
 }
 
 impl Post {
+    /// A driver's letter box of so much mail, and what falls into it.
+    pub(super) fn new(mail: usize) -> (Self, (mpsc::Receiver<Mail>, mpsc::UnboundedReceiver<Note>)) {
+        let (mail, mail_in) = mpsc::channel(mail);
+        let (notes, notes_in) = mpsc::unbounded_channel();
+        (Self { mail, notes }, (mail_in, notes_in))
+    }
+
     /// Tells the driver; a driver that is gone needs to know nothing.
     pub(super) fn note(&self, input: Input) {
         let _ = self.notes.send(Note::Input(input));

@@ -7,10 +7,11 @@
 //! - Each attached sink has a task of its own.
 //!
 //! What is bounded: a driver's mailbox (senders wait), the commits a driver has open (256, or 2 MiB; then it takes
-//! no mail), the queue to a sink (one window; then the sink counts as busy), loads under way (four), watchers (65,536 a
+//! no mail), batches across shards under way (64, or 4 MiB; then senders wait), the queue to a sink (one window; then the sink counts as busy), loads under way (four), watchers (65,536 a
 //! shard).
 
 mod attachment;
+mod batch;
 mod builder;
 mod clock;
 mod committer;

@@ -90,7 +90,7 @@ async fn run(link: LinkId, sink: &mut dyn AnySink, handed: Handed) -> Done {
                 error.r#type = tracing::field::Empty
             );
             let told = caught(span, || sink.gaps(gaps)).await.is_some();
-            Done { input: Input::Told { link, told }, ends: (!told).then_some(Detached::Panicked) }
+            Done { input: Input::GapsTold { link, told }, ends: (!told).then_some(Detached::Panicked) }
         }
     }
 }

@@ -17,6 +17,8 @@ pub struct Stats {
     pub dead_letters_dropped: u64,
     /// Messages on offer to sinks.
     pub in_flight: u64,
+    /// Shares that shards hold for batches across shards which are not decided.
+    pub reservations: u64,
     /// Sends that wait for a commit or a load.
     pub pending: u64,
     /// Records that are not durable yet.
@@ -77,6 +79,7 @@ impl Stats {
     pub(super) fn add(&mut self, shard: &MachineStats) {
         self.counters.add(&shard.counters);
         self.in_flight += shard.in_flight;
+        self.reservations += shard.reservations;
         self.pending += shard.pending;
         self.recording += shard.recording;
         self.duplicates += shard.duplicates;

@@ -167,3 +167,25 @@ fn a_batch_for_people_who_must_be_read_first_waits_for_all_of_them() {
         assert_eq!((refused, rig.live(), rig.machine.stats().pending), (fails, if fails { 0 } else { 5 }, 0));
     }
 }
+
+/// Found by a property: what was sent between the heal and the news of a commit from before was stored, though that
+/// failed: out of order, and with a batch of which one message had been refused with what it repeated.
+#[test]
+fn until_the_fate_of_every_commit_from_before_a_failure_is_known_nothing_new_is_taken() {
+    let mut rig = Rig::new();
+    let first = message("alice");
+    let ticket = rig.send(&first);
+    rig.input(Input::Writable(false));
+    rig.input(Input::Writable(true));
+    let single = rig.send(&message("alice"));
+    let batch = rig.send_batch(&[first, message("bob")]);
+    assert_eq!(rig.answer(single), Some(&Err(Refusal::Degraded)));
+    assert_eq!(rig.answers(&batch), [Some(Err(Refusal::Degraded)), Some(Err(Refusal::Degraded))]);
+    let (commit, _) = rig.open.pop_front().unwrap();
+    assert!(rig.open.is_empty());
+    rig.input(Input::PersistFailed { commit, unknown: false });
+    assert_eq!(rig.answer(ticket), Some(&Err(Refusal::Degraded)));
+    let again = rig.send(&message("alice"));
+    rig.commit();
+    assert!(rig.answer(again).unwrap().is_ok());
+}

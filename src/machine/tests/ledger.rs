@@ -38,7 +38,7 @@ fn expired(rig: &mut Rig) -> (Message, EntryRef) {
 }
 
 fn told(rig: &mut Rig, link: u64, told: bool) {
-    rig.input(Input::Told { link: LinkId(link), told });
+    rig.input(Input::GapsTold { link: LinkId(link), told });
     rig.commit();
 }
 
@@ -126,18 +126,18 @@ fn a_receiver_is_told_once_of_what_expired_while_they_were_away() {
         evicted: 0,
     };
     rig.commit();
-    assert_eq!(rig.told, [(LinkId(1), vec![gap])]);
+    assert_eq!(rig.gaps_told, [(LinkId(1), vec![gap])]);
     assert_eq!(rig.offered(), [entries[2]]);
     rig.attach(2, "alice", "laptop");
-    assert_eq!(rig.told.len(), 1, "one at a time");
-    rig.input(Input::Told { link: LinkId(1), told: true });
+    assert_eq!(rig.gaps_told.len(), 1, "one at a time");
+    rig.input(Input::GapsTold { link: LinkId(1), told: true });
     let (user, device) = (alice(), DeviceId::new("watch").unwrap());
     rig.input(Input::Attach { link: LinkId(9), user, device });
-    assert_eq!(rig.told.len(), 1, "also before that is durable");
+    assert_eq!(rig.gaps_told.len(), 1, "also before that is durable");
     rig.commit();
     assert!(matches!(rig.log.last(), Some((_, Record::Told(Told { gap: of, .. }))) if *of == gap));
     rig.attach(3, "alice", "tablet");
-    assert_eq!((rig.told.len(), ledger(&mut rig).gaps), (1, vec![]));
+    assert_eq!((rig.gaps_told.len(), ledger(&mut rig).gaps), (1, vec![]));
 }
 
 #[test]
@@ -145,21 +145,25 @@ fn a_gap_that_was_not_taken_note_of_is_told_to_the_next_device_and_what_came_mea
     let mut rig = Rig::new();
     rig.attach(1, "alice", "phone");
     expired(&mut rig);
-    assert_eq!(rig.told.len(), 1);
+    assert_eq!(rig.gaps_told.len(), 1);
     expired(&mut rig);
-    assert_eq!(rig.told.len(), 1, "it is being told");
+    assert_eq!(rig.gaps_told.len(), 1, "it is being told");
     rig.attach(2, "alice", "laptop");
     rig.input(Input::Detach(LinkId(1)));
-    assert_eq!((rig.told[1].0, rig.told[1].1[0].expired), (LinkId(2), 2));
+    assert_eq!((rig.gaps_told[1].0, rig.gaps_told[1].1[0].expired), (LinkId(2), 2));
     told(&mut rig, 1, true);
     assert_eq!(ledger(&mut rig).gaps[0].expired, 2, "whoever left has nothing to say any more");
     told(&mut rig, 2, false);
     expired(&mut rig);
-    assert_eq!((rig.told[2].0, rig.told[2].1[0].expired), (LinkId(2), 2), "with the next thing that happens");
+    assert_eq!(
+        (rig.gaps_told[2].0, rig.gaps_told[2].1[0].expired),
+        (LinkId(2), 2),
+        "with the next thing that happens"
+    );
     // What expired meanwhile stays a gap.
-    rig.input(Input::Told { link: LinkId(2), told: true });
+    rig.input(Input::GapsTold { link: LinkId(2), told: true });
     rig.pass(Duration::ZERO);
-    assert_eq!((rig.told[3].1[0].expired, ledger(&mut rig).gaps[0].expired), (1, 1));
+    assert_eq!((rig.gaps_told[3].1[0].expired, ledger(&mut rig).gaps[0].expired), (1, 1));
 }
 
 #[test]
@@ -175,14 +179,14 @@ fn what_was_withdrawn_or_replaced_or_refused_by_its_receiver_is_no_gap() {
     for _ in 0..2 {
         rig.accept(&to("alice").collapse_key("state").build().unwrap());
     }
-    assert_eq!((rig.told.len(), ledger(&mut rig).rows.len()), (0, 3));
+    assert_eq!((rig.gaps_told.len(), ledger(&mut rig).rows.len()), (0, 3));
 }
 
 #[test]
 fn a_ledger_survives_settling_and_a_replay_counts_nothing_twice() {
     let mut rig = Rig::new();
     rig.attach(1, "alice", "phone");
-    rig.machine.handle_told(LinkId(1), false);
+    rig.machine.handle_gaps_told(LinkId(1), false);
     expired(&mut rig);
     let before = rig.next;
     rig.input(Input::Settle { before });

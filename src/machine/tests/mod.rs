@@ -12,6 +12,7 @@ mod ledger;
 mod operate;
 mod overflow;
 mod replace;
+mod reserve;
 
 mod schedule;
 mod settle;
@@ -36,12 +37,14 @@ struct Rig {
     answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
     offers: Vec<(LinkId, Delivery)>,
     changes: Vec<Change>,
-    told: Vec<(LinkId, Vec<Gap>)>,
+    gaps_told: Vec<(LinkId, Vec<Gap>)>,
     moves: Vec<(EntryRef, EntryRef)>,
     loads: Vec<(LoadId, Query)>,
     survivors: Vec<Survivors>,
     dismissed: Vec<LinkId>,
     done: Vec<(Ticket, Result<Outcome, OperationError>)>,
+    told: Vec<(usize, Word)>,
+    joints: Vec<(JointId, Vec<JointPart>)>,
     tickets: u64,
 }
 
@@ -78,12 +81,14 @@ impl Rig {
             answers: Vec::new(),
             offers: Vec::new(),
             changes: Vec::new(),
-            told: Vec::new(),
+            gaps_told: Vec::new(),
             moves: Vec::new(),
             loads: Vec::new(),
             survivors: Vec::new(),
             dismissed: Vec::new(),
             done: Vec::new(),
+            told: Vec::new(),
+            joints: Vec::new(),
             tickets: 0,
         }
     }
@@ -109,9 +114,11 @@ impl Rig {
     fn act(&mut self, action: Action) {
         match action {
             Action::Persist { commit, records, .. } => self.open.push_back((commit, records)),
+            Action::PersistJoint { joint, parts } => self.joints.push((joint, parts)),
+            Action::Tell { shard, word } => self.told.push((shard, *word)),
             Action::Answer { ticket, result } => self.answers.push((ticket, result)),
             Action::Offer { link, batch } => self.offers.extend(batch.into_iter().map(|d| (link, d))),
-            Action::Tell { link, gaps } => self.told.push((link, gaps)),
+            Action::TellGaps { link, gaps } => self.gaps_told.push((link, gaps)),
             Action::Load { load, query } => self.loads.push((load, query)),
             Action::Announce(change) => self.changes.push(change),
             Action::Moved { from, to, .. } => self.moves.push((from, to)),

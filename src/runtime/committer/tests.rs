@@ -4,6 +4,7 @@ use std::collections::VecDeque;
 
 use super::super::mail::Note;
 use super::*;
+use crate::machine::{CommitId, JointId};
 use crate::ports::{Appended, JournalSpace, Replay};
 
 /// What a call of the journal does before it returns.
@@ -64,13 +65,24 @@ fn io() -> JournalError {
 fn commit(shard: usize, commit: u64, generation: u64, accepts: bool) -> Order {
     let commit = CommitId(commit);
     Order::Commit(Request {
-        shard,
-        generation,
-        commit,
+        whose: Whose::Shard { shard, generation, commit },
         count: 1,
         accepts,
         written: false,
         records: vec![0; 10],
+    })
+}
+
+/// A batch with two records for the first shard and one for the second.
+fn joint(joint: u64, generations: [u64; 2]) -> Order {
+    let share = |(shard, generation)| Share { shard, generation, count: 2 - shard as u32 };
+    let shares = generations.into_iter().enumerate().map(share).collect();
+    Order::Commit(Request {
+        whose: Whose::Joint { joint: JointId(joint), shares },
+        count: 3,
+        accepts: true,
+        written: false,
+        records: vec![0; 30],
     })
 }
 
@@ -112,6 +124,9 @@ fn run(
                     Input::Persisted { commit, .. } => ("stored", commit.0),
                     Input::PersistFailed { commit, unknown: true } => ("unknown", commit.0),
                     Input::PersistFailed { commit, unknown: false } => ("failed", commit.0),
+                    Input::JointPersisted { first, .. } => ("joint", first.get() & 0xFF),
+                    Input::JointFailed { joint, unknown: true } => ("joint unknown", joint.0),
+                    Input::JointFailed { joint, unknown: false } => ("joint failed", joint.0),
                     Input::Writable(writable) => ("writable", u64::from(writable)),
                     Input::Written(_) => continue,
                     other => panic!("{other:?}"),
@@ -186,4 +201,57 @@ fn a_group_that_is_too_large_takes_along_what_was_handed_out_after_it() {
         journal.syncs = [(Ok(()), vec![Order::Stop])].into();
     });
     assert_eq!(told[0], [("writable", 0), ("failed", 1), ("writable", 1), ("failed", 2), ("stored", 3)]);
+}
+
+#[test]
+fn a_batch_across_shards_is_one_part_of_a_group_and_each_shard_is_told_of_its_places_in_order() {
+    let orders = vec![commit(1, 1, 0, true), joint(9, [0, 0]), commit(0, 1, 0, true), Order::Stop];
+    let told = run(orders, false, |journal| {
+        // A second sync would fail.
+        journal.syncs = [(Ok(()), vec![]), (Err(io()), vec![])].into();
+    });
+    assert_eq!(told, [vec![("joint", 1), ("stored", 1)], vec![("stored", 1), ("joint", 3)]]);
+}
+
+#[test]
+fn a_batch_across_shards_fails_as_a_whole_if_one_shard_did_not_know_of_a_failure_when_it_reserved() {
+    for (generations, stored) in [([0, 1], false), ([1, 0], false), ([1, 1], true)] {
+        let told = run(vec![commit(0, 1, 0, true)], false, |journal| {
+            journal.syncs = [(Err(io()), vec![]), (Ok(()), vec![Order::Stop])].into();
+            journal.heals = [(Ok(()), vec![joint(9, generations), commit(1, 1, 1, true)])].into();
+        });
+        let ends = |told: &[(&'static str, u64)]| {
+            told.iter().find(|(what, _)| what.starts_with("joint")).map(|(what, _)| *what)
+        };
+        let end = if stored { "joint" } else { "joint failed" };
+        assert_eq!([ends(&told[0]), ends(&told[1])], [Some(end); 2], "{generations:?}");
+        assert!(told[1].contains(&("stored", 1)));
+    }
+}
+
+#[test]
+fn every_shard_of_a_batch_is_told_when_the_journal_fails_or_is_full_whatever_it_is_doing() {
+    let failing = run(vec![joint(1, [0, 0])], false, |journal| {
+        journal.appends = [(Err(io()), vec![joint(2, [0, 0])])].into();
+        journal.heals =
+            [(Err(io()), vec![joint(3, [0, 0])]), (Ok(()), vec![joint(4, [0, 1]), Order::Stop])].into();
+    });
+    let mut full = run(vec![joint(1, [0, 0]), commit(0, 1, 0, false)], true, |journal| {
+        journal.appends = [(Err(JournalError::Full), vec![])].into();
+        let after = vec![joint(2, [1, 1]), Order::Recycle(Seq::ZERO), Order::Stop];
+        journal.syncs = [(Ok(()), after)].into();
+    });
+    // A fact of one shard does not stand in a row with a batch across shards.
+    assert_eq!(full[0].iter().filter(|told| **told == ("stored", 1)).count(), 1);
+    full[0].retain(|(what, _)| *what != "stored");
+    let joints = |told: Vec<Vec<(&'static str, u64)>>| {
+        let of = |told: Vec<(&'static str, u64)>| {
+            told.into_iter().filter(|(what, _)| *what != "writable").collect::<Vec<_>>()
+        };
+        told.into_iter().map(of).collect::<Vec<_>>()
+    };
+    let given_back = [("joint unknown", 1), ("joint failed", 2), ("joint failed", 3), ("joint failed", 4)];
+    assert_eq!(joints(failing), [given_back, given_back]);
+    let refused = [("joint failed", 1), ("joint failed", 2)];
+    assert_eq!(joints(full), [refused, refused]);
 }

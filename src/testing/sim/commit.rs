@@ -1,5 +1,6 @@
 //! The committer and the keeper of a simulated engine, one step at a time.
 
+use super::across::Of;
 use super::defect::Defect;
 use super::node::{Flight, Node, Settling};
 use super::random::Random;
@@ -20,13 +21,17 @@ impl Node {
         let (mut bytes, mut records, mut taken, mut accepts) = (Vec::new(), Vec::new(), 0, false);
         let mut parts = std::collections::VecDeque::new();
         for handed in engine.queue.iter().take(limit) {
-            let (before, seq) = (bytes.len(), engine.next.plus(records.len() as u64));
+            let before = bytes.len();
+            let mut first = engine.next.plus(records.len() as u64);
             codec::encode_records(&handed.records, &mut bytes);
             if bytes.len() > max {
                 bytes.truncate(before);
                 break;
             }
-            parts.push_back((handed.shard, handed.commit, seq));
+            for share in &handed.shares {
+                parts.push_back((*share, first));
+                first = first.plus(share.count as u64);
+            }
             records.extend(handed.records.iter().cloned());
             accepts |= handed.accepts;
             taken += 1;
@@ -66,8 +71,8 @@ impl Node {
 
     fn acknowledge_early(&mut self) {
         let Some(flight) = self.engine.as_mut().and_then(|engine| engine.flight.as_mut()) else { return };
-        for (shard, commit, first) in std::mem::take(&mut flight.parts) {
-            self.input(shard, Input::Persisted { commit, first });
+        for (share, first) in std::mem::take(&mut flight.parts) {
+            self.input(share.shard, share.of.persisted(first));
         }
     }
 
@@ -75,8 +80,10 @@ impl Node {
     pub(super) fn written(&mut self) {
         let Some(flight) = self.engine.as_mut().and_then(|engine| engine.flight.as_mut()) else { return };
         if !std::mem::replace(&mut flight.told_written, true) && !flight.synced {
-            for (shard, commit, _) in flight.parts.clone() {
-                self.input(shard, Input::Written(commit));
+            for (share, _) in flight.parts.clone() {
+                if let Of::Commit(commit) = share.of {
+                    self.input(share.shard, Input::Written(commit));
+                }
             }
         }
     }
@@ -99,9 +106,9 @@ impl Node {
     pub(super) fn persisted(&mut self) {
         let flight =
             self.engine.as_mut().and_then(|engine| engine.flight.as_mut()).filter(|flight| flight.synced);
-        let Some((shard, commit, first)) = flight.and_then(|flight| flight.parts.pop_front()) else { return };
+        let Some((share, first)) = flight.and_then(|flight| flight.parts.pop_front()) else { return };
         self.finish_flight();
-        self.input(shard, Input::Persisted { commit, first });
+        self.input(share.shard, share.of.persisted(first));
     }
 
     fn finish_flight(&mut self) {
@@ -134,14 +141,15 @@ impl Node {
         self.oracle.failed();
         let Some(engine) = &mut self.engine else { return };
         engine.broken = true;
+        engine.generation += 1;
         let flight = engine.flight.take();
         let queue = std::mem::take(&mut engine.queue);
         self.broadcast(&Input::Writable(false));
-        for (shard, commit, _) in flight.into_iter().flat_map(|flight| flight.parts) {
-            self.input(shard, Input::PersistFailed { commit, unknown: true });
+        for (share, _) in flight.into_iter().flat_map(|flight| flight.parts) {
+            self.input(share.shard, share.of.failed(true));
         }
-        for handed in queue {
-            self.input(handed.shard, Input::PersistFailed { commit: handed.commit, unknown: false });
+        for share in queue.into_iter().flat_map(|handed| handed.shares) {
+            self.input(share.shard, share.of.failed(false));
         }
     }
 

@@ -13,15 +13,21 @@ pub enum Defect {
     DedupForgotten,
     /// A replay drops messages whose TTL has passed, as if it were to decide that.
     ReplayDecides,
+    /// The parts of a batch across shards are committed one by one.
+    JointTorn,
+    /// No shard is told that a batch it has reserved for is over.
+    OverLost,
 }
 
 impl Defect {
     /// All of them, with their names.
-    pub const ALL: [(Self, &'static str); 4] = [
+    pub const ALL: [(Self, &'static str); 6] = [
         (Self::NoFdatasync, "no-fdatasync"),
         (Self::AckBeforePersist, "ack-before-persist"),
         (Self::DedupForgotten, "dedup-forgotten"),
         (Self::ReplayDecides, "replay-decides"),
+        (Self::JointTorn, "joint-torn"),
+        (Self::OverLost, "over-lost"),
     ];
 
     /// The defect of this name.

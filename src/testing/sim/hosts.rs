@@ -38,7 +38,7 @@ impl World {
         let Some(engine) = &node.engine else { return };
         let telling: Vec<_> = engine.links.values().filter(|link| link.is_told).map(|link| link.id).collect();
         if let Some(link) = telling.get(random.index(telling.len())) {
-            node.told(*link, random.chance(80));
+            node.gaps_told(*link, random.chance(80));
         }
     }
 

@@ -15,6 +15,7 @@
 //!
 //! A script is a list of steps that mean something in any order, so a failure shrinks by leaving steps out.
 
+mod across;
 mod commit;
 mod compose;
 mod defect;

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 
+use super::across::{Of, Share};
 use super::defect::Defect;
 use super::home::Home;
 use super::link::Link;
@@ -12,8 +13,8 @@ use super::random::Random;
 use crate::digest::Digester;
 use crate::id::{StreamId, UserId};
 use crate::machine::{
-    Accepted, Action, Birth, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, Machine, Query,
-    Refusal, Survivors, Ticket,
+    Accepted, Action, Birth, Delivery, EntryRef, Found, Input, LinkId, LoadId, Machine, Query, Refusal,
+    Survivors, Ticket,
 };
 use crate::message::Message;
 use crate::ports::Journal;
@@ -28,11 +29,10 @@ const SENDS_THAT_MEET_OTHERS: u64 = 3;
 /// Actions a single input may cause; more means that the machine goes round in circles.
 const MAX_ACTIONS: usize = 20_000;
 
-/// A set of records that a machine handed out.
+/// A set of records that a machine handed out, for itself or for several.
 #[derive(Debug)]
 pub(super) struct Handed {
-    pub(super) shard: usize,
-    pub(super) commit: CommitId,
+    pub(super) shares: Vec<Share>,
     pub(super) records: Vec<Record>,
     pub(super) accepts: bool,
 }
@@ -40,8 +40,8 @@ pub(super) struct Handed {
 /// A group on its way to the disk.
 #[derive(Debug)]
 pub(super) struct Flight {
-    /// Shard, commit, first place.
-    pub(super) parts: VecDeque<(usize, CommitId, Seq)>,
+    /// What each shard has of it, and the first place.
+    pub(super) parts: VecDeque<(Share, Seq)>,
     pub(super) told_written: bool,
     pub(super) synced: bool,
 }
@@ -84,6 +84,10 @@ pub(super) struct Engine {
     pub(super) queue: VecDeque<Handed>,
     pub(super) flight: Option<Flight>,
     pub(super) broken: bool,
+    /// How often it broke.
+    pub(super) generation: u64,
+    /// What is on its way to machines that has no order of its own.
+    pub(super) notes: Vec<(usize, Input)>,
     pub(super) loads: Vec<Load>,
     pub(super) links: BTreeMap<LinkId, Link>,
     pub(super) settling: Settling,
@@ -192,6 +196,8 @@ impl Node {
             queue: VecDeque::new(),
             flight: None,
             broken: false,
+            generation: 0,
+            notes: Vec::new(),
             loads: Vec::new(),
             links: BTreeMap::new(),
             settling: Settling::Idle,
@@ -261,17 +267,6 @@ impl Node {
         self.digester.shard(user, self.shards)
     }
 
-    /// Sends messages together; their recipients belong to one shard.
-    pub(super) fn send_batch(&mut self, messages: Vec<Message>) {
-        let Some(first) = messages.first() else { return };
-        let shard = self.shard_of(first.recipient());
-        let tickets = (1..).map(|n| Ticket(self.tickets + n));
-        let batch: Vec<_> = tickets.zip(messages).collect();
-        self.tickets += batch.len() as u64;
-        self.oracle.sent_together(&batch);
-        self.input(shard, Input::SendBatch(batch));
-    }
-
     /// Sends one message to many, who belong to this shard.
     pub(super) fn fan_out(&mut self, shard: usize, messages: Vec<Message>) {
         let Some(message) = messages.first().cloned() else { return };
@@ -326,14 +321,17 @@ impl Node {
         let Some(engine) = &mut self.engine else { return };
         match action {
             Action::Persist { commit, records, accepts, .. } => {
-                engine.queue.push_back(Handed { shard, commit, records, accepts });
+                let share = Share { shard, of: Of::Commit(commit), count: records.len() };
+                engine.queue.push_back(Handed { shares: vec![share], records, accepts });
             }
+            Action::PersistJoint { joint, parts } => self.joint_handed_out(joint, parts),
+            Action::Tell { shard, word } => self.tell(shard, *word),
             Action::Answer { ticket, result } => {
                 self.oracle.answered(ticket, &result);
                 self.answers.push((ticket, result));
             }
             Action::Offer { link, batch } => self.offered(link, batch),
-            Action::Tell { link, gaps } => self.tell(link, &gaps),
+            Action::TellGaps { link, gaps } => self.tell_gaps(link, &gaps),
             Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
             Action::Announce(change) => self.oracle.announced(&change),
             Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
@@ -356,7 +354,7 @@ impl Node {
         found.queue.extend(batch);
     }
 
-    fn tell(&mut self, link: LinkId, gaps: &[Gap]) {
+    fn tell_gaps(&mut self, link: LinkId, gaps: &[Gap]) {
         let Some(engine) = &mut self.engine else { return };
         let synced = engine.flight.is_none();
         match engine.links.get_mut(&link) {
@@ -369,12 +367,12 @@ impl Node {
     }
 
     /// A sink says that it took note of a gap, or could not.
-    pub(super) fn told(&mut self, link: LinkId, told: bool) {
+    pub(super) fn gaps_told(&mut self, link: LinkId, told: bool) {
         let Some(engine) = &mut self.engine else { return };
         let Some(found) = engine.links.get_mut(&link).filter(|link| link.is_told) else { return };
         found.is_told = false;
         let shard = self.digester.shard(&found.user, self.shards);
-        self.input(shard, Input::Told { link, told });
+        self.input(shard, Input::GapsTold { link, told });
     }
 
     // ------------------------------------------------------------------------------------------------------ sinks
@@ -453,6 +451,8 @@ impl Node {
         if counters.live() > config.max_total_messages.get() * shards {
             self.oracle.fail(format!("{} live messages are over the limit", counters.live()));
         }
+        self.check_reservations();
+        let Some(engine) = &self.engine else { return };
         // Between a sync and the last `Persisted`, the machines know less than the disk.
         if engine.flight.is_none() && !engine.broken {
             self.oracle.check_ledger(&counters);

@@ -251,6 +251,13 @@ impl Oracle {
         }
     }
 
+    /// At the end, nobody waits for an answer any more.
+    pub(super) fn check_answered(&mut self) {
+        if let Some((ticket, message)) = self.waiting.iter().min_by_key(|(ticket, _)| **ticket) {
+            self.failures.push(format!("{ticket:?} was never answered: {}", message.id()));
+        }
+    }
+
     fn check_promise(&mut self, message: &Message, accepted: Accepted) {
         if message.durability() == Durability::Volatile {
             return;

@@ -32,7 +32,7 @@ ops! {
     /// A sender uses an id again for another content.
     Forge "forge" 12,
     /// A host sends some messages together.
-    Batch "batch" 20,
+    Batch "batch" 36,
     /// A host sends one message to many, some of whom may have it already.
     FanOut "fanout" 24,
     /// A host withdraws a message.
@@ -53,6 +53,8 @@ ops! {
     Locate "locate" 10,
     /// A host reads somebody's ledger.
     Ledger "ledger" 4,
+    /// What a machine says to another reaches it.
+    Pass "pass" 60,
     /// The committer takes the waiting commits as one group and writes it.
     Append "append" 130,
     /// The operating system has the group: the machines are told.

@@ -1,6 +1,6 @@
 //! The simulator finds nothing where there is nothing, and everything that was broken on purpose.
 
-use super::{Defect, Script, run, shrink};
+use super::{Defect, Script, run, run_traced, shrink};
 
 #[test]
 fn a_few_hundred_lives_break_no_promise() {
@@ -8,6 +8,29 @@ fn a_few_hundred_lives_break_no_promise() {
         let outcome = run(&Script::of_seed(seed), None);
         assert_eq!(outcome.violation, None, "seed {seed}");
     }
+}
+
+/// Whatever can become of a batch across shards happens in simulated lives.
+#[test]
+fn batches_across_shards_live_through_every_ending() {
+    let endings = [
+        ("< JointPersisted", ""),
+        ("< JointFailed", "unknown: true"),
+        ("< JointFailed", "unknown: false"),
+        ("< Told(Over", "OtherRefused"),
+        ("< Told(Over", "Overloaded"),
+        ("< Told(Over", "Ok(())"),
+    ];
+    let mut seen = [0; 6];
+    for seed in 0..400 {
+        let mut trace = Some(Vec::new());
+        assert_eq!(run_traced(&Script::of_seed(seed), None, &mut trace).violation, None, "seed {seed}");
+        for line in trace.iter().flatten() {
+            let n = endings.map(|(what, how)| usize::from(line.contains(what) && line.contains(how)));
+            seen.iter_mut().zip(n).for_each(|(sum, n)| *sum += n);
+        }
+    }
+    assert!(seen.iter().all(|n| *n > 0), "{endings:?}: {seen:?}");
 }
 
 /// Dozens of crashes, and enough settlements for merges of merges.
@@ -34,6 +57,8 @@ fn must_cause(defect: Defect) -> &'static str {
         Defect::AckBeforePersist => "answered Ok Synced duplicate false before its record was",
         Defect::DedupForgotten => "accepted twice within the dedup window",
         Defect::ReplayDecides => "ledger the engine counts",
+        Defect::JointTorn => "of messages of a batch are durable",
+        Defect::OverLost => "reservations are held for batches that are nowhere",
     }
 }
 

@@ -172,6 +172,7 @@ impl Node {
     /// Does what there is to do inside.
     pub(super) fn work(&mut self, random: &mut Random) {
         for _ in 0..200 {
+            self.pass_all(random);
             self.commit(random);
             self.load_all(random);
             self.tick();
@@ -181,7 +182,8 @@ impl Node {
             }
             self.keep();
             let Some(engine) = &self.engine else { return };
-            let at_rest = engine.queue.is_empty() && engine.flight.is_none() && engine.loads.is_empty();
+            let idle = engine.queue.is_empty() && engine.flight.is_none();
+            let at_rest = idle && engine.loads.is_empty() && engine.notes.is_empty();
             if at_rest && !random.chance(30) {
                 return;
             }
@@ -212,13 +214,15 @@ impl Node {
         }
         for (id, user, reaction) in reactions {
             self.react(id, &user, reaction);
-            self.told(id, true);
+            self.gaps_told(id, true);
         }
     }
 
     /// Whether nothing is left to deliver.
     pub(super) fn is_done(&self) -> bool {
-        let idle = |engine: &super::node::Engine| engine.queue.is_empty() && engine.flight.is_none();
+        let idle = |engine: &super::node::Engine| {
+            engine.queue.is_empty() && engine.flight.is_none() && engine.notes.is_empty()
+        };
         // A repeat of what was sent before the clock was set back may wait for years.
         let soon = self.now.after(Duration::from_secs(2000));
         let is_due =

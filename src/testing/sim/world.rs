@@ -12,7 +12,7 @@ use super::plan::Plan;
 use super::random::Random;
 use super::script::{Op, Step};
 use crate::machine::{Accepted, Delivery, Input, LinkId, Operation, Refusal, Ticket, Verdict};
-use crate::message::Message;
+use crate::message::{Durability, Message};
 use crate::testing::{DiskOp, Fault};
 use crate::time::Timestamp;
 
@@ -23,6 +23,8 @@ pub(super) struct World {
     /// The sending engine and the receiving one.
     pub(super) nodes: [Node; 2],
     pub(super) sent: Vec<(usize, Message)>,
+    /// What was sent together last.
+    batches: [Vec<Message>; 2],
     /// Deliveries that the second engine took: the network may bring them again.
     old: Vec<Delivery>,
     /// Deliveries under way: whose ticket it is.
@@ -33,7 +35,14 @@ impl World {
     pub(super) fn new(plan: Plan, defect: Option<Defect>) -> Self {
         let plan = Arc::new(plan);
         let nodes = [0, 1].map(|index| Node::new(Arc::clone(&plan), index, defect));
-        Self { plan, nodes, sent: Vec::new(), old: Vec::new(), carried: Vec::new() }
+        Self {
+            plan,
+            nodes,
+            sent: Vec::new(),
+            batches: Default::default(),
+            old: Vec::new(),
+            carried: Vec::new(),
+        }
     }
 
     pub(super) fn trace(&mut self, on: bool) {
@@ -96,6 +105,7 @@ impl World {
         let plan = Arc::clone(&self.plan);
         let node = &mut self.nodes[index];
         match op {
+            Op::Pass => node.pass(random),
             Op::Append => node.append(random),
             Op::Written => node.written(),
             Op::Sync => node.sync(),
@@ -155,14 +165,18 @@ impl World {
         self.submit(index, message);
     }
 
-    /// Some new messages, now and then with one that was sent before.
+    /// Some new messages, now and then with one that was sent before; or the last batch once more.
     fn send_batch(&mut self, random: &mut Random) {
         let index = usize::from(random.chance(10));
-        let engine = &mut self.nodes[index];
-        if engine.engine.is_none() {
+        if self.nodes[index].engine.is_none() {
             return;
         }
+        if random.chance(12) && !self.batches[index].is_empty() {
+            let again = self.batches[index].clone();
+            return self.nodes[index].send_batch(again);
+        }
         let mut batch: Vec<Message> = Vec::new();
+        let within = random.chance(25);
         for _ in 0..2 + random.index(5) {
             let message = match self.sent.iter().rev().nth(random.index(12)) {
                 Some((_, known)) if random.chance(8) => known.clone(),
@@ -175,11 +189,12 @@ impl World {
             let shard = self.nodes[index].shard_of(message.recipient());
             let first = batch.first().map_or(shard, |first| self.nodes[index].shard_of(first.recipient()));
             // Refused there, and with it the whole batch.
-            let fits = message.collapse_key().is_none() || random.chance(10);
-            if shard == first && fits {
+            let is_fit = message.collapse_key().is_none() && message.durability() != Durability::Volatile;
+            if (shard == first || !within) && (is_fit || random.chance(5)) {
                 batch.push(message);
             }
         }
+        self.batches[index].clone_from(&batch);
         self.nodes[index].send_batch(batch);
     }
 
@@ -413,7 +428,12 @@ impl World {
             self.round(&mut random);
             self.verdict()?;
             if self.nodes.iter().all(Node::is_done) {
-                return Ok(());
+                // A send may still wait in a machine for another one to meet.
+                self.nodes.iter_mut().for_each(|node| node.broadcast(&Input::Tick));
+            }
+            if self.nodes.iter().all(Node::is_done) {
+                self.nodes.iter_mut().for_each(|node| node.oracle.check_answered());
+                return self.verdict();
             }
             self.pass(Duration::from_millis(if round < 20 { 50 } else { 30_000 }));
         }
