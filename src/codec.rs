@@ -11,13 +11,15 @@
 //! - Each encoding carries its version; golden files hold it.
 
 mod rows;
+mod seal;
 
 use bytes::Bytes;
 use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
 use serde::ser::SerializeSeq;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::error::InvalidMessage;
+use self::seal::{ContentsIn, ContentsOut, SEALED};
+use crate::error::{InvalidMessage, KeyError};
 use crate::event::EventName;
 use crate::id::{MessageId, OrderingKey, UserId};
 use crate::message::{Durability, MAX_HEADERS, Message, Priority};
@@ -25,6 +27,10 @@ use crate::record::{Accept, Attempt, End, Exposed, Floor, Origin, Record};
 use crate::time::Timestamp;
 
 pub use rows::{DEDUP_BYTES, decode_dedup, decode_row, encode_dedup, encode_row};
+pub use seal::Cipher;
+pub(crate) use seal::{KeyMark, Unopened};
+#[cfg(feature = "encryption")]
+pub(crate) use seal::{HEAD_BYTES, NONCE_BYTES, Sealer, TAG_BYTES};
 
 /// No encoding is longer: the largest payload, headers and ids, with room to spare.
 const LIMIT: usize = 17 << 20;
@@ -63,6 +69,9 @@ pub enum CodecError {
         /// The version found.
         found: u8,
     },
+    /// Payload and headers are sealed, and the key is missing. Nothing says that they are damaged.
+    #[error(transparent)]
+    Sealed(#[from] KeyError),
     /// The body is not what its kind says.
     #[error("damaged body: {0}")]
     Body(String),
@@ -129,9 +138,13 @@ const MOVED: u8 = 18;
 
 /// Appends `len · kind · version · body` to `out`.
 pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
+    append_record(record, &Cipher::plain(), out);
+}
+
+fn append_record(record: &Record, cipher: &Cipher, out: &mut Vec<u8>) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
-    encode_bare(record, out);
+    encode_bare(record, cipher, out);
     let len = u32::try_from(out.len().saturating_sub(start).saturating_sub(4));
     let len = len.expect("the limits of a message keep a record below 4 GiB").to_le_bytes();
     if let Some(place) = out.get_mut(start..).and_then(|tail| tail.first_chunk_mut::<4>()) {
@@ -140,9 +153,9 @@ pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
 }
 
 /// Appends `kind · version · body` to `out`.
-fn encode_bare(record: &Record, out: &mut Vec<u8>) {
+fn encode_bare(record: &Record, cipher: &Cipher, out: &mut Vec<u8>) {
     match record {
-        Record::Accept(accept) => encode_accept(accept, out),
+        Record::Accept(accept) => append_accept(accept, cipher, out),
         Record::End(end) => encode_kind(END, end, out),
         Record::Attempt(attempt) => encode_kind(ATTEMPT, attempt, out),
         Record::Exposed(exposed) => encode_kind(EXPOSED, exposed, out),
@@ -157,8 +170,18 @@ fn encode_kind(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
 
 /// Appends an accepted message as `kind · version · body`, without a length.
 pub fn encode_accept(accept: &Accept, out: &mut Vec<u8>) {
+    append_accept(accept, &Cipher::plain(), out);
+}
+
+fn append_accept(accept: &Accept, cipher: &Cipher, out: &mut Vec<u8>) {
     out.reserve(accept.message.payload().len().saturating_add(128));
-    encode_kind(if accept.moved { MOVED } else { ACCEPT }, &AcceptOut::of(accept), out);
+    let kind = if accept.moved { MOVED } else { ACCEPT };
+    match cipher.seal_contents(&accept.message) {
+        None => {
+            encode_kind(kind, &AcceptOut::of(accept, ContentsOut::Plain(&accept.message)), out);
+        }
+        Some(blob) => encode_kind(SEALED + kind, &AcceptOut::of(accept, ContentsOut::Sealed(&blob)), out),
+    }
 }
 
 /// What [`encode_accept`] wrote.
@@ -166,21 +189,14 @@ pub fn encode_accept(accept: &Accept, out: &mut Vec<u8>) {
 /// # Errors
 /// [`CodecError`]; also when the bytes are another kind of record.
 pub fn decode_accept(bytes: &[u8]) -> Result<Accept, CodecError> {
-    match decode_bare(bytes)? {
-        Record::Accept(accept) => {
-            Ok(std::sync::Arc::try_unwrap(accept).unwrap_or_else(|shared| (*shared).clone()))
-        }
-        other => {
-            Err(CodecError::Body(format!("not an accepted message but a record about {}", other.user())))
-        }
-    }
+    Cipher::plain().decode_accept(bytes)
 }
 
 /// The records of a group: `count` of them, and nothing else. Ends after the first error that hides where the next
 /// record starts; a record that is merely damaged itself is one `Err` in its place.
 #[must_use]
 pub fn decode_records(count: u32, bytes: &[u8]) -> Records<'_> {
-    Records { left: count, bytes }
+    Cipher::plain().decode_records(count, bytes)
 }
 
 /// Iterator of [`decode_records`].
@@ -188,6 +204,9 @@ pub fn decode_records(count: u32, bytes: &[u8]) -> Records<'_> {
 pub struct Records<'a> {
     left: u32,
     bytes: &'a [u8],
+    cipher: Cipher,
+    /// What the last record was sealed with.
+    key: Option<KeyMark>,
 }
 
 impl Records<'_> {
@@ -198,7 +217,14 @@ impl Records<'_> {
         let (body, rest) = rest.split_at_checked(len).ok_or(truncated(len.saturating_add(4)))?;
         self.bytes = rest;
         self.left = self.left.saturating_sub(1);
-        decode_bare(body)
+        let (record, key) = decode_with(body, &self.cipher)?;
+        self.key = key;
+        Ok(record)
+    }
+
+    /// What the record that was handed over last is sealed with, if it is.
+    pub(crate) fn last_key(&self) -> Option<KeyMark> {
+        self.key
     }
 }
 
@@ -211,6 +237,7 @@ impl Iterator for Records<'_> {
             return (bytes > 0).then_some(Err(CodecError::Trailing { bytes }));
         }
         let before = self.left;
+        self.key = None;
         let record = self.take();
         if self.left == before {
             (self.left, self.bytes) = (0, &[]);
@@ -219,24 +246,34 @@ impl Iterator for Records<'_> {
     }
 }
 
-fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
+/// The record of these bytes, and what it is sealed with.
+fn decode_with(bytes: &[u8], cipher: &Cipher) -> Result<(Record, Option<KeyMark>), CodecError> {
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
-    if !(ACCEPT..=FLOOR).contains(&kind) && kind != MOVED {
-        return Err(CodecError::UnknownKind { kind });
-    }
+    let plain = match kind.checked_sub(SEALED) {
+        Some(plain @ (ACCEPT | MOVED)) => plain,
+        _ if (ACCEPT..=FLOOR).contains(&kind) || kind == MOVED => kind,
+        _ => return Err(CodecError::UnknownKind { kind }),
+    };
     check_version(kind, *version)?;
-    Ok(match kind {
+    let record = match plain {
         ACCEPT | MOVED => {
-            let accept = decode_borrowed::<AcceptIn>(body)?.build(kind == MOVED)?;
-            Record::Accept(std::sync::Arc::new(accept))
+            let moved = plain == MOVED;
+            let (accept, key) = if kind == plain {
+                (decode_borrowed::<AcceptIn<'_, ContentsIn<'_>>>(body)?.build(moved)?, None)
+            } else {
+                let (accept, key) = decode_borrowed::<AcceptIn<'_, Blob<'_>>>(body)?.open(cipher, moved)?;
+                (accept, Some(key))
+            };
+            return Ok((Record::Accept(std::sync::Arc::new(accept)), key));
         }
         END => Record::End(decode_borrowed::<End>(body)?),
         ATTEMPT => Record::Attempt(decode_borrowed::<Attempt>(body)?),
         EXPOSED => Record::Exposed(decode_borrowed::<Exposed>(body)?),
         _ => Record::Floor(decode_borrowed::<Floor>(body)?),
-    })
+    };
+    Ok((record, None))
 }
 
 fn check_version(kind: u8, found: u8) -> Result<(), CodecError> {
@@ -275,14 +312,13 @@ struct AcceptOut<'a> {
     durability: Durability,
     ttl_ms: Option<u64>,
     traceparent: Option<&'a str>,
-    headers: HeadersOut<'a>,
-    payload: Blob<'a>,
+    contents: ContentsOut<'a>,
     at: Timestamp,
     origin: Option<Origin>,
 }
 
 impl<'a> AcceptOut<'a> {
-    fn of(accept: &'a Accept) -> Self {
+    fn of(accept: &'a Accept, contents: ContentsOut<'a>) -> Self {
         let message = &accept.message;
         Self {
             id: message.id().as_u128(),
@@ -294,8 +330,7 @@ impl<'a> AcceptOut<'a> {
             durability: message.durability(),
             ttl_ms: message.ttl().map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
             traceparent: message.traceparent(),
-            headers: HeadersOut(message),
-            payload: Blob(message.payload()),
+            contents,
             at: accept.at,
             origin: accept.origin,
         }
@@ -314,9 +349,9 @@ impl Serialize for HeadersOut<'_> {
     }
 }
 
-/// An accepted message as it is read, borrowed from the bytes.
+/// An accepted message as it is read, borrowed from the bytes: its contents are [`ContentsIn`], or a sealed [`Blob`].
 #[derive(Deserialize)]
-struct AcceptIn<'a> {
+struct AcceptIn<'a, C> {
     id: u128,
     #[serde(borrow)]
     recipient: Blob<'a>,
@@ -329,19 +364,45 @@ struct AcceptIn<'a> {
     durability: Durability,
     ttl_ms: Option<u64>,
     traceparent: Option<&'a str>,
-    #[serde(borrow)]
-    headers: HeadersIn<'a>,
-    #[serde(borrow)]
-    payload: Blob<'a>,
+    contents: C,
     at: Timestamp,
     origin: Option<Origin>,
 }
 
-impl AcceptIn<'_> {
+impl<'a> AcceptIn<'a, Blob<'a>> {
+    fn open(self, cipher: &Cipher, moved: bool) -> Result<(Accept, KeyMark), CodecError> {
+        let about = seal::about(self.sender.map(|id| id.0), self.recipient.0, MessageId::from_u128(self.id));
+        let (plain, key) = cipher.open(&about, self.contents.0)?;
+        Ok((self.with(ContentsIn::of(&plain)?).build(moved)?, key))
+    }
+}
+
+impl<'a, C> AcceptIn<'a, C> {
+    fn with<D>(self, contents: D) -> AcceptIn<'a, D> {
+        let Self { id, recipient, event, sender, ordering_key, priority, durability, .. } = self;
+        let Self { ttl_ms, traceparent, contents: _, at, origin, .. } = self;
+        AcceptIn {
+            id,
+            recipient,
+            event,
+            sender,
+            ordering_key,
+            priority,
+            durability,
+            ttl_ms,
+            traceparent,
+            contents,
+            at,
+            origin,
+        }
+    }
+}
+
+impl AcceptIn<'_, ContentsIn<'_>> {
     fn build(self, moved: bool) -> Result<Accept, CodecError> {
         let recipient = UserId::new(self.recipient.0).map_err(body_error)?;
         let event = EventName::new(self.event).map_err(body_error)?;
-        let mut builder = Message::to(recipient, event, Bytes::copy_from_slice(self.payload.0))
+        let mut builder = Message::to(recipient, event, Bytes::copy_from_slice(self.contents.payload.0))
             .id(MessageId::from_u128(self.id))
             .priority(self.priority)
             .durability(self.durability);
@@ -357,7 +418,7 @@ impl AcceptIn<'_> {
         if let Some(text) = self.traceparent {
             builder = builder.traceparent(text);
         }
-        for (name, value) in self.headers.0 {
+        for (name, value) in self.contents.headers.0 {
             builder = builder.header(name, Bytes::copy_from_slice(value.0));
         }
         Ok(Accept { message: builder.build()?, at: self.at, origin: self.origin, moved })

@@ -63,6 +63,10 @@ fn decode_one(bytes: &[u8]) -> Result<Record, CodecError> {
     decode_records(1, bytes).next().unwrap()
 }
 
+fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
+    decode_with(bytes, &Cipher::plain()).map(|(record, _)| record)
+}
+
 #[test]
 fn records_round_trip_in_a_group() {
     let bytes = group(&samples());
@@ -89,7 +93,7 @@ fn bytes_are_those_of_the_golden_files() {
 
 #[test]
 fn unknown_kinds_and_newer_versions_are_named() {
-    for kind in [0, 6, 16, 17, 19, 23, 255] {
+    for kind in [0, 6, 16, 17, 19, 23, 32, 34, 49, 51, 255] {
         let bytes = [2, 0, 0, 0, kind, 1];
         assert_eq!(decode_one(&bytes), Err(CodecError::UnknownKind { kind }));
         assert!(decode_one(&bytes).unwrap_err().is_too_new());
@@ -149,7 +153,7 @@ fn garbage_is_an_error_and_never_a_panic() {
         bytes.truncate(next(&mut seed) as usize % (bytes.len() + 1));
         decode_records(next(&mut seed) as u32 % 8, &bytes).for_each(drop);
         let _ = (decode_row(&bytes), decode_accept(&bytes), decode_dedup(&bytes));
-        for kind in [1, 2, 3, 4, 5, 18] {
+        for kind in [1, 2, 3, 4, 5, 18, 33, 50] {
             let body: Vec<u8> = (0..next(&mut seed) % 64).map(|_| next(&mut seed) as u8).collect();
             let _ = decode_bare(&[&[kind, 1][..], &body].concat());
         }
@@ -160,7 +164,7 @@ fn garbage_is_an_error_and_never_a_panic() {
 fn lengths_of_terabytes_are_refused() {
     // 252 and 253 stand before an integer of four and of eight bytes.
     for len in [[253, 255, 255, 255, 255, 255, 15, 0, 0], [252, 255, 255, 255, 0, 0, 0, 0, 0]] {
-        for kind in [1, 2, 3, 4, 5, 18] {
+        for kind in [1, 2, 3, 4, 5, 18, 33, 50] {
             assert!(decode_bare(&[&[kind, 1][..], &len].concat()).is_err());
             assert!(decode_bare(&[&[kind, 1, 1][..], &len].concat()).is_err());
         }

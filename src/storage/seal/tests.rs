@@ -1,0 +1,181 @@
+use super::*;
+use crate::codec::{CodecError, decode_accept, decode_records, encode_accept};
+use crate::id::StreamId;
+use crate::message::{MAX_HEADERS, Message, Priority};
+use crate::ports::Keyring;
+use crate::record::{Accept, Exposed, Origin, Record, Seq};
+use crate::record::Epoch;
+use crate::id::{MessageId, UserId};
+use crate::time::Timestamp;
+
+/// Found nowhere else in a record.
+const MARKED: u32 = 0xA1B2_C3D4;
+const CANARY: &[u8] = b"canary-4711-canary";
+
+fn keys(current: u32, others: &[u32]) -> Keyring {
+    let key = |id: u32| Key::new([id as u8; 32]);
+    let ring = Keyring::new(KeyId(current), key(current));
+    others.iter().fold(ring, |ring, id| ring.with(KeyId(*id), key(*id)))
+}
+
+fn sealing(current: u32, others: &[u32]) -> Cipher {
+    cipher(Arc::new(keys(current, others)))
+}
+
+fn accept(to: &str, sender: Option<&str>, id: u128) -> Accept {
+    let mut builder = Message::to(to, "chat.message", CANARY)
+        .id(MessageId::from_u128(id))
+        .ordering_key("room/1")
+        .priority(Priority::High)
+        .header("x-canary", CANARY)
+        .header("empty", "");
+    if let Some(sender) = sender {
+        builder = builder.sender(sender);
+    }
+    let origin = Some(Origin { stream: StreamId::from_u128(9), seq: Seq::new(4) });
+    Accept { message: builder.build().unwrap(), at: Timestamp::from_millis(7), origin, moved: false }
+}
+
+fn sealed(cipher: &Cipher, accept: &Accept) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    cipher.encode_accept(accept, &mut bytes);
+    bytes
+}
+
+fn holds(bytes: &[u8], what: &[u8]) -> bool {
+    bytes.windows(what.len()).any(|window| window == what)
+}
+
+#[test]
+fn a_sealed_message_comes_back_and_shows_nothing_of_itself() {
+    for moved in [false, true] {
+        for (cost, message) in [
+            (2, accept("alice", Some("bob"), 1).message),
+            (2, accept("alice", None, 2).message),
+            (0, Message::to("a", "b.c", "").build().unwrap()),
+        ] {
+            let accept = Accept { message, moved, at: Timestamp::ZERO, origin: None };
+            let cipher = sealing(3, &[]);
+            let bytes = sealed(&cipher, &accept);
+            assert_eq!(cipher.decode_accept(&bytes), Ok(accept.clone()));
+            assert_eq!(bytes[0], 32 + if moved { 18 } else { 1 });
+            assert!(!holds(&bytes, CANARY) && !holds(&bytes, b"x-canary"));
+            let mut plain = Vec::new();
+            encode_accept(&accept, &mut plain);
+            assert_eq!(cost > 0, holds(&plain, CANARY), "the scan finds what is there");
+            // 52 bytes and the blob's own length, which is one byte, or three above 250.
+            assert!((53..=55).contains(&(bytes.len() - plain.len())));
+        }
+    }
+}
+
+#[test]
+fn metadata_stays_readable_and_other_records_stay_as_they_are() {
+    let bytes = sealed(&sealing(1, &[]), &accept("alice", Some("bob"), 1));
+    for shown in ["alice", "bob", "chat.message", "room/1"] {
+        assert!(holds(&bytes, shown.as_bytes()), "{shown}");
+    }
+    let exposed = Record::Exposed(Exposed { user: UserId::new("alice").unwrap(), epoch: Epoch(5) });
+    let (mut with, mut without) = (Vec::new(), Vec::new());
+    sealing(1, &[]).encode_record(&exposed, &mut with);
+    Cipher::plain().encode_record(&exposed, &mut without);
+    assert_eq!(with, without);
+}
+
+#[test]
+fn the_same_message_is_never_sealed_into_the_same_bytes() {
+    let (cipher, accept) = (sealing(1, &[]), accept("alice", None, 1));
+    assert_ne!(sealed(&cipher, &accept), sealed(&cipher, &accept));
+}
+
+#[test]
+fn a_missing_or_wrong_key_is_an_error_of_its_own() {
+    let accept = accept("alice", None, 1);
+    let bytes = sealed(&sealing(3, &[]), &accept);
+    let key = KeyId(3);
+    assert_eq!(decode_accept(&bytes), Err(CodecError::Sealed(KeyError::NoKeys { key })));
+    let unknown = sealing(4, &[5]).decode_accept(&bytes);
+    assert_eq!(unknown, Err(CodecError::Sealed(KeyError::UnknownKey { key })));
+    let wrong = cipher(Arc::new(Keyring::new(key, Key::new([9; 32])))).decode_accept(&bytes);
+    assert_eq!(wrong, Err(CodecError::Sealed(KeyError::WrongKey { key })));
+    assert_eq!(sealing(4, &[3]).decode_accept(&bytes), Ok(accept));
+}
+
+#[test]
+fn what_is_plain_is_read_with_keys_too() {
+    let accept = accept("alice", None, 1);
+    assert_eq!(sealing(1, &[]).decode_accept(&sealed(&Cipher::plain(), &accept)), Ok(accept));
+}
+
+/// The metadata that the seal is not bound to is covered by checksums only.
+#[test]
+fn every_bit_flip_in_a_sealed_blob_is_noticed() {
+    let cipher = sealing(MARKED, &[]);
+    let accept = accept("alice", None, 1);
+    let bytes = sealed(&cipher, &accept);
+    let start = bytes.windows(4).position(|window| window == MARKED.to_le_bytes()).unwrap();
+    let end = start + usize::from(bytes[start - 1]);
+    assert!(end < bytes.len());
+    for bit in start * 8..end * 8 {
+        let mut flipped = bytes.clone();
+        flipped[bit / 8] ^= 1 << (bit % 8);
+        match cipher.decode_accept(&flipped) {
+            Err(CodecError::Sealed(_)) => assert!(bit / 8 < start + 12, "bit {bit} is no bit of the key's name"),
+            Err(CodecError::Body(_)) => assert!(bit / 8 >= start + 12),
+            other => panic!("bit {bit}: {other:?}"),
+        }
+    }
+}
+
+/// The blob of one message in the place of another's.
+fn swapped(from: &Accept, to: &Accept) -> Result<Accept, CodecError> {
+    let cipher = sealing(MARKED, &[]);
+    let (from, mut bytes) = (sealed(&cipher, from), sealed(&cipher, to));
+    let blob = |bytes: &[u8]| bytes.windows(4).position(|window| window == MARKED.to_le_bytes()).unwrap();
+    let (theirs, mine) = (blob(&from), blob(&bytes));
+    let len = usize::from(from[theirs - 1]);
+    assert_eq!(from[theirs - 1], bytes[mine - 1]);
+    bytes[mine..mine + len].copy_from_slice(&from[theirs..theirs + len]);
+    cipher.decode_accept(&bytes)
+}
+
+#[test]
+fn a_body_under_another_message_sender_or_recipient_is_damage() {
+    let one = accept("alice", Some("bob"), 1 << 100);
+    for other in [
+        accept("alice", Some("bob"), 1 << 101),
+        accept("alicf", Some("bob"), 1 << 100),
+        accept("alice", Some("bod"), 1 << 100),
+        accept("alice", None, 1 << 100),
+        // Together the ids are the same bytes.
+        accept("bobalice", None, 1 << 100),
+        accept("lice", Some("boba"), 1 << 100),
+    ] {
+        assert!(matches!(swapped(&one, &other), Err(CodecError::Body(_))), "{:?}", other.message);
+    }
+    assert_eq!(swapped(&one, &one), Ok(one.clone()), "the test puts bodies where they belong");
+}
+
+#[test]
+fn one_record_without_a_key_spares_the_others_of_its_group() {
+    let mut bytes = Vec::new();
+    for (key, id) in [(1, 1), (2, 2), (1, 3)] {
+        sealing(key, &[]).encode_record(&Record::Accept(Arc::new(accept("alice", None, id))), &mut bytes);
+    }
+    let cipher = sealing(1, &[]);
+    let read: Vec<_> = cipher.decode_records(3, &bytes).map(|record| record.is_ok()).collect();
+    assert_eq!(read, [true, false, true]);
+    assert!(decode_records(3, &bytes).all(|record| record.is_err()));
+}
+
+#[test]
+fn a_message_at_its_limits_is_sealed_without_growing_out_of_its_room() {
+    let mut builder = Message::to("alice", "a.b", vec![1; 70_000]);
+    for n in 0..MAX_HEADERS {
+        builder = builder.header(format!("n{n}"), vec![2; 56]);
+    }
+    let accept =
+        Accept { message: builder.build().unwrap(), at: Timestamp::ZERO, origin: None, moved: false };
+    let cipher = sealing(1, &[]);
+    assert_eq!(cipher.decode_accept(&sealed(&cipher, &accept)), Ok(accept));
+}
