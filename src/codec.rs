@@ -28,9 +28,9 @@ use crate::time::Timestamp;
 
 pub use rows::{DEDUP_BYTES, decode_dedup, decode_row, encode_dedup, encode_row};
 pub use seal::Cipher;
-pub(crate) use seal::{KeyMark, Unopened};
 #[cfg(feature = "encryption")]
 pub(crate) use seal::{HEAD_BYTES, NONCE_BYTES, Sealer, TAG_BYTES};
+pub(crate) use seal::{KeyMark, Unopened};
 
 /// No encoding is longer: the largest payload, headers and ids, with room to spare.
 const LIMIT: usize = 17 << 20;
@@ -367,35 +367,6 @@ struct AcceptIn<'a, C> {
     contents: C,
     at: Timestamp,
     origin: Option<Origin>,
-}
-
-impl<'a> AcceptIn<'a, Blob<'a>> {
-    fn open(self, cipher: &Cipher, moved: bool) -> Result<(Accept, KeyMark), CodecError> {
-        let about = seal::about(self.sender.map(|id| id.0), self.recipient.0, MessageId::from_u128(self.id));
-        let (plain, key) = cipher.open(&about, self.contents.0)?;
-        Ok((self.with(ContentsIn::of(&plain)?).build(moved)?, key))
-    }
-}
-
-impl<'a, C> AcceptIn<'a, C> {
-    fn with<D>(self, contents: D) -> AcceptIn<'a, D> {
-        let Self { id, recipient, event, sender, ordering_key, priority, durability, .. } = self;
-        let Self { ttl_ms, traceparent, contents: _, at, origin, .. } = self;
-        AcceptIn {
-            id,
-            recipient,
-            event,
-            sender,
-            ordering_key,
-            priority,
-            durability,
-            ttl_ms,
-            traceparent,
-            contents,
-            at,
-            origin,
-        }
-    }
 }
 
 impl AcceptIn<'_, ContentsIn<'_>> {

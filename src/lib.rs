@@ -26,7 +26,9 @@ pub mod testing;
 pub use config::{Config, ConfigError};
 pub use error::{InvalidMessage, KeyError, MessageFlaw};
 pub use event::{EventName, InvalidEventName, MAX_EVENT_BYTES};
-pub use id::{DeviceId, InvalidId, InvalidMessageId, KeyId, MAX_ID_BYTES, MessageId, OrderingKey, StreamId, UserId};
+pub use id::{
+    DeviceId, InvalidId, InvalidMessageId, KeyId, MAX_ID_BYTES, MessageId, OrderingKey, StreamId, UserId,
+};
 pub use message::{
     Durability, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_BYTES, Message, MessageBuilder, Priority,
 };

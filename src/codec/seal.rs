@@ -16,8 +16,10 @@ use std::sync::Arc;
 use serde::ser::SerializeTuple;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{Blob, CodecError, Fields, HeadersIn, HeadersOut, Records, append_record, decode_borrowed, decode_with};
-use super::{body_error, encode_value};
+use super::{AcceptIn, encode_value};
+use super::{
+    Blob, CodecError, Fields, HeadersIn, HeadersOut, Records, append_record, decode_borrowed, decode_with,
+};
 use crate::error::KeyError;
 use crate::id::{KeyId, MessageId};
 use crate::message::Message;
@@ -192,7 +194,7 @@ impl Cipher {
 }
 
 /// What a message's seal is bound to. Lengths stand before what has one, so that nothing can be shifted; no id is empty.
-pub(super) fn about(sender: Option<&[u8]>, recipient: &[u8], id: MessageId) -> Vec<u8> {
+fn about(sender: Option<&[u8]>, recipient: &[u8], id: MessageId) -> Vec<u8> {
     let mut about = b"lastmile message 1".to_vec();
     for part in [sender.unwrap_or_default(), recipient] {
         about.extend_from_slice(&(part.len() as u64).to_le_bytes());
@@ -234,6 +236,35 @@ pub(super) struct ContentsIn<'a> {
 impl<'a> ContentsIn<'a> {
     /// What [`Cipher::seal_contents`] sealed, once it is open.
     pub(super) fn of(plain: &'a [u8]) -> Result<Self, CodecError> {
-        decode_borrowed(plain).map_err(body_error)
+        decode_borrowed(plain)
+    }
+}
+
+impl<'a> AcceptIn<'a, Blob<'a>> {
+    pub(super) fn open(self, cipher: &Cipher, moved: bool) -> Result<(Accept, KeyMark), CodecError> {
+        let about = about(self.sender.map(|id| id.0), self.recipient.0, MessageId::from_u128(self.id));
+        let (plain, key) = cipher.open(&about, self.contents.0)?;
+        Ok((self.with(ContentsIn::of(&plain)?).build(moved)?, key))
+    }
+}
+
+impl<'a, C> AcceptIn<'a, C> {
+    fn with<D>(self, contents: D) -> AcceptIn<'a, D> {
+        let Self { id, recipient, event, sender, ordering_key, priority, durability, .. } = self;
+        let Self { ttl_ms, traceparent, contents: _, at, origin, .. } = self;
+        AcceptIn {
+            id,
+            recipient,
+            event,
+            sender,
+            ordering_key,
+            priority,
+            durability,
+            ttl_ms,
+            traceparent,
+            contents,
+            at,
+            origin,
+        }
     }
 }

@@ -15,7 +15,7 @@ use super::mail::{Mail, Note, Operated, Post, Reply};
 use super::receipt::Stage;
 use super::tasks;
 use super::watch::{Waiting, Watched, Watchers};
-use crate::codec;
+use crate::codec::Cipher;
 use crate::machine::{Action, Change, EntryRef, Input, LoadId, Machine, Query, Ticket};
 use crate::ports::Clock;
 use crate::record::Record;
@@ -212,7 +212,7 @@ impl Driver {
                 }
                 Action::Persist { commit, records, accepts, written } => {
                     let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
-                    let records = encode(&records);
+                    let records = encode(&records, self.outbox.cipher());
                     self.state.open_commits.push_back(records.len() as u64);
                     self.state.open_bytes += records.len() as u64;
                     let generation = self.state.generation;
@@ -295,8 +295,8 @@ enum Woken {
     Closed,
 }
 
-fn encode(records: &[Record]) -> Vec<u8> {
+fn encode(records: &[Record], cipher: &Cipher) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(records.len().saturating_mul(384));
-    records.iter().for_each(|record| codec::encode_record(record, &mut bytes));
+    records.iter().for_each(|record| cipher.encode_record(record, &mut bytes));
     bytes
 }

@@ -10,7 +10,6 @@ use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
 
 use crate::codec::{Cipher, HEAD_BYTES, KeyMark, NONCE_BYTES, Sealer, TAG_BYTES, Unopened};
 use crate::error::KeyError;
-use crate::id::KeyId;
 use crate::ports::{Key, KeyProvider};
 
 /// Under this nonce eight zeros are encrypted to tell keys apart. It seals nothing else.
@@ -56,7 +55,12 @@ impl Sealer for Keys {
         let (sealed, tag) = sealed.split_last_chunk::<TAG_BYTES>().ok_or(Unopened::Broken)?;
         let mut plain = sealed.to_vec();
         cipher_of(&key)
-            .decrypt_inout_detached(&XNonce::from(*nonce), about, plain.as_mut_slice().into(), &Tag::from(*tag))
+            .decrypt_inout_detached(
+                &XNonce::from(*nonce),
+                about,
+                plain.as_mut_slice().into(),
+                &Tag::from(*tag),
+            )
             .map_err(|_| Unopened::Broken)?;
         Ok(plain)
     }

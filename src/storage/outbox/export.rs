@@ -18,8 +18,9 @@ use super::merge::Judge;
 use super::meta::{META_VERSION, Meta, MetaError, RunInfo};
 use super::writer::{Pending, RunWriter, write_body};
 use super::{Identity, OpenError, OutboxStore, keys, keys::Key, rows};
-use crate::codec::{self, Fields};
+use crate::codec::{self, Cipher, CodecError, Fields};
 use crate::digest::Digester;
+use crate::error::KeyError;
 use crate::id::UserId;
 use crate::ports::{Flow, Store, StoreError};
 use crate::record::{Epoch, Seq};
@@ -95,6 +96,9 @@ pub enum ImportError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The export is sealed with a key that is missing.
+    #[error(transparent)]
+    Sealed(#[from] KeyError),
     /// The stream could not be read.
     #[error("the export could not be read")]
     Read(#[source] std::io::Error),
@@ -118,7 +122,7 @@ impl OutboxStore {
         let table = self.table();
         let mut stream = Out { out, items: 0, carried: Carried::default() };
         stream.out.write_all(&[&MAGIC[..], &EXPORT_VERSION.to_le_bytes()].concat())?;
-        stream.item(TABLE, &table.encode())?;
+        stream.item(TABLE, &table.encode(self.cipher()))?;
         for run in &table.runs {
             stream.item(RUN, &[run.first.get().to_le_bytes(), run.last.get().to_le_bytes()].concat())?;
             self.export_entries(run, &mut stream)?;
@@ -155,10 +159,10 @@ impl OutboxStore {
         if judge.has_ended(self, &user, entry.lane, entry.seq)? {
             return Ok(());
         }
-        match message_of(self.dyn_store(), entry) {
-            Ok(accept) => {
+        match message_of(self, entry) {
+            Ok((accept, _)) => {
                 let mut body = entry.seq.get().to_le_bytes().to_vec();
-                codec::encode_accept(&accept, &mut body);
+                self.cipher().encode_accept(&accept, &mut body);
                 stream.carried.messages += 1;
                 stream.item(ENTRY, &body)
             }
@@ -213,6 +217,19 @@ impl OutboxStore {
         manifest: Option<PathBuf>,
         input: &mut dyn Read,
     ) -> Result<Carried, ImportError> {
+        Self::import_with(store, manifest, input, Cipher::plain())
+    }
+
+    /// The same, with what opens the export and seals what it is imported into.
+    ///
+    /// # Errors
+    /// [`ImportError`].
+    pub fn import_with(
+        store: Arc<dyn Store>,
+        manifest: Option<PathBuf>,
+        input: &mut dyn Read,
+        cipher: Cipher,
+    ) -> Result<Carried, ImportError> {
         let mut used = false;
         let (from, to) = keys::everything();
         store.scan(&from, &to, &mut |_, _| {
@@ -223,9 +240,9 @@ impl OutboxStore {
             return Err(ImportError::NotEmpty);
         }
         let mut stream = In { input, items: 0 };
-        let meta = stream.head()?;
+        let meta = stream.head(&cipher)?;
         let identity = Identity { stream: meta.stream, digest_key: meta.digest_key };
-        let (outbox, opened) = Self::open(store, manifest, meta.epoch, identity)?;
+        let (outbox, opened) = Self::open_with(store, manifest, meta.epoch, identity, cipher)?;
         let result = outbox.fill(opened.epoch, meta, &mut stream);
         if result.is_err() {
             while outbox.delete_some(opened.epoch, &(from.clone(), to.clone()))? {}
@@ -252,7 +269,7 @@ impl OutboxStore {
                 RUN => import.begin_run(&mut fields).ok_or_else(|| stream.damaged("run"))?,
                 ENTRY => {
                     carried.messages += 1;
-                    import.entry(&mut fields).map_err(|e| stream.damaged(&e))?;
+                    import.entry(&mut fields).map_err(|e| stream.refused(e))?;
                 }
                 ID => carried.ids += import.ids(&body).map_err(|e| stream.damaged(&e))?,
                 ROW => {
@@ -313,7 +330,7 @@ struct In<'a> {
 }
 
 impl In<'_> {
-    fn head(&mut self) -> Result<Meta, ImportError> {
+    fn head(&mut self, cipher: &Cipher) -> Result<Meta, ImportError> {
         let head = self.bytes(10).map_err(|error| match error {
             ImportError::Truncated { .. } => ImportError::NotAnExport,
             other => other,
@@ -330,8 +347,9 @@ impl In<'_> {
             _ => return Err(ImportError::NotAnExport),
         }
         let (kind, table) = self.item()?;
-        match Meta::decode(&table) {
+        match Meta::decode(&table, cipher) {
             Ok(meta) if kind == TABLE => Ok(meta),
+            Err(MetaError::Sealed(error)) => Err(ImportError::Sealed(error)),
             Err(MetaError::TooNew { found }) => {
                 Err(ImportError::FormatTooNew { found: u16::from(found), supported: u16::from(META_VERSION) })
             }
@@ -363,6 +381,13 @@ impl In<'_> {
         Ok(bytes)
     }
 
+    fn refused(&self, error: CodecError) -> ImportError {
+        match error {
+            CodecError::Sealed(error) => ImportError::Sealed(error),
+            other => self.damaged(other),
+        }
+    }
+
     fn damaged(&self, reason: impl core::fmt::Display) -> ImportError {
         ImportError::Damaged { item: self.items, reason: reason.to_string() }
     }
@@ -388,7 +413,8 @@ impl Import<'_> {
         let number = self.outbox.take_run_number();
         let room = self.room.iter().find(|run| run.first == first).map_or(0, |run| run.users);
         let info = RunInfo::new(number, first, last);
-        self.run = in_order.then(|| RunWriter::new(info, room, self.digester));
+        self.run =
+            in_order.then(|| RunWriter::keyed(info, room, self.digester, self.outbox.cipher().clone()));
         in_order.then_some(())
     }
 
@@ -402,11 +428,12 @@ impl Import<'_> {
         }
     }
 
-    fn entry(&mut self, fields: &mut Fields<'_>) -> Result<(), String> {
-        let run = self.run.as_mut().ok_or("an entry outside of a run")?;
-        let seq = Seq::new(fields.u64().ok_or("an entry without a place")?);
-        let accept = codec::decode_accept(fields.0).map_err(|e| e.to_string())?;
-        write_body(seq, &accept, &mut Vec::new(), &mut self.pending);
+    fn entry(&mut self, fields: &mut Fields<'_>) -> Result<(), CodecError> {
+        let odd = |what: &str| CodecError::Body(what.to_owned());
+        let run = self.run.as_mut().ok_or_else(|| odd("an entry outside of a run"))?;
+        let seq = Seq::new(fields.u64().ok_or_else(|| odd("an entry without a place"))?);
+        let accept = run.cipher.decode_accept(fields.0)?;
+        write_body(seq, &accept, &run.cipher, &mut Vec::new(), &mut self.pending);
         run.accept(seq, &accept, &mut self.pending);
         Ok(())
     }

@@ -5,13 +5,13 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::chunk::{Body, Entry, entries};
+use super::chunk::{Body, Entry, entries, part_numbers};
 use super::keys::{self, Key};
 use super::meta::{Meta, RunInfo};
 use super::recent::Messages;
 use super::verify::Damage;
 use super::{OutboxStore, rows};
-use crate::codec;
+use crate::codec::{self, CodecError, KeyMark};
 use crate::digest::Digester;
 use crate::id::UserId;
 use crate::machine::{Found, Page, Query};
@@ -24,7 +24,8 @@ impl OutboxStore {
     /// Answers a query. May be called from several threads, while settling and merging go on.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; [`StoreError::Damaged`] when a user's row is damaged.
+    /// [`StoreError::Io`]; [`StoreError::Damaged`] when a user's row is damaged; [`StoreError::Sealed`] when the key of a
+    /// message is missing.
     /// Damaged messages are named in the page instead, as far as they can be known, and the others are loaded; damaged
     /// remembered ids are left out.
     pub fn load(&self, query: &Query) -> Result<Found, StoreError> {
@@ -97,7 +98,7 @@ impl OutboxStore {
         page: &mut PageLoad<'_>,
     ) -> Result<(), StoreError> {
         if let Some(read) = self.inner.recent.find(user, table.generation) {
-            let _ = read.lane(user, lane).try_for_each(|entry| match page.entry(self.dyn_store(), &entry) {
+            let _ = read.lane(user, lane).try_for_each(|entry| match page.entry(self, &entry) {
                 Flow::Continue => ControlFlow::Continue(()),
                 Flow::Stop => ControlFlow::Break(()),
             });
@@ -109,7 +110,7 @@ impl OutboxStore {
             let to = keys::after(keys::chunk(run.number, user, lane, Seq::MAX));
             self.scan_entries(run, user, from, to, &mut |entry| match entry {
                 Ok(entry) if entry.lane != lane => Flow::Continue,
-                Ok(entry) => page.entry(self.dyn_store(), &entry),
+                Ok(entry) => page.entry(self, &entry),
                 Err(place) => page.damage(place.filter(|place| place.0 == lane).map(|place| place.1)),
             })?;
             if page.full {
@@ -241,25 +242,33 @@ pub(super) fn has_ended(row: &UserRow, lane: Priority, seq: Seq) -> bool {
     row.lanes.get(lane.index()).is_some_and(ended)
 }
 
-/// The message of an entry.
-pub(super) fn message_of(store: &dyn Store, entry: &Entry<'_>) -> Result<Accept, StoreError> {
+/// The message of an entry, and what it is sealed with. One whose key is missing is not damaged.
+pub(super) fn message_of(
+    outbox: &OutboxStore,
+    entry: &Entry<'_>,
+) -> Result<(Accept, Option<KeyMark>), StoreError> {
     let key = Key::Body { seq: entry.seq, part: 0 }.encode();
-    let decode = |bytes: &[u8]| codec::decode_accept(bytes).map_err(|e| rows::damaged(&key, &e.to_string()));
-    let accept = match entry.body {
+    let decode = |bytes: &[u8]| {
+        outbox.cipher().open_accept(bytes).map_err(|e| match e {
+            CodecError::Sealed(error) => StoreError::Sealed(error),
+            other => rows::damaged(&key, &other.to_string()),
+        })
+    };
+    let (accept, sealed) = match entry.body {
         Body::Inline(body) => decode(body)?,
-        Body::Parts { bytes, parts } => decode(&body_of(store, entry.seq, bytes, parts)?)?,
+        Body::Parts { bytes, parts } => decode(&body_of(outbox.dyn_store(), entry.seq, bytes, parts)?)?,
     };
     let message = &accept.message;
     if message.recipient().as_bytes() != entry.user || message.priority() != entry.lane {
         return Err(rows::damaged(&key, "the message is another one's"));
     }
-    Ok(accept)
+    Ok((accept, sealed))
 }
 
 /// A body that lies in parts.
 pub(super) fn body_of(store: &dyn Store, seq: Seq, bytes: u32, parts: u32) -> Result<Vec<u8>, StoreError> {
     let mut body = Vec::new();
-    for part in 0..parts {
+    for part in part_numbers(parts) {
         let key = Key::Body { seq, part }.encode();
         body.extend_from_slice(&store.read(&key)?.ok_or_else(|| rows::damaged(&key, "it is missing"))?);
     }
@@ -293,7 +302,7 @@ impl<'a> PageLoad<'a> {
         Self { after, ended, limits, bytes: 0, entries, damaged, last: after, full: false, error: None }
     }
 
-    fn entry(&mut self, store: &dyn Store, entry: &Entry<'_>) -> Flow {
+    fn entry(&mut self, outbox: &OutboxStore, entry: &Entry<'_>) -> Flow {
         if entry.seq <= self.after || self.ended.binary_search(&entry.seq).is_ok() {
             return Flow::Continue;
         }
@@ -304,8 +313,8 @@ impl<'a> PageLoad<'a> {
             self.full = true;
             return Flow::Stop;
         }
-        match message_of(store, entry) {
-            Ok(accept) => {
+        match message_of(outbox, entry) {
+            Ok((accept, _)) => {
                 self.bytes = self.bytes.saturating_add(cost);
                 self.entries.push((entry.seq, Arc::new(accept)));
             }

@@ -11,6 +11,7 @@ use super::keys::{self, Key};
 use super::load::has_ended;
 use super::meta::{Meta, Pin, RunInfo};
 use super::rows::Change;
+use super::sealed::stale_run;
 use super::verify::Damage;
 use super::writer::{Pending, RunWriter};
 use super::{OutboxStore, Progress, rows};
@@ -63,7 +64,8 @@ enum Phase {
 
 impl Merge {
     /// What there is to do: go on with deleting runs that a crash left half deleted; drop runs in which all has ended;
-    /// merge neighbours while there are more than `max_runs`. Ids accepted before `ids_since` are not kept.
+    /// merge neighbours while there are more than `max_runs`; write a run anew that is not sealed with the current key,
+    /// if all its keys are there. Ids accepted before `ids_since` are not kept.
     ///
     /// One merge at a time: step it to its end, or drop it, before the next one is planned.
     #[must_use]
@@ -75,12 +77,21 @@ impl Merge {
         let dead = |run: &&RunInfo| run.live == 0 && (run.ids == 0 || run.newest_id < ids_since);
         // A live count is a hint: the run is read before it goes, and what lives after all is kept.
         let dead = table.runs.iter().find(dead).map(|run| vec![run.clone()]);
-        let inputs = dead.or_else(|| cheapest_neighbours(&table, max_runs.max(1)))?;
+        let inputs = dead
+            .or_else(|| cheapest_neighbours(&table, max_runs.max(1)))
+            .or_else(|| stale_run(&table, outbox.cipher()))?;
         let (first, last) = (inputs.first()?.first, inputs.last()?.last);
         let mut merge = Self::new(Phase::Entries, inputs, ids_since);
         let users = merge.inputs.iter().map(|run| run.users).sum();
         let info = RunInfo::new(outbox.take_run_number(), first, last);
-        merge.writer = Some(RunWriter::new(info, users, outbox.digester()));
+        let mut writer = RunWriter::new(info, users, outbox);
+        for input in &mut merge.inputs {
+            input.keys.rewritten = input.keys.is_stale(outbox.cipher());
+            if !input.keys.rewritten {
+                writer.info.keys.add_all(&input.keys);
+            }
+        }
+        merge.writer = Some(writer);
         let numbers = || merge.inputs.iter().map(|run| run.number);
         merge.entries = numbers().map(|number| Cursor::new(keys::chunks_of(number, number))).collect();
         merge.ids = numbers().map(|number| Cursor::new(keys::dedup_of(number, number))).collect();
@@ -165,12 +176,19 @@ impl Merge {
             let heads =
                 self.entries.iter().enumerate().filter_map(|(i, cursor)| Some((cursor.items.front()?, i)));
             let least = heads.min_by(|(a, _), (b, _)| a.entry().place().cmp(&b.entry().place()));
-            let Some(cursor) = least.map(|(_, i)| i).and_then(|i| self.entries.get_mut(i)) else {
+            let least = least.map(|(_, i)| i);
+            let least = least.and_then(|i| Some((self.entries.get_mut(i)?, self.inputs.get(i)?)));
+            let Some((cursor, run)) = least else {
                 writer.finish(&mut self.pending);
                 return Ok(Some(Phase::Ids));
             };
             let Some(owned) = cursor.items.pop_front() else { continue };
-            if !self.judge.has_ended(outbox, &owned.user, owned.lane, owned.seq)? {
+            if self.judge.has_ended(outbox, &owned.user, owned.lane, owned.seq)? {
+                continue;
+            }
+            if run.keys.rewritten {
+                writer.reseal(outbox, &owned.entry(), &mut self.pending)?;
+            } else {
                 writer.entry(&owned.entry(), &mut self.pending);
             }
         }
@@ -218,6 +236,8 @@ impl Merge {
             meta.runs = kept;
             for mut input in inputs {
                 outbox.retire(core::mem::take(&mut input.pin));
+                let planned = self.inputs.iter().find(|planned| planned.number == input.number);
+                input.keys.rewritten = planned.is_some_and(|planned| planned.keys.rewritten);
                 meta.dropping.push(input);
             }
         })
@@ -237,7 +257,7 @@ impl Merge {
             let done = chunks.is_empty();
             for (key, value) in chunks {
                 if run.stubs > 0 {
-                    self.judge.drop_bodies(outbox, &value.unwrap_or_default(), &mut self.pending)?;
+                    self.judge.drop_bodies(outbox, run, &value.unwrap_or_default(), &mut self.pending)?;
                 }
                 self.pending.push(Change::Delete(key));
             }
@@ -406,19 +426,22 @@ impl Judge {
         Ok(row.is_some_and(|row| has_ended(row, lane, seq)))
     }
 
-    /// Deletes the bodies of what has ended.
+    /// Deletes the bodies of what has ended, and those that the run in this one's place has written anew.
     fn drop_bodies(
         &mut self,
         outbox: &OutboxStore,
+        run: &RunInfo,
         chunk: &[u8],
         pending: &mut Pending,
     ) -> Result<(), StoreError> {
-        for entry in entries(chunk).flatten().filter(|entry| entry.body.parts() > 0) {
+        for entry in entries(chunk).flatten().filter(|entry| !entry.body.parts().is_empty()) {
             let Ok(user) = UserId::new(entry.user) else { continue };
-            if self.has_ended(outbox, &user, entry.lane, entry.seq)? {
-                for part in 0..entry.body.parts() {
-                    pending.push(Change::Delete(Key::Body { seq: entry.seq, part }.encode()));
-                }
+            let has_ended = self.has_ended(outbox, &user, entry.lane, entry.seq)?;
+            let own = entry.body.parts().filter(|_| has_ended || run.keys.rewritten);
+            // A rewriting that a crash cut short may have left the other copy, which no run names.
+            let other = entry.body.other_copy().parts().filter(|_| has_ended && outbox.cipher().seals());
+            for part in own.chain(other) {
+                pending.push(Change::Delete(Key::Body { seq: entry.seq, part }.encode()));
             }
         }
         Ok(())

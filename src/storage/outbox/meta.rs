@@ -6,15 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use super::filter::Filter;
 use super::keys::Key;
-use crate::codec::{self, CodecError, Fields};
+use super::sealed::{self, RunKeys};
+use crate::codec::{self, Cipher, CodecError, Fields, KeyMark};
+use crate::error::KeyError;
 use crate::id::{StreamId, UserId};
 use crate::ports::{Batch, MAX_VALUE_BYTES, Store, StoreError};
 use crate::record::{Counters, Epoch, Seq};
 use crate::storage::frame;
 use crate::time::Timestamp;
 
-/// The format of the row that this build writes, and the newest it reads.
-pub const META_VERSION: u8 = 2;
+/// The newest format of the row that this build reads. It is written where messages are sealed.
+pub const META_VERSION: u8 = 3;
+/// The format of the row where they are not.
+const PLAIN_VERSION: u8 = 2;
 /// What a part says before its share of the row.
 const PART_HEAD: usize = 2;
 /// The row's checksum is bound to this name.
@@ -56,6 +60,9 @@ pub struct RunInfo {
     /// The filter, when it could be read.
     #[serde(skip)]
     pub(super) filter: Known,
+    /// What its entries are sealed with; the table's envelope has it.
+    #[serde(skip)]
+    pub(super) keys: RunKeys,
     /// Held by every table that names the run, so that its chunks outlive their readers.
     #[serde(skip)]
     pub(super) pin: Pin,
@@ -104,6 +111,7 @@ impl RunInfo {
             users: 0,
             filter_parts: 0,
             filter: Known::default(),
+            keys: RunKeys::default(),
             pin: Pin::default(),
         }
     }
@@ -139,6 +147,9 @@ impl RunInfo {
 pub(super) struct Meta {
     pub(super) stream: StreamId,
     pub(super) digest_key: u128,
+    /// What the digest key is sealed with, where this was read.
+    #[serde(skip)]
+    pub(super) sealed: Option<KeyMark>,
     /// Grows with every publication.
     pub(super) generation: u64,
     /// The epoch of the last publication.
@@ -157,6 +168,7 @@ impl Meta {
         Self {
             stream,
             digest_key,
+            sealed: None,
             generation: 0,
             epoch: Epoch(0),
             settled: Seq::ZERO,
@@ -188,29 +200,41 @@ impl Meta {
     }
 
     /// `version u8 · frame`, for a file or for rows.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::new();
-        codec::encode_value(self, &mut body);
-        let mut out = vec![META_VERSION];
+    pub(super) fn encode(&self, cipher: &Cipher) -> Vec<u8> {
+        let (version, body) = match sealed::encode(self, cipher) {
+            Some(body) => (META_VERSION, body),
+            None => {
+                let mut body = Vec::new();
+                codec::encode_value(self, &mut body);
+                (PLAIN_VERSION, body)
+            }
+        };
+        let mut out = vec![version];
         out.extend_from_slice(&frame::encode(NAME, &body));
         out
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, MetaError> {
+    pub(super) fn decode(bytes: &[u8], cipher: &Cipher) -> Result<Self, MetaError> {
         let (version, framed) = bytes.split_first().ok_or(MetaError::Damaged("it is empty".to_owned()))?;
         if *version > META_VERSION {
             return Err(MetaError::TooNew { found: *version });
         }
-        if *version < META_VERSION {
+        if *version < PLAIN_VERSION {
             return Err(MetaError::Damaged(format!("format {version} is older than every release")));
         }
         let body = frame::decode(NAME, framed).map_err(|e| MetaError::Damaged(e.to_string()))?;
-        codec::decode_value(body).map_err(|e: CodecError| MetaError::Damaged(e.to_string()))
+        if *version == META_VERSION {
+            return sealed::decode(body, cipher);
+        }
+        let mut meta: Self =
+            codec::decode_value(body).map_err(|e: CodecError| MetaError::Damaged(e.to_string()))?;
+        meta.runs.iter_mut().for_each(|run| run.keys.plain = run.entries > 0);
+        Ok(meta)
     }
 
     /// Adds the whole row to a batch.
-    pub(super) fn write(&self, batch: &mut Batch) {
-        let bytes = self.encode();
+    pub(super) fn write(&self, cipher: &Cipher, batch: &mut Batch) {
+        let bytes = self.encode(cipher);
         let parts = u16::try_from(bytes.len().div_ceil(MAX_VALUE_BYTES - PART_HEAD)).unwrap_or(u16::MAX);
         for (part, share) in (0_u16..).zip(bytes.chunks(MAX_VALUE_BYTES - PART_HEAD)) {
             let value = [&parts.to_le_bytes()[..], share].concat();
@@ -219,7 +243,7 @@ impl Meta {
     }
 
     /// The row, if there is one.
-    pub(super) fn read(store: &dyn Store) -> Result<Option<Self>, MetaError> {
+    pub(super) fn read(store: &dyn Store, cipher: &Cipher) -> Result<Option<Self>, MetaError> {
         let mut bytes = Vec::new();
         let mut part = 0;
         loop {
@@ -234,7 +258,7 @@ impl Meta {
             bytes.extend_from_slice(fields.0);
             part += 1;
             if part >= parts {
-                return Self::decode(&bytes).map(Some);
+                return Self::decode(&bytes, cipher).map(Some);
             }
         }
     }
@@ -247,6 +271,8 @@ pub(super) enum MetaError {
     TooNew { found: u8 },
     #[error("damaged: {0}")]
     Damaged(String),
+    #[error(transparent)]
+    Sealed(#[from] KeyError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }

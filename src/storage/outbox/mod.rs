@@ -26,12 +26,14 @@ mod filter;
 pub mod keys;
 mod load;
 mod manifest;
+mod mark;
 mod merge;
 mod meta;
 mod open;
 mod recent;
 mod recover;
 mod rows;
+mod sealed;
 mod settle;
 mod standing;
 mod suspects;
@@ -46,11 +48,14 @@ use parking_lot::{Mutex, RwLock};
 
 use self::meta::Meta;
 use self::recent::Recent;
+use crate::codec::Cipher;
 use crate::digest::Digester;
 use crate::ports::{Batch, Store, StoreError};
 use crate::record::{Epoch, Seq};
 
 pub use export::{Carried, EXPORT_VERSION, ExportError, ImportError};
+#[cfg(feature = "sled")]
+pub(in crate::storage) use mark::NAME as SEALED;
 pub use merge::{DEFAULT_MAX_RUNS, Merge};
 pub use meta::{META_VERSION, RunInfo};
 pub use open::{Identity, Loss, OpenError, Opened};
@@ -80,6 +85,7 @@ pub struct OutboxStore {
 struct Inner {
     store: Arc<dyn Store>,
     manifest: Option<PathBuf>,
+    cipher: Cipher,
     /// The table as the store has it; the lock is held over the batch that changes it.
     applied: Mutex<Arc<Meta>>,
     /// The table as it is durable, which is what readers see.
@@ -101,12 +107,19 @@ impl core::fmt::Debug for OutboxStore {
 }
 
 impl OutboxStore {
-    fn new(store: Arc<dyn Store>, manifest: Option<PathBuf>, meta: Meta, epoch: Epoch) -> Self {
+    fn new(
+        store: Arc<dyn Store>,
+        manifest: Option<PathBuf>,
+        cipher: Cipher,
+        meta: Meta,
+        epoch: Epoch,
+    ) -> Self {
         let last = meta.runs.iter().chain(&meta.dropping).map(|run| run.number).max();
         let meta = Arc::new(meta);
         let inner = Inner {
             store,
             manifest,
+            cipher,
             applied: Mutex::new(Arc::clone(&meta)),
             visible: RwLock::new(meta),
             retired: Mutex::new(Vec::new()),
@@ -156,8 +169,9 @@ impl OutboxStore {
     pub fn reopen(&self) -> Result<(), StoreError> {
         self.inner.store.reopen()?;
         let mut applied = self.inner.applied.lock();
-        let found = Meta::read(self.dyn_store()).map_err(|e| match e {
+        let found = Meta::read(self.dyn_store(), self.cipher()).map_err(|e| match e {
             meta::MetaError::Store(e) => e,
+            meta::MetaError::Sealed(e) => e.into(),
             other => rows::damaged(&keys::Key::Meta { part: 0 }.encode(), &other.to_string()),
         })?;
         let visible = self.table();
@@ -211,7 +225,8 @@ impl OutboxStore {
         meta.generation += 1;
         meta.epoch = epoch;
         let mut batch = Batch::new();
-        meta.write(&mut batch);
+        meta.sealed = self.cipher().current();
+        meta.write(self.cipher(), &mut batch);
         self.apply(epoch, batch)?;
         *applied = Arc::new(meta);
         Ok(())
@@ -231,7 +246,7 @@ impl OutboxStore {
     /// Writes the table that readers see into the manifest, if there is one.
     fn write_manifest(&self) -> Result<(), StoreError> {
         match &self.inner.manifest {
-            Some(path) => manifest::write(path, &self.table())
+            Some(path) => manifest::write(path, &self.table(), self.cipher())
                 .map_err(|source| StoreError::Io { op: "write manifest", source }),
             None => Ok(()),
         }

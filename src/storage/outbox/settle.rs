@@ -100,7 +100,7 @@ impl Settlement {
         loop {
             let filled = match self.phase {
                 Phase::Begin => self.begin(outbox),
-                Phase::Bodies => self.fill_bodies(),
+                Phase::Bodies => self.fill_bodies(outbox),
                 Phase::Entries => self.fill_entries(),
                 Phase::Ids => self.fill_ids(),
                 Phase::Rows => self.fill_rows(outbox)?,
@@ -148,14 +148,14 @@ impl Settlement {
         }
         let number = outbox.take_run_number();
         let info = RunInfo::new(number, settled, self.before.prev());
-        self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox.digester()));
+        self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox));
         // By place first: bodies are written in that order.
         self.entries.sort_unstable_by_key(|(seq, _)| *seq);
         self.order = (0..).zip(&self.entries).map(|(index, (_, accept))| Sorted::of(accept, index)).collect();
         Some(Phase::Bodies)
     }
 
-    fn fill_bodies(&mut self) -> Option<Phase> {
+    fn fill_bodies(&mut self, outbox: &OutboxStore) -> Option<Phase> {
         while let Some(sorted) = self.order.get(self.at) {
             if self.pending.is_full() {
                 return None;
@@ -163,7 +163,7 @@ impl Settlement {
             self.at += 1;
             let entry = self.entries.get(sorted.index as usize);
             if let Some((seq, accept)) = entry.filter(|(_, accept)| may_be_large(accept)) {
-                write_body(*seq, accept, &mut self.scratch, &mut self.pending);
+                write_body(*seq, accept, outbox.cipher(), &mut self.scratch, &mut self.pending);
             }
         }
         if self.pending.is_empty() {

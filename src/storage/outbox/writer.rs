@@ -3,12 +3,13 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::OutboxStore;
 use super::chunk::{Body, Chunk, Entry, MAX_INLINE_BYTES, PART_BYTES};
 use super::filter::Filter;
 use super::keys::{self, Key};
 use super::meta::{Known, RunInfo};
 use super::rows::Change;
-use crate::codec::{self, DEDUP_BYTES};
+use crate::codec::{self, Cipher, DEDUP_BYTES};
 use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
@@ -65,13 +66,19 @@ pub(super) struct RunWriter {
     first_id: Option<(u128, Seq)>,
     scratch: Vec<u8>,
     digester: Digester,
+    pub(super) cipher: Cipher,
     filter: Filter,
     last_user: Vec<u8>,
 }
 
 impl RunWriter {
-    /// A run with room for so many users in its filter, whose digests are made by `digester`.
-    pub(super) fn new(info: RunInfo, users: u64, digester: Digester) -> Self {
+    /// A run of this outbox with room for so many users in its filter.
+    pub(super) fn new(info: RunInfo, users: u64, outbox: &OutboxStore) -> Self {
+        Self::keyed(info, users, outbox.digester(), outbox.cipher().clone())
+    }
+
+    /// The same, where another key than the outbox's own makes the digests of users.
+    pub(super) fn keyed(info: RunInfo, users: u64, digester: Digester, cipher: Cipher) -> Self {
         Self {
             info,
             chunk: Chunk::default(),
@@ -79,6 +86,7 @@ impl RunWriter {
             first_id: None,
             scratch: Vec::new(),
             digester,
+            cipher,
             filter: Filter::with_room(users),
             last_user: Vec::new(),
         }
@@ -97,14 +105,15 @@ impl RunWriter {
             self.filter.insert(self.digester.user(UserId::new(entry.user).ok().as_ref()));
         }
         self.info.entries += 1;
-        self.info.stubs += u64::from(entry.body.parts() > 0);
+        self.info.stubs += u64::from(!entry.body.parts().is_empty());
     }
 
     /// Adds an accepted message; the body of a large one was written by [`write_body`].
     pub(super) fn accept(&mut self, seq: Seq, accept: &Accept, out: &mut Pending) {
         let mut bytes = core::mem::take(&mut self.scratch);
         bytes.clear();
-        codec::encode_accept(accept, &mut bytes);
+        self.info.keys.add(self.cipher.current());
+        self.cipher.encode_accept(accept, &mut bytes);
         let body =
             if bytes.len() > MAX_INLINE_BYTES { Body::stub(bytes.len()) } else { Body::Inline(&bytes) };
         let message = &accept.message;
@@ -164,17 +173,23 @@ impl RunWriter {
 }
 
 /// Writes the parts of a large message's body; a small one has none.
-pub(super) fn write_body(seq: Seq, accept: &Accept, scratch: &mut Vec<u8>, out: &mut Pending) {
+pub(super) fn write_body(
+    seq: Seq,
+    accept: &Accept,
+    cipher: &Cipher,
+    scratch: &mut Vec<u8>,
+    out: &mut Pending,
+) {
     scratch.clear();
-    codec::encode_accept(accept, scratch);
+    cipher.encode_accept(accept, scratch);
     if scratch.len() > MAX_INLINE_BYTES {
-        put_body(seq, scratch, out);
+        put_body(seq, &Body::stub(scratch.len()), scratch, out);
     }
 }
 
-/// Writes an encoded body in parts.
-pub(super) fn put_body(seq: Seq, body: &[u8], out: &mut Pending) {
-    for (part, share) in (0_u32..).zip(body.chunks(PART_BYTES)) {
+/// Writes an encoded body in the parts that its stub names.
+pub(super) fn put_body(seq: Seq, stub: &Body<'_>, body: &[u8], out: &mut Pending) {
+    for (part, share) in stub.parts().zip(body.chunks(PART_BYTES)) {
         out.put(Key::Body { seq, part }.encode(), share.to_vec());
     }
 }

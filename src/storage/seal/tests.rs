@@ -1,11 +1,9 @@
 use super::*;
 use crate::codec::{CodecError, decode_accept, decode_records, encode_accept};
-use crate::id::StreamId;
+use crate::id::{KeyId, MessageId, StreamId, UserId};
 use crate::message::{MAX_HEADERS, Message, Priority};
 use crate::ports::Keyring;
-use crate::record::{Accept, Exposed, Origin, Record, Seq};
-use crate::record::Epoch;
-use crate::id::{MessageId, UserId};
+use crate::record::{Accept, Epoch, Exposed, Origin, Record, Seq};
 use crate::time::Timestamp;
 
 /// Found nowhere else in a record.
@@ -120,7 +118,9 @@ fn every_bit_flip_in_a_sealed_blob_is_noticed() {
         let mut flipped = bytes.clone();
         flipped[bit / 8] ^= 1 << (bit % 8);
         match cipher.decode_accept(&flipped) {
-            Err(CodecError::Sealed(_)) => assert!(bit / 8 < start + 12, "bit {bit} is no bit of the key's name"),
+            Err(CodecError::Sealed(_)) => {
+                assert!(bit / 8 < start + 12, "bit {bit} is no bit of the key's name")
+            }
             Err(CodecError::Body(_)) => assert!(bit / 8 >= start + 12),
             other => panic!("bit {bit}: {other:?}"),
         }
