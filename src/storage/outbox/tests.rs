@@ -16,6 +16,8 @@ mod damage;
 mod export;
 mod failed;
 mod recovery;
+#[cfg(feature = "encryption")]
+mod sealed;
 
 const FRESH: Identity = Identity { stream: StreamId::from_u128(1), digest_key: 2 };
 const NORMAL: usize = Priority::Normal.index();
