@@ -303,7 +303,7 @@ impl EngineBuilder {
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(recovered.latest)));
         let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
         journal.begin(epoch)?;
-        outbox.note_keys(&recovered.sealed_with).map_err(OpenError::Store)?;
+        outbox.note_keys(&recovered).map_err(OpenError::Store)?;
         tracing::info!(
             epoch = epoch.0,
             records = recovered.replay.records,

@@ -6,8 +6,8 @@ use std::sync::Arc;
 use super::keys::{self, Range};
 use super::meta::{META_VERSION, Meta, MetaError, RunInfo};
 use super::writer::Pending;
-use super::{OutboxStore, manifest, mark, rows::Change};
-use crate::codec::{Cipher, KeyMark};
+use super::{OutboxStore, Recovered, manifest, mark, rows::Change};
+use crate::codec::Cipher;
 use crate::error::KeyError;
 use crate::id::{StreamId, UserId};
 use crate::ports::{Flow, Store, StoreError};
@@ -183,14 +183,22 @@ impl OutboxStore {
         Ok((outbox, opened))
     }
 
-    /// Whether the keys that an opening needs are there, as far as can be told without touching anything.
-    pub(crate) fn check_keys(store: &dyn Store, cipher: &Cipher) -> Result<(), OpenError> {
+    /// Whether the keys that an opening needs are there, as far as can be told without touching anything. An opening checks
+    /// it too; whoever has other things to open may want to know before.
+    ///
+    /// # Errors
+    /// [`OpenError::Sealed`]; [`OpenError::Store`] when the file that says so cannot be read.
+    pub fn check_keys(store: &dyn Store, cipher: &Cipher) -> Result<(), OpenError> {
         mark::check(store, cipher).map(drop)
     }
 
-    /// After a recovery: the next opening needs the keys of the journal, and no others but the current one.
-    pub(crate) fn note_keys(&self, of_the_journal: &[KeyMark]) -> Result<(), StoreError> {
-        mark::write(self.dyn_store(), self.cipher(), of_the_journal)
+    /// After a recovery, once the journal has begun again: the next opening needs the keys of the journal, and no others
+    /// but the current one. Without this, it goes on to ask for those of before.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn note_keys(&self, recovered: &Recovered) -> Result<(), StoreError> {
+        mark::write(self.dyn_store(), self.cipher(), &recovered.sealed_with)
     }
 
     /// Removes what no table names: chunks of runs between and behind those it names, and bodies behind the settled

@@ -30,7 +30,7 @@ pub struct Recovered {
     /// The latest engine time that the store or a record has seen: the clock must not start before it.
     pub latest: Timestamp,
     /// What the records that were handed over are sealed with.
-    pub(crate) sealed_with: Vec<KeyMark>,
+    pub(super) sealed_with: Vec<KeyMark>,
 }
 
 impl Recovered {
