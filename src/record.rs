@@ -74,7 +74,7 @@ impl Epoch {
 /// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
 ///
 /// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below, and 18 is an
-/// acceptance that moves a message; 16 devices, 19 collapse, 20 schedule, 21 receipt, 22 ledger are reserved for what is
+/// acceptance that moves a message; both with 32 added when they are sealed. 16 devices, 19 collapse, 20 schedule, 21 receipt, 22 ledger are reserved for what is
 /// to come and refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {

@@ -186,7 +186,9 @@ impl Cipher {
         let room = usize::try_from(message.cost()).unwrap_or(0).saturating_add(lengths);
         let mut blob = Vec::with_capacity(HEAD_BYTES + room + TAG_BYTES);
         blob.resize(HEAD_BYTES, 0);
+        let room = blob.capacity();
         encode_value(&ContentsOut::Plain(message), &mut blob);
+        debug_assert_eq!(blob.capacity(), room, "the room was too small");
         let sender = message.sender().map(|id| id.as_bytes());
         sealer.seal(&about(sender, message.recipient().as_bytes(), message.id()), &mut blob);
         Some(blob)

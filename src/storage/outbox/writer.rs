@@ -196,7 +196,7 @@ pub(super) fn put_body(seq: Seq, stub: &Body<'_>, body: &[u8], out: &mut Pending
 
 /// Whether a message's body may have to be written in parts: its encoding is at most this much longer than its cost.
 pub(super) fn may_be_large(accept: &Accept) -> bool {
-    /// Two more ids of 255 bytes, an id, a time, a trace, an origin and the lengths of 32 headers.
+    /// Two more ids of 255 bytes, an id, a time, a trace, an origin, the lengths of 32 headers and a seal.
     const OVERHEAD: u64 = 1024;
     accept.message.cost() + OVERHEAD > MAX_INLINE_BYTES as u64
 }
