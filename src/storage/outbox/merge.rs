@@ -11,7 +11,7 @@ use super::keys::{self, Key};
 use super::load::has_ended;
 use super::meta::{Meta, Pin, RunInfo};
 use super::rows::Change;
-use super::sealed::stale_run;
+use super::sealed::{resealed, stale_run};
 use super::verify::Damage;
 use super::writer::{Pending, RunWriter};
 use super::{OutboxStore, Progress, rows};
@@ -256,7 +256,7 @@ impl Merge {
             }
             let done = chunks.is_empty();
             for (key, value) in chunks {
-                if run.stubs > 0 {
+                if run.stubs > 0 || outbox.cipher().seals() {
                     self.judge.drop_bodies(outbox, run, &value.unwrap_or_default(), &mut self.pending)?;
                 }
                 self.pending.push(Change::Delete(key));
@@ -434,12 +434,13 @@ impl Judge {
         chunk: &[u8],
         pending: &mut Pending,
     ) -> Result<(), StoreError> {
-        for entry in entries(chunk).flatten().filter(|entry| !entry.body.parts().is_empty()) {
+        let has_bodies = |entry: &Entry<'_>| !(entry.body.parts().is_empty() && resealed(entry).is_empty());
+        for entry in entries(chunk).flatten().filter(has_bodies) {
             let Ok(user) = UserId::new(entry.user) else { continue };
             let has_ended = self.has_ended(outbox, &user, entry.lane, entry.seq)?;
             let own = entry.body.parts().filter(|_| has_ended || run.keys.rewritten);
-            // A rewriting that a crash cut short may have left the other copy, which no run names.
-            let other = entry.body.other_copy().parts().filter(|_| has_ended && outbox.cipher().seals());
+            // A rewriting that was cut short may have left what no run names.
+            let other = resealed(&entry).filter(|_| has_ended && outbox.cipher().seals());
             for part in own.chain(other) {
                 pending.push(Change::Delete(Key::Body { seq: entry.seq, part }.encode()));
             }

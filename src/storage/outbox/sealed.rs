@@ -61,6 +61,17 @@ pub(super) fn stale_run(table: &Meta, cipher: &Cipher) -> Option<Vec<RunInfo>> {
     table.runs.iter().find(|run| run.keys.is_stale(cipher)).map(|run| vec![run.clone()])
 }
 
+/// The parts that an entry's body has once it was sealed anew: the other copy, or one part where the seal makes a message
+/// too long to lie with its entry.
+pub(super) fn resealed(entry: &Entry<'_>) -> core::ops::Range<u32> {
+    /// More than a seal adds to a message.
+    const SEAL_BYTES: usize = 64;
+    match entry.body {
+        Body::Inline(body) => 0..u32::from(body.len() + SEAL_BYTES > MAX_INLINE_BYTES),
+        parts @ Body::Parts { .. } => parts.other_copy().parts(),
+    }
+}
+
 /// A sealed table.
 #[derive(Serialize, Deserialize)]
 struct Envelope {

@@ -174,6 +174,16 @@ fn after_merging_under_a_new_key_the_old_one_is_needed_no_more() {
 }
 
 #[test]
+fn one_opening_puts_the_table_under_the_new_key() {
+    let store = MemoryStore::new();
+    for (cipher, ok) in
+        [(sealing(1, &[]), true), (sealing(2, &[]), false), (sealing(2, &[1]), true), (sealing(2, &[]), true)]
+    {
+        assert_eq!(try_open(&store, &cipher).is_ok(), ok);
+    }
+}
+
+#[test]
 fn what_was_plain_before_is_sealed_in_the_background() {
     let store = MemoryStore::new();
     drop(fill(&store, &Cipher::plain()));
@@ -286,6 +296,27 @@ fn sealing_anew_changes_nothing_that_is_seen_wherever_it_crashes() {
 }
 
 #[test]
+fn bodies_that_were_sealed_anew_in_vain_go_with_their_messages() {
+    for old in [Cipher::plain(), sealing(1, &[])] {
+        let store = MemoryStore::new();
+        let (outbox, opened) = open_with(&store, &old);
+        settle(&outbox, opened.epoch, vec![part(1)], 51);
+        drop(outbox);
+        let (outbox, opened) = open_with(&store, &sealing(2, &[1]));
+        let bodies = census(&store)[&3];
+        let mut merge = Merge::plan(&outbox, 16, Timestamp::ZERO).unwrap();
+        assert_eq!(merge.step(&outbox, opened.epoch).unwrap(), Progress::More);
+        assert!(census(&store)[&3] > bodies);
+        drop(merge);
+        let rows = vec![(user("ann"), row(60, 36, &[])), (user("bob"), row(60, 36, &[]))];
+        let died = (1..37).map(Seq::new).collect();
+        settle(&outbox, opened.epoch, vec![Survivors { rows, died, ..Survivors::default() }], 60);
+        keep(&outbox, opened.epoch, 16);
+        assert_eq!(census(&store).get(&3), None);
+    }
+}
+
+#[test]
 fn readers_of_the_old_run_keep_its_bodies_while_it_is_sealed_anew() {
     let store = MemoryStore::new();
     drop(fill(&store, &sealing(1, &[])));
@@ -382,17 +413,18 @@ fn an_export_is_sealed_anew_and_imports_with_its_key_only() {
     }
 }
 
-fn journal_of(records: &[(Cipher, u64)]) -> MemoryJournal {
+/// One group, from this place on.
+fn journal_of(first: u64, ciphers: &[&Cipher]) -> MemoryJournal {
     let config = JournalConfig { segment_bytes: 1 << 16, segments: 4 };
     let mut journal = MemoryJournal::new(config).unwrap();
     journal.replay(Seq::ZERO, &mut |_| Ok(())).unwrap();
     journal.begin(Epoch(1)).unwrap();
-    for (cipher, seq) in records {
-        let mut bytes = Vec::new();
-        cipher.encode_record(&Record::Accept(accept("bob", Priority::Normal, vec![1; 50])), &mut bytes);
-        let group = Group { first: Seq::new(*seq), count: 1, records: &bytes };
-        journal.append(Epoch(1), group, false).unwrap();
+    let mut records = Vec::new();
+    for cipher in ciphers {
+        cipher.encode_record(&Record::Accept(accept("bob", Priority::Normal, vec![1; 50])), &mut records);
     }
+    let count = u32::try_from(ciphers.len()).unwrap();
+    journal.append(Epoch(1), Group { first: Seq::new(first), count, records: &records }, false).unwrap();
     journal.sync(Epoch(1)).unwrap();
     journal.clone()
 }
@@ -403,24 +435,24 @@ fn a_journal_whose_key_is_missing_stops_recovery_unless_it_has_settled() {
     let (outbox, opened) = open_with(&store, &sealing(2, &[]));
     settle(&outbox, opened.epoch, Vec::new(), 102);
     drop(outbox);
-    let replay = |cipher: &Cipher, records: &[(Cipher, u64)]| {
+    let replay = |cipher: &Cipher, first: u64, ciphers: &[&Cipher]| {
         let (_, opened) = open_with(&store, cipher);
         let mut applied = Vec::new();
-        let mut journal = journal_of(records);
+        let mut journal = journal_of(first, ciphers);
         recover(&opened, &mut journal, 1, &mut |_, seq, _, _| applied.push(seq.get()))
             .map(|recovered| (applied, recovered.keys(), recovered.bad.len()))
     };
-    let (old, new) = (sealing(1, &[]), sealing(2, &[]));
-    let result = replay(&new, &[(new.clone(), 103), (old.clone(), 104), (new.clone(), 105)]);
+    let (old, new, both) = (sealing(1, &[]), sealing(2, &[]), sealing(2, &[1]));
+    let result = replay(&new, 102, &[&new, &old, &new]);
     assert!(
         matches!(result, Err(RecoverError::Sealed(KeyError::UnknownKey { key: KeyId(1) }))),
         "{result:?}"
     );
-    let result = replay(&new, &[(old.clone(), 101), (new.clone(), 103)]);
-    assert_eq!(result.unwrap(), (vec![103], vec![KeyId(2)], 0));
-    let both = sealing(2, &[1]);
-    let result = replay(&both, &[(new.clone(), 103), (old, 104), (Cipher::plain(), 105)]);
-    assert_eq!(result.unwrap(), (vec![103, 104, 105], vec![KeyId(2), KeyId(1)], 0));
+    // What has settled is handed over with the rest of its group.
+    assert_eq!(replay(&new, 100, &[&old, &old, &new]).unwrap(), (vec![102], vec![KeyId(2)], 0));
+    assert_eq!(replay(&both, 100, &[&old, &old, &new]).unwrap(), (vec![102], vec![KeyId(2)], 0));
+    let result = replay(&both, 102, &[&new, &old, &Cipher::plain()]);
+    assert_eq!(result.unwrap(), (vec![102, 103, 104], vec![KeyId(2), KeyId(1)], 0));
 }
 
 #[test]
