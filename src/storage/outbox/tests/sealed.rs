@@ -175,11 +175,15 @@ fn after_merging_under_a_new_key_the_old_one_is_needed_no_more() {
 
 #[test]
 fn one_opening_puts_the_table_under_the_new_key() {
-    let store = MemoryStore::new();
-    for (cipher, ok) in
+    let dir = tempfile::tempdir().unwrap();
+    let store: Arc<dyn Store> = Arc::new(MemoryStore::new());
+    for (cipher, opens) in
         [(sealing(1, &[]), true), (sealing(2, &[]), false), (sealing(2, &[1]), true), (sealing(2, &[]), true)]
     {
-        assert_eq!(try_open(&store, &cipher).is_ok(), ok);
+        // With a manifest the table is not written at each opening anyway.
+        let manifest = Some(dir.path().join("manifest"));
+        let opened = OutboxStore::open_with(Arc::clone(&store), manifest, Epoch(0), FRESH, cipher);
+        assert_eq!(opened.is_ok(), opens);
     }
 }
 
