@@ -10,27 +10,31 @@
 //! - What is decoded passed [`Message::check`]: a decoded message could have been built.
 //! - Each encoding carries its version; golden files hold it.
 
+mod accept;
+mod fields;
+mod group;
+mod ids;
 mod rows;
 mod seal;
+mod varint;
 
-use bytes::Bytes;
-use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
-use serde::ser::SerializeSeq;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use self::seal::{ContentsIn, ContentsOut, SEALED};
+use self::group::Before;
+use self::seal::plain_of;
 use crate::error::{InvalidMessage, KeyError};
-use crate::event::EventName;
-use crate::id::{MessageId, OrderingKey, UserId};
-use crate::message::{Durability, MAX_HEADERS, Message, Priority};
-use crate::record::{Accept, Attempt, End, Exposed, Floor, Origin, Record};
-use crate::time::Timestamp;
+use crate::record::{Accept, Attempt, End, Exposed, Floor, Record, Seq};
 
-pub use rows::{DEDUP_BYTES, decode_dedup, decode_row, encode_dedup, encode_row};
+pub(crate) use fields::Fields;
+pub use group::encode_records;
+pub use ids::{DedupRows, MAX_DEDUP_BYTES, decode_dedup, encode_dedup};
+pub use rows::{decode_row, encode_row};
 pub use seal::Cipher;
 #[cfg(feature = "encryption")]
 pub(crate) use seal::{HEAD_BYTES, NONCE_BYTES, Sealer, TAG_BYTES};
 pub(crate) use seal::{KeyMark, Unopened};
+pub(crate) use varint::{put_step, put_varint};
 
 /// No encoding is longer: the largest payload, headers and ids, with room to spare.
 const LIMIT: usize = 17 << 20;
@@ -133,18 +137,30 @@ const END: u8 = 2;
 const ATTEMPT: u8 = 3;
 const EXPOSED: u8 = 4;
 const FLOOR: u8 = 5;
-/// An acceptance that moves a message. Its body is that of [`ACCEPT`].
+// The other kinds of acceptance: the body of the first one, and what they say besides.
+/// Of a message that had another place before.
 const MOVED: u8 = 18;
+/// Of a message with a collapse key: that, its version, its time if that is still to come, and what brought it there.
+const COLLAPSING: u8 = 19;
+/// Of a message whose time is still to come, when that is, and what brought it there.
+const SCHEDULED: u8 = 20;
+/// Of a dead letter, and what made it one.
+const BURIED: u8 = 23;
+/// Of a message that was a dead letter, and whether it may have arrived.
+const REQUEUED: u8 = 24;
+/// As the acceptance before it in the same group, for somebody else: see [`encode_records`].
+const LIKE: u8 = 25;
 
 /// Appends `len · kind · version · body` to `out`.
 pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
-    append_record(record, &Cipher::plain(), out);
+    Cipher::plain().encode_record(record, out);
 }
 
-fn append_record(record: &Record, cipher: &Cipher, out: &mut Vec<u8>) {
+/// Appends what is written, behind its length.
+fn with_len(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
     let start = out.len();
     out.extend_from_slice(&[0; 4]);
-    encode_bare(record, cipher, out);
+    write(out);
     let len = u32::try_from(out.len().saturating_sub(start).saturating_sub(4));
     let len = len.expect("the limits of a message keep a record below 4 GiB").to_le_bytes();
     if let Some(place) = out.get_mut(start..).and_then(|tail| tail.first_chunk_mut::<4>()) {
@@ -155,7 +171,7 @@ fn append_record(record: &Record, cipher: &Cipher, out: &mut Vec<u8>) {
 /// Appends `kind · version · body` to `out`.
 fn encode_bare(record: &Record, cipher: &Cipher, out: &mut Vec<u8>) {
     match record {
-        Record::Accept(accept) => append_accept(accept, cipher, out),
+        Record::Accept(accept) => cipher.encode_accept(accept, out),
         Record::End(end) => encode_kind(END, end, out),
         Record::Attempt(attempt) => encode_kind(ATTEMPT, attempt, out),
         Record::Exposed(exposed) => encode_kind(EXPOSED, exposed, out),
@@ -170,18 +186,7 @@ fn encode_kind(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
 
 /// Appends an accepted message as `kind · version · body`, without a length.
 pub fn encode_accept(accept: &Accept, out: &mut Vec<u8>) {
-    append_accept(accept, &Cipher::plain(), out);
-}
-
-fn append_accept(accept: &Accept, cipher: &Cipher, out: &mut Vec<u8>) {
-    out.reserve(accept.message.payload().len().saturating_add(128));
-    let kind = if accept.moved { MOVED } else { ACCEPT };
-    match cipher.seal_contents(&accept.message) {
-        None => {
-            encode_kind(kind, &AcceptOut::of(accept, ContentsOut::Plain(&accept.message)), out);
-        }
-        Some(blob) => encode_kind(SEALED + kind, &AcceptOut::of(accept, ContentsOut::Sealed(&blob)), out),
-    }
+    Cipher::plain().encode_accept(accept, out);
 }
 
 /// What [`encode_accept`] wrote.
@@ -193,7 +198,7 @@ pub fn decode_accept(bytes: &[u8]) -> Result<Accept, CodecError> {
 }
 
 /// The records of a group: `count` of them, and nothing else. Ends after the first error that hides where the next
-/// record starts; a record that is merely damaged itself is one `Err` in its place.
+/// record starts; a record that is merely damaged itself is one `Err` in its place, and so is each that leans on it.
 #[must_use]
 pub fn decode_records(count: u32, bytes: &[u8]) -> Records<'_> {
     Cipher::plain().decode_records(count, bytes)
@@ -205,7 +210,9 @@ pub struct Records<'a> {
     left: u32,
     bytes: &'a [u8],
     cipher: Cipher,
-    /// What the last record was sealed with.
+    /// The acceptance that the next one may lean on.
+    before: Before,
+    /// What the last record is sealed with.
     key: Option<KeyMark>,
 }
 
@@ -217,7 +224,7 @@ impl Records<'_> {
         let (body, rest) = rest.split_at_checked(len).ok_or(truncated(len.saturating_add(4)))?;
         self.bytes = rest;
         self.left = self.left.saturating_sub(1);
-        let (record, key) = decode_with(body, &self.cipher)?;
+        let (record, key) = group::decode_next(body, &self.cipher, &mut self.before)?;
         self.key = key;
         Ok(record)
     }
@@ -246,34 +253,38 @@ impl Iterator for Records<'_> {
     }
 }
 
-/// The record of these bytes, and what it is sealed with.
-fn decode_with(bytes: &[u8], cipher: &Cipher) -> Result<(Record, Option<KeyMark>), CodecError> {
+/// The record of these bytes, and what it is sealed with. What is shared is so for its place.
+fn decode_plain_or_sealed(
+    bytes: &[u8],
+    cipher: &Cipher,
+    shared: Option<Seq>,
+) -> Result<(Record, Option<KeyMark>), CodecError> {
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
-    let plain = match kind.checked_sub(SEALED) {
-        Some(plain @ (ACCEPT | MOVED)) => plain,
-        _ if (ACCEPT..=FLOOR).contains(&kind) || kind == MOVED => kind,
-        _ => return Err(CodecError::UnknownKind { kind }),
-    };
+    if !matches!(plain_of(kind), ACCEPT | MOVED | COLLAPSING | SCHEDULED | BURIED..=LIKE) {
+        return Ok((decode_fact(kind, *version, body)?, None));
+    }
     check_version(kind, *version)?;
-    let record = match plain {
-        ACCEPT | MOVED => {
-            let moved = plain == MOVED;
-            let (accept, key) = if kind == plain {
-                (decode_borrowed::<AcceptIn<'_, ContentsIn<'_>>>(body)?.build(moved)?, None)
-            } else {
-                let (accept, key) = decode_borrowed::<AcceptIn<'_, Blob<'_>>>(body)?.open(cipher, moved)?;
-                (accept, Some(key))
-            };
-            return Ok((Record::Accept(std::sync::Arc::new(accept)), key));
-        }
+    if kind == LIKE {
+        return Err(CodecError::Body("it leans on a message that is not there".to_owned()));
+    }
+    let (accept, key) = accept::decode(kind, body, cipher, shared)?;
+    Ok((Record::Accept(std::sync::Arc::new(accept)), key))
+}
+
+/// A record that is no acceptance.
+fn decode_fact(kind: u8, version: u8, body: &[u8]) -> Result<Record, CodecError> {
+    if !(END..=FLOOR).contains(&kind) {
+        return Err(CodecError::UnknownKind { kind });
+    }
+    check_version(kind, version)?;
+    Ok(match kind {
         END => Record::End(decode_borrowed::<End>(body)?),
         ATTEMPT => Record::Attempt(decode_borrowed::<Attempt>(body)?),
         EXPOSED => Record::Exposed(decode_borrowed::<Exposed>(body)?),
         _ => Record::Floor(decode_borrowed::<Floor>(body)?),
-    };
-    Ok((record, None))
+    })
 }
 
 fn check_version(kind: u8, found: u8) -> Result<(), CodecError> {
@@ -297,166 +308,6 @@ impl Serialize for Blob<'_> {
 impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         <&'a [u8]>::deserialize(deserializer).map(Self)
-    }
-}
-
-/// An accepted message on its way to bytes. Field for field as [`AcceptIn`].
-#[derive(Serialize)]
-struct AcceptOut<'a> {
-    id: u128,
-    recipient: Blob<'a>,
-    event: &'a str,
-    sender: Option<Blob<'a>>,
-    ordering_key: Option<Blob<'a>>,
-    priority: Priority,
-    durability: Durability,
-    ttl_ms: Option<u64>,
-    traceparent: Option<&'a str>,
-    contents: ContentsOut<'a>,
-    at: Timestamp,
-    origin: Option<Origin>,
-}
-
-impl<'a> AcceptOut<'a> {
-    fn of(accept: &'a Accept, contents: ContentsOut<'a>) -> Self {
-        let message = &accept.message;
-        Self {
-            id: message.id().as_u128(),
-            recipient: Blob(message.recipient().as_bytes()),
-            event: message.event().as_str(),
-            sender: message.sender().map(|id| Blob(id.as_bytes())),
-            ordering_key: message.ordering_key().map(|id| Blob(id.as_bytes())),
-            priority: message.priority(),
-            durability: message.durability(),
-            ttl_ms: message.ttl().map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
-            traceparent: message.traceparent(),
-            contents,
-            at: accept.at,
-            origin: accept.origin,
-        }
-    }
-}
-
-struct HeadersOut<'a>(&'a Message);
-
-impl Serialize for HeadersOut<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(self.0.headers().count()))?;
-        for (name, value) in self.0.headers() {
-            list.serialize_element(&(name, Blob(value)))?;
-        }
-        list.end()
-    }
-}
-
-/// An accepted message as it is read, borrowed from the bytes: its contents are [`ContentsIn`], or a sealed [`Blob`].
-#[derive(Deserialize)]
-struct AcceptIn<'a, C> {
-    id: u128,
-    #[serde(borrow)]
-    recipient: Blob<'a>,
-    event: &'a str,
-    #[serde(borrow)]
-    sender: Option<Blob<'a>>,
-    #[serde(borrow)]
-    ordering_key: Option<Blob<'a>>,
-    priority: Priority,
-    durability: Durability,
-    ttl_ms: Option<u64>,
-    traceparent: Option<&'a str>,
-    contents: C,
-    at: Timestamp,
-    origin: Option<Origin>,
-}
-
-impl AcceptIn<'_, ContentsIn<'_>> {
-    fn build(self, moved: bool) -> Result<Accept, CodecError> {
-        let recipient = UserId::new(self.recipient.0).map_err(body_error)?;
-        let event = EventName::new(self.event).map_err(body_error)?;
-        let mut builder = Message::to(recipient, event, Bytes::copy_from_slice(self.contents.payload.0))
-            .id(MessageId::from_u128(self.id))
-            .priority(self.priority)
-            .durability(self.durability);
-        if let Some(sender) = self.sender {
-            builder = builder.sender(UserId::new(sender.0).map_err(body_error)?);
-        }
-        if let Some(key) = self.ordering_key {
-            builder = builder.ordering_key(OrderingKey::new(key.0).map_err(body_error)?);
-        }
-        if let Some(ttl) = self.ttl_ms {
-            builder = builder.ttl(core::time::Duration::from_millis(ttl));
-        }
-        if let Some(text) = self.traceparent {
-            builder = builder.traceparent(text);
-        }
-        for (name, value) in self.contents.headers.0 {
-            builder = builder.header(name, Bytes::copy_from_slice(value.0));
-        }
-        Ok(Accept { message: builder.build()?, at: self.at, origin: self.origin, moved })
-    }
-}
-
-struct HeadersIn<'a>(Vec<(&'a str, Blob<'a>)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for HeadersIn<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(HeadersVisitor).map(Self)
-    }
-}
-
-struct HeadersVisitor;
-
-impl<'de> Visitor<'de> for HeadersVisitor {
-    type Value = Vec<(&'de str, Blob<'de>)>;
-
-    fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "at most {MAX_HEADERS} headers")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let count = list.size_hint().unwrap_or(0);
-        if count > MAX_HEADERS {
-            return Err(A::Error::invalid_length(count, &self));
-        }
-        let mut headers = Vec::with_capacity(count);
-        while let Some(header) = list.next_element()? {
-            headers.push(header);
-        }
-        Ok(headers)
-    }
-}
-
-/// Little-endian fields, one after the other.
-#[derive(Clone, Debug)]
-pub(crate) struct Fields<'a>(pub(crate) &'a [u8]);
-
-impl<'a> Fields<'a> {
-    pub(crate) fn take<const N: usize>(&mut self) -> Option<[u8; N]> {
-        let (field, rest) = self.0.split_first_chunk::<N>()?;
-        self.0 = rest;
-        Some(*field)
-    }
-
-    pub(crate) fn bytes(&mut self, len: usize) -> Option<&'a [u8]> {
-        let (field, rest) = self.0.split_at_checked(len)?;
-        self.0 = rest;
-        Some(field)
-    }
-
-    pub(crate) fn u16(&mut self) -> Option<u16> {
-        self.take().map(u16::from_le_bytes)
-    }
-
-    pub(crate) fn u32(&mut self) -> Option<u32> {
-        self.take().map(u32::from_le_bytes)
-    }
-
-    pub(crate) fn u64(&mut self) -> Option<u64> {
-        self.take().map(u64::from_le_bytes)
-    }
-
-    pub(crate) fn u128(&mut self) -> Option<u128> {
-        self.take().map(u128::from_le_bytes)
     }
 }
 

@@ -11,6 +11,19 @@ macro_rules! nz {
     };
 }
 
+/// What becomes of a message whose attempts are spent, or which its receiver refuses for good.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum OnFailure {
+    /// It ends and is kept as a dead letter, which can be looked at and sent again. What waits behind it goes on.
+    #[default]
+    Park,
+    /// It ends and is gone. What waits behind it goes on.
+    Skip,
+    /// It is tried until it is delivered, expires, is withdrawn or refused for good, however many attempts that takes;
+    /// what waits behind it with the same ordering key waits too. One that is refused for good ends and is gone.
+    Block,
+}
+
 /// Everything that can be configured about delivery. `Default` suits a server; see each field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -62,19 +75,30 @@ pub struct Config {
     pub backoff_floor: Duration,
     /// The longest. 5 min.
     pub backoff_cap: Duration,
-    /// Failed attempts before a message is parked as dead. 20.
+    /// Failed attempts before a message counts as undeliverable. 20.
     pub max_attempts: NonZeroU32,
+    /// What becomes of an undeliverable message, by priority. It is kept as a dead letter.
+    pub on_failure: [OnFailure; 4],
+    /// Dead letters kept for one user; when there are so many, a message that becomes undeliverable ends without being
+    /// kept. 1,000.
+    pub max_dead_letters: u32,
+    /// Bytes of dead letters kept for one user, which do not count as live ones. 16 MiB.
+    pub max_dead_bytes: u64,
     /// Ended messages above a lane's cursor (and those on the way there); at the bound, give or take one batch, only the lane's oldest message is offered. 2,048.
     pub max_gaps: NonZeroUsize,
     /// Settled messages of one lane held in memory for an attached user, and the size of one load. 256.
     pub max_resident: NonZeroUsize,
     /// Bytes of one load. 1 MiB.
     pub max_load_bytes: NonZeroU64,
-    /// Places an inbox remembers per lane of one sender, above its floor; more are refused as busy. 4,096.
+    /// Places an inbox remembers per lane of one sender, above its floor; more are refused as busy, but for the oldest of
+    /// the lane, without which the floor could not rise (then up to twice as many). 4,096.
     pub max_inbox_seen: NonZeroUsize,
     /// Lanes of other engines that one user's inbox remembers; a delivery of a further one is refused as busy. 1,024: four
     /// lanes of 256 engines.
     pub max_inbox_lanes: NonZeroUsize,
+    /// Collapse keys remembered of one user; beyond, the one whose message was accepted longest ago is forgotten, and its
+    /// message waits like any other. 64.
+    pub max_collapse_keys: NonZeroUsize,
     /// Volatile messages waiting for one user; more are refused. 256.
     pub max_volatile: NonZeroUsize,
     /// The most sinks attached to one user. 16.
@@ -111,11 +135,15 @@ impl Default for Config {
             backoff_floor: Duration::from_millis(500),
             backoff_cap: Duration::from_secs(300),
             max_attempts: nz!(NonZeroU32, 20),
+            on_failure: [OnFailure::Park; 4],
+            max_dead_letters: 1000,
+            max_dead_bytes: 16 << 20,
             max_gaps: nz!(NonZeroUsize, 2048),
             max_resident: nz!(NonZeroUsize, 256),
             max_load_bytes: nz!(NonZeroU64, 1 << 20),
             max_inbox_seen: nz!(NonZeroUsize, 4096),
             max_inbox_lanes: nz!(NonZeroUsize, 1024),
+            max_collapse_keys: nz!(NonZeroUsize, 64),
             max_volatile: nz!(NonZeroUsize, 256),
             max_devices: nz!(NonZeroUsize, 16),
         }

@@ -5,7 +5,7 @@ use std::hash::{BuildHasher, Hasher};
 use siphasher::sip::SipHasher13 as Sip64;
 use siphasher::sip128::{Hasher128, SipHasher13 as Sip128};
 
-use crate::id::{MessageId, UserId};
+use crate::id::{CollapseKey, MessageId, UserId};
 use crate::message::Message;
 
 /// Digests under one engine's key: collisions cannot be made without it.
@@ -65,6 +65,16 @@ impl Digester {
         }
         part(message.payload());
         hasher.finish()
+    }
+
+    /// The digest of what a user's message is the newest of.
+    #[must_use]
+    pub fn collapse(&self, user: &UserId, key: &CollapseKey) -> u128 {
+        let mut hasher = Sip128::new_with_key(&self.key);
+        hasher.write_u8(user.as_bytes().len() as u8);
+        hasher.write(user.as_bytes());
+        hasher.write(key.as_bytes());
+        hasher.finish128().as_u128()
     }
 
     /// Which of `shards` shards a user lives in.

@@ -37,6 +37,12 @@ pub enum MessageFlaw {
     /// A TTL of zero would expire before it is accepted.
     #[error("a ttl of zero expires at once: leave it out, or send the message as volatile")]
     ZeroTtl,
+    /// A volatile message is for somebody who is there now.
+    #[error("a volatile message cannot wait for its time: leave not_before out, or make it durable")]
+    VolatileSchedule,
+    /// A version is that of what a collapse key stands for.
+    #[error("a version needs a collapse key, which says of what")]
+    VersionOfNothing,
     /// The trace context is malformed.
     #[error("traceparent is not of the form 00-<32 hex>-<16 hex>-<2 hex>")]
     BadTraceparent,

@@ -130,6 +130,13 @@ opaque_id!(
     "ordering key"
 );
 
+opaque_id!(
+    /// Of a user's waiting messages with the same collapse key, only the newest stays: 1–255 bytes, typically what the
+    /// message is the state of.
+    CollapseKey,
+    "collapse key"
+);
+
 /// Takes bytes whether the codec lends them or hands them over; the length was checked by the codec's limit.
 struct BytesVisitor;
 

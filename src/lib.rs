@@ -23,11 +23,12 @@ pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use config::{Config, ConfigError};
+pub use config::{Config, ConfigError, OnFailure};
 pub use error::{InvalidMessage, KeyError, MessageFlaw};
 pub use event::{EventName, InvalidEventName, MAX_EVENT_BYTES};
 pub use id::{
-    DeviceId, InvalidId, InvalidMessageId, KeyId, MAX_ID_BYTES, MessageId, OrderingKey, StreamId, UserId,
+    CollapseKey, DeviceId, InvalidId, InvalidMessageId, KeyId, MAX_ID_BYTES, MessageId, OrderingKey,
+    StreamId, UserId,
 };
 pub use message::{
     Durability, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_BYTES, Message, MessageBuilder, Priority,

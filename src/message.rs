@@ -1,5 +1,7 @@
 //! The message: what a host hands to the engine.
 
+mod priority;
+
 use core::fmt;
 use core::time::Duration;
 use std::sync::Arc;
@@ -9,7 +11,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::error::{InvalidMessage, MessageFlaw};
 use crate::event::EventName;
-use crate::id::{MessageId, OrderingKey, UserId};
+use crate::id::{CollapseKey, MessageId, OrderingKey, UserId};
+use crate::record::LaneId;
+use crate::time::Timestamp;
 
 /// The largest payload any engine takes, in bytes. The configured limit (256 KiB unless changed) may be lower.
 pub const MAX_PAYLOAD_BYTES: usize = 16 << 20;
@@ -20,53 +24,7 @@ pub const MAX_HEADER_BYTES: usize = 2048;
 /// The length of a W3C `traceparent`.
 const TRACEPARENT_BYTES: usize = 55;
 
-/// How urgent a message is. Each is a lane of its own in the recipient's outbox.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
-pub enum Priority {
-    /// Rings, alarms: first, within a bound, and with an in-flight reserve of its own.
-    Critical,
-    /// Direct messages.
-    High,
-    /// Everything else.
-    #[default]
-    Normal,
-    /// Digests, hints.
-    Low,
-}
-
-impl Priority {
-    /// All priorities, most urgent first.
-    pub const ALL: [Self; 4] = [Self::Critical, Self::High, Self::Normal, Self::Low];
-
-    /// 0 for critical to 3 for low.
-    #[must_use]
-    pub const fn index(self) -> usize {
-        self as usize
-    }
-
-    /// The priority with this index.
-    #[must_use]
-    pub const fn from_index(index: u8) -> Option<Self> {
-        match index {
-            0 => Some(Self::Critical),
-            1 => Some(Self::High),
-            2 => Some(Self::Normal),
-            3 => Some(Self::Low),
-            _ => None,
-        }
-    }
-
-    /// A lower-case name, for tables and metrics.
-    #[must_use]
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Critical => "critical",
-            Self::High => "high",
-            Self::Normal => "normal",
-            Self::Low => "low",
-        }
-    }
-}
+pub use priority::Priority;
 
 /// What an `Ok` from `send` means.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -103,8 +61,12 @@ struct Parts {
     priority: Priority,
     durability: Durability,
     ttl_ms: Option<u64>,
+    not_before: Option<Timestamp>,
+    collapse_key: Option<CollapseKey>,
+    version: Option<u64>,
     traceparent: Option<String>,
-    headers: Vec<(String, Bytes)>,
+    /// Shared, as the payload is, by what is sent to many.
+    headers: Option<Arc<Vec<(String, Bytes)>>>,
     payload: Bytes,
 }
 
@@ -170,6 +132,39 @@ impl Message {
         self.0.ttl_ms.map(Duration::from_millis)
     }
 
+    /// When it may be delivered, if that is not at once. Its TTL counts from then.
+    #[must_use]
+    pub fn not_before(&self) -> Option<Timestamp> {
+        self.0.not_before
+    }
+
+    /// What it is the newest of, if it is to take the place of older ones that wait.
+    #[must_use]
+    pub fn collapse_key(&self) -> Option<&CollapseKey> {
+        self.0.collapse_key.as_ref()
+    }
+
+    /// Which version of what its collapse key stands for it is.
+    #[must_use]
+    pub fn version(&self) -> Option<u64> {
+        self.0.version
+    }
+
+    /// Where it waits: in the lane of its priority, unless its time is still to come.
+    #[must_use]
+    pub fn lane(&self) -> LaneId {
+        self.not_before().map_or(self.priority().into(), |_| LaneId::Scheduled)
+    }
+
+    /// The same message, which may be delivered at once.
+    #[must_use]
+    pub(crate) fn without_schedule(self) -> Self {
+        match self.0.not_before {
+            Some(_) => Self(Arc::new(Parts { not_before: None, ..(*self.0).clone() })),
+            None => self,
+        }
+    }
+
     /// The W3C trace context it belongs to.
     #[must_use]
     pub fn traceparent(&self) -> Option<&str> {
@@ -178,7 +173,7 @@ impl Message {
 
     /// Its headers, in the order they were added.
     pub fn headers(&self) -> impl Iterator<Item = (&str, &[u8])> {
-        self.0.headers.iter().map(|(name, value)| (name.as_str(), value.as_ref()))
+        self.0.headers.iter().flat_map(|all| all.iter()).map(|(name, value)| (name.as_str(), value.as_ref()))
     }
 
     /// The value of the first header with this name.
@@ -199,12 +194,35 @@ impl Message {
         Self(Arc::new(Parts { priority, ..(*self.0).clone() }))
     }
 
+    /// The same message for somebody else. It shares its payload and its headers with this one.
+    #[must_use]
+    pub fn for_recipient(&self, recipient: UserId) -> Self {
+        Self(Arc::new(Parts { recipient, ..(*self.0).clone() }))
+    }
+
+    /// Whether it is the other message, for whomever. `false` also for messages that say the same in other memory: what
+    /// differs most often is compared first, and no payload is ever read.
+    pub(crate) fn is_shared_with(&self, other: &Self) -> bool {
+        let (a, b) = (&*self.0, &*other.0);
+        (a.payload.as_ptr(), a.payload.len()) == (b.payload.as_ptr(), b.payload.len())
+            && a.id == b.id
+            && (a.priority, a.durability, a.ttl_ms, a.not_before)
+                == (b.priority, b.durability, b.ttl_ms, b.not_before)
+            && a.event == b.event
+            && a.sender == b.sender
+            && a.ordering_key == b.ordering_key
+            && (&a.collapse_key, a.version) == (&b.collapse_key, b.version)
+            && a.traceparent == b.traceparent
+            && a.headers == b.headers
+    }
+
     /// What it counts against quotas and windows: payload, headers and names, in bytes.
     #[must_use]
     pub fn cost(&self) -> u64 {
-        let headers: usize = self.0.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        (self.0.payload.len() + headers + self.0.event.as_str().len() + self.0.recipient.as_bytes().len())
-            as u64
+        (self.0.payload.len()
+            + self.0.header_bytes()
+            + self.0.event.as_str().len()
+            + self.0.recipient.as_bytes().len()) as u64
     }
 
     /// Checks what a codec cannot: the limits that [`MessageBuilder::build`] holds.
@@ -217,16 +235,26 @@ impl Message {
 }
 
 impl Parts {
+    fn header_bytes(&self) -> usize {
+        self.headers.iter().flat_map(|all| all.iter()).map(|(name, value)| name.len() + value.len()).sum()
+    }
+
     fn check(&self) -> Result<(), MessageFlaw> {
         if self.payload.len() > MAX_PAYLOAD_BYTES {
             return Err(MessageFlaw::PayloadTooLarge { bytes: self.payload.len(), max: MAX_PAYLOAD_BYTES });
         }
-        let bytes: usize = self.headers.iter().map(|(name, value)| name.len() + value.len()).sum();
-        if self.headers.len() > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
-            return Err(MessageFlaw::HeadersTooLarge { count: self.headers.len(), bytes });
+        let (count, bytes) = (self.headers.as_ref().map_or(0, |all| all.len()), self.header_bytes());
+        if count > MAX_HEADERS || bytes > MAX_HEADER_BYTES {
+            return Err(MessageFlaw::HeadersTooLarge { count, bytes });
         }
         if self.ttl_ms == Some(0) {
             return Err(MessageFlaw::ZeroTtl);
+        }
+        if self.durability == Durability::Volatile && self.not_before.is_some() {
+            return Err(MessageFlaw::VolatileSchedule);
+        }
+        if self.version.is_some() && self.collapse_key.is_none() {
+            return Err(MessageFlaw::VersionOfNothing);
         }
         match &self.traceparent {
             Some(text) if text.len() != TRACEPARENT_BYTES || !text.is_ascii() => {
@@ -273,8 +301,11 @@ impl MessageBuilder {
                 priority: Priority::default(),
                 durability: Durability::default(),
                 ttl_ms: None,
+                not_before: None,
+                collapse_key: None,
+                version: None,
                 traceparent: None,
-                headers: Vec::new(),
+                headers: None,
                 payload,
             })
         };
@@ -350,11 +381,62 @@ impl MessageBuilder {
         })
     }
 
+    /// Keeps the message back until this time, by the engine's clock (a time that is over is now). Then it takes its
+    /// place behind what waits already, and its TTL begins. A repeat with another time is a repeat: the first time stands.
+    ///
+    /// ```
+    /// # use core::time::Duration;
+    /// # use std::time::SystemTime;
+    /// # use lastmile::Message;
+    /// let tomorrow = SystemTime::now() + Duration::from_secs(24 * 3600);
+    /// let reminder = Message::to("alice", "calendar.reminder", "dentist").not_before(tomorrow).build()?;
+    /// # Ok::<(), lastmile::InvalidMessage>(())
+    /// ```
+    #[must_use]
+    pub fn not_before(self, at: impl Into<Timestamp>) -> Self {
+        self.with(|parts| {
+            parts.not_before = Some(at.into());
+            Ok(())
+        })
+    }
+
+    /// Lets the message take the place of the one with the same collapse key that waits for the recipient, if one does,
+    /// whatever its priority: of several, only the newest is delivered. The other one ends as
+    /// [`Replaced`](crate::EndReason::Replaced), in the same commit. A volatile message takes the place of a volatile one of
+    /// its priority.
+    ///
+    /// ```
+    /// # use lastmile::Message;
+    /// let position = Message::to("alice", "courier.position", "52.5,13.4").collapse_key("order/7").version(41).build()?;
+    /// # Ok::<(), lastmile::InvalidMessage>(())
+    /// ```
+    #[must_use]
+    pub fn collapse_key<K>(self, key: K) -> Self
+    where
+        K: TryInto<CollapseKey>,
+        K::Error: Into<MessageFlaw>,
+    {
+        self.with(|parts| {
+            parts.collapse_key = Some(key.try_into().map_err(Into::into)?);
+            Ok(())
+        })
+    }
+
+    /// Says which version it is of what the collapse key stands for. One that is older than the newest that was accepted
+    /// is refused as outdated, also when that one has been delivered.
+    #[must_use]
+    pub fn version(self, version: u64) -> Self {
+        self.with(|parts| {
+            parts.version = Some(version);
+            Ok(())
+        })
+    }
+
     /// Adds a header. At most 32, together at most 2 KiB.
     #[must_use]
     pub fn header(self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
         self.with(|parts| {
-            parts.headers.push((name.into(), value.into()));
+            Arc::make_mut(parts.headers.get_or_insert_default()).push((name.into(), value.into()));
             Ok(())
         })
     }

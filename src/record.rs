@@ -1,13 +1,17 @@
 //! The records: the spine of everything. The machine's state is a fold of them.
 
+mod lane;
+
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use crate::id::{StreamId, UserId};
-use crate::message::{Message, Priority};
+use crate::message::Message;
 use crate::status::EndReason;
 use crate::time::Timestamp;
+
+pub use lane::LaneId;
 
 /// A record's place in the log. Unique and increasing over the whole life of an engine, never reused.
 ///
@@ -48,6 +52,12 @@ impl Seq {
         Self(self.0.saturating_add(n))
     }
 
+    /// The place just behind this one, saturating at [`Seq::MAX`].
+    #[must_use]
+    pub const fn next(self) -> Self {
+        self.plus(1)
+    }
+
     /// The place just before this one, saturating at [`Seq::ZERO`].
     #[must_use]
     pub const fn prev(self) -> Self {
@@ -73,9 +83,11 @@ impl Epoch {
 
 /// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
 ///
-/// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below, and 18 is an
-/// acceptance that moves a message; both with 32 added when they are sealed. 16 devices, 19 collapse, 20 schedule, 21 receipt, 22 ledger are reserved for what is
-/// to come and refused until then.
+/// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below. Further kinds
+/// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter), 24 (sent once more) and
+/// 25 (as the one before it, for somebody else). Each kind of acceptance has a sealed form, which is 32 more, so that no
+/// other kind may be above 31. 16 devices, 21 receipt and 22 ledger are reserved for what is to come and refused until
+/// then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A message was accepted. Its place in the log is its sequence number from now on.
@@ -124,16 +136,100 @@ pub struct Accept {
     pub at: Timestamp,
     /// Where it came from, when another engine delivered it to this one's inbox.
     pub origin: Option<Origin>,
+    /// What brought it here.
+    pub admission: Admission,
+}
+
+/// What brought a message to its place.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Admission {
+    /// It was sent, or delivered by another engine.
+    #[default]
+    New,
     /// It had another place before, in another lane, which ends in the same commit. Its sender's repeats are still
     /// recognised by that one.
-    pub moved: bool,
+    Moved,
+    /// It could not be delivered, which has ended it; it is kept as a dead letter.
+    Buried(Burial),
+    /// It was a dead letter, and is sent once more. `possibly_delivered` says whether it may have arrived before.
+    Requeued {
+        /// Whether somebody may have it already.
+        possibly_delivered: bool,
+    },
+}
+
+/// Why and when a message became a dead letter.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Burial {
+    /// The reason it ended for: [`EndReason::Dead`] or [`EndReason::Rejected`].
+    pub reason: EndReason,
+    /// Failed attempts.
+    pub attempts: u32,
+    /// Whether it may have arrived all the same.
+    pub possibly_delivered: bool,
+    /// When.
+    pub at: Timestamp,
 }
 
 impl Accept {
-    /// When it expires ([`Timestamp::NEVER`] without a TTL).
+    /// A new message.
+    #[must_use]
+    pub fn new(message: Message, at: Timestamp) -> Self {
+        Self { message, at, origin: None, admission: Admission::New }
+    }
+
+    /// Whether it says what another one says, for whomever and whenever, in the same memory.
+    pub(crate) fn is_shared_with(&self, other: &Self) -> bool {
+        self.message.is_shared_with(&other.message)
+            && self.admission == other.admission
+            && self.origin == other.origin
+    }
+
+    /// The same for somebody else, at another time. It shares payload and headers.
+    #[cfg(feature = "storage")]
+    pub(crate) fn for_recipient(&self, recipient: UserId, at: Timestamp) -> Self {
+        let (origin, admission) = (self.origin, self.admission);
+        Self { message: self.message.for_recipient(recipient), at, origin, admission }
+    }
+
+    /// When it expires ([`Timestamp::NEVER`] without a TTL, and for a dead letter).
     #[must_use]
     pub fn expires(&self) -> Timestamp {
-        self.message.ttl().map_or(Timestamp::NEVER, |ttl| self.at.after(ttl))
+        let from = self.message.not_before().unwrap_or(self.at);
+        match self.admission {
+            Admission::Buried(_) => Timestamp::NEVER,
+            _ => self.message.ttl().map_or(Timestamp::NEVER, |ttl| from.after(ttl)),
+        }
+    }
+
+    /// When something has to be done about it: its time comes, or is over. [`Timestamp::NEVER`] for most.
+    #[must_use]
+    pub fn due(&self) -> Timestamp {
+        match self.lane() {
+            LaneId::Scheduled => self.message.not_before().unwrap_or(self.at),
+            _ => self.expires(),
+        }
+    }
+
+    /// Where it waits.
+    #[must_use]
+    pub fn lane(&self) -> LaneId {
+        match self.admission {
+            Admission::Buried(_) => LaneId::Dead,
+            _ => self.message.lane(),
+        }
+    }
+
+    /// Whether it is one more message, as the ledger counts them.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        matches!(self.admission, Admission::New | Admission::Requeued { .. })
+    }
+
+    /// Whether its sender's repeats are recognised by this place.
+    #[must_use]
+    pub fn is_sent(&self) -> bool {
+        self.origin.is_none() && self.admission == Admission::New
     }
 }
 
@@ -152,7 +248,7 @@ pub struct End {
     /// Whose message.
     pub user: UserId,
     /// In which lane.
-    pub lane: Priority,
+    pub lane: LaneId,
     /// Which one.
     pub seq: Seq,
     /// Why.
@@ -169,13 +265,22 @@ pub struct End {
     pub at: Timestamp,
 }
 
+impl End {
+    /// Whether it is the end of a message, as the ledger counts them. The others end a place: what was there waits
+    /// elsewhere, or was a dead letter, which had ended before.
+    #[must_use]
+    pub fn counts(&self) -> bool {
+        self.reason != EndReason::Moved && self.lane != LaneId::Dead
+    }
+}
+
 /// An attempt failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attempt {
     /// Whose message.
     pub user: UserId,
     /// In which lane.
-    pub lane: Priority,
+    pub lane: LaneId,
     /// Which one.
     pub seq: Seq,
     /// Failed attempts so far, this one included.
@@ -201,22 +306,39 @@ pub struct Floor {
     /// From which engine.
     pub stream: StreamId,
     /// In which lane.
-    pub lane: Priority,
+    pub lane: LaneId,
     /// Every place up to here is done with on the other side.
     pub floor: Seq,
 }
 
 /// What the store keeps about a user besides messages. Absent means: nothing ever ended, nothing was ever offered.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserRow {
     /// Records below this place are reflected in the row and are no-ops on it.
     pub reflects: Seq,
     /// The newest epoch a sink was attached in.
     pub exposed: Epoch,
-    /// One for each priority, by [`Priority::index`].
-    pub lanes: [LaneRow; 4],
+    /// One for each lane, by [`LaneId::index`].
+    pub lanes: [LaneRow; LaneId::COUNT],
     /// What this user's inbox has seen.
     pub inbox: Vec<InboxRow>,
+    /// The newest message of each collapse key, by digest, in its order.
+    pub newest: Vec<NewestRow>,
+}
+
+/// The newest message of one collapse key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct NewestRow {
+    /// Keyed digest of the user and the key.
+    pub key: u128,
+    /// Where it waits.
+    pub lane: LaneId,
+    /// Its place; [`Seq::ZERO`] when it has ended.
+    pub seq: Seq,
+    /// What it counts against quotas.
+    pub cost: u64,
+    /// Which version it is; 0 when it has none.
+    pub version: u64,
 }
 
 /// What the store keeps about one lane of a user.
@@ -236,7 +358,7 @@ pub struct InboxRow {
     /// The other engine.
     pub stream: StreamId,
     /// In which lane.
-    pub lane: Priority,
+    pub lane: LaneId,
     /// Every place up to here is done with on the other side.
     pub floor: Seq,
     /// Places above the floor that were applied, in order.
@@ -271,6 +393,10 @@ pub struct Counters {
     pub accepted_bytes: u64,
     /// Bytes of ended messages.
     pub ended_bytes: u64,
+    /// Messages that were kept as dead letters when they ended.
+    pub buried: u64,
+    /// Dead letters that were sent again or dropped.
+    pub unburied: u64,
 }
 
 impl Counters {
@@ -279,6 +405,12 @@ impl Counters {
     pub fn live(&self) -> u64 {
         let ended = self.ended.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n));
         positive(self.accepted.wrapping_sub(ended))
+    }
+
+    /// Dead letters that are kept.
+    #[must_use]
+    pub fn dead_letters(&self) -> u64 {
+        positive(self.buried.wrapping_sub(self.unburied))
     }
 
     /// Bytes of messages that have not ended.
@@ -297,6 +429,8 @@ impl Counters {
         self.upgraded = self.upgraded.wrapping_add(other.upgraded);
         self.accepted_bytes = self.accepted_bytes.wrapping_add(other.accepted_bytes);
         self.ended_bytes = self.ended_bytes.wrapping_add(other.ended_bytes);
+        self.buried = self.buried.wrapping_add(other.buried);
+        self.unburied = self.unburied.wrapping_add(other.unburied);
     }
 
     /// Shard `i`'s part, when these counters are divided among `shards`. The parts sum up to the whole.
@@ -310,6 +444,8 @@ impl Counters {
             upgraded: part(self.upgraded),
             accepted_bytes: part(self.accepted_bytes),
             ended_bytes: part(self.ended_bytes),
+            buried: part(self.buried),
+            unburied: part(self.unburied),
         }
     }
 }

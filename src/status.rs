@@ -14,18 +14,20 @@ pub enum EndReason {
     Expired,
     /// The receiver refused it for good, or the host gave up on it.
     Rejected,
-    /// Its retry budget is spent; it was parked as a dead letter.
+    /// Its retry budget is spent.
     Dead,
-    /// The host withdrew it. (Reserved for outbox operations.)
+    /// The host withdrew it.
     Cancelled,
-    /// A newer message took its place. (Reserved for outbox operations.)
+    /// A newer message took its place.
     Replaced,
-    /// An overflow policy dropped it. (Reserved for outbox operations.)
+    /// An overflow policy dropped it. (Reserved.)
     Evicted,
+    /// Not of a message, but of its place: it waits in another lane now. Never announced as an end, nor counted as one.
+    Moved,
 }
 
 impl EndReason {
-    /// All reasons, in the order of [`EndReason::index`].
+    /// What messages end for, in the order of [`EndReason::index`].
     pub const ALL: [Self; 8] = [
         Self::Delivered,
         Self::Unconfirmed,
@@ -55,6 +57,7 @@ impl EndReason {
             Self::Cancelled => "cancelled",
             Self::Replaced => "replaced",
             Self::Evicted => "evicted",
+            Self::Moved => "moved",
         }
     }
 }

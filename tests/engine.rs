@@ -93,6 +93,38 @@ async fn many_messages_settle_and_come_back_from_the_store() {
 }
 
 #[tokio::test]
+async fn an_engine_opens_after_its_store_went_to_quarantine_and_says_what_was_lost() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let mut config = lastmile::Config::default();
+        config.max_payload_bytes = (8 << 10).try_into().unwrap();
+        let store = SledStore::open(dir.path()).unwrap();
+        let quarantined = store.quarantined().is_some();
+        (Engine::builder(store).config(config).journal_size(64 << 10, 4).build(), quarantined)
+    };
+    for opening in 0..4 {
+        let engine = open().0.unwrap();
+        for i in 0..200 {
+            engine.send(message("alice", &format!("{opening} {i}"))).await.unwrap();
+        }
+        engine.shutdown(LONG).await;
+    }
+    std::fs::write(dir.path().join("db/db"), vec![0xA5; 1 << 20]).unwrap();
+    let (engine, quarantined) = open();
+    let engine = engine.unwrap();
+    assert!(quarantined && !engine.lost().is_empty());
+    let last = message("bob", "afterwards");
+    engine.send(last.clone()).await.unwrap();
+    engine.shutdown(LONG).await;
+    drop(engine);
+
+    let (engine, quarantined) = open();
+    let engine = engine.unwrap();
+    assert!(!quarantined && engine.send(last).await.unwrap().is_duplicate());
+    engine.shutdown(LONG).await;
+}
+
+#[tokio::test]
 async fn a_repeat_is_accepted_once_and_a_conflict_gives_the_message_back() {
     let engine = memory();
     let builder = Message::to("alice", "chat.message", "one");

@@ -4,10 +4,10 @@
 use std::sync::Arc;
 
 use lastmile::machine::{Found, Query, Survivors};
-use lastmile::record::{Accept, Epoch, Seq};
+use lastmile::record::{Accept, Epoch, LaneId, Seq};
 use lastmile::storage::SledStore;
 use lastmile::storage::outbox::{Identity, OutboxStore, Progress, Settlement};
-use lastmile::{Message, Priority, StreamId, Timestamp, UserId};
+use lastmile::{Message, StreamId, Timestamp, UserId};
 
 #[test]
 fn a_megabyte_settles_without_a_blob_file() {
@@ -21,7 +21,7 @@ fn a_megabyte_settles_without_a_blob_file() {
     let entries = (1..8)
         .map(|seq| {
             let message = Message::to("bob", "a.b", vec![seq as u8; 1 << 20]).build().unwrap();
-            (Seq::new(seq), Arc::new(Accept { message, at: Timestamp::ZERO, origin: None, moved: false }))
+            (Seq::new(seq), Arc::new(Accept::new(message, Timestamp::ZERO)))
         })
         .collect();
     let part = Survivors { entries, ..Survivors::default() };
@@ -32,7 +32,7 @@ fn a_megabyte_settles_without_a_blob_file() {
     assert_eq!(opened.settled, Seq::new(9));
     let query = Query::Page {
         user: UserId::new("bob").unwrap(),
-        lane: Priority::Normal,
+        lane: LaneId::Normal,
         after: Seq::ZERO,
         ended: Vec::new(),
         max_messages: 100,

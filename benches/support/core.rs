@@ -35,6 +35,7 @@ impl Core {
             settled: next,
             counters: Counters::default(),
             store_empty: true,
+            shard: (0, 1),
         });
         let now = Timestamp::from_millis(1);
         Self { machine, next, now, numbers: 0, inputs: VecDeque::new(), offered: 0, refused: 0, repeats: 0 }

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use counting::{Counting, bounded};
 use lastmile::KeyId;
-use lastmile::codec::{decode_records, encode_record};
+use lastmile::codec::{decode_records, encode_record, encode_records};
 use lastmile::ports::{Key, Keyring};
 use lastmile::storage::cipher;
 use libfuzzer_sys::fuzz_target;
@@ -32,4 +32,8 @@ fuzz_target!(|bytes: &[u8]| {
         cipher.encode_record(&record, &mut sealed);
         assert_eq!(cipher.decode_records(1, &sealed).next().and_then(Result::ok), Some(record));
     }
+    let records: Vec<_> = decode_records(u32::MAX, bytes).map_while(Result::ok).collect();
+    let mut again = Vec::new();
+    encode_records(&records, &mut again);
+    assert!(decode_records(records.len() as u32, &again).map(Result::unwrap).eq(records));
 });

@@ -12,7 +12,7 @@ use lastmile::machine::{
     Accepted, Action, Birth, EntryRef, Input, LinkId, Machine, Refusal, Ticket, Verdict,
 };
 use lastmile::record::{Counters, Epoch, Seq};
-use lastmile::{Config, DeviceId, Message, MessageId, Priority, StreamId, Timestamp, UserId};
+use lastmile::{Config, DeviceId, Message, MessageBuilder, MessageId, Priority, StreamId, Timestamp, UserId};
 
 /// What can happen.
 #[derive(Clone, Debug)]
@@ -45,11 +45,15 @@ pub fn person(number: u8) -> UserId {
 /// The message of a send.
 #[must_use]
 pub fn message(sender: u8, user: u8, id: u8, priority: Priority, body: &[u8]) -> Message {
-    let builder = Message::to(person(user), "prop.message", body.to_vec())
+    builder(sender, user, id, priority, body).build().expect("a small message is within the limits")
+}
+
+/// The message of a send, before it is built.
+pub fn builder(sender: u8, user: u8, id: u8, priority: Priority, body: &[u8]) -> MessageBuilder {
+    Message::to(person(user), "prop.message", body.to_vec())
         .id(MessageId::from_u128(u128::from(id)))
         .sender(person(sender))
-        .priority(priority);
-    builder.build().expect("a small message is within the limits")
+        .priority(priority)
 }
 
 /// Machines and nothing else: commits are durable at once, sinks confirm at once, nothing settles.
@@ -72,7 +76,7 @@ impl Shell {
     /// So many shards.
     #[must_use]
     pub fn new(shards: usize, config: &Config) -> Self {
-        let birth = || Birth {
+        let birth = |shard| Birth {
             config: config.clone(),
             stream: StreamId::from_u128(1),
             epoch: Epoch(1),
@@ -81,9 +85,10 @@ impl Shell {
             settled: Seq::ZERO,
             counters: Counters::default(),
             store_empty: true,
+            shard: (shard, shards),
         };
         Self {
-            machines: (0..shards).map(|_| Machine::new(birth())).collect(),
+            machines: (0..shards).map(|shard| Machine::new(birth(shard))).collect(),
             digester: Digester::new(7),
             now: Timestamp::from_millis(1_000_000),
             next: Seq::first_of(Epoch(1)),
@@ -143,7 +148,7 @@ impl Shell {
             Action::Offer { link, batch } => {
                 let user = self.links.iter().find(|(id, ..)| *id == link)?.2.clone();
                 let took = |delivery: &lastmile::machine::Delivery| {
-                    (user.clone(), delivery.entry.lane, delivery.message.id())
+                    (user.clone(), delivery.message.priority(), delivery.message.id())
                 };
                 self.delivered.extend(batch.iter().map(took));
                 let verdicts: Vec<(EntryRef, Verdict)> =

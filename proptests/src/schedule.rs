@@ -59,7 +59,7 @@ impl Judge {
     /// A message was delivered.
     pub fn delivered(&mut self, entry: EntryRef) {
         self.flying.retain(|flying| flying.item.seq != entry.seq);
-        self.passed.retain(|(lane, ..), _| *lane != entry.lane);
+        self.passed.retain(|(lane, ..), _| entry.lane != *lane);
     }
 
     /// A sink is gone, and what it had waits again.

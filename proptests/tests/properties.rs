@@ -3,15 +3,17 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use lastmile::codec::{decode_records, encode_record};
+use lastmile::codec::{decode_records, encode_records};
 use lastmile::machine::{Found, Query, Survivors};
-use lastmile::record::{Accept, Attempt, End, Epoch, Exposed, Origin, Record, Seq};
+use lastmile::record::{
+    Accept, Admission, Attempt, Burial, End, Epoch, Exposed, LaneId, Origin, Record, Seq,
+};
 use lastmile::storage::MemoryStore;
 use lastmile::storage::outbox::keys::Key;
 use lastmile::storage::outbox::{Identity, Merge, OutboxStore, Progress, Settlement};
 use lastmile::testing::sim::{self, Script};
 use lastmile::{Config, EndReason, Priority, StreamId, Timestamp, UserId};
-use lastmile_proptests::{Op, Shell, message};
+use lastmile_proptests::{Op, Shell, builder};
 use proptest::prelude::*;
 
 fn priority() -> impl Strategy<Value = Priority> {
@@ -27,6 +29,10 @@ fn op() -> impl Strategy<Value = Op> {
     ]
 }
 
+fn lane() -> impl Strategy<Value = LaneId> {
+    (0_u8..6).prop_map(|index| LaneId::from_index(index).unwrap())
+}
+
 fn user() -> impl Strategy<Value = UserId> {
     prop::collection::vec(any::<u8>(), 1..=255).prop_map(|bytes| UserId::new(bytes).unwrap())
 }
@@ -34,14 +40,26 @@ fn user() -> impl Strategy<Value = UserId> {
 fn record() -> impl Strategy<Value = Record> {
     let parts = (user(), priority(), any::<u64>(), 0_usize..8, any::<bool>(), any::<u32>(), any::<u64>());
     (parts, 0_u8..4, prop::collection::vec(any::<u8>(), 0..5000)).prop_map(|(parts, kind, body)| {
-        let (user, lane, seq, reason, flag, attempts, at) = parts;
+        let (user, priority, seq, reason, flag, attempts, at) = parts;
+        let lane = LaneId::from_index((attempts % 6) as u8).unwrap();
         let (seq, at) = (Seq::new(seq), Timestamp::from_millis(at));
+        let burial = Burial { reason: EndReason::Dead, attempts, possibly_delivered: flag, at };
+        let admissions = [
+            Admission::New,
+            Admission::Moved,
+            Admission::Requeued { possibly_delivered: flag },
+            Admission::Buried(burial),
+        ];
+        let admission = admissions[(seq.get() % 4) as usize];
+        let scheduled = (admission == Admission::New || admission == Admission::Moved).then_some(at);
+        let scheduled = scheduled.filter(|_| attempts % 2 == 0);
+        let plain = builder(1, 2, 3, priority, &body);
         match kind {
             0 => Record::Accept(Arc::new(Accept {
-                message: message(1, 2, 3, lane, &body),
+                message: scheduled.map_or(plain.clone(), |at| plain.not_before(at)).build().unwrap(),
                 at,
                 origin: flag.then_some(Origin { stream: StreamId::from_u128(9), seq }),
-                moved: !flag && attempts % 2 == 1,
+                admission,
             })),
             1 => Record::End(End {
                 user,
@@ -101,7 +119,7 @@ proptest! {
     }
 
     #[test]
-    fn keys_come_back_and_users_keep_apart(a in user(), b in user(), run: u64, lane in priority(), seq: u64) {
+    fn keys_come_back_and_users_keep_apart(a in user(), b in user(), run: u64, lane in lane(), seq: u64) {
         let key = |user: &UserId| Key::Chunk { run, user: user.clone(), lane, seq: Seq::new(seq) };
         prop_assert_eq!(Key::decode(&key(&a).encode()), Some(key(&a)));
         let row = Key::User { user: a.clone() };
@@ -114,7 +132,7 @@ proptest! {
     #[test]
     fn records_come_back(records in prop::collection::vec(record(), 1..6)) {
         let mut bytes = Vec::new();
-        records.iter().for_each(|record| encode_record(record, &mut bytes));
+        encode_records(&records, &mut bytes);
         let back: Result<Vec<_>, _> = decode_records(records.len() as u32, &bytes).collect();
         prop_assert_eq!(back, Ok(records));
     }
@@ -150,7 +168,7 @@ proptest! {
             for index in run {
                 let user = index.get(&users);
                 let message = lastmile::Message::to(user.clone(), "a.b", vec![1; 300]).build().unwrap();
-                part.entries.push((seq, Arc::new(Accept { message, at: Timestamp::ZERO, origin: None, moved: false })));
+                part.entries.push((seq, Arc::new(Accept::new(message, Timestamp::ZERO))));
                 *expected.entry(user.clone()).or_insert(0_u32) += 1;
                 seq = seq.plus(1);
             }
@@ -159,8 +177,8 @@ proptest! {
         }
         let check = |outbox: &OutboxStore| {
             for user in &users {
-                let Found::User { live, .. } = outbox.load(&Query::User(user.clone())).unwrap() else { panic!() };
-                assert_eq!(live.unwrap().0, expected.get(user).copied().unwrap_or(0), "{user}");
+                let Found::User { held, .. } = outbox.load(&Query::User(user.clone())).unwrap() else { panic!() };
+                assert_eq!(held.unwrap().messages, expected.get(user).copied().unwrap_or(0), "{user}");
             }
         };
         check(&outbox);

@@ -86,6 +86,7 @@ impl Bench {
             settled: Seq::ZERO,
             counters: Counters::default(),
             store_empty: true,
+            shard: (0, 1),
         };
         let mut bench = Self {
             machine: Machine::new(birth),

@@ -1,16 +1,12 @@
-//! The bytes of user rows and remembered ids. Every list is a blob of items of fixed width, so that what a row takes in
+//! The bytes of user rows. Every list is a blob of items of fixed width, so that what a row takes in
 //! memory is bounded by its bytes.
 
 use serde::{Deserialize, Serialize};
 
 use super::{Blob, CodecError, Fields, RECORD_VERSION, check_version, decode_borrowed, encode_value};
 use crate::id::StreamId;
-use crate::message::Priority;
-use crate::record::{DedupRow, Epoch, InboxRow, LaneRow, Seq, UserRow};
+use crate::record::{Epoch, InboxRow, LaneId, LaneRow, NewestRow, Seq, UserRow};
 use crate::time::Timestamp;
-
-/// Bytes of an encoded [`DedupRow`].
-pub const DEDUP_BYTES: usize = 56;
 
 /// A user's row between its type and its bytes; every list is a blob of fixed-width items.
 #[derive(Serialize, Deserialize)]
@@ -18,9 +14,11 @@ struct RowWire<'a> {
     reflects: Seq,
     exposed: Epoch,
     #[serde(borrow)]
-    lanes: [LaneWire<'a>; 4],
+    lanes: [LaneWire<'a>; LaneId::COUNT],
     #[serde(borrow)]
     inbox: Blob<'a>,
+    #[serde(borrow)]
+    newest: Blob<'a>,
 }
 
 #[derive(Clone, Copy, Serialize, Deserialize)]
@@ -38,13 +36,15 @@ const ATTEMPT_BYTES: usize = 20;
 /// Appends a user's row as `version u8 · body`.
 pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
     let lists: Vec<(Vec<u8>, Vec<u8>)> = row.lanes.iter().map(lane_lists).collect();
-    let mut lanes = [LaneWire { cursor: Seq::ZERO, ended: Blob(&[]), attempts: Blob(&[]) }; 4];
+    let mut lanes = [LaneWire { cursor: Seq::ZERO, ended: Blob(&[]), attempts: Blob(&[]) }; LaneId::COUNT];
     for ((wire, lane), (ended, attempts)) in lanes.iter_mut().zip(&row.lanes).zip(&lists) {
         *wire = LaneWire { cursor: lane.cursor, ended: Blob(ended), attempts: Blob(attempts) };
     }
-    let inbox = pack_inbox(&row.inbox);
+    let (inbox, newest) = (pack_inbox(&row.inbox), pack_newest(&row.newest));
     out.push(RECORD_VERSION);
-    encode_value(&RowWire { reflects: row.reflects, exposed: row.exposed, lanes, inbox: Blob(&inbox) }, out);
+    let (reflects, exposed) = (row.reflects, row.exposed);
+    let (inbox, newest) = (Blob(&inbox), Blob(&newest));
+    encode_value(&RowWire { reflects, exposed, lanes, inbox, newest }, out);
 }
 
 /// What [`encode_row`] wrote.
@@ -62,6 +62,7 @@ pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
         lane.attempts = unpack(wire.attempts.0, unpack_attempt)?;
     }
     row.inbox = unpack_inbox(wire.inbox.0)?;
+    row.newest = unpack(wire.newest.0, unpack_newest)?.into_iter().collect::<Result<_, _>>()?;
     Ok(row)
 }
 
@@ -107,6 +108,29 @@ fn pack_inbox(inbox: &[InboxRow]) -> Vec<u8> {
     out
 }
 
+const NEWEST_BYTES: usize = 41;
+
+fn pack_newest(newest: &[NewestRow]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(newest.len().saturating_mul(NEWEST_BYTES));
+    for row in newest {
+        out.extend_from_slice(&row.key.to_le_bytes());
+        out.push(row.lane as u8);
+        for number in [row.seq.get(), row.cost, row.version] {
+            out.extend_from_slice(&number.to_le_bytes());
+        }
+    }
+    out
+}
+
+fn unpack_newest(item: &[u8; NEWEST_BYTES]) -> Result<NewestRow, CodecError> {
+    let mut fields = Fields(item);
+    let key = fields.u128().unwrap_or_default();
+    let [lane] = fields.take::<1>().unwrap_or_default();
+    let lane = LaneId::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))?;
+    let mut number = || fields.u64().unwrap_or_default();
+    Ok(NewestRow { key, lane, seq: Seq::new(number()), cost: number(), version: number() })
+}
+
 fn unpack_inbox(bytes: &[u8]) -> Result<Vec<InboxRow>, CodecError> {
     let mut count = 0;
     let mut fields = Fields(bytes);
@@ -128,35 +152,9 @@ fn unpack_inbox_row<'a>(fields: &mut Fields<'a>) -> Result<(InboxRow, &'a [u8]),
     let short = || CodecError::Body("inbox row is cut short".to_owned());
     let stream = StreamId::from_u128(fields.u128().ok_or_else(short)?);
     let [lane] = fields.take::<1>().ok_or_else(short)?;
-    let lane = Priority::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))?;
+    let lane = LaneId::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))?;
     let floor = Seq::new(fields.u64().ok_or_else(short)?);
     let count = usize::try_from(fields.u64().ok_or_else(short)?).unwrap_or(usize::MAX);
     let seen = fields.bytes(count.saturating_mul(PLACE_BYTES)).ok_or_else(short)?;
     Ok((InboxRow { stream, lane, floor, seen: Vec::new() }, seen))
-}
-
-/// Appends a remembered id: fixed width, so that rows can be counted without being decoded.
-pub fn encode_dedup(row: &DedupRow, out: &mut Vec<u8>) {
-    out.extend_from_slice(&row.sender.to_le_bytes());
-    out.extend_from_slice(&row.key.to_le_bytes());
-    out.extend_from_slice(&row.content.to_le_bytes());
-    out.extend_from_slice(&row.seq.get().to_le_bytes());
-    out.extend_from_slice(&row.at.as_millis().to_le_bytes());
-}
-
-/// The remembered ids that [`encode_dedup`] wrote one behind the other.
-///
-/// # Errors
-/// [`CodecError::Trailing`] when the bytes are not a whole number of rows.
-pub fn decode_dedup(bytes: &[u8]) -> Result<Vec<DedupRow>, CodecError> {
-    unpack(bytes, |item: &[u8; DEDUP_BYTES]| {
-        let mut fields = Fields(item);
-        DedupRow {
-            sender: fields.u128().unwrap_or_default(),
-            key: fields.u128().unwrap_or_default(),
-            content: fields.u64().unwrap_or_default(),
-            seq: Seq::new(fields.u64().unwrap_or_default()),
-            at: Timestamp::from_millis(fields.u64().unwrap_or_default()),
-        }
-    })
 }

@@ -6,8 +6,10 @@
 //! inside    headers · payload, as the plain record has them
 //! ```
 //!
-//! The ciphertext is bound to the message's sender, recipient and id. `check` tells a wrong key, which is nobody's
-//! damage, from a seal that was broken.
+//! The ciphertext is bound to the message's sender, recipient and id. What entries of a run share is bound to the place of
+//! its message as well, and is no message of its own: neither is taken for the other. Who leans on it is not bound, nor
+//! is who leans on a record of the journal: of such a record of its own there is nothing to seal. `check` tells a wrong
+//! key, which is nobody's damage, from a seal that was broken.
 //!
 //! Knows nothing of ciphers and keys: a [`Sealer`] does.
 
@@ -16,14 +18,16 @@ use std::sync::Arc;
 use serde::ser::SerializeTuple;
 use serde::{Deserialize, Serialize, Serializer};
 
-use super::{AcceptIn, encode_value};
+use super::accept::{self, HeadersIn, HeadersOut};
+use super::group::{self, Before};
 use super::{
-    Blob, CodecError, Fields, HeadersIn, HeadersOut, Records, append_record, decode_borrowed, decode_with,
+    ACCEPT, BURIED, Blob, COLLAPSING, CodecError, Fields, MOVED, REQUEUED, Records, SCHEDULED,
+    decode_borrowed, decode_plain_or_sealed, encode_bare, encode_value, with_len,
 };
 use crate::error::KeyError;
 use crate::id::{KeyId, MessageId};
 use crate::message::Message;
-use crate::record::{Accept, Record};
+use crate::record::{Accept, Record, Seq};
 
 /// What is added to the kind of an accepted message when it is sealed.
 pub(super) const SEALED: u8 = 32;
@@ -31,6 +35,14 @@ pub(super) const SEALED: u8 = 32;
 pub(crate) const HEAD_BYTES: usize = 4 + 8 + NONCE_BYTES;
 pub(crate) const NONCE_BYTES: usize = 24;
 pub(crate) const TAG_BYTES: usize = 16;
+
+/// The kind that this one is when it is not sealed. Only acceptances that are written in full are sealed.
+pub(super) fn plain_of(kind: u8) -> u8 {
+    match kind.checked_sub(SEALED) {
+        Some(plain @ (ACCEPT | MOVED | COLLAPSING | SCHEDULED | BURIED | REQUEUED)) => plain,
+        _ => kind,
+    }
+}
 
 /// Which key something is sealed with: its number, and what tells it from another key of that number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
@@ -111,12 +123,17 @@ impl Cipher {
 
     /// As [`encode_record`](super::encode_record).
     pub fn encode_record(&self, record: &Record, out: &mut Vec<u8>) {
-        append_record(record, self, out);
+        with_len(out, |out| encode_bare(record, self, out));
+    }
+
+    /// As [`encode_records`](super::encode_records).
+    pub fn encode_records<'a>(&self, records: impl IntoIterator<Item = &'a Record>, out: &mut Vec<u8>) {
+        group::encode(records, self, out);
     }
 
     /// As [`encode_accept`](super::encode_accept).
     pub fn encode_accept(&self, accept: &Accept, out: &mut Vec<u8>) {
-        super::append_accept(accept, self, out);
+        accept::append(accept, self, None, out);
     }
 
     /// As [`decode_accept`](super::decode_accept).
@@ -127,15 +144,34 @@ impl Cipher {
         self.open_accept(bytes).map(|(accept, _)| accept)
     }
 
-    /// As [`decode_records`](super::decode_records). A record that cannot be opened is one `Err` in its place.
+    /// As [`decode_records`](super::decode_records). A record that cannot be opened is one `Err` in its place, and so is
+    /// each that leans on it.
     #[must_use]
     pub fn decode_records<'a>(&self, count: u32, bytes: &'a [u8]) -> Records<'a> {
-        Records { left: count, bytes, cipher: self.clone(), key: None }
+        Records { left: count, bytes, cipher: self.clone(), before: Before::Nothing, key: None }
     }
 
-    /// An accepted message, and what it was sealed with.
+    /// An accepted message, and what it is sealed with.
     pub(crate) fn open_accept(&self, bytes: &[u8]) -> Result<(Accept, Option<KeyMark>), CodecError> {
-        match decode_with(bytes, self)? {
+        self.open_alone(bytes, None)
+    }
+
+    /// Appends what many messages share: the acceptance of the one at this place.
+    pub(crate) fn encode_shared(&self, accept: &Accept, place: Seq, out: &mut Vec<u8>) {
+        accept::append(accept, self, Some(place), out);
+    }
+
+    /// What [`Cipher::encode_shared`] wrote for this place, and what it is sealed with.
+    pub(crate) fn open_shared(
+        &self,
+        bytes: &[u8],
+        place: Seq,
+    ) -> Result<(Accept, Option<KeyMark>), CodecError> {
+        self.open_alone(bytes, Some(place))
+    }
+
+    fn open_alone(&self, bytes: &[u8], shared: Option<Seq>) -> Result<(Accept, Option<KeyMark>), CodecError> {
+        match decode_plain_or_sealed(bytes, self, shared)? {
             (Record::Accept(accept), key) => {
                 Ok((Arc::try_unwrap(accept).unwrap_or_else(|shared| (*shared).clone()), key))
             }
@@ -177,8 +213,8 @@ impl Cipher {
         }
     }
 
-    /// Headers and payload of a message, sealed. None when nothing is.
-    pub(super) fn seal_contents(&self, message: &Message) -> Option<Vec<u8>> {
+    /// Headers and payload of a message, sealed; of one that many share, for its place. None when nothing is sealed.
+    pub(super) fn seal_contents(&self, message: &Message, shared: Option<Seq>) -> Option<Vec<u8>> {
         let sealer = self.0.as_ref()?;
         // Room for all of it at once, so that no plain copy is left behind in memory that was grown out of. (The bytes of
         // headers are within the message's cost; each of their two lengths takes at most three.)
@@ -190,19 +226,33 @@ impl Cipher {
         encode_value(&ContentsOut::Plain(message), &mut blob);
         debug_assert_eq!(blob.capacity(), room, "the room was too small");
         let sender = message.sender().map(|id| id.as_bytes());
-        sealer.seal(&about(sender, message.recipient().as_bytes(), message.id()), &mut blob);
+        let about = about(sender, message.recipient().as_bytes(), message.id(), shared);
+        sealer.seal(&about, &mut blob);
         Some(blob)
+    }
+
+    /// What [`Cipher::seal_contents`] was given, and the key.
+    pub(super) fn open_contents(
+        &self,
+        blob: &[u8],
+        sender: Option<&[u8]>,
+        recipient: &[u8],
+        id: MessageId,
+        shared: Option<Seq>,
+    ) -> Result<(Vec<u8>, KeyMark), CodecError> {
+        Ok(self.open(&about(sender, recipient, id, shared), blob)?)
     }
 }
 
 /// What a message's seal is bound to. Lengths stand before what has one, so that nothing can be shifted; no id is empty.
-fn about(sender: Option<&[u8]>, recipient: &[u8], id: MessageId) -> Vec<u8> {
-    let mut about = b"lastmile message 1".to_vec();
+fn about(sender: Option<&[u8]>, recipient: &[u8], id: MessageId, shared: Option<Seq>) -> Vec<u8> {
+    let mut about = if shared.is_some() { b"lastmile shared 1" } else { &b"lastmile message 1"[..] }.to_vec();
     for part in [sender.unwrap_or_default(), recipient] {
         about.extend_from_slice(&(part.len() as u64).to_le_bytes());
         about.extend_from_slice(part);
     }
     about.extend_from_slice(&id.as_u128().to_le_bytes());
+    about.extend(shared.into_iter().flat_map(|place| place.get().to_le_bytes()));
     about
 }
 
@@ -239,34 +289,5 @@ impl<'a> ContentsIn<'a> {
     /// What [`Cipher::seal_contents`] sealed, once it is open.
     pub(super) fn of(plain: &'a [u8]) -> Result<Self, CodecError> {
         decode_borrowed(plain)
-    }
-}
-
-impl<'a> AcceptIn<'a, Blob<'a>> {
-    pub(super) fn open(self, cipher: &Cipher, moved: bool) -> Result<(Accept, KeyMark), CodecError> {
-        let about = about(self.sender.map(|id| id.0), self.recipient.0, MessageId::from_u128(self.id));
-        let (plain, key) = cipher.open(&about, self.contents.0)?;
-        Ok((self.with(ContentsIn::of(&plain)?).build(moved)?, key))
-    }
-}
-
-impl<'a, C> AcceptIn<'a, C> {
-    fn with<D>(self, contents: D) -> AcceptIn<'a, D> {
-        let Self { id, recipient, event, sender, ordering_key, priority, durability, .. } = self;
-        let Self { ttl_ms, traceparent, contents: _, at, origin, .. } = self;
-        AcceptIn {
-            id,
-            recipient,
-            event,
-            sender,
-            ordering_key,
-            priority,
-            durability,
-            ttl_ms,
-            traceparent,
-            contents,
-            at,
-            origin,
-        }
     }
 }

@@ -7,16 +7,18 @@ use super::Machine;
 use super::batch::Batch;
 use super::commit::{Instead, Pending, PendingAccept, Repeat, Unit};
 use super::dedup::{Known, Slot};
-use super::io::{Accepted, Action, Delivery, EntryRef, Operation, Query, Ticket};
+use super::io::{Accepted, Action, Delivery, EntryRef, Ticket};
+use super::operation::Operation;
+use super::query::Query;
 use super::refusal::{OperationError, Refusal};
 use super::user::{Inbound, Totals};
 use crate::id::{OrderingKey, StreamId, UserId};
-use crate::message::{Durability, Message, Priority};
-use crate::record::{Accept, Origin, Record, Seq};
+use crate::message::{Durability, Message};
+use crate::record::{Accept, LaneId, Origin, Record, Seq};
 use crate::time::Timestamp;
 
 /// Lines in which a delivery was refused for now: what follows in the same line may not overtake it.
-type Held = HashSet<(UserId, Priority, Option<OrderingKey>)>;
+type Held = HashSet<(UserId, LaneId, Option<OrderingKey>)>;
 
 /// A send that waits for the store.
 #[derive(Debug)]
@@ -25,6 +27,19 @@ pub(super) enum Parked {
     Receive(Ticket, Box<Delivery>),
     Operate(Ticket, Operation, Seq),
     Batch(Batch),
+}
+
+/// A message whose time is over needs no schedule.
+pub(super) fn at_once_if_due(message: Message, now: Timestamp) -> Message {
+    match message.not_before() {
+        Some(at) if at <= now => message.without_schedule(),
+        _ => message,
+    }
+}
+
+/// Where a message went that was accepted then.
+fn lane_then(message: &Message, at: Timestamp) -> LaneId {
+    at_once_if_due(message.clone(), at).lane()
 }
 
 /// What dedup says of a message that is to take the place of another.
@@ -87,6 +102,9 @@ impl Machine {
             Known::Seen(slot) => return self.answer_repeat(ticket, key, slot, &message),
             Known::New => {}
         }
+        if message.collapse_key().is_some() {
+            return self.send_newest(now, ticket, message, key);
+        }
         if !self.ensure_totals(message.recipient()) {
             return self.park(Query::User(message.recipient().clone()), Parked::Send(ticket, message));
         }
@@ -95,7 +113,8 @@ impl Machine {
             return self.evict_if_idle(message.recipient());
         }
         self.reserve_id(key, &message, now);
-        let accept = Arc::new(Accept { message, at: now, origin: None, moved: false });
+        let message = at_once_if_due(message, now);
+        let accept = Arc::new(Accept::new(message, now));
         self.push_accept(accept, Some(key), ticket, Unit::Alone);
     }
 
@@ -114,7 +133,7 @@ impl Machine {
 
     /// Remembers the id of a message that is to be committed.
     pub(super) fn reserve_id(&mut self, key: u128, message: &Message, at: Timestamp) {
-        let (sender, content) = (self.digester.user(message.sender()), self.digester.content(message));
+        let (sender, content) = (self.digester.user(message.sender()), self.content_of(message));
         self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at, sender });
     }
 
@@ -127,7 +146,9 @@ impl Machine {
             Known::AskStore => Ok(Newcomer::AskStore(self.ids_of_sender(message))),
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
             Known::Seen(slot) if slot.seq == Seq::ZERO => Ok(Newcomer::OnItsWay(key)),
-            Known::Seen(slot) => Ok(Newcomer::Accepted(EntryRef { lane: message.priority(), seq: slot.seq })),
+            Known::Seen(slot) => {
+                Ok(Newcomer::Accepted(EntryRef { lane: lane_then(message, slot.at), seq: slot.seq }))
+            }
         }
     }
 
@@ -136,27 +157,34 @@ impl Machine {
         if let Some(key) = key {
             self.reserve_id(key, &accept.message, accept.at);
         }
-        self.leaving.add(instead.cost);
-        self.user_mut(accept.message.recipient()).leaving.add(instead.cost);
-        let (ticket, instead, answered, unit) = (instead.operation, Some(instead), true, Unit::Alone);
+        if let Some(cost) = instead.gives_back {
+            self.leaving.add(cost);
+            self.user_mut(accept.message.recipient()).leaving.add(cost);
+        }
+        self.push_unsent(accept, key, Some(instead));
+    }
+
+    /// Records a message that nobody waits for.
+    pub(super) fn push_unsent(&mut self, accept: Arc<Accept>, key: Option<u128>, instead: Option<Instead>) {
+        let (ticket, answered, unit) = (None, true, Unit::Alone);
         self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, instead, unit }));
     }
 
     pub(super) fn push_accept(&mut self, accept: Arc<Accept>, key: Option<u128>, ticket: Ticket, unit: Unit) {
         self.pending += 1;
-        let (answered, instead) = (false, None);
+        let (ticket, answered, instead) = (Some(ticket), false, None);
         self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, instead, unit }));
     }
 
     pub(super) fn answer_repeat(&mut self, ticket: Ticket, key: u128, slot: Slot, message: &Message) {
-        if slot.content != self.digester.content(message) {
+        if slot.content != self.content_of(message) {
             return self.answer(ticket, Err(Refusal::Conflict));
         }
         self.stats.duplicates += 1;
         if slot.seq == Seq::ZERO {
             return self.wait_for_first(key, Repeat::Send(ticket));
         }
-        let entry = EntryRef { lane: message.priority(), seq: slot.seq };
+        let entry = EntryRef { lane: lane_then(message, slot.at), seq: slot.seq };
         self.answer(ticket, Ok(Accepted { entry, duplicate: true }));
     }
 
@@ -188,9 +216,14 @@ impl Machine {
         if messages >= max_messages || bytes.saturating_add(cost) > max_bytes {
             return Err(Refusal::OutboxFull { messages: messages.into(), bytes });
         }
-        user.reserved.add(cost);
-        self.reserved.add(cost);
+        self.reserve(message);
         Ok(())
+    }
+
+    /// Takes the message's share of the quotas, whatever they say.
+    pub(super) fn reserve(&mut self, message: &Message) {
+        self.user_mut(message.recipient()).reserved.add(message.cost());
+        self.reserved.add(message.cost());
     }
 
     pub(super) fn unclaim(&mut self, accept: &Accept) {
@@ -270,19 +303,20 @@ impl Machine {
             self.parked_count += 1;
             return Ok(None);
         }
-        let seen = user.inbox.get(&(origin.stream, lane)).map_or(0, |seen| seen.above.len());
-        if seen + user.inbound.len() >= max_seen {
+        if !user.has_room_for(origin, lane, max_seen) {
             return Err(Refusal::Overloaded);
         }
         self.claim(&delivery.message, None)?;
         self.user_mut(&recipient).inbound.insert(origin, Inbound { lane, waiting: Vec::new() });
-        let accept =
-            Arc::new(Accept { message: delivery.message, at: now, origin: Some(origin), moved: false });
+        let accept = Arc::new(Accept {
+            origin: Some(origin),
+            ..Accept::new(delivery.message.without_schedule(), now)
+        });
         self.push_accept(accept, None, ticket, Unit::Alone);
         Ok(None)
     }
 
-    fn note_floor(&mut self, user: &UserId, stream: StreamId, lane: Priority, floor: Seq) {
+    fn note_floor(&mut self, user: &UserId, stream: StreamId, lane: LaneId, floor: Seq) {
         let known = self.user_mut(user).inbox.get(&(stream, lane)).map_or(Seq::ZERO, |seen| seen.floor);
         if floor > known && floor.epoch() != crate::record::Epoch::default() {
             let floor = crate::record::Floor { user: user.clone(), stream, lane, floor };

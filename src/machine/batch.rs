@@ -6,10 +6,11 @@
 use std::sync::Arc;
 
 use super::Machine;
-use super::accept::Parked;
+use super::accept::{Parked, at_once_if_due};
 use super::commit::{PendingAccept, Unit};
 use super::dedup::{Known, Slot};
-use super::io::{LoadId, Query, Ticket};
+use super::io::{LoadId, Ticket};
+use super::query::Query;
 use super::refusal::Refusal;
 use crate::message::{Durability, Message};
 use crate::record::Accept;
@@ -101,6 +102,9 @@ impl Machine {
             if message.durability() == Durability::Volatile {
                 return Err((Some(i), Refusal::VolatileInBatch));
             }
+            if message.collapse_key().is_some() {
+                return Err((Some(i), Refusal::CollapseInBatch));
+            }
         }
         Ok(())
     }
@@ -126,8 +130,8 @@ impl Machine {
         for (i, (ticket, message)) in messages.iter().enumerate() {
             match self.claim_in_batch(now, message) {
                 Ok(Ok(key)) => {
-                    let accept =
-                        Arc::new(Accept { message: message.clone(), at: now, origin: None, moved: false });
+                    let message = at_once_if_due(message.clone(), now);
+                    let accept = Arc::new(Accept::new(message, now));
                     taken.push((*ticket, accept, key));
                 }
                 Ok(Err((key, slot))) => repeats.push((*ticket, key, slot, message)),

@@ -3,11 +3,14 @@
 use std::sync::Arc;
 
 use super::Machine;
-use super::io::{Accepted, Action, CommitId, EntryRef, Outcome, Ticket};
+use super::fanout::Weighing;
+use super::io::{Accepted, Action, CommitId, EntryRef, Ticket};
+use super::operate::OperationId;
+use super::operation::Outcome;
 use super::refusal::{OperationError, Refusal};
 use super::user::Inbound;
 use crate::message::{Durability, Message};
-use crate::record::{Accept, Record, Seq};
+use crate::record::{Accept, LaneId, Record, Seq};
 use crate::time::Timestamp;
 
 /// What a record takes in a commit at most, besides a message's cost.
@@ -44,7 +47,7 @@ impl Pending {
     }
 
     /// What it takes in a commit at most.
-    fn bytes(&self) -> u64 {
+    pub(super) fn bytes(&self) -> u64 {
         match self {
             Self::Accept(pending) => PendingAccept::bytes(&pending.accept.message),
             Self::Fact(_) | Self::Joined(_) => FACT_BYTES,
@@ -69,10 +72,11 @@ pub(super) struct PendingAccept {
     pub(super) accept: Arc<Accept>,
     /// The digest of its identity; none for inbound messages, which the inbox recognises.
     pub(super) key: Option<u128>,
-    pub(super) ticket: Ticket,
+    /// Its sender, if it was sent.
+    pub(super) ticket: Option<Ticket>,
     /// Its sender has been told, or nobody sent it. If the commit fails, it goes into the next one.
     pub(super) answered: bool,
-    /// Whose place it takes.
+    /// Whose place it takes, as the end says that is joined to it.
     pub(super) instead: Option<Instead>,
     pub(super) unit: Unit,
 }
@@ -81,9 +85,11 @@ pub(super) struct PendingAccept {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Instead {
     /// The operation that wants it so.
-    pub(super) operation: Ticket,
-    /// What the other one costs, which its end gives back.
-    pub(super) cost: u64,
+    pub(super) operation: Option<OperationId>,
+    /// The place it takes.
+    pub(super) seq: Seq,
+    /// What its end gives back to the quotas.
+    pub(super) gives_back: Option<u64>,
 }
 
 /// Who waits for a message that is being made durable: a repeat of it.
@@ -112,9 +118,9 @@ impl Machine {
     /// How many of the gathered records make one commit: a group must fit into the journal.
     fn piece(&self) -> usize {
         let max = self.config.max_commit_bytes.get();
-        let mut bytes = 0_u64;
+        let (mut bytes, mut weighing) = (0_u64, Weighing::default());
         let fits = self.current.iter().take_while(|pending| {
-            bytes = bytes.saturating_add(pending.bytes());
+            bytes = bytes.saturating_add(weighing.bytes(pending));
             bytes <= max
         });
         let n = fits.count().max(1);
@@ -156,7 +162,7 @@ impl Machine {
                 && let Pending::Accept(pending) = pending
             {
                 pending.answered = true;
-                answers.push((pending.ticket, pending.accept.message.priority()));
+                answers.extend(pending.ticket.map(|ticket| (ticket, pending.accept.lane())));
             }
         }
         for (ticket, lane) in answers {
@@ -203,24 +209,31 @@ impl Machine {
 
     fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
         let PendingAccept { accept, key, ticket, answered, instead, .. } = pending;
-        // The operation counts for itself.
-        self.pending = self.pending.saturating_sub(usize::from(instead.is_none()));
-        let entry = EntryRef { lane: accept.message.priority(), seq };
-        self.reserved.sub(accept.message.cost());
+        self.pending = self.pending.saturating_sub(usize::from(ticket.is_some()));
+        let entry = EntryRef { lane: accept.lane(), seq };
+        if entry.lane != LaneId::Dead {
+            self.reserved.sub(accept.message.cost());
+        }
         let inbound = accept.origin.and_then(|origin| {
             self.users.get_mut(accept.message.recipient()).and_then(|user| user.inbound.remove(&origin))
         });
         let attached = self.apply_accept(seq, &accept, key, true);
-        if !answered {
+        if let Some(ticket) = ticket.filter(|_| !answered) {
             self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
         }
         if let Some(instead) = instead {
             self.place_taken(instead, &accept, entry);
         }
+        // The end that follows says of which message it is.
+        self.buried = (entry.lane == LaneId::Dead).then_some(seq);
         self.answer_repeats(key, Ok(entry));
         self.answer_inbound(inbound, &Ok(entry));
         if attached {
             self.offer_accepted(now, seq, &accept);
+        }
+        // Now that it is wherever it may be offered from, the next of its collapse key may take its place.
+        if ticket.is_some() {
+            self.collapsed(now, &accept, None);
         }
     }
 
@@ -252,7 +265,10 @@ impl Machine {
         let mut kept = Vec::new();
         for pending in records {
             match pending {
-                Pending::Accept(pending) if !pending.answered => self.undo(pending, refusal),
+                // An end that is joined to it cannot be undone.
+                Pending::Accept(pending) if !pending.answered && pending.instead.is_none() => {
+                    self.undo(pending, refusal);
+                }
                 answered => kept.push(answered),
             }
         }
@@ -277,7 +293,10 @@ impl Machine {
         let user = self.users.get_mut(pending.accept.message.recipient());
         let inbound =
             pending.accept.origin.and_then(|origin| user.and_then(|user| user.inbound.remove(&origin)));
-        self.answer(pending.ticket, Err(refusal.clone()));
+        if let Some(ticket) = pending.ticket {
+            self.answer(ticket, Err(refusal.clone()));
+            self.collapsed(self.now, &pending.accept, Some(refusal));
+        }
         self.answer_repeats(pending.key, Err(refusal.clone()));
         self.answer_inbound(inbound, &Err(refusal.clone()));
         self.evict_if_idle(pending.accept.message.recipient());

@@ -5,12 +5,13 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::commit::Pending;
-use super::io::{Accepted, Action, Delivery, EntryRef, LinkId, Query};
-use super::lane::EntryState;
+use super::entry::EntryState;
+use super::io::{Accepted, Action, Delivery, EntryRef, LinkId};
 use super::pick::Room;
+use super::query::Query;
 use super::refusal::Refusal;
 use super::user::User;
-use super::verdict::is_volatile;
+use super::verdict::{is_volatile, may_be_known};
 use crate::id::{DeviceId, UserId};
 use crate::message::{Message, Priority};
 use crate::record::{Accept, Exposed, Record, Seq};
@@ -98,8 +99,9 @@ impl Machine {
             lane.rebuild_queues(window);
         }
         for lane in Priority::ALL {
-            self.refill(id, lane);
+            self.refill(id, lane.into());
         }
+        self.ripen(id);
         self.rearm_user(now, id);
         self.mark_ready(id);
     }
@@ -141,7 +143,7 @@ impl Machine {
     fn leave(&mut self, id: &UserId) {
         self.disarm_user(id);
         let Some(user) = self.users.get_mut(id) else { return };
-        let offered = user.lanes.iter().flat_map(|lane| &lane.entries).filter(|entry| entry.offers > 0);
+        let offered = user.all_lanes().flat_map(|lane| &lane.entries).filter(|entry| entry.offers > 0);
         let offered = offered.map(|entry| entry.seq).max().unwrap_or(Seq::ZERO);
         user.exposed_through = user.exposed_through.max(offered);
         for lane in &mut user.lanes {
@@ -157,7 +159,7 @@ impl Machine {
         let is_free =
             |user: &&mut Box<User>| !user.is_attached() && user.loading.is_none() && user.operations == 0;
         let Some(user) = self.users.get_mut(id).filter(is_free) else { return };
-        let dropped: usize = user.lanes.iter_mut().map(|lane| lane.drop_settled(settled)).sum();
+        let dropped: usize = user.all_lanes_mut().map(|(_, lane)| lane.drop_settled(settled)).sum();
         self.resident = self.resident.saturating_sub(dropped as u64);
         self.evict_if_idle(id);
     }
@@ -178,12 +180,12 @@ impl Machine {
         let id = accept.message.recipient();
         let Some(user) = self.users.get_mut(id).filter(|user| user.is_attached()) else { return };
         if user.is_known() {
-            let lane = user.lane(accept.message.priority());
+            let lane = user.lane(accept.lane());
             if lane.is_offerable(seq) {
                 lane.enqueue(seq, accept);
             }
         }
-        self.arm_user(now, id, accept.expires());
+        self.arm_user(now, id, accept.message.not_before().unwrap_or(accept.expires()));
         self.mark_ready(id);
     }
 
@@ -193,13 +195,22 @@ impl Machine {
         let id = message.recipient().clone();
         let attached = self.users.get_mut(&id).filter(|user| user.is_attached());
         let user = attached.ok_or(Refusal::NobodyAttached)?;
-        if user.lanes.iter().map(|lane| lane.volatile.len()).sum::<usize>() >= max {
+        let same =
+            |other: &Message| other.collapse_key().is_some_and(|key| message.collapse_key() == Some(key));
+        let queued: usize = user.lanes.iter().map(|lane| lane.volatile.len()).sum();
+        let waiting = &mut user.lane(message.priority()).volatile;
+        let older = waiting.iter().position(|(_, accept)| same(&accept.message));
+        if older.is_none() && queued >= max {
             return Err(Refusal::NobodyAttached);
         }
         self.last_volatile = (self.last_volatile + 1) % (1 << Seq::EPOCH_SHIFT);
-        let entry = EntryRef { lane: message.priority(), seq: Seq::new(self.last_volatile) };
-        let accept = Arc::new(Accept { message, at: now, origin: None, moved: false });
-        user.lane(entry.lane).volatile.push_back((entry.seq, accept));
+        let entry = EntryRef { lane: message.priority().into(), seq: Seq::new(self.last_volatile) };
+        let newer = (entry.seq, Arc::new(Accept::new(message, now)));
+        // It goes where the older one was: nobody waits longer for that.
+        match older.and_then(|i| waiting.get_mut(i)) {
+            Some(older) => *older = newer,
+            None => waiting.push_back(newer),
+        }
         self.mark_ready(&id);
         Ok(Accepted { entry, duplicate: false })
     }
@@ -259,7 +270,7 @@ impl Machine {
             self.mark_ready(id);
         }
         for lane in Priority::ALL {
-            self.refill(id, lane);
+            self.refill(id, lane.into());
         }
     }
 
@@ -333,7 +344,7 @@ impl Machine {
         let mut redelivered = false;
         if !is_volatile(entry) {
             let found = lane.entry_mut(entry.seq)?;
-            redelivered = found.offers > 0 || entry.seq <= exposed_through;
+            redelivered = found.offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
             found.offers = found.offers.saturating_add(1);
             lane.set_state(entry.seq, EntryState::InFlight(link));
             lane.in_flight += 1;

@@ -5,11 +5,13 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::dedup::Slot;
-use super::lane::EntryState;
+use super::entry::EntryState;
+use super::query::Holdings;
 use super::settle::Logged;
-use super::user::{Totals, User};
+use super::user::User;
 use crate::id::UserId;
-use crate::record::{Accept, Attempt, End, Exposed, Record, Seq};
+use crate::record::{Accept, Attempt, End, Exposed, LaneId, Record, Seq};
+use crate::time::Timestamp;
 
 impl Machine {
     /// Applies a record of the journal, decided in an earlier life. Only before the first
@@ -17,7 +19,7 @@ impl Machine {
     pub fn replay(&mut self, seq: Seq, record: &Record, counts: bool) {
         match record {
             Record::Accept(accept) => {
-                let key = (accept.origin.is_none() && !accept.moved).then(|| {
+                let key = accept.is_sent().then(|| {
                     let message = &accept.message;
                     self.digester.identity(message.sender(), message.recipient(), message.id())
                 });
@@ -53,7 +55,11 @@ impl Machine {
     ) -> bool {
         let message = &accept.message;
         let cost = message.cost();
-        if counts {
+        let lane = accept.lane();
+        if counts && lane == LaneId::Dead {
+            self.counters.buried += 1;
+        }
+        if counts && accept.counts() {
             self.counters.accepted += 1;
             self.counters.accepted_bytes += cost;
         }
@@ -66,33 +72,34 @@ impl Machine {
             }
             None => {}
         }
-        self.log.push_back(Logged {
-            seq,
-            user: message.recipient().clone(),
-            lane: message.priority(),
-            key,
-            ended_at: None,
-        });
+        self.log.push_back(Logged { seq, user: message.recipient().clone(), lane, key, ended_at: None });
         self.resident += 1;
         self.taken += 1;
+        self.fold_newest(seq, accept);
+        self.last_accept = Some((lane, seq));
         let user = self.user_mut(message.recipient());
         // What was reserved for it; nothing in a replay.
-        user.reserved.sub(cost);
-        if let Some(live) = &mut user.live {
-            live.add(cost);
+        let reserved = if lane == LaneId::Dead { &mut user.dying } else { &mut user.reserved };
+        reserved.sub(cost);
+        if let Some(held) = &mut user.held {
+            held.add(lane, cost);
         }
         let attached = user.is_attached();
-        user.lane(message.priority()).insert(seq, accept.clone());
+        user.next_ripe = user.next_ripe.min(message.not_before().unwrap_or(Timestamp::NEVER));
+        user.lane(lane).insert(seq, accept.clone());
         if let Some(origin) = accept.origin {
-            user.inbox.entry((origin.stream, message.priority())).or_default().above.insert(origin.seq);
+            user.inbox.entry((origin.stream, lane)).or_default().above.insert(origin.seq);
             self.touch(message.recipient(), seq);
         }
         attached
     }
 
     pub(super) fn apply_end(&mut self, seq: Seq, end: &End, counts: bool) {
-        if counts {
+        if counts && end.counts() {
             self.count_end(end);
+        }
+        if counts && end.lane == LaneId::Dead {
+            self.counters.unburied += 1;
         }
         if end.upgrades.is_some() {
             return;
@@ -110,8 +117,8 @@ impl Machine {
             logged.ended_at = Some(seq);
         }
         let user = self.user_mut(&end.user);
-        match &mut user.live {
-            Some(live) => live.sub(end.cost),
+        match &mut user.held {
+            Some(held) => held.sub(end.lane, end.cost),
             // What was not on disk then will never be: nothing will count it.
             None if on_disk => user.early_ends.push((end.lane, end.seq, end.cost)),
             None => {}
@@ -132,6 +139,7 @@ impl Machine {
         if on_disk {
             self.touch(&end.user, seq);
         }
+        self.fold_newest_end(seq, end);
     }
 
     fn count_end(&mut self, end: &End) {
@@ -189,15 +197,15 @@ impl Machine {
     pub(super) fn user_mut(&mut self, id: &UserId) -> &mut User {
         let Self { users, index, digester, index_complete, rows_exist, .. } = self;
         users.entry_ref(id).or_insert_with(|| {
-            let indexed = index.remove(&digester.user(Some(id)));
-            let live = indexed.or(index_complete.then(Totals::default));
-            Box::new(User::new(*digester, live, !*rows_exist && indexed.is_none()))
+            let indexed = index.take(digester.user(Some(id)));
+            let held = indexed.or(index_complete.then(Holdings::default));
+            Box::new(User::new(*digester, held, !*rows_exist && indexed.is_none()))
         })
     }
 
     /// Whether the totals of a user are known; asks nothing.
     pub(super) fn ensure_totals(&mut self, id: &UserId) -> bool {
-        self.user_mut(id).live.is_some()
+        self.user_mut(id).held.is_some()
     }
 
     /// Whether the row of a user is known; asks nothing.
@@ -211,10 +219,8 @@ impl Machine {
         if !user.is_evictable() {
             return;
         }
-        let live = user.live;
-        if let Some(live) = live.filter(|live| live.messages > 0) {
-            let digest = self.digester.user(Some(id));
-            self.index.insert(digest, live);
+        if let Some(held) = user.held.filter(|held| held.len() > 0) {
+            self.index.put(self.digester.user(Some(id)), held);
         }
         self.users.remove(id);
     }

@@ -3,10 +3,12 @@
 use core::time::Duration;
 use std::sync::Arc;
 
+use super::operation::{Operation, Outcome};
+use super::query::{Found, Query};
 use super::refusal::{OperationError, Refusal};
 use crate::id::{DeviceId, MessageId, StreamId, UserId};
-use crate::message::{Message, Priority};
-use crate::record::{Accept, Counters, DedupRow, Record, Seq, UserRow};
+use crate::message::Message;
+use crate::record::{Accept, Counters, DedupRow, LaneId, Record, Seq, UserRow};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -30,7 +32,7 @@ pub struct LoadId(pub u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct EntryRef {
     /// The lane.
-    pub lane: Priority,
+    pub lane: LaneId,
     /// The place; [`Seq::ZERO`]`.plus(n)` with an epoch of zero for volatile messages.
     pub seq: Seq,
 }
@@ -46,7 +48,7 @@ pub struct Delivery {
     pub entry: EntryRef,
     /// Every place of this lane up to here has ended durably on this side: the receiver's inbox may forget them.
     pub floor: Seq,
-    /// When it was accepted.
+    /// When it was accepted; of what was scheduled, the time it was scheduled for.
     pub accepted_at: Timestamp,
     /// Failed attempts so far.
     pub attempts: u32,
@@ -89,6 +91,16 @@ pub enum Input {
     },
     /// A host sends messages of which all are accepted, in one commit, or none.
     SendBatch(Vec<(Ticket, Message)>),
+    /// A host sends one message to many people: as if it were sent to each of them, one after the other. They share its
+    /// payload.
+    FanOut {
+        /// The first one's; the others follow, each answered like a send.
+        first: Ticket,
+        /// The message, for whomever.
+        message: Message,
+        /// Whom it is for.
+        recipients: Vec<UserId>,
+    },
     /// Another engine's deliveries come in for this engine's inbox, as one batch it offered, in its order. Each is
     /// answered like a send; what follows a refused one with the same recipient, lane and ordering key is refused too.
     Receive(Vec<(Ticket, Delivery)>),
@@ -165,68 +177,6 @@ pub enum Input {
     Tick,
 }
 
-/// What the store knows.
-#[derive(Clone, Debug)]
-pub enum Found {
-    /// Answer to [`Query::User`] and [`Query::Row`].
-    User {
-        /// The user's row, if there is one.
-        row: Option<Box<UserRow>>,
-        /// Live messages and bytes of this user in the runs, judged by the row, if they were asked for.
-        live: Option<(u32, u64)>,
-        /// The runs hold every message settled below this place.
-        reflects: Seq,
-    },
-    /// Answer to [`Query::Page`].
-    Page(Page),
-    /// Answer to [`Query::Sender`].
-    Sender(Vec<DedupRow>),
-}
-
-/// A page of one lane's settled messages.
-#[derive(Clone, Debug)]
-pub struct Page {
-    /// The messages, in order, without those the row says have ended.
-    pub entries: Vec<(Seq, Arc<Accept>)>,
-    /// Messages that are damaged on disk and cannot be delivered, and what they cost: 0 where that is lost too.
-    pub damaged: Vec<(Seq, u64)>,
-    /// Set when there are more, all of them above this place.
-    pub more_after: Option<Seq>,
-    /// Runs hold every message settled below this place.
-    pub reflects: Seq,
-}
-
-/// What the machine wants to know from the store.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Query {
-    /// A user's row and totals. Costs as much as the user has messages.
-    User(UserId),
-    /// The row of a user whose totals are known.
-    Row(UserId),
-    /// Settled messages of one lane, above `after`, within the limits.
-    Page {
-        /// Whose.
-        user: UserId,
-        /// Which lane.
-        lane: Priority,
-        /// Only messages above this place.
-        after: Seq,
-        /// Places to leave out (ended, above `after`), in order.
-        ended: Vec<Seq>,
-        /// At most so many messages.
-        max_messages: usize,
-        /// At most so many bytes, but at least one message.
-        max_bytes: u64,
-    },
-    /// A sender's remembered ids, by keyed digest, no older than `since`.
-    Sender {
-        /// The sender's digest.
-        sender: u128,
-        /// Only ids accepted since.
-        since: Timestamp,
-    },
-}
-
 /// An accepted message.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Accepted {
@@ -235,84 +185,6 @@ pub struct Accepted {
     pub entry: EntryRef,
     /// Whether it had been accepted before: this was a repeat.
     pub duplicate: bool,
-}
-
-/// Which message an operation is about.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Target {
-    /// Its recipient.
-    pub user: UserId,
-    /// Its id. Two senders may have used the same one for this recipient.
-    pub id: MessageId,
-    /// Only a message of this sender (`Some(None)`: one without a sender). Otherwise any, the one with the highest
-    /// priority and of those the oldest.
-    pub sender: Option<Option<UserId>>,
-}
-
-/// What a host wants done with messages that wait.
-#[derive(Clone, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum Operation {
-    /// Withdraw one message: it ends as cancelled.
-    Cancel(Target),
-    /// Withdraw every message that was accepted for this user so far.
-    Purge(UserId),
-    /// Withdraw one message and accept another one for the same recipient, both or neither. The old one ends as
-    /// replaced; the new one waits behind what was accepted before it.
-    Replace(Target, Message),
-    /// Move one message that was never offered to another lane. Its place ends as replaced, and it waits there behind
-    /// what was accepted before; how long it may still wait stays as it was.
-    Reprioritise(Target, Priority),
-}
-
-impl Operation {
-    /// Whose messages it is about.
-    #[must_use]
-    pub fn user(&self) -> &UserId {
-        match self {
-            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => &target.user,
-            Self::Purge(user) => user,
-        }
-    }
-
-    /// The one message it is about, if it is about one.
-    #[must_use]
-    pub fn target(&self) -> Option<&Target> {
-        match self {
-            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => Some(target),
-            Self::Purge(_) => None,
-        }
-    }
-
-    /// How the messages it is about end.
-    #[must_use]
-    pub fn reason(&self) -> EndReason {
-        match self {
-            Self::Cancel(_) | Self::Purge(_) => EndReason::Cancelled,
-            Self::Replace(..) | Self::Reprioritise(..) => EndReason::Replaced,
-        }
-    }
-}
-
-/// What an operation did, durably.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// Messages it ended.
-    pub messages: u32,
-    /// How many of them had been offered, or may have been: they may have arrived all the same. Should one be
-    /// confirmed later, it counts as delivered.
-    pub possibly_delivered: u32,
-    /// The place of what came instead, for [`Operation::Replace`] and [`Operation::Reprioritise`]. A `duplicate` had been
-    /// accepted before, or is where it should go already: then this operation ended nothing, and what an earlier one ended
-    /// is not counted again.
-    pub accepted: Option<Accepted>,
-}
-
-impl Outcome {
-    /// Nothing was done: what was wanted had been accepted before.
-    pub(super) fn known(accepted: Accepted) -> Self {
-        Self { accepted: Some(accepted), ..Self::default() }
-    }
 }
 
 /// What the shell must do, in order.
@@ -361,6 +233,15 @@ pub enum Action {
     },
     /// A status became true (and durable, where it claims to be).
     Announce(Change),
+    /// A message waits in another lane from now on; its old place is no more, and that is durable.
+    Moved {
+        /// Whose message.
+        user: UserId,
+        /// Where it was.
+        from: EntryRef,
+        /// Where it is.
+        to: EntryRef,
+    },
     /// A part of what must settle; complete when `last` is set.
     Survivors(Survivors),
     /// An attachment was refused or replaced by a newer one of the same device; it will be offered nothing more.
@@ -397,6 +278,8 @@ pub struct Survivors {
     pub dedup: Vec<DedupRow>,
     /// Settled messages that have ended since the last settling, for the runs' live counts.
     pub died: Vec<Seq>,
+    /// All that was due up to this time was seen to, in the runs of this table. Only in the last part.
+    pub swept: Option<(Timestamp, u64)>,
     /// The counters, and the place below which they count everything. Only in the last part.
     pub counters: Option<(Counters, Seq)>,
     /// No more parts for this place.
@@ -442,6 +325,10 @@ pub struct MachineStats {
     pub stray_verdicts: u64,
     /// Messages lost to damage on disk.
     pub damaged: u64,
+    /// How often what is due was seen to.
+    pub sweeps: u64,
+    /// Undeliverable messages that were not kept, because their recipient had too many dead letters.
+    pub dead_letters_dropped: u64,
 }
 
 impl Verdict {

@@ -12,55 +12,12 @@ use std::sync::Arc;
 
 use hashbrown::HashMap;
 
-use super::io::{LinkId, LoadId};
+use super::entry::{Entry, EntryState};
+use super::io::LoadId;
 use crate::digest::Digester;
 use crate::id::OrderingKey;
 use crate::record::{Accept, LaneRow, Seq};
 use crate::time::Timestamp;
-
-/// A live message in memory.
-#[derive(Debug)]
-pub(super) struct Entry {
-    pub(super) seq: Seq,
-    pub(super) accept: Arc<Accept>,
-    state: EntryState,
-    /// Acquisitions: how often it was handed to a sink in this life.
-    pub(super) offers: u32,
-    /// Failed attempts, those included whose records are not durable yet.
-    pub(super) failures: u32,
-}
-
-impl Entry {
-    pub(super) fn state(&self) -> EntryState {
-        self.state
-    }
-
-    /// When something has to be done about it: its expiry, or the end of its backoff.
-    fn due(&self) -> Timestamp {
-        match self.state {
-            EntryState::Ending { .. } => Timestamp::NEVER,
-            EntryState::Backoff(until) => until.min(self.accept.expires()),
-            EntryState::Waiting | EntryState::InFlight(_) => self.accept.expires(),
-        }
-    }
-}
-
-/// What a live message is doing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum EntryState {
-    /// Ready to be offered when its turn comes.
-    Waiting,
-    /// With a sink.
-    InFlight(LinkId),
-    /// Waiting after a failed attempt, or because the sink was busy.
-    Backoff(Timestamp),
-    /// Its end is being recorded. An end that is no delivery holds the ordering key until it is durable: after a crash
-    /// the message would be offered again, and what came behind it must not have been.
-    Ending {
-        /// Whether it holds its key.
-        holds_key: bool,
-    },
-}
 
 /// The waiting messages of one ordering key.
 #[derive(Debug, Default)]
@@ -93,11 +50,18 @@ pub(super) struct Lane {
     due: BTreeSet<(Timestamp, Seq)>,
     /// The last message that is queued, if more in memory are to follow.
     horizon: Option<Seq>,
+    /// Whether anything is ever offered from it.
+    is_offered: bool,
     keys: HashMap<Option<OrderingKey>, KeyQueue, Digester>,
     ring: VecDeque<Option<OrderingKey>>,
 }
 
 impl Lane {
+    /// A lane that nothing is offered from, of which the store may have what lies behind a place.
+    pub(super) fn aside(digester: Digester, more_after: Option<Seq>) -> Self {
+        Self { is_offered: false, more_after, ..Self::new(digester) }
+    }
+
     pub(super) fn new(digester: Digester) -> Self {
         Self {
             entries: VecDeque::new(),
@@ -112,6 +76,7 @@ impl Lane {
             in_flight: 0,
             due: BTreeSet::new(),
             horizon: None,
+            is_offered: true,
             keys: HashMap::with_hasher(digester),
             ring: VecDeque::new(),
         }
@@ -234,7 +199,7 @@ impl Lane {
 
     /// Whether the message is where it may be offered from.
     pub(super) fn is_offerable(&self, seq: Seq) -> bool {
-        self.is_known(seq) && self.horizon.is_none_or(|horizon| seq <= horizon)
+        self.is_offered && self.is_known(seq) && self.horizon.is_none_or(|horizon| seq <= horizon)
     }
 
     /// Forgets the queues, for a user whom nobody is attached to.
@@ -246,6 +211,9 @@ impl Lane {
 
     /// Builds the queues anew from the first `window` entries.
     pub(super) fn rebuild_queues(&mut self, window: usize) {
+        if !self.is_offered {
+            return;
+        }
         self.keys.clear();
         self.ring.clear();
         self.horizon = Some(Seq::ZERO);

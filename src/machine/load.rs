@@ -2,30 +2,28 @@
 
 use super::Machine;
 use super::fold::through;
-use super::io::{Action, Found, LoadId, Page, Query};
-use super::lane::Entry;
+use super::io::{Action, LoadId};
+use super::query::{Found, Holdings, Page, Query};
 use super::timer::TimerKey;
-use super::user::Totals;
 use crate::id::UserId;
-use crate::message::Priority;
-use crate::record::{End, Seq, UserRow};
+use crate::record::{End, LaneId, Seq, UserRow};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
 /// How long to wait before asking again after a failed load.
-const RETRY_MS: u64 = 1000;
+pub(super) const RETRY_MS: u64 = 1000;
 
 impl Machine {
     /// Asks the store, unless the same question is open.
     pub(super) fn load_once(&mut self, query: Query) -> LoadId {
         let query = match query {
-            Query::User(id) if self.user_mut(&id).live.is_some() => Query::Row(id),
+            Query::User(id) if self.user_mut(&id).held.is_some() => Query::Row(id),
             query => query,
         };
         let open = match &query {
             Query::User(id) | Query::Row(id) => self.user_mut(id).loading,
             Query::Sender { sender, .. } => self.sender_loads.get(sender).copied(),
-            Query::Page { .. } => None,
+            Query::Page { .. } | Query::Due { .. } => None,
         };
         if let Some(load) = open {
             return load;
@@ -37,6 +35,7 @@ impl Machine {
                 self.sender_loads.insert(*sender, load);
             }
             Query::Page { user, lane, .. } => self.user_mut(user).lane(*lane).loading = Some(load),
+            Query::Due { .. } => {}
         }
         load
     }
@@ -51,7 +50,7 @@ impl Machine {
     }
 
     /// Queues more of a lane when it runs low: from memory, or with the next page from the store.
-    pub(super) fn refill(&mut self, id: &UserId, lane: Priority) {
+    pub(super) fn refill(&mut self, id: &UserId, lane: LaneId) {
         let (max_messages, max_bytes) = (self.config.max_resident.get(), self.config.max_load_bytes.get());
         let Some(user) = self.users.get_mut(id) else { return };
         if !user.is_known() || !user.is_attached() {
@@ -73,9 +72,10 @@ impl Machine {
     pub(super) fn handle_loaded(&mut self, now: Timestamp, load: LoadId, found: Found) {
         let Some(query) = self.loads.remove(&load) else { return };
         match (query, found) {
-            (Query::User(id) | Query::Row(id), Found::User { row, live, reflects }) => {
-                self.loaded_user(&id, row.as_deref(), live, reflects);
+            (Query::User(id) | Query::Row(id), Found::User { row, held, reflects }) => {
+                self.loaded_user(&id, row.as_deref(), held, reflects);
                 self.unpark(now, load, false);
+                self.sweep_read(&id);
                 self.resume_settling();
                 self.settle_into_memory(&id);
             }
@@ -89,6 +89,9 @@ impl Machine {
                     self.loaded_page(now, load, &user, lane, after, page);
                 }
             }
+            (Query::Due { .. }, Found::Due { users, more, next, table }) => {
+                self.sweep_list(load, users, more, next, table);
+            }
             (query, _) => {
                 self.loads.insert(load, query);
                 self.handle_load_failed(now, load);
@@ -96,40 +99,38 @@ impl Machine {
         }
     }
 
-    fn loaded_user(&mut self, id: &UserId, row: Option<&UserRow>, live: Option<(u32, u64)>, reflects: Seq) {
+    fn loaded_user(&mut self, id: &UserId, row: Option<&UserRow>, held: Option<Holdings>, reflects: Seq) {
         let (epoch, applied) = (self.epoch, self.applied);
         let user = self.user_mut(id);
         user.loading = None;
         // The first time for their row, the second time, if there is one, for their totals.
-        if user.row_known && (user.live.is_some() || live.is_none()) {
+        if user.row_known && (user.held.is_some() || held.is_none()) {
             return;
         }
-        let before: usize = user.lanes.iter().map(|lane| lane.entries.len()).sum();
+        let before: usize = user.all_lanes().map(|lane| lane.entries.len()).sum();
         if let Some(row) = row.filter(|_| !user.row_known) {
             user.merge_row(row);
         }
-        let is_newer = |entry: &&Entry| entry.seq >= reflects;
-        let newer = user.lanes.iter().flat_map(|lane| &lane.entries).filter(is_newer);
-        let stored = match (user.live, live) {
-            (Some(known), _) => known.messages as usize > newer.count(),
-            (None, Some(live)) => live.0 > 0,
-            (None, None) => true,
+        let mut newer = Holdings::default();
+        for entry in user.all_lanes().flat_map(|lane| &lane.entries).filter(|entry| entry.seq >= reflects) {
+            newer.add(entry.accept.lane(), entry.accept.message.cost());
+        }
+        // What the store has; unknown while only the row is.
+        let stored = match (user.held, held) {
+            (Some(known), _) => Some(known.without(&newer)),
+            (None, held) => held,
         };
-        if let (None, Some(live)) = (user.live, live) {
-            let mut totals = Totals { messages: live.0, bytes: live.1 };
+        if let (None, Some(mut held)) = (user.held, held) {
             for (lane, seq, cost) in &user.early_ends {
                 let known = row.and_then(|row| row.lanes.get(lane.index()));
                 let reflected = known.is_some_and(|lane| *seq <= lane.cursor || lane.ended.contains(seq));
                 if *seq < reflects && !reflected {
-                    totals.sub(*cost);
+                    held.sub(*lane, *cost);
                 }
             }
-            let newer =
-                user.lanes.iter().flat_map(|lane| &lane.entries).filter(|entry| entry.seq >= reflects);
-            newer.for_each(|entry| totals.add(entry.accept.message.cost()));
-            user.live = Some(totals);
+            user.held = Some(held.with(&newer));
         }
-        if user.live.is_some() {
+        if user.held.is_some() {
             user.early_ends.clear();
         }
         if !user.row_known {
@@ -142,11 +143,18 @@ impl Machine {
                 user.exposed = epoch;
             }
         }
-        for lane in &mut user.lanes {
-            lane.drop_settled(reflects);
-            lane.more_after = stored.then_some(lane.cursor);
+        for lane in LaneId::ALL {
+            let is_stored = stored.is_none_or(|stored| stored.has(lane));
+            let (known, found) = (stored.is_some(), user.lane_ref(lane));
+            // A lane aside that is not there yet is made when it is known that there is something in it.
+            let is_there = !found.entries.is_empty() || found.more_after.is_some();
+            if lane.priority().is_some() || is_there || known && is_stored {
+                let found = user.lane(lane);
+                found.drop_settled(reflects);
+                found.more_after = is_stored.then_some(found.cursor);
+            }
         }
-        let after: usize = user.lanes.iter().map(|lane| lane.entries.len()).sum();
+        let after: usize = user.all_lanes().map(|lane| lane.entries.len()).sum();
         self.resident = self.resident.saturating_sub((before - after) as u64);
     }
 
@@ -165,7 +173,7 @@ impl Machine {
         now: Timestamp,
         load: LoadId,
         id: &UserId,
-        lane: Priority,
+        lane: LaneId,
         after: Seq,
         page: Page,
     ) {
@@ -202,7 +210,7 @@ impl Machine {
     }
 
     /// A message whose row is damaged cannot be delivered; it ends, so that the ledger stays true.
-    pub(super) fn end_damaged(&mut self, now: Timestamp, id: &UserId, lane: Priority, seq: Seq, cost: u64) {
+    pub(super) fn end_damaged(&mut self, now: Timestamp, id: &UserId, lane: LaneId, seq: Seq, cost: u64) {
         let found = self.user_mut(id).lane(lane);
         let ended = seq <= found.cursor || found.ended.contains(&seq) || found.entry(seq).is_some();
         if ended || !found.ending.insert(seq) {
@@ -215,7 +223,7 @@ impl Machine {
             seq,
             reason: EndReason::Dead,
             upgrades: None,
-            possibly_delivered: true,
+            possibly_delivered: lane != LaneId::Scheduled,
             attempts: 0,
             cost,
             at: now,
@@ -230,7 +238,9 @@ impl Machine {
         if self.page_failed_for_operation(load) {
             return;
         }
+        self.sweep_load_failed(&query);
         match &query {
+            Query::Due { .. } => {}
             Query::Sender { sender, .. } => {
                 self.sender_loads.remove(sender);
             }

@@ -29,18 +29,29 @@
 
 mod accept;
 mod batch;
+mod collapse;
 mod commit;
+mod dead;
 mod dedup;
 mod deliver;
+mod entry;
+mod fanout;
 mod fold;
+mod index;
 mod io;
 mod lane;
 mod load;
 mod operate;
+mod operation;
 mod pick;
+mod places;
+mod query;
 mod refusal;
+mod schedule;
+mod search;
 mod settle;
 mod snapshot;
+mod sweep;
 #[cfg(test)]
 mod tests;
 mod timer;
@@ -49,9 +60,11 @@ mod verdict;
 
 pub use batch::MAX_BATCH_MESSAGES;
 pub use io::{
-    Accepted, Action, Change, CommitId, Delivery, EntryRef, Found, Input, LinkId, LoadId, MachineStats,
-    Operation, Outcome, Page, Query, Standing, Survivors, Target, Ticket, Verdict,
+    Accepted, Action, Change, CommitId, Delivery, EntryRef, Input, LinkId, LoadId, MachineStats, Standing,
+    Survivors, Ticket, Verdict,
 };
+pub use operation::{DeadLetter, DeadLetters, Operation, Outcome, Target};
+pub use query::{DuePlace, Found, Holdings, Page, Query};
 pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};
 
@@ -67,16 +80,20 @@ use self::accept::Parked;
 use self::commit::{Commit, Pending, Repeat};
 use self::dedup::Dedup;
 use self::deliver::Link;
-use self::lane::EntryState;
+use self::entry::EntryState;
+use self::index::Index;
 use self::operate::Operations;
 use self::settle::{Job, Logged};
+use self::sweep::Sweeps;
 use self::timer::TimerKey;
 use self::user::{Totals, User};
+use self::verdict::RecentEnd;
 use crate::config::Config;
 use crate::digest::{DigestMap, Digester};
 use crate::id::{StreamId, UserId};
-use crate::record::{Counters, Epoch, Seq};
-use crate::status::{EndReason, Status};
+use crate::message::Message;
+use crate::record::{Counters, Epoch, LaneId, Seq};
+use crate::status::Status;
 use crate::time::Timestamp;
 
 /// How many users are remembered to have been exposed in this epoch: about 1 MB.
@@ -101,6 +118,8 @@ pub struct Birth {
     pub counters: Counters,
     /// Whether the store holds messages or rows at all (if not, absent users and senders need no load).
     pub store_empty: bool,
+    /// Which shard this is, and of how many: users of others are not its concern.
+    pub shard: (usize, usize),
 }
 
 /// One shard's delivery logic. See the module's documentation for the contract.
@@ -109,6 +128,8 @@ pub struct Machine {
     config: Config,
     stream: StreamId,
     epoch: Epoch,
+    shard: usize,
+    shards: usize,
     digester: Digester,
     rng: ChaCha8Rng,
     now: Timestamp,
@@ -119,17 +140,19 @@ pub struct Machine {
 
     users: HashMap<UserId, Box<User>, Digester>,
     /// Totals of users that are not in memory, by digest.
-    index: DigestMap<Totals>,
+    index: Index,
     /// Whether a user found nowhere has no messages at all.
     index_complete: bool,
     /// Whether the store may hold rows.
     rows_exist: bool,
     dedup: Dedup,
+    /// The digest of what is being sent to many.
+    content: Option<u64>,
     counters: Counters,
     reserved: Totals,
     /// Messages that were confirmed while another end was being recorded.
     confirmed_late: BTreeSet<Seq>,
-    recent_ends: LruCache<(UserId, EntryRef), (EndReason, u32)>,
+    recent_ends: LruCache<(UserId, EntryRef), RecentEnd>,
     /// Users who were exposed in this epoch and may have left memory since: their rows say so.
     exposed_here: LruCache<u128, ()>,
 
@@ -143,6 +166,14 @@ pub struct Machine {
     dirty: Vec<UserId>,
     died: Vec<Seq>,
     job: Option<Job>,
+    /// Where the last acceptance went.
+    last_accept: Option<(LaneId, Seq)>,
+    /// Where a message has moved whose old place ends with the next record.
+    moved: Option<(Seq, EntryRef)>,
+    /// Where a dead letter was sent whose place ends with the next record.
+    requeued: Option<(Seq, EntryRef)>,
+    /// Where a dead letter is whose message ends with the next record.
+    buried: Option<Seq>,
     /// Asked for while the last one was still being let go of.
     next_settle: Option<Seq>,
 
@@ -155,10 +186,13 @@ pub struct Machine {
     last_commit: CommitId,
     pending: usize,
     repeats: DigestMap<Vec<Repeat>>,
+    /// Collapse keys of which a message is being committed, and who waits behind it.
+    collapsing: DigestMap<Vec<(Ticket, Message)>>,
     parked: StdMap<LoadId, Vec<Parked>>,
     parked_count: usize,
 
     operations: Operations,
+    sweeps: Sweeps,
     loads: StdMap<LoadId, Query>,
     sender_loads: DigestMap<LoadId>,
     last_load: u64,
@@ -190,6 +224,8 @@ impl Machine {
         Self {
             stream: birth.stream,
             epoch: birth.epoch,
+            shard: birth.shard.0,
+            shards: birth.shard.1,
             digester,
             rng: ChaCha8Rng::seed_from_u64(birth.seed),
             now: Timestamp::ZERO,
@@ -197,10 +233,11 @@ impl Machine {
             writable: true,
             draining: false,
             users: HashMap::with_hasher(digester),
-            index: DigestMap::default(),
+            index: Index::default(),
             index_complete: birth.store_empty,
             rows_exist: !birth.store_empty,
             dedup,
+            content: None,
             counters: birth.counters,
             reserved: Totals::default(),
             confirmed_late: BTreeSet::new(),
@@ -213,6 +250,10 @@ impl Machine {
             dirty: Vec::new(),
             died: Vec::new(),
             job: None,
+            last_accept: None,
+            moved: None,
+            requeued: None,
+            buried: None,
             next_settle: None,
             current: Vec::new(),
             carried: Vec::new(),
@@ -221,9 +262,11 @@ impl Machine {
             last_commit: CommitId::default(),
             pending: 0,
             repeats: DigestMap::default(),
+            collapsing: DigestMap::default(),
             parked: StdMap::new(),
             parked_count: 0,
             operations: Operations::default(),
+            sweeps: Sweeps::default(),
             loads: StdMap::new(),
             sender_loads: DigestMap::default(),
             last_load: 0,
@@ -245,12 +288,17 @@ impl Machine {
     /// Takes an input. Drain [`Machine::poll_action`] afterwards. `now` must not go backwards; if it does, the latest
     /// time seen counts.
     pub fn handle(&mut self, now: Timestamp, input: Input) {
-        self.is_live = true;
         self.now = self.now.max(now);
         let now = self.now;
+        if !core::mem::replace(&mut self.is_live, true) {
+            self.begin_sweeping(now);
+        }
         match input {
             Input::Send { ticket, message } => self.handle_send(now, ticket, message),
             Input::SendBatch(messages) => self.handle_send_batch(now, messages),
+            Input::FanOut { first, message, recipients } => {
+                self.handle_fan_out(now, first, &message, recipients);
+            }
             Input::Receive(batch) => self.handle_receive(now, batch),
             Input::Operate { ticket, operation } => self.operate(ticket, operation, self.applied),
             Input::Written(commit) => self.handle_written(commit),
@@ -328,7 +376,7 @@ impl Machine {
         let ended = lane.is_some_and(|lane| entry.seq <= lane.cursor || lane.ended.contains(&entry.seq));
         // Without a gap to the store, memory holds every message of the lane that lives.
         let whole =
-            user.is_some_and(|user| user.row_known) && lane.is_some_and(|lane| lane.is_known(entry.seq));
+            user.is_some_and(|user| user.is_known()) && lane.is_some_and(|lane| lane.is_known(entry.seq));
         match entry.seq >= self.settled || ended || whole {
             true => Standing::Gone,
             false => Standing::AskStore,

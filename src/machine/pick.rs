@@ -82,7 +82,7 @@ pub(super) fn pick(
                 Some((seq, accept)) => {
                     take(user, Priority::Critical, pick);
                     room.take(accept.message.cost());
-                    batch.push((EntryRef { lane: Priority::Critical, seq }, accept));
+                    batch.push((EntryRef { lane: Priority::Critical.into(), seq }, accept));
                     continue;
                 }
                 None => break,
@@ -91,7 +91,7 @@ pub(super) fn pick(
         take(user, lane, pick);
         charge(user, config, lane, cost);
         room.take(cost);
-        batch.push((EntryRef { lane, seq }, accept));
+        batch.push((EntryRef { lane: lane.into(), seq }, accept));
     }
     batch
 }

@@ -75,6 +75,15 @@ pub enum Refusal {
         "the recipients of the batch belong to several shards: use one shard, or a batch for each recipient"
     )]
     AcrossShards,
+    /// A newer version of what the collapse key stands for was accepted before.
+    #[error("version {newest} was accepted before: this one is outdated")]
+    Outdated {
+        /// The newest version.
+        newest: u64,
+    },
+    /// A message with a collapse key in a batch, which could not be undone as a whole.
+    #[error("a batch takes no message with a collapse key")]
+    CollapseInBatch,
     /// An old copy of a delivery whose sender is done with it, however it ended. Whether it was applied is not known
     /// any more, and makes no difference to the sender.
     #[error("the sender of this delivery is done with it: this is an old copy")]
@@ -93,6 +102,8 @@ impl Refusal {
                 | Self::BatchTooLarge { .. }
                 | Self::VolatileInBatch
                 | Self::AcrossShards
+                | Self::Outdated { .. }
+                | Self::CollapseInBatch
         )
     }
 
@@ -119,6 +130,8 @@ impl Refusal {
             Self::VolatileInBatch => "volatile_in_batch",
             Self::OtherRefused => "other_refused",
             Self::AcrossShards => "across_shards",
+            Self::Outdated { .. } => "outdated",
+            Self::CollapseInBatch => "collapse_in_batch",
             Self::ShuttingDown => "shutting_down",
             Self::Obsolete => "obsolete",
         }
@@ -138,8 +151,10 @@ pub enum OperationError {
     /// The new message was not accepted; the old one waits as before.
     #[error("the new message was refused ({0}): the old one waits as before")]
     Refused(#[from] Refusal),
-    /// The new message is for somebody else, or volatile.
-    #[error("a replacement must be for the same recipient, and durable: nothing was changed")]
+    /// The new message is for somebody else, volatile, or has a collapse key.
+    #[error(
+        "a replacement must be for the same recipient, durable, and without a collapse key: nothing was changed"
+    )]
     Unfit,
     /// Too many operations wait.
     #[error("too many operations wait: nothing was changed; try again")]

@@ -4,10 +4,12 @@
 use std::collections::VecDeque;
 
 use super::Machine;
-use super::io::{Action, Query, Survivors};
+use super::io::{Action, Survivors};
+use super::query::Query;
+use super::user::User;
 use crate::id::UserId;
-use crate::message::Priority;
-use crate::record::Seq;
+use crate::record::{LaneId, Seq};
+use crate::time::Timestamp;
 
 /// Messages handled per slice when nothing else is going on: bounds how long a commit waits behind settling (about
 /// 0.2 ms).
@@ -29,7 +31,7 @@ const ROWS_READ: usize = 8;
 pub(super) struct Logged {
     pub(super) seq: Seq,
     pub(super) user: UserId,
-    pub(super) lane: Priority,
+    pub(super) lane: LaneId,
     /// The digest of its identity, unless it came through the inbox.
     pub(super) key: Option<u128>,
     /// The place of its end, if it ended before it was collected.
@@ -48,6 +50,8 @@ pub(super) struct Job {
     /// Users whose rows were handed out, with the place they reflect.
     written: Vec<(UserId, Seq)>,
     died: Vec<Seq>,
+    /// When the first of what was collected is due.
+    due: Timestamp,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -83,6 +87,7 @@ impl Machine {
             unknown: Vec::new(),
             written: Vec::new(),
             died: Vec::new(),
+            due: Timestamp::NEVER,
         });
     }
 
@@ -131,6 +136,7 @@ impl Machine {
             }
             let lane = self.users.get(&logged.user).map(|user| user.lane_ref(logged.lane));
             if let Some(entry) = lane.and_then(|lane| lane.entry(logged.seq)) {
+                job.due = job.due.min(entry.accept.due());
                 part.entries.push((entry.seq, entry.accept.clone()));
             }
             part.dedup
@@ -185,6 +191,7 @@ impl Machine {
         job.died = core::mem::take(&mut self.died);
         part.died.clone_from(&job.died);
         part.counters = Some((self.counters, self.applied));
+        part.swept = Some(self.sweeps.swept);
         part.last = true;
     }
 
@@ -206,6 +213,8 @@ impl Machine {
             return;
         };
         job.phase = Phase::Release;
+        let due = job.due;
+        self.note_due(due);
         self.settled = self.settled.max(before);
         self.rows_exist = true;
         self.dedup.settled(before);
@@ -251,6 +260,21 @@ impl Machine {
         false
     }
 
+    /// Drops what has settled from the lanes that nothing is offered from, for somebody who is there: an operation may have
+    /// kept it in memory.
+    pub(super) fn spill_aside(&mut self, id: &UserId) {
+        let settled = self.settled;
+        let is_free =
+            |user: &&mut Box<User>| user.is_attached() && user.operations == 0 && user.loading.is_none();
+        let Some(user) = self.users.get_mut(id).filter(is_free) else { return };
+        let mut dropped = 0;
+        for (_, lane) in user.all_lanes_mut().filter(|(lane, _)| lane.priority().is_none()) {
+            let first = lane.entries.front().map(|entry| entry.seq).filter(|first| *first < settled);
+            dropped += first.map_or(0, |first| lane.spill_from(first, settled, 0));
+        }
+        self.resident = self.resident.saturating_sub(dropped as u64);
+    }
+
     fn release_message(&mut self, logged: &Logged) {
         let (settled, max) = (self.settled, self.config.max_resident.get());
         let Some(user) = self.users.get_mut(&logged.user) else { return };
@@ -260,7 +284,8 @@ impl Machine {
         let attached = user.is_attached();
         let lane = user.lane(logged.lane);
         if attached && lane.loading.is_none() {
-            let dropped = lane.spill_from(logged.seq, settled, max);
+            let keep = if logged.lane.priority().is_some() { max } else { 0 };
+            let dropped = lane.spill_from(logged.seq, settled, keep);
             self.resident = self.resident.saturating_sub(dropped as u64);
         } else if !attached {
             self.let_go(&logged.user);

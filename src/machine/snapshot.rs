@@ -1,9 +1,9 @@
 //! What a machine holds of a user, in a form that two folds can be compared by.
 
 use super::Machine;
+use super::query::Holdings;
 use crate::id::UserId;
-use crate::message::Priority;
-use crate::record::{Epoch, InboxRow, Seq};
+use crate::record::{Epoch, InboxRow, LaneId, Seq};
 use crate::time::Timestamp;
 
 /// One lane.
@@ -22,10 +22,10 @@ pub struct LaneSnapshot {
 /// One user.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct UserSnapshot {
-    /// By priority.
-    pub lanes: [LaneSnapshot; 4],
-    /// Live messages and bytes, if known.
-    pub totals: Option<(u32, u64)>,
+    /// By [`LaneId::index`].
+    pub lanes: [LaneSnapshot; LaneId::COUNT],
+    /// What the user has, if known.
+    pub totals: Option<Holdings>,
     /// The newest epoch a sink was attached in.
     pub exposed: Epoch,
     /// What the inbox has seen.
@@ -37,8 +37,8 @@ impl Machine {
     #[must_use]
     pub fn snapshot(&self, id: &UserId) -> Option<UserSnapshot> {
         let user = self.users.get(id)?;
-        let lanes = Priority::ALL.map(|priority| {
-            let lane = user.lane_ref(priority);
+        let lanes = LaneId::ALL.map(|id| {
+            let lane = user.lane_ref(id);
             let row = lane.row();
             LaneSnapshot {
                 live: lane.entries.iter().map(|entry| entry.seq).collect(),
@@ -53,12 +53,7 @@ impl Machine {
             floor: seen.floor,
             seen: seen.above.iter().copied().collect(),
         });
-        Some(UserSnapshot {
-            lanes,
-            totals: user.live.map(|live| (live.messages, live.bytes)),
-            exposed: user.exposed,
-            inbox: inbox.collect(),
-        })
+        Some(UserSnapshot { lanes, totals: user.held, exposed: user.exposed, inbox: inbox.collect() })
     }
 
     /// The users in memory, in no particular order. For tests.

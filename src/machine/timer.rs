@@ -4,7 +4,6 @@ use super::Machine;
 use super::io::{EntryRef, LinkId};
 use super::lane::Lane;
 use crate::id::UserId;
-use crate::message::Priority;
 use crate::time::Timestamp;
 
 /// Timers of one user fire at least this far apart, so that many small expiries cost few scans.
@@ -23,6 +22,8 @@ pub(super) enum TimerKey {
     User(UserId),
     /// A failed load.
     Reload(UserId),
+    /// What is due while nobody is there.
+    Sweep,
 }
 
 impl Machine {
@@ -35,6 +36,7 @@ impl Machine {
                 Some((_, TimerKey::Link(link))) => self.link_due(now, link),
                 Some((_, TimerKey::User(id))) => self.user_due(now, &id),
                 Some((_, TimerKey::Reload(id))) => self.reload(&id),
+                Some((_, TimerKey::Sweep)) => self.sweep(now),
                 None => break,
             }
         }
@@ -105,7 +107,8 @@ impl Machine {
         let latest = now.after(self.config.backoff_cap);
         let Some(user) = self.users.get_mut(id).filter(|user| user.is_attached()) else { return };
         user.lanes.iter_mut().for_each(|lane| lane.clamp_backoffs(latest));
-        let next = user.lanes.iter().filter_map(Lane::next_due);
+        let ripe = user.held.filter(|held| held.scheduled > 0).map(|_| user.next_ripe);
+        let next = user.all_lanes().filter_map(Lane::next_due).chain(ripe);
         if let Some(next) = next.min() {
             self.arm_user(now, id, next);
         }
@@ -119,9 +122,9 @@ impl Machine {
             return;
         }
         let mut expired = Vec::new();
-        for (lane, priority) in user.lanes.iter_mut().zip(Priority::ALL) {
+        for (id, lane) in user.all_lanes_mut() {
             let (ended, rested) = lane.take_due(now, DUE_BUDGET);
-            expired.extend(ended.into_iter().map(|seq| EntryRef { lane: priority, seq }));
+            expired.extend(ended.into_iter().map(|seq| EntryRef { lane: id, seq }));
             for (seq, accept) in rested {
                 if lane.is_offerable(seq) {
                     lane.enqueue(seq, &accept);
@@ -132,6 +135,7 @@ impl Machine {
         for entry in expired {
             self.expire(now, id, entry);
         }
+        self.ripen(id);
         self.rearm_user(now, id);
         self.mark_ready(id);
     }

@@ -1,13 +1,15 @@
-//! One user in memory: four lanes, the totals that quotas are judged by, the inbox, and who is attached.
+//! One user in memory: the lanes, the totals that quotas are judged by, the inbox, and who is attached.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::sync::LazyLock;
 
+use super::collapse::{Newest, has_ended};
 use super::io::{LinkId, LoadId, Ticket};
 use super::lane::Lane;
+use super::query::Holdings;
 use crate::digest::Digester;
 use crate::id::StreamId;
-use crate::message::Priority;
-use crate::record::{Epoch, InboxRow, Origin, Seq, UserRow};
+use crate::record::{Epoch, InboxRow, LaneId, LaneRow, Origin, Seq, UserRow};
 use crate::time::Timestamp;
 
 /// Live messages and bytes.
@@ -39,17 +41,30 @@ pub(super) struct Seen {
 /// An inbound message that is being committed.
 #[derive(Debug)]
 pub(super) struct Inbound {
-    pub(super) lane: Priority,
+    pub(super) lane: LaneId,
     /// Who else waits for it: repeats that came meanwhile.
     pub(super) waiting: Vec<Ticket>,
+}
+
+/// Lanes that nothing is offered from.
+#[derive(Debug)]
+struct Aside {
+    scheduled: Lane,
+    dead: Lane,
 }
 
 /// One user in memory.
 #[derive(Debug)]
 pub(super) struct User {
+    /// Those of the priorities.
     pub(super) lanes: [Lane; 4],
-    /// Live totals; unknown until the store was asked, for users met in replay.
-    pub(super) live: Option<Totals>,
+    /// Those that nothing is offered from, for the few who have something there.
+    aside: Option<Box<Aside>>,
+    digester: Digester,
+    /// What is durable; unknown until the store was asked, for users met in replay.
+    pub(super) held: Option<Holdings>,
+    /// Totals of dead letters that are being committed.
+    pub(super) dying: Totals,
     /// Totals of messages that are being committed.
     pub(super) reserved: Totals,
     /// Totals of messages whose place others take, until their ends are durable.
@@ -58,10 +73,12 @@ pub(super) struct User {
     pub(super) row_known: bool,
     pub(super) loading: Option<LoadId>,
     /// Ends of settled messages before the totals were known: lane, place, cost.
-    pub(super) early_ends: Vec<(Priority, Seq, u64)>,
-    pub(super) inbox: BTreeMap<(StreamId, Priority), Seen>,
+    pub(super) early_ends: Vec<(LaneId, Seq, u64)>,
+    pub(super) inbox: BTreeMap<(StreamId, LaneId), Seen>,
     /// Inbound messages that are being committed.
     pub(super) inbound: BTreeMap<Origin, Inbound>,
+    /// The newest message of each collapse key.
+    pub(super) newest: Newest,
     pub(super) exposed: Epoch,
     /// An exposure is being committed.
     pub(super) exposing: bool,
@@ -69,6 +86,10 @@ pub(super) struct User {
     pub(super) exposed_unread: bool,
     /// Messages up to here may have been offered in an earlier attachment.
     pub(super) exposed_through: Seq,
+    /// No scheduled message is due before this.
+    pub(super) next_ripe: Timestamp,
+    /// What is scheduled is being looked through.
+    pub(super) ripening: bool,
     /// Operations under way: they keep what is in memory there.
     pub(super) operations: usize,
     pub(super) links: Vec<LinkId>,
@@ -90,10 +111,13 @@ pub(super) struct User {
 }
 
 impl User {
-    pub(super) fn new(digester: Digester, live: Option<Totals>, row_known: bool) -> Self {
+    pub(super) fn new(digester: Digester, held: Option<Holdings>, row_known: bool) -> Self {
         Self {
             lanes: core::array::from_fn(|_| Lane::new(digester)),
-            live,
+            aside: None,
+            digester,
+            held,
+            dying: Totals::default(),
             reserved: Totals::default(),
             leaving: Totals::default(),
             row_known,
@@ -101,10 +125,13 @@ impl User {
             early_ends: Vec::new(),
             inbox: BTreeMap::new(),
             inbound: BTreeMap::new(),
+            newest: Newest::default(),
             exposed: Epoch::default(),
             exposing: false,
             exposed_unread: false,
             exposed_through: Seq::ZERO,
+            next_ripe: Timestamp::ZERO,
+            ripening: false,
             operations: 0,
             links: Vec::new(),
             next_link: 0,
@@ -118,29 +145,54 @@ impl User {
         }
     }
 
-    pub(super) fn lane(&mut self, priority: Priority) -> &mut Lane {
-        let [critical, high, normal, low] = &mut self.lanes;
-        match priority {
-            Priority::Critical => critical,
-            Priority::High => high,
-            Priority::Normal => normal,
-            Priority::Low => low,
+    pub(super) fn lane(&mut self, lane: impl Into<LaneId>) -> &mut Lane {
+        let Self { lanes: [critical, high, normal, low], aside, digester, held, .. } = self;
+        // As long as nobody knows what there is, the store may have something.
+        let more_after = if held.is_none() { Some(Seq::ZERO) } else { None };
+        let new = || {
+            let [scheduled, dead] = [(); 2].map(|()| Lane::aside(*digester, more_after));
+            Box::new(Aside { scheduled, dead })
+        };
+        match lane.into() {
+            LaneId::Critical => critical,
+            LaneId::High => high,
+            LaneId::Normal => normal,
+            LaneId::Low => low,
+            LaneId::Scheduled => &mut aside.get_or_insert_with(new).scheduled,
+            LaneId::Dead => &mut aside.get_or_insert_with(new).dead,
         }
     }
 
-    pub(super) fn lane_ref(&self, priority: Priority) -> &Lane {
+    pub(super) fn lane_ref(&self, lane: impl Into<LaneId>) -> &Lane {
+        static EMPTY: LazyLock<Lane> = LazyLock::new(|| Lane::aside(Digester::new(0), None));
         let [critical, high, normal, low] = &self.lanes;
-        match priority {
-            Priority::Critical => critical,
-            Priority::High => high,
-            Priority::Normal => normal,
-            Priority::Low => low,
+        match lane.into() {
+            LaneId::Critical => critical,
+            LaneId::High => high,
+            LaneId::Normal => normal,
+            LaneId::Low => low,
+            LaneId::Scheduled => self.aside.as_ref().map_or(&EMPTY, |aside| &aside.scheduled),
+            LaneId::Dead => self.aside.as_ref().map_or(&EMPTY, |aside| &aside.dead),
         }
+    }
+
+    /// The lanes that have ever had something since the user came into memory.
+    pub(super) fn all_lanes(&self) -> impl Iterator<Item = &Lane> {
+        let aside = self.aside.iter().flat_map(|aside| [&aside.scheduled, &aside.dead]);
+        self.lanes.iter().chain(aside)
+    }
+
+    pub(super) fn all_lanes_mut(&mut self) -> impl Iterator<Item = (LaneId, &mut Lane)> {
+        let aside = self.aside.iter_mut().flat_map(|aside| {
+            let Aside { scheduled, dead } = &mut **aside;
+            [scheduled, dead]
+        });
+        LaneId::ALL.into_iter().zip(self.lanes.iter_mut().chain(aside))
     }
 
     /// Whether both the row and the totals are known, which is what delivering and operating need.
     pub(super) fn is_known(&self) -> bool {
-        self.row_known && self.live.is_some()
+        self.row_known && self.held.is_some()
     }
 
     pub(super) fn is_attached(&self) -> bool {
@@ -149,7 +201,7 @@ impl User {
 
     /// Live and reserved, without what is leaving and one more that would, with this cost.
     pub(super) fn claimed(&self, instead: Option<u64>) -> Totals {
-        let live = self.live.unwrap_or_default();
+        let live = self.held.unwrap_or_default();
         let mut leaving = self.leaving;
         instead.into_iter().for_each(|cost| leaving.add(cost));
         Totals {
@@ -168,20 +220,20 @@ impl User {
             && self.inbound.is_empty()
             && !self.exposing
             && self.early_ends.is_empty()
+            && self.dying.messages == 0
             && self
-                .lanes
-                .iter()
+                .all_lanes()
                 .all(|lane| lane.entries.is_empty() && lane.loading.is_none() && lane.ending.is_empty())
     }
 
     /// Whether an inbound place above the floor was applied before.
-    pub(super) fn has_seen(&self, origin: Origin, lane: Priority) -> bool {
+    pub(super) fn has_seen(&self, origin: Origin, lane: LaneId) -> bool {
         let seen = self.inbox.get(&(origin.stream, lane));
         seen.is_some_and(|seen| seen.above.contains(&origin.seq))
     }
 
     /// Whether the inbox may remember this lane of another engine: it does already, or knows fewer than `max`.
-    pub(super) fn has_inbox_room(&self, stream: StreamId, lane: Priority, max: usize) -> bool {
+    pub(super) fn has_inbox_room(&self, stream: StreamId, lane: LaneId, max: usize) -> bool {
         if self.inbox.contains_key(&(stream, lane)) || self.inbox.len() + self.inbound.len() < max {
             return true;
         }
@@ -190,7 +242,16 @@ impl User {
         known.contains(&(stream, lane)) || known.len() < max
     }
 
-    pub(super) fn raise_floor(&mut self, stream: StreamId, lane: Priority, floor: Seq) {
+    /// Whether the inbox may remember one more place of this lane: there are fewer than `max`, or it is the oldest of
+    /// all. While that is refused the floor cannot rise, and all others would be refused for ever.
+    pub(super) fn has_room_for(&self, origin: Origin, lane: LaneId, max: usize) -> bool {
+        let seen = self.inbox.get(&(origin.stream, lane));
+        let oldest = seen.and_then(|seen| seen.above.first()).is_none_or(|first| origin.seq < *first);
+        let remembered = seen.map_or(0, |seen| seen.above.len()) + self.inbound.len();
+        remembered < if oldest { max.saturating_mul(2) } else { max }
+    }
+
+    pub(super) fn raise_floor(&mut self, stream: StreamId, lane: LaneId, floor: Seq) {
         let seen = self.inbox.entry((stream, lane)).or_default();
         if floor > seen.floor {
             seen.floor = floor;
@@ -200,7 +261,7 @@ impl User {
 
     /// What the store keeps, given the place after the last record applied.
     pub(super) fn row(&mut self, applied: Seq) -> UserRow {
-        for lane in &mut self.lanes {
+        for (_, lane) in self.all_lanes_mut() {
             lane.advance_cursor(applied);
         }
         let inbox = self.inbox.iter().map(|((stream, lane), seen)| InboxRow {
@@ -213,14 +274,17 @@ impl User {
             reflects: applied,
             exposed: self.exposed,
             inbox: inbox.collect(),
-            lanes: core::array::from_fn(|i| self.lanes.get(i).map(Lane::row).unwrap_or_default()),
+            newest: self.newest.rows(),
+            lanes: LaneId::ALL.map(|lane| self.lane_ref(lane).row()),
         }
     }
 
     /// Merges the store's row under what the journal has said since.
     pub(super) fn merge_row(&mut self, row: &UserRow) {
-        for (lane, stored) in self.lanes.iter_mut().zip(&row.lanes) {
-            lane.merge_row(stored);
+        for (lane, stored) in LaneId::ALL.into_iter().zip(&row.lanes) {
+            if lane.priority().is_some() || *stored != LaneRow::default() {
+                self.lane(lane).merge_row(stored);
+            }
         }
         for inbox in &row.inbox {
             let seen = self.inbox.entry((inbox.stream, inbox.lane)).or_default();
@@ -230,5 +294,8 @@ impl User {
             self.raise_floor(inbox.stream, inbox.lane, floor);
         }
         self.exposed = self.exposed.max(row.exposed);
+        let mut newest = core::mem::take(&mut self.newest);
+        newest.merge(&row.newest, |row| has_ended(self.lane_ref(row.lane), row.seq));
+        self.newest = newest;
     }
 }

@@ -6,19 +6,38 @@ use rand_chacha::rand_core::Rng;
 
 use super::Machine;
 use super::commit::Pending;
+use super::entry::{Entry, EntryState};
 use super::io::{Action, Change, EntryRef, LinkId, Verdict};
-use super::lane::{Entry, EntryState};
+use crate::config::OnFailure;
 use crate::id::UserId;
-use crate::record::{Attempt, End, Epoch, Record, Seq};
+use crate::record::{Accept, Admission, Attempt, End, Epoch, LaneId, Record, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
 /// Messages that ended other than delivered and may still be confirmed late: how many are remembered.
 pub(super) const MAX_RECENT_ENDS: usize = 4096;
 
+/// How a message ended that may still be confirmed.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RecentEnd {
+    reason: EndReason,
+    attempts: u32,
+    /// Where it is kept as a dead letter.
+    letter: Option<Seq>,
+}
+
 /// Whether a place names a volatile message.
 pub(super) fn is_volatile(entry: EntryRef) -> bool {
     entry.seq.epoch() == Epoch::default()
+}
+
+/// Whether a message that was offered to nobody in this life may have arrived before, given up to where that may be.
+pub(super) fn may_be_known(accept: &Accept, seq: Seq, exposed_through: Seq) -> bool {
+    match accept.admission {
+        Admission::Buried(burial) => burial.possibly_delivered,
+        Admission::Requeued { possibly_delivered: true } => true,
+        _ => accept.lane().priority().is_some() && seq <= exposed_through,
+    }
 }
 
 impl Machine {
@@ -62,14 +81,17 @@ impl Machine {
                 } else {
                     self.land_keeping_key(link, user, entry);
                 }
-                self.end(now, user, entry, reason);
+                match reason {
+                    EndReason::Rejected if !is_volatile(entry) => self.give_up(now, user, entry, reason),
+                    _ => self.end(now, user, entry, reason),
+                }
             }
         }
     }
 
     /// A confirmation that comes late is true all the same; everything else that comes late is not.
     fn late_verdict(&mut self, now: Timestamp, user: &UserId, entry: EntryRef, verdict: &Verdict) {
-        if *verdict == Verdict::Delivered && !is_volatile(entry) {
+        if *verdict == Verdict::Delivered && !is_volatile(entry) && entry.lane.priority().is_some() {
             let found = self.users.get(user);
             let exposed_through = found.map_or(Seq::ZERO, |user| user.exposed_through);
             let lane = found.map(|user| user.lane_ref(entry.lane));
@@ -100,7 +122,10 @@ impl Machine {
     }
 
     fn upgrade(&mut self, now: Timestamp, user: &UserId, entry: EntryRef) -> bool {
-        let Some((reason, attempts)) = self.recent_ends.pop(&(user.clone(), entry)) else { return false };
+        let Some(RecentEnd { reason, attempts, letter }) = self.recent_ends.pop(&(user.clone(), entry))
+        else {
+            return false;
+        };
         let end = End {
             user: user.clone(),
             lane: entry.lane,
@@ -113,6 +138,9 @@ impl Machine {
             at: now,
         };
         self.current.push(Pending::Fact(Record::End(end)));
+        if let Some(letter) = letter {
+            self.exhume(user, letter);
+        }
         true
     }
 
@@ -176,7 +204,7 @@ impl Machine {
             seq: entry.seq,
             reason,
             upgrades: None,
-            possibly_delivered: offers > 0 || entry.seq <= exposed_through,
+            possibly_delivered: offers > 0 || may_be_known(&accept, entry.seq, exposed_through),
             attempts,
             cost: accept.message.cost(),
             at: now,
@@ -210,9 +238,10 @@ impl Machine {
         let Some(found) = found else { return self.land(link, &id, entry) };
         found.failures = found.failures.saturating_add(1);
         let attempts = found.failures;
-        if attempts >= self.config.max_attempts.get() {
+        let is_spent = attempts >= self.config.max_attempts.get();
+        if is_spent && self.on_failure(entry.lane) != OnFailure::Block {
             self.land_keeping_key(link, &id, entry);
-            return self.end(now, &id, entry, EndReason::Dead);
+            return self.give_up(now, &id, entry, EndReason::Dead);
         }
         let not_before =
             now.after(delay.unwrap_or_else(|| self.backoff(attempts)).min(self.config.backoff_cap));
@@ -281,14 +310,31 @@ impl Machine {
         match &record {
             Record::End(end) => {
                 let entry = EntryRef { lane: end.lane, seq: end.seq };
-                self.announce_end(end, entry);
+                let moved = self.moved.take_if(|(from, _)| *from == end.seq);
+                match moved {
+                    Some((_, to)) => {
+                        self.actions.push_back(Action::Moved { user: end.user.clone(), from: entry, to })
+                    }
+                    None => self.announce_end(end, entry),
+                }
                 self.release_ended(end);
                 self.replay(seq, &record, true);
-                if end.reason != EndReason::Delivered && end.possibly_delivered {
-                    self.recent_ends.put((end.user.clone(), entry), (end.reason, end.attempts));
+                let letter = self.buried.take();
+                let requeued = self.requeued.take_if(|(from, _)| *from == end.seq);
+                if end.counts() && end.reason != EndReason::Delivered && end.possibly_delivered {
+                    let recent = RecentEnd { reason: end.reason, attempts: end.attempts, letter };
+                    self.recent_ends.put((end.user.clone(), entry), recent);
                     if self.confirmed_late.remove(&end.seq) {
                         self.upgrade(now, &end.user, entry);
                     }
+                }
+                if let Some((_, to)) = moved {
+                    self.follow_moved(end, to, false);
+                }
+                // A purge means it wherever it goes; whoever means one message has found that it has ended.
+                let kept = letter.map(|seq| EntryRef { lane: LaneId::Dead, seq });
+                if let Some(to) = kept.or(requeued.map(|(_, to)| to)) {
+                    self.follow_moved(end, to, true);
                 }
                 self.end_durable_for_operations(end);
                 self.mark_ready(&end.user);
@@ -324,6 +370,9 @@ impl Machine {
     }
 
     fn announce_end(&mut self, end: &End, entry: EntryRef) {
+        if !end.counts() {
+            return;
+        }
         let lane = self.users.get(&end.user).map(|user| user.lane_ref(end.lane));
         let id = lane.and_then(|lane| lane.entry(end.seq)).map(|found| found.accept.message.id());
         self.actions.push_back(Action::Announce(Change {

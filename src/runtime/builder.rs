@@ -291,15 +291,20 @@ impl EngineBuilder {
     fn start(mut self, mut journal: Box<dyn Journal>, handle: Handle) -> Result<Engine, BuildError> {
         let fresh = Identity { stream: StreamId::from_u128(random()), digest_key: random() };
         let manifest = self.store.home().map(|home| home.join("MANIFEST"));
-        let (outbox, opened) = OutboxStore::open_with(
-            self.store.clone(),
-            manifest,
-            Epoch::default(),
-            fresh,
-            self.cipher.clone(),
-        )?;
+        let open = |above, identity| {
+            let (store, manifest) = (self.store.clone(), manifest.clone());
+            OutboxStore::open_with(store, manifest, above, identity, self.cipher.clone())
+        };
+        let (mut outbox, mut opened) = open(Epoch::default(), fresh)?;
         self.config = self.config.for_groups_of(journal.space().max_group_bytes);
-        let (machines, recovered) = self.recover(&opened, &mut *journal)?;
+        let (mut machines, mut recovered) = self.recover(&opened, &mut *journal)?;
+        if opened.epoch <= recovered.replay.epoch {
+            // The store has forgotten its epochs, as one does that was moved to quarantine. The journal has not.
+            let lost = opened.lost;
+            (outbox, opened) = open(recovered.replay.epoch, opened.identity)?;
+            opened.lost = lost;
+            (machines, recovered) = self.recover(&opened, &mut *journal)?;
+        }
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(recovered.latest)));
         let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
         journal.begin(epoch)?;
@@ -346,6 +351,7 @@ impl EngineBuilder {
             settled: opened.settled,
             counters: opened.counters_of(i, shards),
             store_empty: opened.store_empty,
+            shard: (i, shards),
         }
     }
 }
@@ -442,6 +448,7 @@ impl Assembly {
             threads: std::sync::Mutex::new(threads),
             drivers: Mutex::new(drivers),
             closing: AtomicBool::new(false),
+            max_pending: self.builder.config.max_pending.get(),
             recovered: self.recovered,
             lost: self.opened.lost,
         };

@@ -10,6 +10,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::attachment::Registry;
 use super::committer::{Order, Request};
+use super::fanout::{self, Slices};
 use super::keeper::Event;
 use super::mail::{Mail, Note, Operated, Post, Reply};
 use super::receipt::Stage;
@@ -52,6 +53,7 @@ pub(super) struct Driver {
 #[derive(Default)]
 pub(super) struct DriverState {
     replies: hashbrown::HashMap<u64, Reply>,
+    slices: Slices,
     operations: hashbrown::HashMap<u64, oneshot::Sender<Operated>>,
     next_ticket: u64,
     /// Encoded bytes of each open commit; they end in order.
@@ -150,6 +152,7 @@ impl Driver {
             bytes += match &item {
                 Mail::Send { message, .. } => message.cost(),
                 Mail::SendBatch(batch) => batch.iter().map(|(message, _)| message.cost()).sum(),
+                Mail::FanOut { message, recipients, .. } => fanout::bytes(message, recipients),
                 Mail::Receive(batch) => batch.iter().map(|(delivery, _)| delivery.message.cost()).sum(),
                 _ => 0,
             };
@@ -167,6 +170,12 @@ impl Driver {
                 let batch = batch.into_iter().map(|(message, reply)| (self.ticket(reply), message));
                 let batch = batch.collect();
                 self.machine.handle(now, Input::SendBatch(batch));
+            }
+            Mail::FanOut { message, recipients, reply } => {
+                let first = Ticket(self.state.next_ticket.saturating_add(1));
+                self.state.next_ticket += recipients.len() as u64;
+                self.state.slices.open(first, recipients.len(), reply);
+                self.machine.handle(now, Input::FanOut { first, message, recipients });
             }
             Mail::Receive(batch) => {
                 let batch = batch.into_iter().map(|(delivery, reply)| (self.ticket(reply), delivery));
@@ -200,11 +209,10 @@ impl Driver {
     fn drain(&mut self) {
         while let Some(action) = self.machine.poll_action() {
             match action {
-                Action::Answer { ticket, result } => {
-                    if let Some(reply) = self.state.replies.remove(&ticket.0) {
-                        let _ = reply.send(result);
-                    }
-                }
+                Action::Answer { ticket, result } => match self.state.replies.remove(&ticket.0) {
+                    Some(reply) => drop(reply.send(result)),
+                    None => self.state.slices.answer(ticket, result),
+                },
                 Action::Done { ticket, result } => {
                     if let Some(reply) = self.state.operations.remove(&ticket.0) {
                         let _ = reply.send(result);
@@ -230,6 +238,7 @@ impl Driver {
                 Action::Dismiss(link) => self.registry.dismiss(link),
                 Action::Load { load, query } => self.load(load, query),
                 Action::Announce(change) => self.announce(&change),
+                Action::Moved { user, from, to } => self.state.watchers.moved(user, from, to),
                 Action::Survivors(part) => {
                     let _ = self.keeper.send(Event::Survivors(self.shard, Box::new(part)));
                 }
@@ -267,6 +276,10 @@ impl Driver {
     }
 
     fn watch(&mut self, watched: Watched, stage: Stage, reply: Waiting) {
+        // What the machine has decided since the last wake-up is to be announced first: of an end that nobody was told of
+        // it would look as if it had been forgotten.
+        self.drain();
+        let watched = self.state.watchers.place_of(watched);
         let standing = self.machine.standing(&watched.0, watched.1);
         if self.state.watchers.watch(watched.clone(), standing, stage, reply) {
             self.look_up(watched);
@@ -297,6 +310,6 @@ enum Woken {
 
 fn encode(records: &[Record], cipher: &Cipher) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(records.len().saturating_mul(384));
-    records.iter().for_each(|record| cipher.encode_record(record, &mut bytes));
+    cipher.encode_records(records, &mut bytes);
     bytes
 }

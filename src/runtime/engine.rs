@@ -54,6 +54,8 @@ pub(super) struct Inner {
     pub(super) threads: std::sync::Mutex<Vec<std::thread::JoinHandle<()>>>,
     pub(super) drivers: Mutex<Vec<tokio::task::JoinHandle<()>>>,
     pub(super) closing: AtomicBool,
+    /// How many sends of a shard may wait for an answer.
+    pub(super) max_pending: usize,
     pub(super) recovered: Recovered,
     pub(super) lost: Vec<Loss>,
 }

@@ -82,12 +82,7 @@ impl Keeper {
         let mut wait = HEAL_FLOOR;
         let mut merge: Option<Merge> = None;
         loop {
-            let rest = match &merge {
-                None => REST,
-                Some(_) if self.gives_way() => GIVE_WAY,
-                Some(_) => Duration::ZERO,
-            };
-            match self.events.recv_timeout(rest) {
+            match self.events.recv_timeout(self.rest(merge.as_ref())) {
                 Ok(Event::Sealed(before)) => self.sealed = self.sealed.max(Some(before)),
                 Ok(Event::Full) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Event::Survivors(..)) => {}
@@ -120,6 +115,15 @@ impl Keeper {
         let (free, segments) =
             (self.journal.free.load(Ordering::Relaxed), self.journal.segments.load(Ordering::Relaxed));
         self.sealed.filter(|_| free * 2 <= segments)
+    }
+
+    /// How long to wait for an event before the next step.
+    fn rest(&self, merge: Option<&Merge>) -> Duration {
+        match merge {
+            None => REST,
+            Some(_) if self.gives_way() => GIVE_WAY,
+            Some(_) => Duration::ZERO,
+        }
     }
 
     /// Whether merging waits for somebody who reads. Not once there are so many runs that they suffer from that more.
@@ -206,5 +210,80 @@ impl Keeper {
             tracing::warn!(%error, "the store could not be reopened yet");
         }
         true
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::clock::SystemClock;
+    use super::*;
+    use crate::id::StreamId;
+    use crate::message::Message;
+    use crate::record::Accept;
+    use crate::storage::MemoryStore;
+    use crate::storage::outbox::Identity;
+
+    /// An outbox with that many runs of one message each.
+    fn outbox(runs: u64) -> (OutboxStore, Epoch) {
+        let fresh = Identity { stream: StreamId::from_u128(1), digest_key: 2 };
+        let (outbox, opened) =
+            OutboxStore::open(Arc::new(MemoryStore::new()), None, Epoch(0), fresh).unwrap();
+        for run in 1..=runs {
+            let message = Message::to("alice", "chat.message", "hello").build().unwrap();
+            let accept = Accept::new(message, Timestamp::ZERO);
+            let before = Seq::new(run);
+            let part = Survivors {
+                before,
+                entries: vec![(before.prev(), Arc::new(accept))],
+                last: true,
+                ..Survivors::default()
+            };
+            let counters = vec![(Counters::default(), before)];
+            let mut settlement = Settlement::new(vec![part], before, counters, Timestamp::ZERO);
+            while settlement.step(&outbox, opened.epoch).unwrap() != Progress::Done {}
+        }
+        assert_eq!(outbox.run_count() as u64, runs);
+        (outbox, opened.epoch)
+    }
+
+    /// A keeper that wants one run, over an outbox that has more, and the merge it would go on with.
+    fn keeper(runs: u64) -> (Keeper, Merge) {
+        let (outbox, epoch) = outbox(runs);
+        let merge = Merge::plan(&outbox, 1, Timestamp::ZERO).unwrap();
+        let keeper = Keeper {
+            outbox,
+            epoch,
+            events: crossbeam_channel::unbounded().1,
+            shards: Vec::new(),
+            committer: crossbeam_channel::unbounded().0,
+            clock: Arc::new(SystemClock::new(Timestamp::ZERO)),
+            journal: Arc::default(),
+            gauge: Arc::default(),
+            max_runs: 1,
+            dedup_age: Duration::ZERO,
+            sealed: None,
+            loads: Arc::new(Semaphore::new(LOADS)),
+        };
+        (keeper, merge)
+    }
+
+    #[test]
+    fn a_merge_rests_between_its_steps_while_a_load_runs_and_only_then() {
+        let (keeper, merge) = keeper(2);
+        assert_eq!(keeper.rest(Some(&merge)), Duration::ZERO);
+        let load = keeper.loads.clone().try_acquire_owned().unwrap();
+        assert_eq!(keeper.rest(Some(&merge)), GIVE_WAY);
+        assert_eq!(keeper.rest(None), REST, "there is nothing to give way with");
+        drop(load);
+        assert_eq!(keeper.rest(Some(&merge)), Duration::ZERO);
+    }
+
+    #[test]
+    fn a_merge_gives_way_to_nobody_once_there_are_more_than_twice_the_runs() {
+        for (runs, rest) in [(2, GIVE_WAY), (3, Duration::ZERO)] {
+            let (keeper, merge) = keeper(runs);
+            let _load = keeper.loads.clone().try_acquire_owned().unwrap();
+            assert_eq!(keeper.rest(Some(&merge)), rest, "{runs} runs");
+        }
     }
 }

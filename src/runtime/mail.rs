@@ -13,6 +13,8 @@ use crate::message::Message;
 /// How a `send` is answered.
 pub(super) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
 
+/// How a part of a fan-out is answered: one verdict for each recipient, in their order.
+pub(super) type Answers = oneshot::Sender<Vec<Result<Accepted, Refusal>>>;
 /// How an operation is answered.
 pub(super) type Operated = Result<Outcome, OperationError>;
 
@@ -21,6 +23,7 @@ pub(super) type Operated = Result<Outcome, OperationError>;
 pub(super) enum Mail {
     Send { message: Message, reply: Reply },
     SendBatch(Vec<(Message, Reply)>),
+    FanOut { message: Message, recipients: Vec<UserId>, reply: Answers },
     Receive(Vec<(Delivery, Reply)>),
     Operate { operation: Operation, reply: oneshot::Sender<Operated> },
     Watch { user: UserId, entry: EntryRef, stage: Stage, reply: Waiting },

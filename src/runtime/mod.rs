@@ -17,6 +17,7 @@ mod committer;
 mod driver;
 mod engine;
 mod error;
+mod fanout;
 mod inbox;
 mod keeper;
 mod mail;

@@ -6,8 +6,9 @@ use super::engine::Engine;
 use super::error::OperateError;
 use super::mail::Mail;
 use crate::id::{MessageId, UserId};
-use crate::machine::{Operation, OperationError, Outcome, Target};
+use crate::machine::{DeadLetter, DeadLetters, Operation, OperationError, Outcome, Target};
 use crate::message::{Message, Priority};
+use crate::record::Seq;
 
 impl Engine {
     /// Withdraws a message that waits: it ends as [`Cancelled`](crate::EndReason::Cancelled) and is not offered again.
@@ -42,7 +43,7 @@ impl Engine {
     }
 
     /// Withdraws everything that was accepted for a user so far, as [`Engine::cancel`] does one message. Volatile
-    /// messages that wait for a sink are dropped. What the user's inbox remembers stays, so that nothing is applied twice.
+    /// messages that wait for a sink are dropped, and so are dead letters. What the user's inbox remembers stays, so that nothing is applied twice.
     ///
     /// # Errors
     /// [`OperateError`]. After [`OperationError::StoreUnreadable`] a part may have been withdrawn.
@@ -90,8 +91,8 @@ impl Engine {
     }
 
     /// Moves a message that was never offered to another priority, where it waits behind what was accepted before. How
-    /// long it may still wait stays as it was. [`Outcome::accepted`] has its new place; its old one ends as
-    /// [`Replaced`](crate::EndReason::Replaced).
+    /// long it may still wait stays as it was. [`Outcome::accepted`] has its new place; whoever watches the old one goes on
+    /// watching.
     ///
     /// ```
     /// # use lastmile::{Engine, Message, Priority, storage::MemoryStore};
@@ -121,6 +122,77 @@ impl Engine {
     {
         let user = user.try_into().map_err(Into::into)?;
         self.operate(Operation::Reprioritise(Target { user, id, sender: None }, priority)).await
+    }
+
+    /// Looks at a user's dead letters behind a place ([`Seq::ZERO`] for the first), in the order in which they ended: at
+    /// most `max`, and no more than [`Config::max_load_bytes`](crate::Config::max_load_bytes), but at least one. For the
+    /// next ones, ask behind the place of the last.
+    ///
+    /// A message becomes a dead letter when its attempts are spent or its receiver refuses it for good, as
+    /// [`Config::on_failure`](crate::Config::on_failure) says. It has ended then; what is kept is a copy, which does not
+    /// count against the user's quotas but has its own
+    /// ([`Config::max_dead_letters`](crate::Config::max_dead_letters)).
+    ///
+    /// ```
+    /// # use lastmile::machine::{DeadLetters, Delivery, EntryRef, Verdict};
+    /// # use lastmile::{Engine, Message, record::Seq, storage::MemoryStore};
+    /// # struct Refuses;
+    /// # impl lastmile::ports::Sink for Refuses {
+    /// #     async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+    /// #         batch.iter().map(|delivery| (delivery.entry, Verdict::Rejected)).collect()
+    /// #     }
+    /// # }
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// # let receipt = engine.send(Message::to("alice", "order.shipped", "…").build()?).await?;
+    /// # let attached = engine.attach("alice", "webhook", Refuses)?;
+    /// # receipt.reached(lastmile::Stage::Delivered).await?;
+    /// let all = || DeadLetters::of("alice".try_into().unwrap());
+    /// for letter in engine.dead_letters(all(), Seq::ZERO, 100).await? {
+    ///     println!("{} after {} attempts: {:?}", letter.message.id(), letter.burial.attempts, letter.burial.reason);
+    /// }
+    /// let outcome = engine.requeue(all()).await?;
+    /// assert_eq!(outcome.messages, 1);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`OperateError`]. Nothing was changed.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn dead_letters(
+        &self,
+        letters: DeadLetters,
+        behind: Seq,
+        max: usize,
+    ) -> Result<Vec<DeadLetter>, OperateError> {
+        Ok(self.operate(Operation::Inspect(letters, behind, max)).await?.letters)
+    }
+
+    /// Sends dead letters again: each is accepted anew, with its old id, behind what waits already; its attempts, its TTL
+    /// and its life in the ledger begin anew. Its sender's repeats are not recognised by it.
+    ///
+    /// # Errors
+    /// [`OperateError`]; with [`OperationError::Refused`] when the outbox is full. Those that were sent again by then
+    /// were, the others are still dead letters.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it goes on. Repeating it sends those again that are still dead letters, no others.
+    pub async fn requeue(&self, letters: DeadLetters) -> Result<Outcome, OperateError> {
+        self.operate(Operation::Requeue(letters)).await
+    }
+
+    /// Throws dead letters away.
+    ///
+    /// # Errors
+    /// [`OperateError`]. After [`OperationError::StoreUnreadable`] a part may be gone.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, it goes on. Repeating it is safe.
+    pub async fn discard(&self, letters: DeadLetters) -> Result<Outcome, OperateError> {
+        self.operate(Operation::Discard(letters)).await
     }
 
     /// Does an operation, and answers when it is durable.

@@ -11,6 +11,10 @@ pub struct Stats {
     pub counters: Counters,
     /// Messages that have not ended.
     pub waiting: u64,
+    /// Dead letters that are kept.
+    pub dead_letters: u64,
+    /// Undeliverable messages that were not kept, because their recipients had too many dead letters, since opening.
+    pub dead_letters_dropped: u64,
     /// Messages on offer to sinks.
     pub in_flight: u64,
     /// Sends that wait for a commit or a load.
@@ -33,6 +37,8 @@ pub struct Stats {
     pub stray_verdicts: u64,
     /// Messages lost to damage on disk.
     pub damaged: u64,
+    /// How often what is due while nobody is there was seen to, since opening.
+    pub sweeps: u64,
     /// Commits since opening.
     pub commits: u64,
     /// Records committed since opening.
@@ -81,6 +87,9 @@ impl Stats {
         self.attached += shard.links;
         self.stray_verdicts += shard.stray_verdicts;
         self.damaged += shard.damaged;
+        self.sweeps += shard.sweeps;
+        self.dead_letters_dropped += shard.dead_letters_dropped;
         self.waiting = self.counters.live();
+        self.dead_letters = self.counters.dead_letters();
     }
 }

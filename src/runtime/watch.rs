@@ -27,12 +27,20 @@ pub(super) struct Watchers {
     count: usize,
     max: usize,
     ended: LruCache<Watched, (Status, bool)>,
+    /// Where messages went, for those who begin to watch where they were.
+    moved: LruCache<Watched, EntryRef>,
 }
 
 impl Default for Watchers {
     fn default() -> Self {
         let remembered = core::num::NonZeroUsize::new(MAX_REMEMBERED).unwrap_or(core::num::NonZeroUsize::MIN);
-        Self { waits: HashMap::new(), count: 0, max: MAX_WAITS, ended: LruCache::new(remembered) }
+        Self {
+            waits: HashMap::new(),
+            count: 0,
+            max: MAX_WAITS,
+            ended: LruCache::new(remembered),
+            moved: LruCache::new(remembered),
+        }
     }
 }
 
@@ -57,6 +65,22 @@ impl Watchers {
         if ended {
             self.ended.put(watched, (change.status, change.possibly_delivered));
         }
+    }
+
+    /// A message waits in another lane from now on: whoever watches it goes on watching.
+    pub(super) fn moved(&mut self, user: UserId, from: EntryRef, to: EntryRef) {
+        if let Some(waiting) = self.waits.remove(&(user.clone(), from)) {
+            self.waits.entry((user.clone(), to)).or_default().extend(waiting);
+        }
+        self.moved.put((user, from), to);
+    }
+
+    /// Where a message is now, as far as that is remembered.
+    pub(super) fn place_of(&mut self, (user, mut entry): Watched) -> Watched {
+        while let Some(to) = self.moved.get(&(user.clone(), entry)) {
+            entry = *to;
+        }
+        (user, entry)
     }
 
     /// Takes a wait, given where the message stands. `true` when the store must be asked whether there is anything to
@@ -109,12 +133,11 @@ impl Watchers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::message::Priority;
-    use crate::record::Seq;
+    use crate::record::{LaneId, Seq};
     use crate::status::EndReason;
 
     fn watched(seq: u64) -> Watched {
-        (UserId::new("alice").unwrap(), EntryRef { lane: Priority::Normal, seq: Seq::new(seq) })
+        (UserId::new("alice").unwrap(), EntryRef { lane: LaneId::Normal, seq: Seq::new(seq) })
     }
 
     fn change(watched: &Watched, status: Status) -> Change {

@@ -10,8 +10,8 @@ use parking_lot::Mutex;
 
 use crate::id::{MessageId, OrderingKey};
 use crate::machine::{Delivery, EntryRef, Verdict};
-use crate::message::Priority;
 use crate::ports::Sink;
+use crate::record::LaneId;
 
 /// Offers remembered unless [`ScriptedSink::keeping`] says otherwise.
 const KEPT: usize = 4096;
@@ -231,7 +231,7 @@ impl State {
 
     /// Deals with a batch; `Err` when there will be no answer.
     fn take(&mut self, batch: Vec<Delivery>) -> Result<Vec<(EntryRef, Verdict)>, Reply> {
-        let (mut verdicts, mut held): (_, Vec<(Priority, Option<OrderingKey>)>) = (Vec::new(), Vec::new());
+        let (mut verdicts, mut held): (_, Vec<(LaneId, Option<OrderingKey>)>) = (Vec::new(), Vec::new());
         let mut rest = None;
         for delivery in batch {
             let queue = (delivery.entry.lane, delivery.message.ordering_key().cloned());

@@ -168,7 +168,7 @@ fn a_window_that_was_just_read_stays_until_the_send_that_needs_it_goes_on() {
     rig.input(Input::Loaded { load, found: Box::new(Found::Sender(rows)) });
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
-    let found = Found::User { row: None, live: Some((0, 0)), reflects: Seq::ZERO };
+    let found = Found::User { row: None, held: Some(held(0, 0)), reflects: Seq::ZERO };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     rig.commit();
     assert!(rig.answer(ticket).unwrap().is_ok());
@@ -249,7 +249,7 @@ fn senders_who_have_nothing_remembered_leave_memory() {
         while let Some((load, query)) = rig.loads.pop() {
             let found = match query {
                 Query::User(_) | Query::Row(_) => {
-                    Found::User { row: None, live: Some((1, 1)), reflects: Seq::ZERO }
+                    Found::User { row: None, held: Some(held(1, 1)), reflects: Seq::ZERO }
                 }
                 _ => Found::Sender(Vec::new()),
             };

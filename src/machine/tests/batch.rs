@@ -156,7 +156,7 @@ fn a_batch_for_people_who_must_be_read_first_waits_for_all_of_them() {
                 }
                 _ if fails => rig.input(Input::LoadFailed(load)),
                 _ => {
-                    let found = Found::User { row: None, live: Some((0, 0)), reflects: Seq::ZERO };
+                    let found = Found::User { row: None, held: Some(held(0, 0)), reflects: Seq::ZERO };
                     rig.input(Input::Loaded { load, found: Box::new(found) });
                 }
             }

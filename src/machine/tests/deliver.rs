@@ -99,7 +99,7 @@ fn critical_goes_first_and_every_lane_gets_its_turn() {
     let lanes: Vec<_> = rig.offered().iter().map(|entry| entry.lane).collect();
     assert!(lanes[..16].iter().all(|lane| *lane == Priority::Critical));
     for priority in Priority::ALL {
-        assert!(lanes.contains(&priority), "{priority:?} starves in {lanes:?}");
+        assert!(lanes.contains(&priority.into()), "{priority:?} starves in {lanes:?}");
     }
     let first_round: Vec<_> = lanes[16..].iter().take_while(|lane| **lane != Priority::Critical).collect();
     let count = |priority| first_round.iter().filter(|lane| ***lane == priority).count();
@@ -389,7 +389,7 @@ fn what_waits_behind_a_message_in_flight_is_no_company_for_others() {
 fn what_was_accepted_before_the_clock_was_set_back_does_not_wait_for_others() {
     let late = Timestamp::from_millis(1 << 40);
     let mut rig = Rig::with(Config { linger: Duration::from_millis(50), ..Config::default() });
-    let accept = crate::record::Accept { message: message("alice"), at: late, origin: None, moved: false };
+    let accept = crate::record::Accept::new(message("alice"), late);
     rig.machine.replay(rig.next, &Record::Accept(std::sync::Arc::new(accept)), true);
     rig.next = rig.next.plus(1);
     rig.attach(1, "alice", "phone");

@@ -41,7 +41,7 @@ fn an_inbox_hands_a_volatile_delivery_on_and_remembers_nothing_of_it() {
     let delivery = Delivery {
         message: hint,
         stream: StreamId::from_u128(2),
-        entry: EntryRef { lane: Priority::Normal, seq: Seq::new(1) },
+        entry: EntryRef { lane: LaneId::Normal, seq: Seq::new(1) },
         floor: Seq::first_of(Epoch(9)),
         accepted_at: rig.now,
         attempts: 0,
@@ -56,7 +56,7 @@ fn an_inbox_hands_a_volatile_delivery_on_and_remembers_nothing_of_it() {
 /// A delivery of another engine, the `n`th of its log.
 fn delivery(n: u64, message: Message) -> Delivery {
     Delivery {
-        entry: EntryRef { lane: message.priority(), seq: Seq::first_of(Epoch(3)).plus(n) },
+        entry: EntryRef { lane: message.lane(), seq: Seq::first_of(Epoch(3)).plus(n) },
         message,
         stream: StreamId::from_u128(2),
         floor: Seq::ZERO,
@@ -105,7 +105,7 @@ fn a_delivery_that_is_refused_for_good_holds_nothing_back() {
     let max_payload_bytes = core::num::NonZeroUsize::new(100).unwrap();
     let mut rig = Rig::with(Config { max_payload_bytes, ..Config::default() });
     let wrong_lane =
-        Delivery { entry: EntryRef { lane: Priority::Low, ..keyed(1, "a").entry }, ..keyed(1, "a") };
+        Delivery { entry: EntryRef { lane: LaneId::Low, ..keyed(1, "a").entry }, ..keyed(1, "a") };
     let tickets = receive(&mut rig, vec![wrong_lane, delivery(2, big("a")), keyed(3, "a")]);
     rig.commit();
     assert_eq!(rig.answer(tickets[0]), Some(&Err(Refusal::Conflict)));
@@ -121,7 +121,7 @@ fn what_waited_for_a_load_behind_a_refused_delivery_is_refused_too() {
     let tickets = receive(&mut rig, batch);
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
-    let found = Found::User { row: None, live: Some((0, 0)), reflects: Seq::ZERO };
+    let found = Found::User { row: None, held: Some(held(0, 0)), reflects: Seq::ZERO };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     rig.commit();
     assert_eq!(is_ok(&rig, &tickets), [true, false, false, true]);
@@ -155,6 +155,33 @@ fn a_buffered_delivery_is_confirmed_when_it_is_durable_and_not_when_it_is_writte
     assert!(rig.answer(tickets[0]).is_none());
     rig.commit();
     assert!(rig.answer(tickets[0]).unwrap().is_ok());
+}
+
+/// Found by the simulator, once a lane could go on trying for ever: what came after it had filled the memory, and the
+/// message that held the floor back was refused for that.
+#[test]
+fn a_full_memory_takes_the_oldest_of_a_lane_and_no_other() {
+    let two = core::num::NonZeroUsize::new(2).unwrap();
+    let mut rig = Rig::with(Config { max_inbox_seen: two, ..Config::default() });
+    let newer = receive(&mut rig, vec![keyed(5, "a"), keyed(6, "b")]);
+    rig.commit();
+    let full = receive(&mut rig, vec![keyed(7, "c")]);
+    let oldest = receive(&mut rig, vec![keyed(4, "d")]);
+    rig.commit();
+    let older = receive(&mut rig, vec![keyed(3, "e")]);
+    rig.commit();
+    let bound = receive(&mut rig, vec![keyed(2, "f")]);
+    assert_eq!(is_ok(&rig, &newer), [true, true]);
+    assert_eq!(rig.answer(full[0]), Some(&Err(Refusal::Overloaded)));
+    assert_eq!((is_ok(&rig, &oldest), is_ok(&rig, &older)), (vec![true], vec![true]));
+    assert_eq!(rig.answer(bound[0]), Some(&Err(Refusal::Overloaded)), "twice as many is the bound");
+    let floor = Seq::first_of(Epoch(3)).plus(6);
+    let next = receive(&mut rig, vec![Delivery { floor, ..keyed(7, "c") }]);
+    rig.commit();
+    assert!(rig.answer(next[0]).is_some());
+    let after = receive(&mut rig, vec![Delivery { floor, ..keyed(8, "c") }]);
+    rig.commit();
+    assert_eq!(is_ok(&rig, &after), [true]);
 }
 
 #[test]

@@ -1,19 +1,26 @@
 //! Tests of the machine: state and emitted actions. This file is the rig they share.
 
 mod accept;
+mod aside;
 mod batch;
+mod collapse;
+mod dead;
 mod deliver;
+mod fanout;
 mod inbox;
 mod operate;
 mod replace;
+
+mod schedule;
 mod settle;
+mod sweep;
 
 use core::num::{NonZeroU64, NonZeroUsize};
 use core::time::Duration;
 
 use super::*;
 use crate::message::{Durability, Message, MessageBuilder, Priority};
-use crate::record::{Record, UserRow};
+use crate::record::{Admission, LaneId, Record, UserRow};
 use crate::status::Status;
 use crate::{DeviceId, EndReason, MessageId};
 
@@ -27,6 +34,7 @@ struct Rig {
     answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
     offers: Vec<(LinkId, Delivery)>,
     changes: Vec<Change>,
+    moves: Vec<(EntryRef, EntryRef)>,
     loads: Vec<(LoadId, Query)>,
     survivors: Vec<Survivors>,
     dismissed: Vec<LinkId>,
@@ -44,6 +52,7 @@ fn birth(config: Config) -> Birth {
         settled: Seq::ZERO,
         counters: Counters::default(),
         store_empty: true,
+        shard: (0, 1),
     }
 }
 
@@ -66,6 +75,7 @@ impl Rig {
             answers: Vec::new(),
             offers: Vec::new(),
             changes: Vec::new(),
+            moves: Vec::new(),
             loads: Vec::new(),
             survivors: Vec::new(),
             dismissed: Vec::new(),
@@ -99,6 +109,7 @@ impl Rig {
             Action::Offer { link, batch } => self.offers.extend(batch.into_iter().map(|d| (link, d))),
             Action::Load { load, query } => self.loads.push((load, query)),
             Action::Announce(change) => self.changes.push(change),
+            Action::Moved { from, to, .. } => self.moves.push((from, to)),
             Action::Survivors(part) => self.survivors.push(part),
             Action::Dismiss(link) => self.dismissed.push(link),
             Action::Done { ticket, result } => self.done.push((ticket, result)),
@@ -167,6 +178,11 @@ impl Rig {
         }
         machine
     }
+}
+
+/// What somebody has who has neither scheduled messages nor dead letters.
+fn held(messages: u32, bytes: u64) -> Holdings {
+    Holdings { messages, bytes, ..Holdings::default() }
 }
 
 fn to(user: &str) -> MessageBuilder {

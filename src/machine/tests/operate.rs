@@ -14,7 +14,7 @@ pub(super) fn target(id: MessageId) -> Target {
 }
 
 fn outcome(messages: u32, possibly_delivered: u32) -> Result<Outcome, OperationError> {
-    Ok(Outcome { messages, possibly_delivered, accepted: None })
+    Ok(Outcome { messages, possibly_delivered, ..Outcome::default() })
 }
 
 impl Rig {
@@ -41,12 +41,13 @@ impl Rig {
         while let Some((load, query)) = self.loads.pop() {
             let found = match query {
                 Query::User(_) | Query::Row(_) => {
-                    let bytes = store.iter().map(|(_, accept)| accept.message.cost()).sum();
-                    Found::User { row: None, live: Some((store.len() as u32, bytes)), reflects }
+                    let mut held = Holdings::default();
+                    store.iter().for_each(|(_, accept)| held.add(accept.lane(), accept.message.cost()));
+                    Found::User { row: None, held: Some(held), reflects }
                 }
                 Query::Page { lane, after, ended, max_messages, .. } => {
                     let of_lane = |(seq, accept): &&(Seq, Arc<Accept>)| {
-                        accept.message.priority() == lane && *seq > after && !ended.contains(seq)
+                        accept.lane() == lane && *seq > after && !ended.contains(seq)
                     };
                     let mut entries: Vec<_> = store.iter().filter(of_lane).cloned().collect();
                     let more = entries.len() > max_messages;
@@ -55,6 +56,15 @@ impl Rig {
                     Found::Page(Page { entries, damaged: Vec::new(), more_after, reflects })
                 }
                 Query::Sender { .. } => Found::Sender(Vec::new()),
+                Query::Due { until, since, .. } => {
+                    let dues = || store.iter().map(|(_, accept)| (accept.due(), accept.message.recipient()));
+                    let now = dues().filter(|(due, _)| since.0 < *due && *due <= until);
+                    let mut users: Vec<_> = now.map(|(_, user)| user.clone()).collect();
+                    users.dedup();
+                    let later = dues().map(|(due, _)| due).filter(|due| *due > until).min();
+                    let next = later.unwrap_or(Timestamp::NEVER);
+                    Found::Due { users, more: None, next, table: 1 }
+                }
             };
             self.input(Input::Loaded { load, found: Box::new(found) });
         }
@@ -67,10 +77,15 @@ pub(super) fn settled(messages: &[Message]) -> (Rig, Vec<(Seq, Arc<Accept>)>, Se
     for message in messages {
         rig.accept(message);
     }
-    let reflects = rig.next;
-    let store: Vec<_> = settle(&mut rig).into_iter().flat_map(|part| part.entries).collect();
+    let (store, reflects) = settled_with(&mut rig);
     assert_eq!((store.len(), rig.machine.stats().resident_users), (messages.len(), 0));
     (rig, store, reflects)
+}
+
+/// Settles everything; what is in the store then.
+pub(super) fn settled_with(rig: &mut Rig) -> (Vec<(Seq, Arc<Accept>)>, Seq) {
+    let reflects = rig.next;
+    (settle(rig).into_iter().flat_map(|part| part.entries).collect(), reflects)
 }
 
 #[test]
@@ -194,17 +209,17 @@ fn a_message_that_is_read_into_memory_while_it_is_looked_for_is_found() {
     let bytes = store.iter().map(|(_, accept)| accept.message.cost()).sum();
     rig.input(Input::Loaded {
         load,
-        found: Box::new(Found::User { row: None, live: Some((2, bytes)), reflects }),
+        found: Box::new(Found::User { row: None, held: Some(held(2, bytes)), reflects }),
     });
     // The lanes are being read for offering when the search begins. The search reads the first ones, and meanwhile the
     // lane it comes to last is read into memory.
     let mut refills = core::mem::take(&mut rig.loads);
     let of_normal =
-        refills.iter().position(|(_, query)| matches!(query, Query::Page { lane: Priority::Normal, .. }));
+        refills.iter().position(|(_, query)| matches!(query, Query::Page { lane: LaneId::Normal, .. }));
     let of_normal = refills.remove(of_normal.unwrap());
     let ticket = rig.cancel(&messages[1]);
     let search = rig.loads.pop().unwrap();
-    assert!(matches!(search.1, Query::Page { lane: Priority::Critical, .. }), "{search:?}");
+    assert!(matches!(search.1, Query::Page { lane: LaneId::Critical, .. }), "{search:?}");
     rig.loads.push(of_normal);
     rig.load_from(&store, reflects);
     rig.loads.push(search);
@@ -225,8 +240,8 @@ fn what_ended_while_an_operation_looks_elsewhere_is_not_asked_for() {
     let mut pages = core::mem::replace(&mut rig.loads, vec![row]);
     let answer_row = |rig: &mut Rig| {
         let (load, _) = rig.loads.remove(0);
-        let live = Some((1, messages[0].cost()));
-        let found = Found::User { row: None, live, reflects };
+        let live = Some(held(1, messages[0].cost()));
+        let found = Found::User { row: None, held: live, reflects };
         rig.input(Input::Loaded { load, found: Box::new(found) });
     };
     answer_row(&mut rig);
@@ -241,7 +256,7 @@ fn what_ended_while_an_operation_looks_elsewhere_is_not_asked_for() {
     rig.accept(&message("alice"));
     while rig.done(ticket).is_none() {
         let (_, query) = search.last().unwrap();
-        if let Query::Page { lane: Priority::Normal, after, ended: known, .. } = query {
+        if let Query::Page { lane: LaneId::Normal, after, ended: known, .. } = query {
             assert!(ended.seq <= *after || known.contains(&ended.seq), "{query:?}");
         }
         rig.loads = core::mem::take(&mut search);
@@ -264,7 +279,7 @@ fn a_store_that_cannot_be_read_is_said_and_nothing_is_changed() {
     let page = rig.cancel(&message);
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
-    let found = Found::User { row: None, live: Some((1, message.cost())), reflects };
+    let found = Found::User { row: None, held: Some(held(1, message.cost())), reflects };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::Page { .. }), "{query:?}");
@@ -389,7 +404,7 @@ fn what_is_found_in_memory_and_in_the_store_counts_once() {
             message: message("alice"),
             at: Timestamp::from_millis(at),
             origin: None,
-            moved: false,
+            admission: Admission::New,
         })
     };
     let store = [(Seq::new(5), accept(1)), (rig.next, accept(2))];
@@ -398,10 +413,10 @@ fn what_is_found_in_memory_and_in_the_store_counts_once() {
     let ticket = rig.operate(Operation::Purge(alice()));
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::User(_)), "{query:?}");
-    let live = Some((1, store[0].1.message.cost()));
+    let live = Some(held(1, store[0].1.message.cost()));
     rig.input(Input::Loaded {
         load,
-        found: Box::new(Found::User { row: None, live, reflects: Seq::new(6) }),
+        found: Box::new(Found::User { row: None, held: live, reflects: Seq::new(6) }),
     });
     rig.load_from(&store, rig.next);
     rig.commit();

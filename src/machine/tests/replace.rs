@@ -19,7 +19,7 @@ impl Rig {
     /// The answer of an operation that put something in another's place.
     fn placed(&self, ticket: Ticket) -> (Outcome, Accepted) {
         let done = self.done(ticket).expect("answered").expect("done");
-        (done, done.accepted.expect("something took its place"))
+        (done.clone(), done.accepted.expect("something took its place"))
     }
 }
 
@@ -71,14 +71,14 @@ fn a_settled_message_is_replaced_and_moved_like_any_other() {
         rig.load_from(&store, reflects);
         rig.commit();
         let (done, accepted) = rig.placed(ticket);
-        assert_eq!((done.messages, accepted.entry.lane), (1, Priority::Critical));
+        assert_eq!((done.messages, accepted.entry.lane), (1, LaneId::Critical));
         rig.attach(1, "alice", "phone");
         rig.load_from(&store, reflects);
         rig.commit();
         let offered = rig.offered();
         assert_eq!(offered.len(), 2);
         assert!(offered.contains(&accepted.entry));
-        assert!(offered.contains(&EntryRef { lane: Priority::Normal, seq: store[0].0 }));
+        assert!(offered.contains(&EntryRef { lane: LaneId::Normal, seq: store[0].0 }));
     }
 }
 
@@ -305,7 +305,7 @@ fn a_message_that_is_being_moved_is_found_where_it_goes() {
         assert_eq!(done.messages, u32::from(what < 4), "{what}");
         assert_eq!(rig.machine.stats().counters.live(), u64::from(what > 1), "{what}");
         let lane = done.accepted.map(|accepted| accepted.entry.lane);
-        let lanes = [None, None, Some(Priority::Normal), Some(Priority::Low), Some(Priority::High)];
+        let lanes = [None, None, Some(LaneId::Normal), Some(LaneId::Low), Some(LaneId::High)];
         assert_eq!(lane, lanes[usize::from(what)]);
     }
 }

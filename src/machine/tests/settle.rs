@@ -31,7 +31,7 @@ fn settled_messages_come_back_from_the_store_in_order() {
     rig.input(Input::Attach { link: LinkId(1), user, device });
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::User(_) | Query::Row(_)));
-    let found = Found::User { row: None, live: Some((1, old.cost())), reflects: parts[0].before };
+    let found = Found::User { row: None, held: Some(held(1, old.cost())), reflects: parts[0].before };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     rig.commit();
     assert!(rig.offers.is_empty(), "newer messages must wait for older ones on disk");
@@ -90,7 +90,7 @@ fn a_replayed_end_counts_as_a_death_only_if_the_settled_counters_do_not_reflect_
         reborn.input(Input::Settle { before: reborn.next });
         let (load, query) = reborn.loads.pop().unwrap();
         assert!(matches!(query, Query::User(_) | Query::Row(_)));
-        let found = Found::User { row: None, live: Some((1, 1)), reflects: settled };
+        let found = Found::User { row: None, held: Some(held(1, 1)), reflects: settled };
         reborn.input(Input::Loaded { load, found: Box::new(found) });
         let died: Vec<_> = reborn.survivors.iter().flat_map(|part| part.died.clone()).collect();
         assert_eq!(died, if counts { vec![entry.seq] } else { Vec::new() });
@@ -139,7 +139,7 @@ fn settling_goes_on_when_many_rows_must_be_read_first() {
     let mut read = 0;
     while let Some((load, query)) = rig.loads.pop() {
         assert!(matches!(query, Query::User(_) | Query::Row(_)), "{query:?}");
-        let found = Found::User { row: None, live: Some((0, 0)), reflects: Seq::ZERO };
+        let found = Found::User { row: None, held: Some(held(0, 0)), reflects: Seq::ZERO };
         rig.input(Input::Loaded { load, found: Box::new(found) });
         read += 1;
     }
@@ -179,10 +179,10 @@ fn somebody_who_comes_while_their_row_is_read_gets_their_totals_and_then_their_m
     let reflects = Seq::ZERO;
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::Row(_)) && rig.loads.is_empty());
-    rig.input(Input::Loaded { load, found: Box::new(Found::User { row: None, live: None, reflects }) });
+    rig.input(Input::Loaded { load, found: Box::new(Found::User { row: None, held: None, reflects }) });
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::User(_)) && rig.loads.is_empty());
-    let found = Found::User { row: None, live: Some((1, 1)), reflects };
+    let found = Found::User { row: None, held: Some(held(1, 1)), reflects };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     assert!(matches!(rig.loads.last(), Some((_, Query::Page { .. }))));
 }
@@ -197,7 +197,7 @@ fn settling_goes_on_with_a_row_though_the_totals_are_still_being_read() {
     rig.input(Input::Loaded { load, found: Box::new(Found::Sender(Vec::new())) });
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::Row(_)) && rig.loads.is_empty());
-    let found = Found::User { row: None, live: None, reflects: Seq::ZERO };
+    let found = Found::User { row: None, held: None, reflects: Seq::ZERO };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     assert!(matches!(rig.loads.as_slice(), [(_, Query::User(_))]));
     assert!(rig.survivors.last().is_some_and(|part| part.last));
@@ -208,11 +208,11 @@ fn settling_goes_on_with_a_row_though_the_totals_are_still_being_read() {
 fn rows_that_come_before_settling_waits_for_them_do_not_leave_it_waiting() {
     const USERS: u64 = 200;
     let mut rig = born_of_exposures(USERS as usize);
-    let nothing = |live| Box::new(Found::User { row: None, live, reflects: Seq::ZERO });
+    let nothing = |live| Box::new(Found::User { row: None, held: live, reflects: Seq::ZERO });
     for n in 0..USERS - 1 {
         rig.attach(n, &format!("user-{n}"), "phone");
         let (load, _) = rig.loads.pop().unwrap();
-        rig.input(Input::Loaded { load, found: nothing(Some((0, 0))) });
+        rig.input(Input::Loaded { load, found: nothing(Some(held(0, 0))) });
     }
     rig.machine.handle(rig.now, Input::Settle { before: rig.next });
     for _ in 0..USERS {
@@ -243,7 +243,7 @@ fn a_damaged_message_ends_once_and_not_before_its_end_is_durable() {
         rig.input(Input::Attach { link: LinkId(link), user: alice.clone(), device });
         while let Some((load, query)) = rig.loads.pop() {
             let found = match query {
-                Query::User(_) | Query::Row(_) => Found::User { row: None, live: Some((1, 1)), reflects },
+                Query::User(_) | Query::Row(_) => Found::User { row: None, held: Some(held(1, 1)), reflects },
                 Query::Page { lane, .. } => {
                     let damaged = if lane == Priority::Normal { vec![(entry, 1)] } else { Vec::new() };
                     Found::Page(Page { entries: Vec::new(), damaged, more_after: None, reflects })
@@ -303,8 +303,8 @@ fn a_message_that_ended_before_it_could_settle_is_not_taken_off_totals_that_are_
     reborn.operate(Operation::Purge(UserId::new("alice").unwrap()));
     let (load, query) = reborn.loads.pop().unwrap();
     assert!(matches!(query, Query::User(_)), "{query:?}");
-    let live = Some((3, 3000));
-    reborn.input(Input::Loaded { load, found: Box::new(Found::User { row: None, live, reflects }) });
+    let live = Some(held(3, 3000));
+    reborn.input(Input::Loaded { load, found: Box::new(Found::User { row: None, held: live, reflects }) });
     let totals = reborn.machine.snapshot(&UserId::new("alice").unwrap()).unwrap().totals;
     assert_eq!(totals, live);
 }
@@ -314,7 +314,7 @@ fn a_message_that_ended_before_it_could_settle_is_not_taken_off_totals_that_are_
 #[test]
 fn a_page_that_was_read_before_something_left_memory_is_read_again() {
     let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
-    let accept = crate::record::Accept { message: message("alice"), at: rig.now, origin: None, moved: false };
+    let accept = crate::record::Accept::new(message("alice"), rig.now);
     let (entry, accept) = (rig.next, std::sync::Arc::new(accept));
     rig.machine.replay(entry, &Record::Accept(accept.clone()), true);
     rig.next = rig.next.plus(1);
@@ -325,8 +325,11 @@ fn a_page_that_was_read_before_something_left_memory_is_read_again() {
     attach(&mut rig, 1);
     let (load, query) = rig.loads.pop().unwrap();
     assert!(matches!(query, Query::User(_)), "{query:?}");
-    let live = Some((1, 1));
-    rig.input(Input::Loaded { load, found: Box::new(Found::User { row: None, live, reflects: entry }) });
+    let live = Some(held(1, 1));
+    rig.input(Input::Loaded {
+        load,
+        found: Box::new(Found::User { row: None, held: live, reflects: entry }),
+    });
     let early = core::mem::take(&mut rig.loads);
     rig.commit();
     settle(&mut rig);
@@ -362,14 +365,14 @@ fn somebody_who_must_be_read_is_exposed_meanwhile_and_gets_new_messages_as_new()
         let message = message("alice");
         let (seq, reflects) = (Seq::new((1 << Seq::EPOCH_SHIFT) + 7), Seq::first_of(Epoch(2)));
         let row = UserRow { exposed: Epoch(exposed), reflects, ..UserRow::default() };
-        let live = Some((1, message.cost()));
+        let live = Some(held(1, message.cost()));
         let (load, _) = rig.loads.pop().unwrap();
         rig.input(Input::Loaded {
             load,
-            found: Box::new(Found::User { row: Some(Box::new(row)), live, reflects }),
+            found: Box::new(Found::User { row: Some(Box::new(row)), held: live, reflects }),
         });
         let at = Timestamp::from_millis(5);
-        let accept = std::sync::Arc::new(crate::record::Accept { message, at, origin: None, moved: false });
+        let accept = std::sync::Arc::new(crate::record::Accept::new(message, at));
         for (load, query) in core::mem::take(&mut rig.loads) {
             let Query::Page { lane, .. } = query else { panic!("{query:?}") };
             let entries = if lane == Priority::Normal { vec![(seq, accept.clone())] } else { Vec::new() };
@@ -392,14 +395,14 @@ fn nothing_expires_before_it_is_known_what_may_have_been_delivered() {
     let mut rig = Rig::born(birth);
     let seq = Seq::new((1 << Seq::EPOCH_SHIFT) + 7);
     let message = to("alice").ttl(Duration::from_secs(1)).build().unwrap();
-    let accept = crate::record::Accept { message, at: rig.now, origin: None, moved: false };
+    let accept = crate::record::Accept::new(message, rig.now);
     rig.machine.replay(seq, &Record::Accept(std::sync::Arc::new(accept)), true);
     rig.attach(1, "alice", "phone");
     rig.pass(Duration::from_secs(2));
     assert!(rig.log.iter().all(|(_, record)| matches!(record, Record::Exposed(_))));
     let (load, _) = rig.loads.pop().unwrap();
     let row = UserRow { exposed: Epoch(1), ..UserRow::default() };
-    let found = Found::User { row: Some(Box::new(row)), live: Some((0, 0)), reflects: Seq::ZERO };
+    let found = Found::User { row: Some(Box::new(row)), held: Some(held(0, 0)), reflects: Seq::ZERO };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     rig.pass(Duration::from_secs(1));
     let ended = rig.log.iter().find_map(|(_, record)| match record {
@@ -421,7 +424,7 @@ fn somebody_who_comes_back_in_the_same_epoch_is_not_exposed_again() {
             let found = match query {
                 Query::User(_) | Query::Row(_) => {
                     let row = row.cloned().map(Box::new);
-                    Found::User { row, live: Some((0, 0)), reflects: rig.machine.settled }
+                    Found::User { row, held: Some(held(0, 0)), reflects: rig.machine.settled }
                 }
                 _ => Found::Page(Page {
                     entries: Vec::new(),
@@ -448,7 +451,7 @@ fn somebody_who_could_not_be_read_leaves_memory_all_the_same() {
     let mut rig = Rig::born(birth);
     let end = crate::record::End {
         user: UserId::new("alice").unwrap(),
-        lane: Priority::Normal,
+        lane: LaneId::Normal,
         seq: settled.prev(),
         reason: EndReason::Delivered,
         upgrades: None,
@@ -461,7 +464,7 @@ fn somebody_who_could_not_be_read_leaves_memory_all_the_same() {
     let before = rig.next;
     rig.input(Input::Settle { before });
     let (load, _) = rig.loads.pop().unwrap();
-    let found = Found::User { row: None, live: None, reflects: settled };
+    let found = Found::User { row: None, held: None, reflects: settled };
     rig.input(Input::Loaded { load, found: Box::new(found) });
     rig.send(&message("alice"));
     let (load, _) = rig.loads.pop().unwrap();

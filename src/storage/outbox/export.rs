@@ -16,6 +16,7 @@ use super::chunk::{Entry, entries};
 use super::load::message_of;
 use super::merge::Judge;
 use super::meta::{META_VERSION, Meta, MetaError, RunInfo};
+use super::shared::{Bodies, Twin, Twins};
 use super::writer::{Pending, RunWriter, write_body};
 use super::{Identity, OpenError, OutboxStore, keys, keys::Key, rows};
 use crate::codec::{self, Cipher, CodecError, Fields};
@@ -136,12 +137,13 @@ impl OutboxStore {
     }
 
     fn export_entries(&self, run: &RunInfo, stream: &mut Out<'_>) -> Result<(), ExportError> {
-        let mut judge = Judge::default();
+        let mut judge = (Judge::default(), Bodies::default());
         self.each(&keys::chunks_of(run.number, run.number), &mut |_, value| {
             let Ok(value) = value else { return stream.damaged() };
-            for entry in entries(value) {
+            let mut users = Vec::new();
+            for entry in entries(value, &mut users) {
                 match entry {
-                    Ok(entry) => self.export_entry(&entry, &mut judge, stream)?,
+                    Ok(entry) => self.export_entry(run.number, &entry, &mut judge, stream)?,
                     Err(_) => stream.damaged()?,
                 }
             }
@@ -151,15 +153,16 @@ impl OutboxStore {
 
     fn export_entry(
         &self,
+        run: u64,
         entry: &Entry<'_>,
-        judge: &mut Judge,
+        (judge, bodies): &mut (Judge, Bodies),
         stream: &mut Out<'_>,
     ) -> Result<(), ExportError> {
         let Ok(user) = UserId::new(entry.user) else { return stream.damaged() };
         if judge.has_ended(self, &user, entry.lane, entry.seq)? {
             return Ok(());
         }
-        match message_of(self, entry) {
+        match message_of(self, run, entry, bodies) {
             Ok((accept, _)) => {
                 let mut body = entry.seq.get().to_le_bytes().to_vec();
                 self.cipher().encode_accept(&accept, &mut body);
@@ -173,8 +176,8 @@ impl OutboxStore {
 
     fn export_ids(&self, run: &RunInfo, stream: &mut Out<'_>) -> Result<(), ExportError> {
         self.each(&keys::dedup_of(run.number, run.number), &mut |_, value| match value {
-            Ok(value) if value.len().is_multiple_of(codec::DEDUP_BYTES) => {
-                stream.carried.ids += (value.len() / codec::DEDUP_BYTES) as u64;
+            Ok(value) if codec::decode_dedup(value).all(|row| row.is_ok()) => {
+                stream.carried.ids += codec::decode_dedup(value).count() as u64;
                 stream.item(ID, value)
             }
             _ => stream.damaged(),
@@ -257,6 +260,7 @@ impl OutboxStore {
             epoch,
             pending: Pending::default(),
             run: None,
+            twins: Twins::default(),
             runs: Vec::new(),
             room: meta.runs.clone(),
             digester: Digester::new(meta.digest_key),
@@ -399,6 +403,8 @@ struct Import<'a> {
     epoch: Epoch,
     pending: Pending,
     run: Option<RunWriter>,
+    /// What was said to many in this run is written once again.
+    twins: Twins,
     runs: Vec<RunInfo>,
     /// The runs as they were exported: how many users to expect. A hint.
     room: Vec<RunInfo>,
@@ -408,13 +414,14 @@ struct Import<'a> {
 impl Import<'_> {
     fn begin_run(&mut self, fields: &mut Fields<'_>) -> Option<()> {
         self.end_run();
+        self.twins = Twins::default();
         let (first, last) = (Seq::new(fields.u64()?), Seq::new(fields.u64()?));
         let in_order = self.runs.last().is_none_or(|run| run.last < first) && first <= last;
         let number = self.outbox.take_run_number();
         let room = self.room.iter().find(|run| run.first == first).map_or(0, |run| run.users);
         let info = RunInfo::new(number, first, last);
-        self.run =
-            in_order.then(|| RunWriter::keyed(info, room, self.digester, self.outbox.cipher().clone()));
+        let (cipher, now) = (self.outbox.cipher().clone(), self.outbox.table().last_time);
+        self.run = in_order.then(|| RunWriter::keyed(info, room, self.digester, cipher, now));
         in_order.then_some(())
     }
 
@@ -433,18 +440,28 @@ impl Import<'_> {
         let run = self.run.as_mut().ok_or_else(|| odd("an entry outside of a run"))?;
         let seq = Seq::new(fields.u64().ok_or_else(|| odd("an entry without a place"))?);
         let accept = run.cipher.decode_accept(fields.0)?;
-        write_body(seq, &accept, &run.cipher, &mut Vec::new(), &mut self.pending);
-        run.accept(seq, &accept, &mut self.pending);
+        match self.twins.of(seq, &accept) {
+            Twin::Of(place, at) => run.leaning(seq, &accept, (place, at), &mut self.pending),
+            Twin::First => {
+                run.share(seq, &accept, &mut self.pending);
+                run.leaning(seq, &accept, (seq, accept.at), &mut self.pending);
+            }
+            Twin::None => {
+                write_body(seq, &accept, &run.cipher, &mut Vec::new(), &mut self.pending);
+                run.accept(seq, &accept, &mut self.pending);
+            }
+        }
         Ok(())
     }
 
     fn ids(&mut self, body: &[u8]) -> Result<u64, String> {
         let run = self.run.as_mut().ok_or("remembered ids outside of a run")?;
-        let ids = codec::decode_dedup(body).map_err(|e| e.to_string())?;
-        for row in &ids {
-            run.id(row, &mut self.pending);
+        let mut ids = 0;
+        for row in codec::decode_dedup(body) {
+            run.id(&row.map_err(|e| e.to_string())?, &mut self.pending);
+            ids += 1;
         }
-        Ok(ids.len() as u64)
+        Ok(ids)
     }
 
     fn row(&mut self, fields: &mut Fields<'_>) -> Result<Option<()>, StoreError> {

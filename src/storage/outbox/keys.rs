@@ -2,8 +2,8 @@
 //! kind lies in another's range, whatever bytes an id has.
 
 use crate::id::UserId;
-use crate::message::Priority;
-use crate::record::Seq;
+use crate::record::{LaneId, Seq};
+use crate::time::Timestamp;
 
 /// Rows are kept by kind; these are the first bytes of their keys.
 mod kind {
@@ -13,6 +13,8 @@ mod kind {
     pub(super) const DEDUP: u8 = 4;
     pub(super) const USER: u8 = 5;
     pub(super) const FILTER: u8 = 6;
+    pub(super) const SHARED: u8 = 7;
+    pub(super) const DUE: u8 = 8;
 }
 
 /// What a key stands for.
@@ -31,7 +33,7 @@ pub enum Key {
         /// Whose entry.
         user: UserId,
         /// In which lane.
-        lane: Priority,
+        lane: LaneId,
         /// Its place.
         seq: Seq,
     },
@@ -55,6 +57,24 @@ pub enum Key {
     Filter {
         /// The run's number.
         run: u64,
+        /// Which part.
+        part: u32,
+    },
+    /// A part of a body that entries of a run share.
+    Shared {
+        /// The run's number.
+        run: u64,
+        /// The place of the message whose acceptance it is.
+        seq: Seq,
+        /// Which part.
+        part: u32,
+    },
+    /// A part of the list of users of whom a run has something due.
+    Due {
+        /// The run's number.
+        run: u64,
+        /// By when.
+        at: Timestamp,
         /// Which part.
         part: u32,
     },
@@ -88,6 +108,14 @@ impl Key {
             Self::Filter { run, part } => {
                 [&[kind::FILTER][..], &run.to_be_bytes(), &part.to_be_bytes()].concat()
             }
+            Self::Shared { run, seq, part } => {
+                let run = [&[kind::SHARED][..], &run.to_be_bytes()].concat();
+                [&run[..], &seq.get().to_be_bytes(), &part.to_be_bytes()].concat()
+            }
+            Self::Due { run, at, part } => {
+                let at = at.as_millis().to_be_bytes();
+                [&[kind::DUE][..], &run.to_be_bytes(), &at, &part.to_be_bytes()].concat()
+            }
             Self::User { user } => with_user(&[kind::USER], user, &[0]),
             Self::UserPart { user, version, part } => {
                 let tail = [&[1][..], &version.to_be_bytes(), &part.to_be_bytes()].concat();
@@ -104,7 +132,7 @@ impl Key {
             [kind::META] => Self::Meta { part: u16::from_be_bytes(fields.take()?) },
             [kind::CHUNK] => {
                 let (run, user) = (fields.u64()?, fields.user()?);
-                let lane = Priority::from_index(u8::from_be_bytes(fields.take()?))?;
+                let lane = LaneId::from_index(u8::from_be_bytes(fields.take()?))?;
                 Self::Chunk { run, user, lane, seq: Seq::new(fields.u64()?) }
             }
             [kind::BODY] => {
@@ -115,6 +143,14 @@ impl Key {
                 Self::Dedup { run, sender, seq: Seq::new(fields.u64()?) }
             }
             [kind::FILTER] => Self::Filter { run: fields.u64()?, part: u32::from_be_bytes(fields.take()?) },
+            [kind::SHARED] => {
+                let (run, seq) = (fields.u64()?, Seq::new(fields.u64()?));
+                Self::Shared { run, seq, part: u32::from_be_bytes(fields.take()?) }
+            }
+            [kind::DUE] => {
+                let (run, at) = (fields.u64()?, Timestamp::from_millis(fields.u64()?));
+                Self::Due { run, at, part: u32::from_be_bytes(fields.take()?) }
+            }
             [kind::USER] => {
                 let user = fields.user()?;
                 match fields.take::<1>()? {
@@ -167,7 +203,7 @@ pub(super) fn user_order(user: &UserId) -> (usize, &[u8]) {
     (user.as_bytes().len(), user.as_bytes())
 }
 
-pub(super) fn chunk(run: u64, user: &UserId, lane: Priority, seq: Seq) -> Vec<u8> {
+pub(super) fn chunk(run: u64, user: &UserId, lane: LaneId, seq: Seq) -> Vec<u8> {
     let mut head = [kind::CHUNK; 9];
     if let Some(number) = head.last_chunk_mut::<8>() {
         *number = run.to_be_bytes();
@@ -213,6 +249,16 @@ pub(super) fn filters_of(first: u64, last: u64) -> Range {
     numbered(kind::FILTER, first, last)
 }
 
+/// The bodies that entries share of the runs with these numbers, both included.
+pub(super) fn shared_of(first: u64, last: u64) -> Range {
+    numbered(kind::SHARED, first, last)
+}
+
+/// The lists of what is due of the runs with these numbers, both included.
+pub(super) fn dues_of(first: u64, last: u64) -> Range {
+    numbered(kind::DUE, first, last)
+}
+
 /// The bodies of the entries with these places, both included.
 pub(super) fn bodies_of(first: Seq, last: Seq) -> Range {
     numbered(kind::BODY, first.get(), last.get())
@@ -230,7 +276,7 @@ pub(super) fn parts_of(user: &UserId) -> Range {
 
 /// All rows of an outbox.
 pub(super) fn everything() -> Range {
-    (vec![kind::META], vec![kind::FILTER + 1])
+    (vec![kind::META], vec![kind::DUE + 1])
 }
 
 #[cfg(test)]
@@ -246,8 +292,8 @@ mod tests {
     fn keys(user: &UserId) -> Vec<Key> {
         let (user, seq) = (user.clone(), Seq::new(u64::MAX));
         vec![
-            Key::Chunk { run: 1, user: user.clone(), lane: Priority::Low, seq },
-            Key::Chunk { run: 1, user: user.clone(), lane: Priority::Critical, seq: Seq::ZERO },
+            Key::Chunk { run: 1, user: user.clone(), lane: LaneId::Low, seq },
+            Key::Chunk { run: 1, user: user.clone(), lane: LaneId::Critical, seq: Seq::ZERO },
             Key::User { user: user.clone() },
             Key::UserPart { user, version: u64::MAX, part: u16::MAX },
         ]
@@ -258,6 +304,7 @@ mod tests {
         let mut all: Vec<Key> = ids().iter().flat_map(keys).collect();
         all.push(Key::Meta { part: 3 });
         all.push(Key::Body { seq: Seq::new(7), part: u32::MAX });
+        all.push(Key::Shared { run: u64::MAX, seq: Seq::new(7), part: u32::MAX });
         all.push(Key::Filter { run: u64::MAX, part: u32::MAX });
         all.push(Key::Dedup { run: u64::MAX, sender: u128::MAX, seq: Seq::MAX });
         let mut seen = std::collections::BTreeSet::new();
@@ -275,8 +322,7 @@ mod tests {
     fn no_user_reaches_into_the_range_of_another() {
         for one in ids() {
             let (from, to) = parts_of(&one);
-            let lane =
-                (chunk(1, &one, Priority::Critical, Seq::ZERO), chunk(1, &one, Priority::Low, Seq::MAX));
+            let lane = (chunk(1, &one, LaneId::Critical, Seq::ZERO), chunk(1, &one, LaneId::Dead, Seq::MAX));
             for other in ids().iter().filter(|other| **other != one) {
                 for key in keys(other).iter().map(Key::encode) {
                     assert!(!(from <= key && key < to), "{other} is among the parts of {one}");
@@ -292,11 +338,11 @@ mod tests {
         sorted.sort_by(|a, b| user_order(a).cmp(&user_order(b)));
         let mut keys = Vec::new();
         for user in &sorted {
-            for lane in Priority::ALL {
+            for lane in LaneId::ALL {
                 keys.extend([1, 256].map(|seq| chunk(1, user, lane, Seq::new(seq))));
             }
         }
         assert!(keys.is_sorted());
-        assert!(chunks_of(1, 1).1 <= chunk(2, &sorted[0], Priority::Critical, Seq::ZERO));
+        assert!(chunks_of(1, 1).1 <= chunk(2, &sorted[0], LaneId::Critical, Seq::ZERO));
     }
 }

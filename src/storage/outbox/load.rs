@@ -9,15 +9,15 @@ use super::chunk::{Body, Entry, entries, part_numbers};
 use super::keys::{self, Key};
 use super::meta::{Meta, RunInfo};
 use super::recent::Messages;
+use super::shared::Bodies;
 use super::verify::Damage;
 use super::{OutboxStore, rows};
 use crate::codec::{self, CodecError, KeyMark};
 use crate::digest::Digester;
 use crate::id::UserId;
-use crate::machine::{Found, Page, Query};
-use crate::message::Priority;
+use crate::machine::{Found, Holdings, Page, Query};
 use crate::ports::{Flow, Store, StoreError};
-use crate::record::{Accept, DedupRow, LaneRow, Seq, UserRow};
+use crate::record::{Accept, DedupRow, LaneId, LaneRow, Seq, UserRow};
 use crate::time::Timestamp;
 
 impl OutboxStore {
@@ -42,11 +42,11 @@ impl OutboxStore {
                     }
                     row => row?,
                 };
-                let live = match query {
+                let held = match query {
                     Query::Row(_) => None,
-                    _ => Some(self.totals(&table, user, row.as_ref())?),
+                    _ => Some(self.holdings(&table, user, row.as_ref())?),
                 };
-                Ok(Found::User { row: row.map(Box::new), live, reflects: table.settled })
+                Ok(Found::User { row: row.map(Box::new), held, reflects: table.settled })
             }
             Query::Page { user, lane, after, ended, max_messages, max_bytes } => {
                 let limits = Limits { messages: *max_messages, bytes: *max_bytes };
@@ -54,27 +54,26 @@ impl OutboxStore {
                 self.page(&table, user, *lane, &mut page)?;
                 Ok(Found::Page(page.finish(table.settled)))
             }
+            Query::Due { until, since, after } => self.due(&table, *until, *since, *after),
             Query::Sender { sender, since } => self.ids(&table, *sender, *since).map(Found::Sender),
         }
     }
 
-    /// Live messages and bytes of a user, judged by their row.
-    fn totals(&self, table: &Meta, user: &UserId, row: Option<&UserRow>) -> Result<(u32, u64), StoreError> {
-        let (mut messages, mut bytes) = (0_u32, 0_u64);
+    /// What a user has, judged by their row.
+    fn holdings(&self, table: &Meta, user: &UserId, row: Option<&UserRow>) -> Result<Holdings, StoreError> {
+        let mut held = Holdings::default();
         let mut read = Messages::new(table.generation);
         let mut count = |lane, seq, cost| {
             if !row.is_some_and(|row| has_ended(row, lane, seq)) {
-                messages = messages.saturating_add(1);
-                bytes = bytes.saturating_add(cost);
+                held.add(lane, cost);
             }
         };
         for run in runs_of(table, user) {
-            let (from, to) =
-                (keys::chunk(run.number, user, Priority::Critical, Seq::ZERO), end_of(run, user));
+            let (from, to) = (keys::chunk(run.number, user, LaneId::Critical, Seq::ZERO), end_of(run, user));
             self.scan_entries(run, user, from, to, &mut |entry| {
                 match entry {
                     Ok(entry) => {
-                        read.add(&entry);
+                        read.add(run.number, &entry);
                         count(entry.lane, entry.seq, u64::from(entry.cost));
                     }
                     Err(first) => {
@@ -87,18 +86,18 @@ impl OutboxStore {
             })?;
         }
         self.inner.recent.keep(user, read);
-        Ok((messages, bytes))
+        Ok(held)
     }
 
     fn page(
         &self,
         table: &Meta,
         user: &UserId,
-        lane: Priority,
+        lane: LaneId,
         page: &mut PageLoad<'_>,
     ) -> Result<(), StoreError> {
         if let Some(read) = self.inner.recent.find(user, table.generation) {
-            let _ = read.lane(user, lane).try_for_each(|entry| match page.entry(self, &entry) {
+            let _ = read.lane(user, lane).try_for_each(|(run, entry)| match page.entry(self, run, &entry) {
                 Flow::Continue => ControlFlow::Continue(()),
                 Flow::Stop => ControlFlow::Break(()),
             });
@@ -110,7 +109,7 @@ impl OutboxStore {
             let to = keys::after(keys::chunk(run.number, user, lane, Seq::MAX));
             self.scan_entries(run, user, from, to, &mut |entry| match entry {
                 Ok(entry) if entry.lane != lane => Flow::Continue,
-                Ok(entry) => page.entry(self, &entry),
+                Ok(entry) => page.entry(self, run.number, &entry),
                 Err(place) => page.damage(place.filter(|place| place.0 == lane).map(|place| place.1)),
             })?;
             if page.full {
@@ -179,8 +178,8 @@ impl OutboxStore {
             let to = keys::after(keys::dedup(run.number, sender, Seq::MAX));
             self.dyn_store().scan(&first, &to, &mut |_, value| {
                 // A damaged chunk is left out: rather take a message twice than refuse a sender for good.
-                let rows = value.ok().and_then(|value| codec::decode_dedup(value).ok()).unwrap_or_default();
-                found.extend(rows.into_iter().filter(|row| row.sender == sender && row.at >= since));
+                let rows = value.ok().into_iter().flat_map(codec::decode_dedup).flatten();
+                found.extend(rows.filter(|row| row.sender == sender && row.at >= since));
                 Flow::Continue
             })?;
         }
@@ -189,11 +188,11 @@ impl OutboxStore {
 }
 
 /// What takes an entry, or the place at which a damaged chunk starts (none when it starts with another user).
-type Visit<'a> = dyn FnMut(Result<Entry<'_>, Option<(Priority, Seq)>>) -> Flow + 'a;
+type Visit<'a> = dyn FnMut(Result<Entry<'_>, Option<(LaneId, Seq)>>) -> Flow + 'a;
 
 /// Behind a user's last entry in a run.
 fn end_of(run: &RunInfo, user: &UserId) -> Vec<u8> {
-    keys::after(keys::chunk(run.number, user, Priority::Low, Seq::MAX))
+    keys::after(keys::chunk(run.number, user, LaneId::Dead, Seq::MAX))
 }
 
 /// The runs that may hold something of a user.
@@ -203,7 +202,7 @@ fn runs_of<'a>(table: &'a Meta, user: &UserId) -> impl Iterator<Item = &'a RunIn
 }
 
 /// The first entry of the chunk with this key, if it is the user's.
-fn first_of(key: &[u8], user: &UserId) -> Option<(Priority, Seq)> {
+fn first_of(key: &[u8], user: &UserId) -> Option<(LaneId, Seq)> {
     match Key::decode(key) {
         Some(Key::Chunk { user: first, lane, seq, .. }) if first == *user => Some((lane, seq)),
         _ => None,
@@ -212,14 +211,10 @@ fn first_of(key: &[u8], user: &UserId) -> Option<(Priority, Seq)> {
 
 /// Hands over the user's entries of a chunk. Stops also when the chunk goes on with a later user: entries are sorted,
 /// so that nothing of this one lies in the chunks behind it.
-fn visit_chunk(
-    mut first: Option<(Priority, Seq)>,
-    value: &[u8],
-    user: &UserId,
-    visit: &mut Visit<'_>,
-) -> Flow {
+fn visit_chunk(mut first: Option<(LaneId, Seq)>, value: &[u8], user: &UserId, visit: &mut Visit<'_>) -> Flow {
     let order = keys::user_order(user);
-    for entry in entries(value) {
+    let mut users = Vec::new();
+    for entry in entries(value, &mut users) {
         let flow = match entry {
             Ok(entry) if entry.user == user.as_bytes() => {
                 first = None;
@@ -237,15 +232,18 @@ fn visit_chunk(
 }
 
 /// Whether the row says that a message has ended.
-pub(super) fn has_ended(row: &UserRow, lane: Priority, seq: Seq) -> bool {
+pub(super) fn has_ended(row: &UserRow, lane: LaneId, seq: Seq) -> bool {
     let ended = |lane: &LaneRow| seq <= lane.cursor || lane.ended.binary_search(&seq).is_ok();
     row.lanes.get(lane.index()).is_some_and(ended)
 }
 
-/// The message of an entry, and what it is sealed with. One whose key is missing is not damaged.
+/// The message of an entry of a run, and what it is sealed with; of the bodies that were read, some are kept for those that
+/// follow. One whose key is missing is not damaged.
 pub(super) fn message_of(
     outbox: &OutboxStore,
+    run: u64,
     entry: &Entry<'_>,
+    bodies: &mut Bodies,
 ) -> Result<(Accept, Option<KeyMark>), StoreError> {
     let key = Key::Body { seq: entry.seq, part: 0 }.encode();
     let decode = |bytes: &[u8]| {
@@ -257,9 +255,10 @@ pub(super) fn message_of(
     let (accept, sealed) = match entry.body {
         Body::Inline(body) => decode(body)?,
         Body::Parts { bytes, parts } => decode(&body_of(outbox.dyn_store(), entry.seq, bytes, parts)?)?,
+        Body::Shared { place, later } => bodies.message_of(outbox, run, entry, later, place)?,
     };
     let message = &accept.message;
-    if message.recipient().as_bytes() != entry.user || message.priority() != entry.lane {
+    if message.recipient().as_bytes() != entry.user || accept.lane() != entry.lane {
         return Err(rows::damaged(&key, "the message is another one's"));
     }
     Ok((accept, sealed))
@@ -294,15 +293,28 @@ struct PageLoad<'a> {
     last: Seq,
     full: bool,
     error: Option<StoreError>,
+    bodies: Bodies,
 }
 
 impl<'a> PageLoad<'a> {
     fn new(after: Seq, ended: &'a [Seq], limits: Limits) -> Self {
         let (entries, damaged) = (Vec::new(), Vec::new());
-        Self { after, ended, limits, bytes: 0, entries, damaged, last: after, full: false, error: None }
+        let bodies = Bodies::default();
+        Self {
+            after,
+            ended,
+            limits,
+            bytes: 0,
+            entries,
+            damaged,
+            last: after,
+            full: false,
+            error: None,
+            bodies,
+        }
     }
 
-    fn entry(&mut self, outbox: &OutboxStore, entry: &Entry<'_>) -> Flow {
+    fn entry(&mut self, outbox: &OutboxStore, run: u64, entry: &Entry<'_>) -> Flow {
         if entry.seq <= self.after || self.ended.binary_search(&entry.seq).is_ok() {
             return Flow::Continue;
         }
@@ -313,7 +325,7 @@ impl<'a> PageLoad<'a> {
             self.full = true;
             return Flow::Stop;
         }
-        match message_of(outbox, entry) {
+        match message_of(outbox, run, entry, &mut self.bodies) {
             Ok((accept, _)) => {
                 self.bytes = self.bytes.saturating_add(cost);
                 self.entries.push((entry.seq, Arc::new(accept)));

@@ -4,7 +4,7 @@
 //! step is one operation on the store. Before the table names the new run nothing of it is seen; afterwards the old
 //! runs are listed as dropping, so that the next opening goes on with deleting them.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 
 use super::chunk::{Body, Entry, entries};
 use super::keys::{self, Key};
@@ -14,12 +14,11 @@ use super::rows::Change;
 use super::sealed::{resealed, stale_run};
 use super::verify::Damage;
 use super::writer::{Pending, RunWriter};
-use super::{OutboxStore, Progress, rows};
+use super::{OutboxStore, Progress, rows, shared};
 use crate::codec;
 use crate::id::UserId;
-use crate::message::Priority;
 use crate::ports::{Flow, StoreError};
-use crate::record::{DedupRow, Epoch, Seq, UserRow};
+use crate::record::{DedupRow, Epoch, LaneId, Seq, UserRow};
 use crate::time::Timestamp;
 
 /// The most runs before neighbours are merged, unless configured otherwise: a load looks into each of them.
@@ -38,6 +37,8 @@ pub struct Merge {
     writer: Option<RunWriter>,
     entries: Vec<Cursor<Owned>>,
     ids: Vec<Cursor<DedupRow>>,
+    /// Bodies that something live leans on, and the run that has each: a few words for what takes 128 bytes at least.
+    shared: BTreeMap<Seq, u64>,
     judge: Judge,
     pending: Pending,
     damage: Vec<Damage>,
@@ -50,6 +51,7 @@ pub struct Merge {
 enum Phase {
     Entries,
     Ids,
+    Shared,
     SyncRun,
     Publish,
     SyncTable,
@@ -84,7 +86,9 @@ impl Merge {
         let mut merge = Self::new(Phase::Entries, inputs, ids_since);
         let users = merge.inputs.iter().map(|run| run.users).sum();
         let info = RunInfo::new(outbox.take_run_number(), first, last);
-        let mut writer = RunWriter::new(info, users, outbox);
+        let swept = merge.inputs.iter().map(|run| run.swept).min().unwrap_or_default();
+        let info = RunInfo { swept, ..info };
+        let mut writer = RunWriter::new(info, users, outbox, table.last_time);
         for input in &mut merge.inputs {
             input.keys.rewritten = input.keys.is_stale(outbox.cipher());
             if !input.keys.rewritten {
@@ -108,6 +112,7 @@ impl Merge {
             writer: None,
             entries: Vec::new(),
             ids: Vec::new(),
+            shared: BTreeMap::new(),
             judge: Judge::default(),
             pending: Pending::default(),
             damage: Vec::new(),
@@ -131,6 +136,7 @@ impl Merge {
             let next = match self.phase {
                 Phase::Entries => self.fill_entries(outbox)?,
                 Phase::Ids => self.fill_ids(outbox)?,
+                Phase::Shared => self.fill_shared(outbox)?,
                 Phase::SyncRun => return self.then(Phase::Publish, outbox.sync()),
                 Phase::Publish => {
                     let published = self.publish(outbox, epoch);
@@ -186,8 +192,11 @@ impl Merge {
             if self.judge.has_ended(outbox, &owned.user, owned.lane, owned.seq)? {
                 continue;
             }
+            if let Some(Body::Shared { place, .. }) = owned.stub {
+                self.shared.insert(place, run.number);
+            }
             if run.keys.rewritten {
-                writer.reseal(outbox, &owned.entry(), &mut self.pending)?;
+                writer.reseal(outbox, run.number, &owned.entry(), &mut self.pending)?;
             } else {
                 writer.entry(&owned.entry(), &mut self.pending);
             }
@@ -207,11 +216,35 @@ impl Merge {
             let Some(cursor) = least.map(|(_, i)| i).and_then(|i| self.ids.get_mut(i)) else {
                 writer.finish(&mut self.pending);
                 writer.finish_filter(&mut self.pending);
-                return Ok(Some(Phase::SyncRun));
+                return Ok(Some(Phase::Shared));
             };
             let Some(row) = cursor.items.pop_front() else { continue };
             if row.at >= self.since {
                 writer.id(&row, &mut self.pending);
+            }
+        }
+        Ok(None)
+    }
+
+    /// Takes over what something live leans on.
+    fn fill_shared(&mut self, outbox: &OutboxStore) -> Result<Option<Phase>, StoreError> {
+        let Some(writer) = &mut self.writer else { return Ok(Some(Phase::SyncRun)) };
+        while !self.pending.is_full() {
+            let Some((seq, run)) = self.shared.pop_first() else { return Ok(Some(Phase::SyncRun)) };
+            let is_input = |input: &&RunInfo| input.number == run && input.keys.rewritten;
+            let taken = match self.inputs.iter().find(is_input) {
+                Some(_) => writer.reshare(outbox, run, seq, &mut self.pending),
+                None => shared::read(outbox.dyn_store(), run, seq)
+                    .map(|body| writer.shared(seq, &body, &mut self.pending)),
+            };
+            match taken {
+                Ok(()) => {}
+                // Whoever leans on it is told when they are loaded: what it cost is known.
+                Err(error @ StoreError::Damaged { .. }) => {
+                    let key = Key::Shared { run, seq, part: 0 }.encode();
+                    self.damage.push(Damage::at(&key, &error.to_string()));
+                }
+                Err(error) => return Err(error),
             }
         }
         Ok(None)
@@ -264,6 +297,8 @@ impl Merge {
             if done {
                 delete_all(outbox, &keys::dedup_of(run.number, run.number), &mut self.pending)?;
                 delete_all(outbox, &keys::filters_of(run.number, run.number), &mut self.pending)?;
+                delete_all(outbox, &keys::dues_of(run.number, run.number), &mut self.pending)?;
+                delete_all(outbox, &keys::shared_of(run.number, run.number), &mut self.pending)?;
                 self.dropping += 1;
             }
         }
@@ -303,9 +338,10 @@ fn cheapest_neighbours(table: &Meta, max_runs: usize) -> Option<Vec<RunInfo>> {
 #[derive(Debug)]
 struct Owned {
     user: UserId,
-    lane: Priority,
+    lane: LaneId,
     seq: Seq,
     cost: u32,
+    due: Timestamp,
     inline: Vec<u8>,
     stub: Option<Body<'static>>,
 }
@@ -313,7 +349,8 @@ struct Owned {
 impl Owned {
     fn entry(&self) -> Entry<'_> {
         let body = self.stub.unwrap_or(Body::Inline(&self.inline));
-        Entry { user: self.user.as_bytes(), lane: self.lane, seq: self.seq, cost: self.cost, body }
+        let Self { lane, seq, cost, due, .. } = *self;
+        Entry { user: self.user.as_bytes(), lane, seq, cost, due, body }
     }
 }
 
@@ -382,7 +419,8 @@ fn delete_all(
 
 fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
     let mut user: Option<UserId> = None;
-    for entry in entries(value) {
+    let mut users = Vec::new();
+    for entry in entries(value, &mut users) {
         let Ok(entry) = entry else { return false };
         let same = user.take().filter(|user| user.as_bytes() == entry.user);
         let Some(id) = same.or_else(|| UserId::new(entry.user).ok()) else { return false };
@@ -390,14 +428,20 @@ fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
         let (inline, stub) = match entry.body {
             Body::Inline(body) => (body.to_vec(), None),
             Body::Parts { bytes, parts } => (Vec::new(), Some(Body::Parts { bytes, parts })),
+            Body::Shared { place, later } => (Vec::new(), Some(Body::Shared { place, later })),
         };
-        items.push_back(Owned { user: id, lane: entry.lane, seq: entry.seq, cost: entry.cost, inline, stub });
+        let Entry { lane, seq, cost, due, .. } = entry;
+        items.push_back(Owned { user: id, lane, seq, cost, due, inline, stub });
     }
     true
 }
 
 fn parse_ids(value: &[u8], items: &mut VecDeque<DedupRow>) -> bool {
-    codec::decode_dedup(value).map(|rows| items.extend(rows)).is_ok()
+    for row in codec::decode_dedup(value) {
+        let Ok(row) = row else { return false };
+        items.push_back(row);
+    }
+    true
 }
 
 /// Says what has ended, by the rows. Remembers the last user's: entries come sorted by user.
@@ -411,7 +455,7 @@ impl Judge {
         &mut self,
         outbox: &OutboxStore,
         user: &UserId,
-        lane: Priority,
+        lane: LaneId,
         seq: Seq,
     ) -> Result<bool, StoreError> {
         if self.row.as_ref().is_none_or(|(known, _)| known != user) {
@@ -434,8 +478,9 @@ impl Judge {
         chunk: &[u8],
         pending: &mut Pending,
     ) -> Result<(), StoreError> {
+        let mut users = Vec::new();
         let has_bodies = |entry: &Entry<'_>| !(entry.body.parts().is_empty() && resealed(entry).is_empty());
-        for entry in entries(chunk).flatten().filter(has_bodies) {
+        for entry in entries(chunk, &mut users).flatten().filter(has_bodies) {
             let Ok(user) = UserId::new(entry.user) else { continue };
             let has_ended = self.has_ended(outbox, &user, entry.lane, entry.seq)?;
             let own = entry.body.parts().filter(|_| has_ended || run.keys.rewritten);

@@ -16,9 +16,9 @@ use crate::storage::frame;
 use crate::time::Timestamp;
 
 /// The newest format of the row that this build reads. It is written where messages are sealed.
-pub const META_VERSION: u8 = 3;
+pub const META_VERSION: u8 = 5;
 /// The format of the row where they are not.
-const PLAIN_VERSION: u8 = 2;
+const PLAIN_VERSION: u8 = 4;
 /// What a part says before its share of the row.
 const PART_HEAD: usize = 2;
 /// The row's checksum is bound to this name.
@@ -57,6 +57,14 @@ pub struct RunInfo {
     pub users: u64,
     /// Parts of its filter.
     pub filter_parts: u32,
+    /// Lists of users of whom it has something due.
+    pub due_parts: u64,
+    /// All that was due up to then was seen to.
+    pub swept: Timestamp,
+    /// The table that named it first.
+    pub born: u64,
+    /// Bodies that entries share.
+    pub shared: u64,
     /// The filter, when it could be read.
     #[serde(skip)]
     pub(super) filter: Known,
@@ -110,6 +118,10 @@ impl RunInfo {
             last_user: None,
             users: 0,
             filter_parts: 0,
+            due_parts: 0,
+            swept: Timestamp::ZERO,
+            born: 0,
+            shared: 0,
             filter: Known::default(),
             keys: RunKeys::default(),
             pin: Pin::default(),
@@ -275,4 +287,82 @@ pub(super) enum MetaError {
     Sealed(#[from] KeyError),
     #[error(transparent)]
     Store(#[from] StoreError),
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::PathBuf;
+
+    use super::*;
+
+    /// A table in which no field has the value it is born with.
+    fn sample() -> Meta {
+        let run = |number: u64, first: u64, last: u64| RunInfo {
+            entries: 20 + number,
+            live: 10 + number,
+            bytes: 70_000,
+            chunks: 35,
+            stubs: 3,
+            ids: 300,
+            id_chunks: 9,
+            newest_id: Timestamp::from_millis(1_700_000_000_000 + number),
+            first_user: Some(UserId::new("alice").unwrap()),
+            last_user: Some(UserId::new("zoë").unwrap()),
+            users: 12,
+            filter_parts: 1,
+            due_parts: 2,
+            swept: Timestamp::from_millis(1_700_000_000_500),
+            born: number + 60,
+            ..RunInfo::new(number, Seq::new(first), Seq::new(last))
+        };
+        let counters = Counters {
+            accepted: 1000,
+            ended: [1, 2, 3, 4, 5, 6, 7, 8],
+            upgraded: 9,
+            accepted_bytes: 300_000,
+            ended_bytes: 200_000,
+            buried: 11,
+            unburied: 10,
+        };
+        Meta {
+            stream: StreamId::from_u128(0x0123_4567_89ab_cdef_0123_4567_89ab_cdef),
+            digest_key: 0xfedc_ba98_7654_3210_fedc_ba98_7654_3210,
+            generation: 77,
+            epoch: Epoch(5),
+            settled: Seq::new(5 << 40 | 4000),
+            counters: vec![(counters, Seq::new(5 << 40 | 3999)), (Counters::default(), Seq::new(7))],
+            last_time: Timestamp::from_millis(1_700_000_000_999),
+            runs: vec![run(3, 0, 1999), run(6, 2000, 3999)],
+            dropping: vec![run(1, 0, 999)],
+            sealed: None,
+        }
+    }
+
+    #[test]
+    fn bytes_are_those_of_the_golden_file() {
+        let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "table.v4.bin"].iter().collect();
+        let bytes = sample().encode(&Cipher::plain());
+        if std::env::var_os("LASTMILE_BLESS").is_some() {
+            std::fs::write(&path, &bytes).unwrap();
+        }
+        let golden = std::fs::read(&path).unwrap();
+        assert_eq!(bytes, golden, "the table is written in another way than version 4 says");
+        let mut expected = sample();
+        expected.runs.iter_mut().for_each(|run| run.keys.plain = true);
+        assert_eq!(Meta::decode(&golden, &Cipher::plain()).unwrap(), expected);
+        assert_eq!(golden[0], PLAIN_VERSION);
+    }
+
+    #[test]
+    fn a_newer_table_is_named_and_an_older_or_damaged_one_refused() {
+        let mut bytes = sample().encode(&Cipher::plain());
+        let decode = |bytes: &[u8]| Meta::decode(bytes, &Cipher::plain());
+        bytes[0] = META_VERSION + 1;
+        assert!(matches!(decode(&bytes), Err(MetaError::TooNew { found: 6 })));
+        bytes[0] = PLAIN_VERSION - 1;
+        assert!(matches!(decode(&bytes), Err(MetaError::Damaged(_))));
+        bytes[0] = PLAIN_VERSION;
+        *bytes.last_mut().unwrap() ^= 1;
+        assert!(matches!(decode(&bytes), Err(MetaError::Damaged(_))));
+    }
 }

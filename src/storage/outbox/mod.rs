@@ -6,6 +6,8 @@
 //! body      place · part                      → large messages             gone with their entry
 //! dedup     run · first sender · place        → remembered ids, packed
 //! filter    run · part                        → whose entries the run may hold
+//! due       run · time · part                 → users who have something due by then
+//! shared    run · place · part                → bodies of what was said to many, for entries to lean on
 //! user      user                              → cursors, ended, attempts, inbox
 //! ```
 //!
@@ -21,6 +23,7 @@
 //! What the outbox does not decide: what has ended, what is a repeat, what survives. The machine does.
 
 mod chunk;
+mod due;
 mod export;
 mod filter;
 pub mod keys;
@@ -35,6 +38,7 @@ mod recover;
 mod rows;
 mod sealed;
 mod settle;
+mod shared;
 mod standing;
 mod suspects;
 mod verify;
@@ -221,8 +225,13 @@ impl OutboxStore {
     fn publish(&self, epoch: Epoch, change: impl FnOnce(&mut Meta)) -> Result<(), StoreError> {
         let mut applied = self.inner.applied.lock();
         let mut meta = Meta::clone(&applied);
+        let known: Vec<_> = meta.runs.iter().map(|run| run.number).collect();
         change(&mut meta);
         meta.generation += 1;
+        let generation = meta.generation;
+        for run in meta.runs.iter_mut().filter(|run| !known.contains(&run.number)) {
+            run.born = generation;
+        }
         meta.epoch = epoch;
         let mut batch = Batch::new();
         meta.sealed = self.cipher().current();

@@ -213,7 +213,8 @@ impl OutboxStore {
             let last = number.map_or(Some(u64::MAX), |number| number.checked_sub(1));
             if let Some(last) = last.filter(|last| *last >= next) {
                 ranges.extend([keys::chunks_of(next, last), keys::dedup_of(next, last)]);
-                ranges.push(keys::filters_of(next, last));
+                ranges.extend([keys::filters_of(next, last), keys::dues_of(next, last)]);
+                ranges.push(keys::shared_of(next, last));
             }
             next = number.map_or(u64::MAX, |number| number.saturating_add(1));
         }

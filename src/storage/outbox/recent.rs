@@ -15,8 +15,8 @@ use parking_lot::Mutex;
 
 use super::chunk::{Body, Entry};
 use crate::id::UserId;
-use crate::message::Priority;
-use crate::record::Seq;
+use crate::record::{LaneId, Seq};
+use crate::time::Timestamp;
 
 const MAX_USERS: NonZeroUsize = NonZeroUsize::new(64).expect("64 is not zero");
 const MAX_BYTES: usize = 64 << 10;
@@ -47,13 +47,14 @@ impl Recent {
 pub(super) struct Messages {
     generation: u64,
     bodies: Vec<u8>,
-    entries: Vec<(Priority, Seq, u32, Place)>,
+    entries: Vec<(LaneId, Seq, u32, Place)>,
     is_whole: bool,
 }
 
 enum Place {
     Inline(Range<usize>),
     Parts { bytes: u32, parts: u32 },
+    Shared { run: u64, place: Seq, later: u64 },
 }
 
 impl Messages {
@@ -61,7 +62,7 @@ impl Messages {
         Self { generation, bodies: Vec::new(), entries: Vec::new(), is_whole: true }
     }
 
-    pub(super) fn add(&mut self, entry: &Entry<'_>) {
+    pub(super) fn add(&mut self, run: u64, entry: &Entry<'_>) {
         let place = match entry.body {
             Body::Inline(body) if self.bodies.len() + body.len() <= MAX_BYTES => {
                 let start = self.bodies.len();
@@ -70,6 +71,7 @@ impl Messages {
             }
             Body::Inline(_) => return self.give_up(),
             Body::Parts { bytes, parts } => Place::Parts { bytes, parts },
+            Body::Shared { place, later } => Place::Shared { run, place, later },
         };
         if self.entries.len() >= MAX_ENTRIES {
             return self.give_up();
@@ -83,14 +85,24 @@ impl Messages {
         (self.bodies, self.entries) = (Vec::new(), Vec::new());
     }
 
-    /// The entries of one lane, in order.
-    pub(super) fn lane<'a>(&'a self, user: &'a UserId, lane: Priority) -> impl Iterator<Item = Entry<'a>> {
+    /// The entries of one lane, in order, with the run that a shared body is in.
+    pub(super) fn lane<'a>(
+        &'a self,
+        user: &'a UserId,
+        lane: LaneId,
+    ) -> impl Iterator<Item = (u64, Entry<'a>)> {
         self.entries.iter().filter(move |entry| entry.0 == lane).map(move |(lane, seq, cost, place)| {
+            let mut of = 0;
             let body = match place {
                 Place::Inline(range) => Body::Inline(self.bodies.get(range.clone()).unwrap_or_default()),
                 Place::Parts { bytes, parts } => Body::Parts { bytes: *bytes, parts: *parts },
+                Place::Shared { run, place, later } => {
+                    of = *run;
+                    Body::Shared { place: *place, later: *later }
+                }
             };
-            Entry { user: user.as_bytes(), lane: *lane, seq: *seq, cost: *cost, body }
+            let due = Timestamp::NEVER;
+            (of, Entry { user: user.as_bytes(), lane: *lane, seq: *seq, cost: *cost, due, body })
         })
     }
 }

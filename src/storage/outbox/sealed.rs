@@ -9,14 +9,17 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::OutboxStore;
 use super::chunk::{Body, Entry, MAX_INLINE_BYTES};
+use super::keys::Key;
 use super::load::message_of;
 use super::meta::{Meta, MetaError, RunInfo};
+use super::shared::Bodies;
 use super::writer::{Pending, RunWriter, put_body};
+use super::{OutboxStore, rows};
 use crate::codec::{self, Cipher, CodecError, KeyMark, Unopened};
 use crate::id::{KeyId, StreamId};
 use crate::ports::StoreError;
+use crate::record::Seq;
 
 /// What the entries of a run are sealed with. Damaged ones count as nothing.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +72,8 @@ pub(super) fn resealed(entry: &Entry<'_>) -> core::ops::Range<u32> {
     match entry.body {
         Body::Inline(body) => 0..u32::from(body.len() + SEAL_BYTES > MAX_INLINE_BYTES),
         parts @ Body::Parts { .. } => parts.other_copy().parts(),
+        // It belongs to its run, and so does what is written anew.
+        Body::Shared { .. } => 0..0,
     }
 }
 
@@ -118,15 +123,21 @@ pub(super) fn decode(body: &[u8], cipher: &Cipher) -> Result<Meta, MetaError> {
 
 impl RunWriter {
     /// Adds an entry of another run, sealed with the current key. Its body, if it lies in parts, becomes another copy,
-    /// as readers of the other run may need the old one.
+    /// as readers of the other run may need the old one. What it shares with others is written by
+    /// [`RunWriter::reshare`].
     pub(super) fn reseal(
         &mut self,
         outbox: &OutboxStore,
+        run: u64,
         entry: &Entry<'_>,
         out: &mut Pending,
     ) -> Result<(), StoreError> {
+        if matches!(entry.body, Body::Shared { .. }) {
+            self.entry(entry, out);
+            return Ok(());
+        }
         let body = entry.body.other_copy();
-        let accept = match message_of(outbox, entry) {
+        let accept = match message_of(outbox, run, entry, &mut Bodies::default()) {
             Ok((accept, _)) => accept,
             Err(StoreError::Damaged { .. }) => {
                 // It goes on to be damaged: whoever loads it ends it.
@@ -146,6 +157,21 @@ impl RunWriter {
             Body::Inline(&bytes)
         };
         self.entry(&Entry { body, ..entry.clone() }, out);
+        Ok(())
+    }
+
+    /// Adds a body that entries of another run share, sealed with the current key.
+    pub(super) fn reshare(
+        &mut self,
+        outbox: &OutboxStore,
+        run: u64,
+        seq: Seq,
+        out: &mut Pending,
+    ) -> Result<(), StoreError> {
+        let found = Bodies::default().find(outbox, run, seq)?;
+        let damaged = |reason: String| rows::damaged(&Key::Shared { run, seq, part: 0 }.encode(), &reason);
+        let (accept, _) = found.map_err(damaged)?;
+        self.share(seq, &accept, out);
         Ok(())
     }
 }

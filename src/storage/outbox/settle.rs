@@ -1,18 +1,18 @@
 //! Settling: what a journal segment leaves behind becomes a run.
 //!
-//! Bodies of large messages → chunks of entries and remembered ids → sync → user rows → table → sync → manifest.
+//! Bodies of large messages → chunks of entries and remembered ids → bodies that entries share → sync → user rows → table → sync → manifest.
 //! Each step is one operation on the store, so a crash between any two can be simulated. Until the table is there,
 //! readers see nothing of it (rows excepted, which say what they reflect), and the journal still has everything:
 //! settling again, from a replay, ends in the same state.
 
 use super::meta::RunInfo;
+use super::shared::Sharing;
 use super::writer::{Pending, RunWriter, may_be_large, write_body};
 use super::{OutboxStore, Progress, keys, rows};
 use crate::id::UserId;
 use crate::machine::Survivors;
-use crate::message::Priority;
 use crate::ports::StoreError;
-use crate::record::{Accept, Counters, DedupRow, Epoch, Seq, UserRow};
+use crate::record::{Accept, Counters, DedupRow, Epoch, LaneId, Seq, UserRow};
 use crate::time::Timestamp;
 use std::sync::Arc;
 
@@ -26,11 +26,14 @@ pub struct Settlement {
     rows: Vec<(UserId, UserRow)>,
     dedup: Vec<DedupRow>,
     died: Vec<Seq>,
+    /// By shard: all that was due up to a time was seen to, in the runs of a table.
+    swept: Vec<(Timestamp, u64)>,
     phase: Phase,
     /// How far the phase has come.
     at: usize,
     run: Option<RunWriter>,
     order: Vec<Sorted>,
+    sharing: Sharing,
     pending: Pending,
     scratch: Vec<u8>,
     version: u64,
@@ -42,6 +45,7 @@ enum Phase {
     Bodies,
     Entries,
     Ids,
+    Shared,
     SyncRun,
     Rows,
     Publish,
@@ -54,7 +58,7 @@ enum Phase {
 #[derive(Clone, Copy, Debug)]
 struct Sorted {
     prefix: u128,
-    lane: Priority,
+    lane: LaneId,
     index: u32,
 }
 
@@ -74,10 +78,12 @@ impl Settlement {
             rows: Vec::new(),
             dedup: Vec::new(),
             died: Vec::new(),
+            swept: Vec::new(),
             phase: Phase::Begin,
             at: 0,
             run: None,
             order: Vec::new(),
+            sharing: Sharing::default(),
             pending: Pending::default(),
             scratch: Vec::new(),
             version: 0,
@@ -87,6 +93,7 @@ impl Settlement {
             all.rows.append(&mut part.rows);
             all.dedup.append(&mut part.dedup);
             all.died.append(&mut part.died);
+            all.swept.extend(part.swept);
         }
         all
     }
@@ -103,6 +110,7 @@ impl Settlement {
                 Phase::Bodies => self.fill_bodies(outbox),
                 Phase::Entries => self.fill_entries(),
                 Phase::Ids => self.fill_ids(),
+                Phase::Shared => self.fill_shared(),
                 Phase::Rows => self.fill_rows(outbox)?,
                 Phase::SyncRun => return self.then(Phase::Rows, outbox.sync()),
                 Phase::Publish => {
@@ -148,9 +156,10 @@ impl Settlement {
         }
         let number = outbox.take_run_number();
         let info = RunInfo::new(number, settled, self.before.prev());
-        self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox));
+        self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox, self.now));
         // By place first: bodies are written in that order.
         self.entries.sort_unstable_by_key(|(seq, _)| *seq);
+        self.sharing = Sharing::among(&self.entries);
         self.order = (0..).zip(&self.entries).map(|(index, (_, accept))| Sorted::of(accept, index)).collect();
         Some(Phase::Bodies)
     }
@@ -161,7 +170,8 @@ impl Settlement {
                 return None;
             }
             self.at += 1;
-            let entry = self.entries.get(sorted.index as usize);
+            let alone = self.sharing.base(sorted.index).is_none();
+            let entry = self.entries.get(sorted.index as usize).filter(|_| alone);
             if let Some((seq, accept)) = entry.filter(|(_, accept)| may_be_large(accept)) {
                 write_body(*seq, accept, outbox.cipher(), &mut self.scratch, &mut self.pending);
             }
@@ -195,8 +205,11 @@ impl Settlement {
                 return None;
             }
             self.at += 1;
-            if let Some((seq, accept)) = self.entries.get(sorted.index as usize) {
-                run.accept(*seq, accept, &mut self.pending);
+            let Some((seq, accept)) = self.entries.get(sorted.index as usize) else { continue };
+            let base = self.sharing.base(sorted.index).and_then(|base| self.entries.get(base as usize));
+            match base {
+                Some((place, base)) => run.leaning(*seq, accept, (*place, base.at), &mut self.pending),
+                None => run.accept(*seq, accept, &mut self.pending),
             }
         }
         run.finish(&mut self.pending);
@@ -214,6 +227,21 @@ impl Settlement {
         }
         run.finish(&mut self.pending);
         run.finish_filter(&mut self.pending);
+        Some(Phase::Shared)
+    }
+
+    fn fill_shared(&mut self) -> Option<Phase> {
+        let run = self.run.as_mut()?;
+        while let Some((seq, accept)) = self.entries.get(self.at) {
+            if self.pending.is_full() {
+                return None;
+            }
+            let index = u32::try_from(self.at).unwrap_or(u32::MAX);
+            self.at += 1;
+            if self.sharing.base(index) == Some(index) {
+                run.share(*seq, accept, &mut self.pending);
+            }
+        }
         Some(Phase::SyncRun)
     }
 
@@ -237,6 +265,15 @@ impl Settlement {
             info
         });
         outbox.publish(epoch, |meta| {
+            let until = self.swept.iter().map(|(until, _)| *until).min();
+            let table = self.swept.iter().map(|(_, table)| *table).min();
+            // Before the new run is there. Only what all shards have seen to: a list is one of users of all of them.
+            if let (Some(until), Some(table), true) = (until, table, self.swept.len() == self.counters.len())
+            {
+                for run in meta.runs.iter_mut().filter(|run| run.born <= table) {
+                    run.swept = run.swept.max(until);
+                }
+            }
             // With the new run: what ended while it was written is in it, and counts as live no more.
             meta.runs.extend(run);
             meta.bury(&self.died);
@@ -254,7 +291,7 @@ impl Sorted {
         for (to, from) in prefix.iter_mut().zip([u8::try_from(len).unwrap_or(u8::MAX)].iter().chain(id)) {
             *to = *from;
         }
-        Self { prefix: u128::from_be_bytes(prefix), lane: accept.message.priority(), index }
+        Self { prefix: u128::from_be_bytes(prefix), lane: accept.lane(), index }
     }
 
     /// Whether the id goes on behind the prefix.

@@ -3,16 +3,15 @@
 use super::OutboxStore;
 use crate::id::UserId;
 use crate::machine::{Found, Query};
-use crate::message::Priority;
 use crate::ports::StoreError;
-use crate::record::Seq;
+use crate::record::{LaneId, Seq};
 
 impl OutboxStore {
     /// Whether the store holds this message, or what damage left of it, and nothing that says that it has ended.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn is_waiting(&self, user: &UserId, lane: Priority, seq: Seq) -> Result<bool, StoreError> {
+    pub fn is_waiting(&self, user: &UserId, lane: LaneId, seq: Seq) -> Result<bool, StoreError> {
         let ended = match self.load(&Query::Row(user.clone()))? {
             Found::User { row: Some(row), .. } => row
                 .lanes

@@ -3,32 +3,37 @@ use std::sync::Arc;
 
 use super::*;
 use crate::id::{StreamId, UserId};
-use crate::machine::{Found, Page, Query, Survivors};
-use crate::message::{Message, Priority};
+use crate::machine::{Found, Holdings, Page, Query, Survivors};
+use crate::message::Message;
 use crate::ports::{Flow, Store};
-use crate::record::{Accept, Counters, DedupRow, LaneRow, UserRow};
+use crate::record::{Accept, Counters, DedupRow, LaneId, LaneRow, UserRow};
 use crate::storage::MemoryStore;
 use crate::testing::{FaultyStore, Survivors as Kept};
 use crate::time::Timestamp;
 
 mod crash;
 mod damage;
+mod due;
 mod export;
 mod failed;
 mod recovery;
 #[cfg(feature = "encryption")]
 mod sealed;
+#[cfg(feature = "encryption")]
+mod sealed_shared;
+mod shared;
 
 const FRESH: Identity = Identity { stream: StreamId::from_u128(1), digest_key: 2 };
-const NORMAL: usize = Priority::Normal.index();
+const NORMAL: usize = LaneId::Normal.index();
 
 fn user(name: &str) -> UserId {
     UserId::new(name).unwrap()
 }
 
-fn accept(to: &str, lane: Priority, payload: Vec<u8>) -> Arc<Accept> {
-    let message = Message::to(to, "a.b", payload).priority(lane).sender("s").build().unwrap();
-    Arc::new(Accept { message, at: Timestamp::from_millis(5), origin: None, moved: false })
+fn accept(to: &str, lane: LaneId, payload: Vec<u8>) -> Arc<Accept> {
+    let message =
+        Message::to(to, "a.b", payload).priority(lane.priority().unwrap()).sender("s").build().unwrap();
+    Arc::new(Accept::new(message, Timestamp::from_millis(5)))
 }
 
 fn id(sender: u128, seq: u64, at: u64) -> DedupRow {
@@ -48,9 +53,7 @@ fn row(reflects: u64, cursor: u64, ended: &[u64]) -> UserRow {
 
 /// Messages for a user in one lane, at these places.
 fn entries(to: &str, seqs: impl IntoIterator<Item = u64>, bytes: usize) -> Vec<(Seq, Arc<Accept>)> {
-    seqs.into_iter()
-        .map(|seq| (Seq::new(seq), accept(to, Priority::Normal, vec![seq as u8; bytes])))
-        .collect()
+    seqs.into_iter().map(|seq| (Seq::new(seq), accept(to, LaneId::Normal, vec![seq as u8; bytes]))).collect()
 }
 
 fn open(store: &(impl Store + Clone + 'static)) -> (OutboxStore, Opened) {
@@ -75,14 +78,14 @@ fn merge(outbox: &OutboxStore, epoch: Epoch, max_runs: usize, since: u64) -> boo
     true
 }
 
-fn totals(outbox: &OutboxStore, to: &str) -> (Option<UserRow>, (u32, u64)) {
+fn totals(outbox: &OutboxStore, to: &str) -> (Option<UserRow>, Holdings) {
     match outbox.load(&Query::User(user(to))).unwrap() {
-        Found::User { row, live: Some(live), .. } => (row.map(|row| *row), live),
+        Found::User { row, held: Some(held), .. } => (row.map(|row| *row), held),
         other => panic!("{other:?}"),
     }
 }
 
-fn page(outbox: &OutboxStore, to: &str, lane: Priority, after: u64, ended: &[u64], max: usize) -> Page {
+fn page(outbox: &OutboxStore, to: &str, lane: LaneId, after: u64, ended: &[u64], max: usize) -> Page {
     let ended = ended.iter().map(|seq| Seq::new(*seq)).collect();
     let after = Seq::new(after);
     let query = Query::Page { user: user(to), lane, after, ended, max_messages: max, max_bytes: u64::MAX };
@@ -96,7 +99,7 @@ fn page(outbox: &OutboxStore, to: &str, lane: Priority, after: u64, ended: &[u64
 fn places(outbox: &OutboxStore, to: &str) -> Vec<u64> {
     let lane = totals(outbox, to).0.unwrap_or_default().lanes[NORMAL].clone();
     let ended: Vec<u64> = lane.ended.iter().map(|seq| seq.get()).collect();
-    let page = page(outbox, to, Priority::Normal, lane.cursor.get(), &ended, usize::MAX);
+    let page = page(outbox, to, LaneId::Normal, lane.cursor.get(), &ended, usize::MAX);
     assert_eq!((page.more_after, page.damaged.len()), (None, 0));
     for (seq, accept) in &page.entries {
         assert_eq!(accept.message.recipient(), &user(to));
@@ -130,17 +133,17 @@ fn what_settles_is_loaded_in_order_and_nothing_else() {
     assert!(opened.store_empty && opened.lost.is_empty() && opened.identity == FRESH);
     let mut one = Survivors { entries: entries("bob", (1..200).rev(), 300), ..Survivors::default() };
     one.entries.extend(entries("al", [200], 10));
-    one.entries.push((Seq::new(201), accept("bob", Priority::Critical, vec![201; 5000])));
+    one.entries.push((Seq::new(201), accept("bob", LaneId::Critical, vec![201; 5000])));
     let two = Survivors { entries: entries("bobby", 202..300, 7), ..Survivors::default() };
     settle(&outbox, opened.epoch, vec![one, two], 300);
     assert_eq!(places(&outbox, "bob"), (1..200).collect::<Vec<_>>());
     assert_eq!(places(&outbox, "al"), [200]);
     assert_eq!(places(&outbox, "bobby"), (202..300).collect::<Vec<_>>());
     assert_eq!(places(&outbox, "nobody"), []);
-    let critical = page(&outbox, "bob", Priority::Critical, 0, &[], 9);
+    let critical = page(&outbox, "bob", LaneId::Critical, 0, &[], 9);
     assert_eq!(critical.entries[0].1.message.payload().as_ref(), [201; 5000]);
     assert_eq!(critical.reflects, Seq::new(300));
-    let (row, (messages, bytes)) = totals(&outbox, "bob");
+    let (row, Holdings { messages, bytes, .. }) = totals(&outbox, "bob");
     assert_eq!((row, messages), (None, 200));
     assert_eq!(bytes, 199 * 306 + 5006);
     assert!(outbox.verify(&mut |_| {}).unwrap().damage.is_empty());
@@ -155,7 +158,7 @@ fn pages_end_at_their_limits_and_go_on_behind_them() {
     }
     let (mut after, mut seen) = (7, Vec::new());
     loop {
-        let page = page(&outbox, "bob", Priority::Normal, after, &[8, 50, 250], 33);
+        let page = page(&outbox, "bob", LaneId::Normal, after, &[8, 50, 250], 33);
         assert!(page.entries.len() <= 33);
         seen.extend(page.entries.iter().map(|(seq, _)| seq.get()));
         match page.more_after {
@@ -167,7 +170,7 @@ fn pages_end_at_their_limits_and_go_on_behind_them() {
     assert_eq!(seen, expected);
     let query = Query::Page {
         user: user("bob"),
-        lane: Priority::Normal,
+        lane: LaneId::Normal,
         after: Seq::ZERO,
         ended: Vec::new(),
         max_messages: 10,
@@ -183,7 +186,7 @@ fn rows_judge_totals_and_older_rows_never_win() {
     let mut part = Survivors { entries: entries("bob", 1..10, 10), ..Survivors::default() };
     part.rows.push((user("bob"), row(10, 3, &[5, 7])));
     settle(&outbox, opened.epoch, vec![part], 10);
-    assert_eq!(totals(&outbox, "bob").1.0, 4);
+    assert_eq!(totals(&outbox, "bob").1.messages, 4);
     assert_eq!(places(&outbox, "bob"), [4, 6, 8, 9]);
     let old = Survivors { rows: vec![(user("bob"), row(9, 0, &[]))], ..Survivors::default() };
     settle(&outbox, opened.epoch, vec![old], 11);
@@ -322,16 +325,16 @@ fn what_ended_while_its_run_was_written_counts_as_dead_in_it() {
 fn pages_right_after_the_totals_are_those_of_the_store_also_when_the_table_has_changed() {
     let (outbox, opened) = open(&MemoryStore::new());
     let mut all = entries("bob", 1..40, 900);
-    all.push((Seq::new(40), accept("bob", Priority::High, vec![40; 5000])));
+    all.push((Seq::new(40), accept("bob", LaneId::High, vec![40; 5000])));
     settle(&outbox, opened.epoch, vec![Survivors { entries: all, ..Survivors::default() }], 41);
-    let from_store = page(&outbox, "bob", Priority::Normal, 3, &[7], 20);
-    assert_eq!(totals(&outbox, "bob").1.0, 40);
+    let from_store = page(&outbox, "bob", LaneId::Normal, 3, &[7], 20);
+    assert_eq!(totals(&outbox, "bob").1.messages, 40);
     assert!(outbox.inner.recent.find(&user("bob"), outbox.table().generation).is_some());
-    let from_memory = page(&outbox, "bob", Priority::Normal, 3, &[7], 20);
+    let from_memory = page(&outbox, "bob", LaneId::Normal, 3, &[7], 20);
     assert_eq!(from_memory.entries, from_store.entries);
     assert_eq!(from_memory.more_after, from_store.more_after);
-    assert_eq!(page(&outbox, "bob", Priority::High, 0, &[], 9).entries.len(), 1);
+    assert_eq!(page(&outbox, "bob", LaneId::High, 0, &[], 9).entries.len(), 1);
     let more = Survivors { entries: entries("bob", [50], 10), ..Survivors::default() };
     settle(&outbox, opened.epoch, vec![more], 51);
-    assert_eq!(page(&outbox, "bob", Priority::Normal, 39, &[], 9).entries.len(), 1);
+    assert_eq!(page(&outbox, "bob", LaneId::Normal, 39, &[], 9).entries.len(), 1);
 }

@@ -7,12 +7,12 @@ use super::keys::{self, Key};
 use super::load::message_of;
 use super::merge::Judge;
 use super::meta::RunInfo;
-use super::{OutboxStore, rows};
+use super::shared::Bodies;
+use super::{OutboxStore, due, rows};
 use crate::codec::{self, KeyMark};
 use crate::id::{KeyId, UserId};
-use crate::message::Priority;
 use crate::ports::{Flow, StoreError};
-use crate::record::{Accept, Seq};
+use crate::record::{Accept, LaneId, Seq};
 
 /// Something that is damaged or missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,7 +22,7 @@ pub struct Damage {
     /// Whose, as far as it is known; of a chunk, the first user in it.
     pub user: Option<UserId>,
     /// Which message, or the first one of a chunk.
-    pub entry: Option<(Priority, Seq)>,
+    pub entry: Option<(LaneId, Seq)>,
     /// Of a chunk: the last user who may have had entries in it, in the order of keys (shorter ids first).
     pub until: Option<UserId>,
     /// What is wrong, for people.
@@ -37,7 +37,9 @@ impl Damage {
             Some(Key::Chunk { run, user, lane, seq }) => {
                 (damage.run, damage.user, damage.entry) = (Some(run), Some(user), Some((lane, seq)));
             }
-            Some(Key::Dedup { run, .. }) => damage.run = Some(run),
+            Some(Key::Dedup { run, .. } | Key::Due { run, .. } | Key::Shared { run, .. }) => {
+                damage.run = Some(run);
+            }
             Some(Key::User { user } | Key::UserPart { user, .. }) => damage.user = Some(user),
             _ => {}
         }
@@ -95,11 +97,13 @@ impl OutboxStore {
         for run in &table.runs {
             self.verify_run(run, &mut report)?;
             self.verify_ids(run, &mut report)?;
+            self.verify_shared(run, &mut report)?;
             if run.filter_parts > 0 && run.filter.0.is_none() {
                 let reason =
                     "its filter is damaged: nothing is lost, loads are slower until it is merged".to_owned();
                 report.damage.push(Damage { run: Some(run.number), reason, ..Damage::default() });
             }
+            due::verify(self, run, &mut report.damage)?;
             progress(&report);
         }
         self.verify_rows(&mut report)?;
@@ -109,7 +113,7 @@ impl OutboxStore {
 
     fn verify_run(&self, run: &RunInfo, report: &mut Verified) -> Result<(), StoreError> {
         let (from, to) = keys::chunks_of(run.number, run.number);
-        let (mut chunks, mut count, mut judge) = (0, 0, Judge::default());
+        let (mut chunks, mut count, mut judge) = (0, 0, (Judge::default(), Bodies::default()));
         let mut failed = None;
         // Damage to chunks, whose last users are known with the chunk behind them.
         let mut open: Vec<usize> = Vec::new();
@@ -148,7 +152,7 @@ impl OutboxStore {
         run: &RunInfo,
         key: &[u8],
         value: Result<&[u8], StoreError>,
-        judge: &mut Judge,
+        (judge, bodies): &mut (Judge, Bodies),
         report: &mut Verified,
     ) -> Result<(u64, bool), StoreError> {
         let value = match value {
@@ -159,7 +163,8 @@ impl OutboxStore {
             }
         };
         let mut count = 0;
-        for entry in entries(value) {
+        let mut users = Vec::new();
+        for entry in entries(value, &mut users) {
             let (Ok(entry), Some(user)) =
                 (&entry, entry.as_ref().ok().and_then(|e| UserId::new(e.user).ok()))
             else {
@@ -175,7 +180,7 @@ impl OutboxStore {
             }
             report.live += 1;
             let in_range = (run.first..=run.last).contains(&entry.seq);
-            let message = message_of(self, entry);
+            let message = message_of(self, run.number, entry, bodies);
             report.count_key(&message);
             let reason = match message {
                 Ok(_) | Err(StoreError::Sealed(_)) if in_range => continue,
@@ -193,16 +198,39 @@ impl OutboxStore {
         let (from, to) = keys::dedup_of(run.number, run.number);
         let mut count = 0;
         self.inner.store.scan(&from, &to, &mut |key, value| {
-            let rows = value.map_err(|e| e.to_string());
-            match rows.and_then(|value| codec::decode_dedup(value).map_err(|e| e.to_string())) {
-                Ok(rows) => count += rows.len() as u64,
-                Err(reason) => report.damage.push(Damage::at(key, &reason)),
+            match value {
+                Ok(value) => {
+                    for row in codec::decode_dedup(value) {
+                        match row {
+                            Ok(_) => count += 1,
+                            Err(error) => report.damage.push(Damage::at(key, &error.to_string())),
+                        }
+                    }
+                }
+                Err(error) => report.damage.push(Damage::at(key, &error.to_string())),
             }
             Flow::Continue
         })?;
         report.ids += count;
         if count != run.ids {
             let reason = format!("{count} readable ids, where {} should be", run.ids);
+            report.damage.push(Damage { run: Some(run.number), reason, ..Damage::default() });
+        }
+        Ok(())
+    }
+
+    fn verify_shared(&self, run: &RunInfo, report: &mut Verified) -> Result<(), StoreError> {
+        let (from, to) = keys::shared_of(run.number, run.number);
+        let mut count = 0;
+        self.inner.store.scan(&from, &to, &mut |key, value| {
+            count += u64::from(matches!(Key::decode(key), Some(Key::Shared { part: 0, .. })));
+            if let Err(error) = value {
+                report.damage.push(Damage::at(key, &error.to_string()));
+            }
+            Flow::Continue
+        })?;
+        if count != run.shared {
+            let reason = format!("{count} shared bodies, where {} should be", run.shared);
             report.damage.push(Damage { run: Some(run.number), reason, ..Damage::default() });
         }
         Ok(())

@@ -5,15 +5,18 @@ use std::sync::Arc;
 
 use super::OutboxStore;
 use super::chunk::{Body, Chunk, Entry, MAX_INLINE_BYTES, PART_BYTES};
+use super::due::DueLists;
 use super::filter::Filter;
 use super::keys::{self, Key};
 use super::meta::{Known, RunInfo};
 use super::rows::Change;
-use crate::codec::{self, Cipher, DEDUP_BYTES};
+use super::shared;
+use crate::codec::{self, Cipher, MAX_DEDUP_BYTES};
 use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
 use crate::record::{Accept, DedupRow, Seq};
+use crate::time::Timestamp;
 
 /// Changes that wait for a batch, in order.
 #[derive(Debug, Default)]
@@ -64,31 +67,42 @@ pub(super) struct RunWriter {
     chunk: Chunk,
     ids: Vec<u8>,
     first_id: Option<(u128, Seq)>,
+    /// The one that was added last to the chunk.
+    last_id: Option<DedupRow>,
     scratch: Vec<u8>,
     digester: Digester,
     pub(super) cipher: Cipher,
     filter: Filter,
     last_user: Vec<u8>,
+    dues: DueLists,
 }
 
 impl RunWriter {
-    /// A run of this outbox with room for so many users in its filter.
-    pub(super) fn new(info: RunInfo, users: u64, outbox: &OutboxStore) -> Self {
-        Self::keyed(info, users, outbox.digester(), outbox.cipher().clone())
+    /// A run of this outbox that is written `now`, with room for so many users in its filter.
+    pub(super) fn new(info: RunInfo, users: u64, outbox: &OutboxStore, now: Timestamp) -> Self {
+        Self::keyed(info, users, outbox.digester(), outbox.cipher().clone(), now)
     }
 
     /// The same, where another key than the outbox's own makes the digests of users.
-    pub(super) fn keyed(info: RunInfo, users: u64, digester: Digester, cipher: Cipher) -> Self {
+    pub(super) fn keyed(
+        info: RunInfo,
+        users: u64,
+        digester: Digester,
+        cipher: Cipher,
+        now: Timestamp,
+    ) -> Self {
         Self {
             info,
             chunk: Chunk::default(),
             ids: Vec::new(),
             first_id: None,
+            last_id: None,
             scratch: Vec::new(),
             digester,
             cipher,
             filter: Filter::with_room(users),
             last_user: Vec::new(),
+            dues: DueLists::new(now),
         }
     }
 
@@ -104,8 +118,34 @@ impl RunWriter {
             self.info.users += 1;
             self.filter.insert(self.digester.user(UserId::new(entry.user).ok().as_ref()));
         }
+        self.dues.add(entry.user, entry.due, &mut self.info, out);
         self.info.entries += 1;
         self.info.stubs += u64::from(!entry.body.parts().is_empty());
+    }
+
+    /// Adds an accepted message that leans on the shared body at this place, which was accepted at that time.
+    pub(super) fn leaning(&mut self, seq: Seq, accept: &Accept, base: (Seq, Timestamp), out: &mut Pending) {
+        let later = accept.at.as_millis().wrapping_sub(base.1.as_millis());
+        self.add(seq, accept, Body::Shared { place: base.0, later }, out);
+    }
+
+    /// Adds a body that entries share: the acceptance of the message at this place.
+    pub(super) fn share(&mut self, seq: Seq, accept: &Accept, out: &mut Pending) {
+        let mut bytes = core::mem::take(&mut self.scratch);
+        bytes.clear();
+        self.info.keys.add(self.cipher.current());
+        self.cipher.encode_shared(accept, seq, &mut bytes);
+        self.shared(seq, &bytes, out);
+        self.scratch = bytes;
+    }
+
+    /// Adds such a body as it was written before, for the same place.
+    pub(super) fn shared(&mut self, seq: Seq, body: &[u8], out: &mut Pending) {
+        for (part, value) in (0_u32..).zip(shared::parts(body)) {
+            self.info.bytes += value.len() as u64;
+            out.put(Key::Shared { run: self.info.number, seq, part }.encode(), value);
+        }
+        self.info.shared += 1;
     }
 
     /// Adds an accepted message; the body of a large one was written by [`write_body`].
@@ -116,20 +156,26 @@ impl RunWriter {
         self.cipher.encode_accept(accept, &mut bytes);
         let body =
             if bytes.len() > MAX_INLINE_BYTES { Body::stub(bytes.len()) } else { Body::Inline(&bytes) };
+        self.add(seq, accept, body, out);
+        self.scratch = bytes;
+    }
+
+    fn add(&mut self, seq: Seq, accept: &Accept, body: Body<'_>, out: &mut Pending) {
         let message = &accept.message;
         let cost = u32::try_from(message.cost()).unwrap_or(u32::MAX);
         let user = message.recipient().as_bytes();
-        self.entry(&Entry { user, lane: message.priority(), seq, cost, body }, out);
-        self.scratch = bytes;
+        let due = accept.due();
+        self.entry(&Entry { user, lane: accept.lane(), seq, cost, due, body }, out);
     }
 
     /// Adds a remembered id; they come sorted by sender and place.
     pub(super) fn id(&mut self, row: &DedupRow, out: &mut Pending) {
-        if self.ids.len() + DEDUP_BYTES > MAX_VALUE_BYTES {
+        if self.ids.len() + MAX_DEDUP_BYTES > MAX_VALUE_BYTES {
             self.flush_ids(out);
         }
         self.first_id.get_or_insert((row.sender, row.seq));
-        codec::encode_dedup(row, &mut self.ids);
+        codec::encode_dedup(row, self.last_id.as_ref(), &mut self.ids);
+        self.last_id = Some(*row);
         self.info.ids += 1;
         self.info.newest_id = self.info.newest_id.max(row.at);
     }
@@ -138,6 +184,7 @@ impl RunWriter {
     pub(super) fn finish(&mut self, out: &mut Pending) {
         self.flush_chunk(out);
         self.flush_ids(out);
+        self.dues.finish(&mut self.info, out);
     }
 
     /// Hands out the filter, once, when everything else is.
@@ -166,6 +213,7 @@ impl RunWriter {
 
     fn flush_ids(&mut self, out: &mut Pending) {
         let Some((sender, seq)) = self.first_id.take() else { return };
+        self.last_id = None;
         self.info.bytes += self.ids.len() as u64;
         self.info.id_chunks += 1;
         out.put(keys::dedup(self.info.number, sender, seq), core::mem::take(&mut self.ids));
@@ -196,7 +244,7 @@ pub(super) fn put_body(seq: Seq, stub: &Body<'_>, body: &[u8], out: &mut Pending
 
 /// Whether a message's body may have to be written in parts: its encoding is at most this much longer than its cost.
 pub(super) fn may_be_large(accept: &Accept) -> bool {
-    /// Two more ids of 255 bytes, an id, a time, a trace, an origin, the lengths of 32 headers and a seal.
-    const OVERHEAD: u64 = 1024;
+    /// Three more ids of 255 bytes, an id, times, a trace, an origin, a version, the lengths of 32 headers and a seal.
+    const OVERHEAD: u64 = 1280;
     accept.message.cost() + OVERHEAD > MAX_INLINE_BYTES as u64
 }

@@ -1,9 +1,10 @@
 use super::*;
-use crate::codec::{CodecError, decode_accept, decode_records, encode_accept};
+use crate::codec::{CodecError, decode_accept, decode_records, encode_accept, encode_records};
 use crate::id::{KeyId, MessageId, StreamId, UserId};
 use crate::message::{MAX_HEADERS, Message, Priority};
 use crate::ports::Keyring;
-use crate::record::{Accept, Epoch, Exposed, Origin, Record, Seq};
+use crate::record::{Accept, Admission, Burial, Epoch, Exposed, Origin, Record, Seq};
+use crate::status::EndReason;
 use crate::time::Timestamp;
 
 /// Found nowhere else in a record.
@@ -31,7 +32,12 @@ fn accept(to: &str, sender: Option<&str>, id: u128) -> Accept {
         builder = builder.sender(sender);
     }
     let origin = Some(Origin { stream: StreamId::from_u128(9), seq: Seq::new(4) });
-    Accept { message: builder.build().unwrap(), at: Timestamp::from_millis(7), origin, moved: false }
+    Accept {
+        message: builder.build().unwrap(),
+        at: Timestamp::from_millis(7),
+        origin,
+        admission: Admission::New,
+    }
 }
 
 fn sealed(cipher: &Cipher, accept: &Accept) -> Vec<u8> {
@@ -44,27 +50,128 @@ fn holds(bytes: &[u8], what: &[u8]) -> bool {
     bytes.windows(what.len()).any(|window| window == what)
 }
 
-#[test]
-fn a_sealed_message_comes_back_and_shows_nothing_of_itself() {
-    for moved in [false, true] {
-        for (cost, message) in [
-            (2, accept("alice", Some("bob"), 1).message),
-            (2, accept("alice", None, 2).message),
-            (0, Message::to("a", "b.c", "").build().unwrap()),
+/// An acceptance of each kind, and the kind: with a canary in payload and headers, and empty.
+fn of_each_kind() -> Vec<(u8, Accept)> {
+    let requeued = Admission::Requeued { possibly_delivered: true };
+    let burial = Burial {
+        reason: EndReason::Rejected,
+        attempts: 3,
+        possibly_delivered: true,
+        at: Timestamp::from_millis(9),
+    };
+    let at = Timestamp::from_millis(1 << 42);
+    let mut all = Vec::new();
+    for full in [true, false] {
+        let plain = || {
+            let builder = Message::to("alice", "chat.message", if full { CANARY } else { b"" });
+            if full { builder.header("x-canary", CANARY).sender("bob") } else { builder }
+        };
+        let keyed = || plain().collapse_key("score").version(7);
+        for (kind, builder, admission) in [
+            (1, plain(), Admission::New),
+            (18, plain(), Admission::Moved),
+            (19, keyed(), Admission::New),
+            (19, keyed(), Admission::Buried(burial)),
+            (19, keyed(), requeued),
+            (19, keyed().not_before(at), Admission::Moved),
+            (20, plain().not_before(at), Admission::New),
+            (23, plain(), Admission::Buried(burial)),
+            (24, plain(), requeued),
         ] {
-            let accept = Accept { message, moved, at: Timestamp::ZERO, origin: None };
-            let cipher = sealing(3, &[]);
-            let bytes = sealed(&cipher, &accept);
-            assert_eq!(cipher.decode_accept(&bytes), Ok(accept.clone()));
-            assert_eq!(bytes[0], 32 + if moved { 18 } else { 1 });
-            assert!(!holds(&bytes, CANARY) && !holds(&bytes, b"x-canary"));
-            let mut plain = Vec::new();
-            encode_accept(&accept, &mut plain);
-            assert_eq!(cost > 0, holds(&plain, CANARY), "the scan finds what is there");
-            // 52 bytes and the blob's own length, which is one byte, or three above 250.
-            assert!((53..=55).contains(&(bytes.len() - plain.len())));
+            let message = builder.build().unwrap();
+            all.push((kind, Accept { message, at: Timestamp::ZERO, origin: None, admission }));
         }
     }
+    all
+}
+
+#[test]
+fn a_sealed_message_of_each_kind_comes_back_and_shows_nothing_of_itself() {
+    for (kind, accept) in of_each_kind() {
+        let cipher = sealing(3, &[]);
+        let bytes = sealed(&cipher, &accept);
+        assert_eq!(cipher.decode_accept(&bytes), Ok(accept.clone()));
+        assert_eq!(bytes[0], 32 + kind);
+        assert!(!holds(&bytes, CANARY) && !holds(&bytes, b"x-canary"));
+        let mut plain = Vec::new();
+        encode_accept(&accept, &mut plain);
+        assert_eq!(plain[0], kind);
+        let is_empty = accept.message.payload().is_empty();
+        assert_eq!(!is_empty, holds(&plain, CANARY), "the scan finds what is there");
+        // 52 bytes and the blob's own length, which is one byte, or three above 250.
+        assert!((53..=55).contains(&(bytes.len() - plain.len())));
+        assert_eq!(decode_accept(&bytes), Err(CodecError::Sealed(KeyError::NoKeys { key: KeyId(3) })));
+    }
+}
+
+#[test]
+fn what_is_shared_is_opened_in_its_place_only_and_is_no_message_of_its_own() {
+    let cipher = sealing(3, &[]);
+    for (kind, accept) in of_each_kind() {
+        let mut shared = Vec::new();
+        cipher.encode_shared(&accept, Seq::new(7), &mut shared);
+        assert_eq!(shared[0], 32 + kind);
+        assert!(!holds(&shared, CANARY));
+        assert_eq!(cipher.open_shared(&shared, Seq::new(7)).map(|(found, _)| found), Ok(accept.clone()));
+        let alone = sealed(&cipher, &accept);
+        for elsewhere in [
+            cipher.open_shared(&shared, Seq::new(8)),
+            cipher.open_accept(&shared),
+            cipher.open_shared(&alone, Seq::new(7)),
+        ] {
+            assert!(matches!(elsewhere, Err(CodecError::Body(_))), "{elsewhere:?}");
+        }
+    }
+}
+
+/// One message to three people, as one commit, and again, in one that says something else before.
+fn fan() -> Vec<Record> {
+    let base = accept("alice", Some("bob"), 1);
+    let to = |name: &str, at| {
+        let accept = base.for_recipient(UserId::new(name).unwrap(), Timestamp::from_millis(at));
+        Record::Accept(Arc::new(accept))
+    };
+    vec![to("alice", 7), to("carol", 8), to("dave", 9)]
+}
+
+#[test]
+fn a_message_to_many_is_sealed_once_in_a_commit_and_everybody_has_it() {
+    let cipher = sealing(3, &[]);
+    let (mut one, mut all, mut plain) = (Vec::new(), Vec::new(), Vec::new());
+    cipher.encode_records(&fan()[..1], &mut one);
+    cipher.encode_records(&fan(), &mut all);
+    encode_records(&fan(), &mut plain);
+    assert!(all.len() < one.len() + 2 * 20, "{} bytes after {}", all.len(), one.len());
+    assert!(!holds(&all, CANARY) && holds(&plain, CANARY));
+    let mut records = cipher.decode_records(3, &all);
+    for record in fan() {
+        assert_eq!(records.next(), Some(Ok(record)));
+        assert_eq!(
+            records.last_key().map(|mark| mark.key),
+            Some(KeyId(3)),
+            "whoever leans needs the key too"
+        );
+    }
+    assert_eq!(records.next(), None);
+}
+
+#[test]
+fn whoever_leans_on_a_message_without_its_key_waits_for_it_and_is_not_damaged() {
+    let mut all = Vec::new();
+    sealing(3, &[]).encode_records(&fan(), &mut all);
+    // Behind it comes what can be opened, and somebody who leans on that.
+    sealing(1, &[]).encode_records(&fan()[1..], &mut all);
+    let missing = Err(CodecError::Sealed(KeyError::UnknownKey { key: KeyId(3) }));
+    let expected = [missing.clone(), missing.clone(), missing, Ok(fan()[1].clone()), Ok(fan()[2].clone())];
+    assert_eq!(sealing(1, &[]).decode_records(5, &all).collect::<Vec<_>>(), expected);
+    // Damage is damage, with and without the key before it.
+    let mut broken = Vec::new();
+    sealing(3, &[]).encode_records(&fan(), &mut broken);
+    let first = 4 + u32::from_le_bytes(*broken.first_chunk().unwrap()) as usize;
+    // What follows the blob is a time and an origin, of 22 bytes at most.
+    broken[first - 30] ^= 1;
+    let read: Vec<_> = sealing(3, &[]).decode_records(3, &broken).collect();
+    assert!(read.iter().all(|record| matches!(record, Err(CodecError::Body(_)))), "{read:?}");
 }
 
 #[test]
@@ -174,8 +281,12 @@ fn a_message_at_its_limits_is_sealed_without_growing_out_of_its_room() {
     for n in 0..MAX_HEADERS {
         builder = builder.header(format!("n{n}"), vec![2; 56]);
     }
-    let accept =
-        Accept { message: builder.build().unwrap(), at: Timestamp::ZERO, origin: None, moved: false };
+    let accept = Accept {
+        message: builder.build().unwrap(),
+        at: Timestamp::ZERO,
+        origin: None,
+        admission: Admission::New,
+    };
     let cipher = sealing(1, &[]);
     assert_eq!(cipher.decode_accept(&sealed(&cipher, &accept)), Ok(accept));
 }

@@ -7,6 +7,7 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
 
@@ -14,6 +15,9 @@ use super::dir::{Dir, LOCK_PAUSE, LOCK_TRIES};
 
 /// How often a flush that takes long looks whether sled has failed meanwhile.
 const FLUSH_LOOK: Duration = Duration::from_millis(100);
+/// Bytes applied after which the file is synced, asked or not; see [`OpenDb::apply`]. Small, because what sled writes for
+/// them is several times as much, and a segment of its file has 512 KiB.
+const EARLY_SYNC: usize = 16 << 10;
 /// How many looks until a flush counts as failed: 30 s, longer than a busy card takes.
 const FLUSH_LOOKS: u32 = 300;
 
@@ -71,6 +75,8 @@ pub(super) struct OpenDb {
     /// Always there until `drop`.
     db: Option<Arc<sled::Db>>,
     file: File,
+    /// Bytes applied since the last sync began.
+    unsynced: AtomicUsize,
 }
 
 impl OpenDb {
@@ -90,7 +96,7 @@ impl OpenDb {
         let config = sled::Config::new().path(dir.db()).cache_capacity(cache_bytes).flush_every_ms(None);
         let db = guarded(|| config.open())?;
         let file = OpenOptions::new().read(true).write(true).open(dir.db_file()).map_err(Failure::Io)?;
-        Ok(Self { db: Some(Arc::new(db)), file })
+        Ok(Self { db: Some(Arc::new(db)), file, unsynced: AtomicUsize::new(0) })
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, Failure> {
@@ -101,8 +107,15 @@ impl OpenDb {
         guarded(|| self.db()?.insert(key, value).map(drop))
     }
 
-    pub(super) fn apply(&self, batch: sled::Batch) -> Result<(), Failure> {
-        guarded(|| self.db()?.apply_batch(batch))
+    /// Applies a batch of so many bytes, and syncs when a full segment of sled's file might not be durable otherwise.
+    ///
+    /// sled takes for durable what its `sync_file_range` has covered. The header of a segment says so of the segment
+    /// before the last, and what has become free by that one is written over. Should the later ones survive a power cut
+    /// and that one not, the database is beyond repair. So each is synced before the next is full.
+    pub(super) fn apply(&self, batch: sled::Batch, bytes: usize) -> Result<(), Failure> {
+        guarded(|| self.db()?.apply_batch(batch))?;
+        let unsynced = self.unsynced.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
+        if unsynced >= EARLY_SYNC { self.sync() } else { Ok(()) }
     }
 
     /// The rows with `from <= key < to`, in order.
@@ -121,6 +134,7 @@ impl OpenDb {
     ///
     /// In this order: sled's flush returns when the writes are done, but asks the drive for nothing.
     pub(super) fn sync(&self) -> Result<(), Failure> {
+        self.unsynced.store(0, Ordering::Relaxed);
         self.flush()?;
         self.file.sync_data().map_err(Failure::Io)
     }

@@ -16,7 +16,8 @@
 //! - One tree, batches only: no transactions (process-wide lock), no `len()` (O(n)), no background flusher (it logs a
 //!   failed fsync and goes on).
 //! - Durable means: sled's buffers written *and* the `db` file fdatasynced through our own handle. sled's own flush
-//!   is a `sync_file_range`, which survives no power cut.
+//!   is a `sync_file_range`, which survives no power cut. As sled builds upon that, no more than a few batches are ever
+//!   applied without an fdatasync behind them.
 //! - After the first failed write the store is read-only until `reopen`. `reopen` writes the whole file again before
 //!   it trusts it, because a page whose fdatasync failed counts as clean; and it never gives data up.
 //! - `open` gives up a database only when sled reports damage, or panics, twice, and the disk is seen to take writes.
@@ -202,7 +203,8 @@ impl Store for SledStore {
         let owner = self.inner.owner.lock();
         self.inner.check_writable()?;
         check_epoch(epoch, *owner)?;
-        self.inner.db()?.apply(sled_batch(batch)).map_err(|e| self.inner.fail("apply", &e))
+        let bytes = batch.bytes();
+        self.inner.db()?.apply(sled_batch(batch), bytes).map_err(|e| self.inner.fail("apply", &e))
     }
 
     fn sync(&self) -> Result<(), StoreError> {

@@ -15,7 +15,7 @@ fn delivery(id: u128, key: Option<&str>) -> Delivery {
     Delivery {
         message: builder.build().unwrap(),
         stream: StreamId::from_u128(1),
-        entry: EntryRef { lane: Priority::Normal, seq: Seq::new(id as u64) },
+        entry: EntryRef { lane: LaneId::Normal, seq: Seq::new(id as u64) },
         floor: Seq::ZERO,
         accepted_at: Timestamp::ZERO,
         attempts: 0,

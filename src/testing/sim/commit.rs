@@ -21,7 +21,7 @@ impl Node {
         let mut parts = std::collections::VecDeque::new();
         for handed in engine.queue.iter().take(limit) {
             let (before, seq) = (bytes.len(), engine.next.plus(records.len() as u64));
-            handed.records.iter().for_each(|record| codec::encode_record(record, &mut bytes));
+            codec::encode_records(&handed.records, &mut bytes);
             if bytes.len() > max {
                 bytes.truncate(before);
                 break;

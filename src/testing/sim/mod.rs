@@ -19,6 +19,7 @@ mod commit;
 mod compose;
 mod defect;
 mod home;
+mod hosts;
 mod link;
 mod node;
 mod oracle;

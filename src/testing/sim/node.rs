@@ -228,6 +228,7 @@ impl Node {
             settled: opened.settled,
             counters: opened.counters_of(shard, self.shards),
             store_empty: opened.store_empty,
+            shard: (shard, self.shards),
         };
         let mut shards: Vec<_> = (0..self.shards).map(|shard| Machine::new(birth(shard))).collect();
         for (shard, seq, record, counts) in records {
@@ -269,6 +270,18 @@ impl Node {
         self.tickets += batch.len() as u64;
         self.oracle.sent_together(&batch);
         self.input(shard, Input::SendBatch(batch));
+    }
+
+    /// Sends one message to many, who belong to this shard.
+    pub(super) fn fan_out(&mut self, shard: usize, messages: Vec<Message>) {
+        let Some(message) = messages.first().cloned() else { return };
+        let first = Ticket(self.tickets + 1);
+        self.tickets += messages.len() as u64;
+        for (n, message) in (0..).zip(&messages) {
+            self.oracle.sent(Ticket(first.0 + n), message.clone());
+        }
+        let recipients = messages.iter().map(|message| message.recipient().clone()).collect();
+        self.input(shard, Input::FanOut { first, message, recipients });
     }
 
     /// Hands an input to a machine and does what it says.
@@ -322,6 +335,7 @@ impl Node {
             Action::Offer { link, batch } => self.offered(link, batch),
             Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
             Action::Announce(change) => self.oracle.announced(&change),
+            Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
             Action::Survivors(part) => self.survivors(shard, part),
             Action::Dismiss(link) => self.forget_link(link),
             Action::Done { ticket, result } => self.oracle.operated(ticket, &result),

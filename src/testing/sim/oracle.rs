@@ -1,18 +1,20 @@
 //! What must be true, kept outside of the engine: a fold of the records that are durable, and who was told what.
 
 mod batches;
+mod collapse;
 mod ends;
 mod operations;
+mod places;
 mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::plan::Plan;
-use crate::id::{DeviceId, MessageId, UserId};
+use crate::id::{CollapseKey, DeviceId, MessageId, UserId};
 use crate::machine::{Accepted, Change, Delivery, EntryRef, Operation, Refusal, Ticket, Verdict};
 use crate::message::{Durability, Message};
-use crate::record::{Accept, Counters, Epoch, Origin, Record, Seq};
+use crate::record::{Accept, Admission, Counters, Epoch, LaneId, Origin, Record, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -67,6 +69,10 @@ pub(super) struct Oracle {
     withdrawals: Vec<Operation>,
     /// Where messages have moved.
     moved_to: HashMap<Seq, Seq>,
+    /// Where messages went when they became dead letters, or were sent again.
+    went_to: HashMap<Seq, Seq>,
+    /// The newest message of each user and collapse key, and its version.
+    newest: HashMap<(UserId, CollapseKey), (Seq, Option<u64>)>,
     pub(super) latest: Timestamp,
     pub(super) exposed: HashMap<UserId, Epoch>,
     /// Buffered messages answered in this life: on their way, whatever becomes of the first write.
@@ -113,11 +119,12 @@ impl Oracle {
 
     /// A whole group is durable.
     fn fold_group(&mut self, plan: &Plan, records: Vec<(Seq, Record)>) {
-        self.check_units(&records);
+        self.check_units(&records, plan);
         for (seq, record) in records {
             self.durable(plan, seq, record);
         }
         self.check_batches();
+        self.check_newest();
     }
 
     /// What was not synced is fenced off for good; or nothing of it was written at all.
@@ -155,8 +162,11 @@ impl Oracle {
     fn fold_accept(&mut self, plan: &Plan, seq: Seq, accept: &Arc<Accept>) {
         let message = &accept.message;
         self.latest = self.latest.max(accept.at);
-        self.counters.accepted += 1;
-        self.counters.accepted_bytes += message.cost();
+        self.counters.buried += u64::from(accept.lane() == LaneId::Dead);
+        if accept.counts() {
+            self.counters.accepted += 1;
+            self.counters.accepted_bytes += message.cost();
+        }
         match accept.origin {
             Some(origin) => {
                 // Volatile places begin anew with every life of the sender.
@@ -165,9 +175,10 @@ impl Oracle {
                     self.fail(format!("applied twice: {origin:?} for {}", message.recipient()));
                 }
             }
-            None if accept.moved => {}
+            None if accept.admission != Admission::New => {}
             None => self.check_window(plan, seq, accept),
         }
+        self.fold_newest(seq, accept);
         let kept = Kept {
             accept: Arc::clone(accept),
             end: None,
@@ -229,7 +240,7 @@ impl Oracle {
                     ));
                 }
             }
-            Err(_) => {}
+            Err(refusal) => self.check_outdated(&message, refusal),
         }
     }
 
@@ -306,7 +317,7 @@ impl Oracle {
                 **seq <= floor
                     && kept.end.is_none()
                     && kept.accept.message.recipient() == user
-                    && kept.accept.message.priority() == delivery.entry.lane
+                    && kept.accept.lane() == delivery.entry.lane
             };
             if let Some((below, _)) = self.messages.range(..=floor).find(|pair| live(pair)) {
                 let what = format!("{seq:?} offered with floor {floor:?}, below which {below:?} is live");
@@ -316,7 +327,9 @@ impl Oracle {
                 return self.fail(format!("{seq:?} offered, but it is not durable"));
             };
             kept.offered = true;
-            let what = if kept.accept.message != delivery.message {
+            let what = if kept.accept.lane().priority().is_none() {
+                "from a lane that nothing is offered from"
+            } else if kept.accept.message != delivery.message {
                 "with another content"
             } else if kept.end.is_some() {
                 "after its end"
@@ -352,7 +365,7 @@ impl Oracle {
         if kept.end.is_some() {
             return;
         }
-        let message = kept.accept.message.clone();
+        let (message, lane) = (kept.accept.message.clone(), kept.accept.lane());
         let before = self.messages.range(..seq).find(|(_, other)| {
             let theirs = &other.accept.message;
             !other.applied
@@ -361,7 +374,7 @@ impl Oracle {
                 && other.accept.expires() > now
                 && !other.said.contains(&EndReason::Rejected)
                 && theirs.recipient() == message.recipient()
-                && theirs.priority() == message.priority()
+                && other.accept.lane() == lane
                 && theirs.ordering_key() == message.ordering_key()
         });
         if let Some((before, _)) = before {
@@ -392,8 +405,20 @@ impl Oracle {
         }
     }
 
+    /// Watchers were told that a message waits elsewhere.
+    pub(super) fn has_moved(&mut self, from: EntryRef, to: EntryRef) {
+        if self.moved_to.get(&from.seq) != Some(&to.seq) {
+            self.fail(format!("{from:?} was said to have moved to {to:?}, which is not durable"));
+        }
+    }
+
     /// Messages that have not ended.
     pub(super) fn live(&self) -> impl Iterator<Item = (&Seq, &Kept)> {
+        self.kept().filter(|(_, kept)| kept.accept.lane() != LaneId::Dead)
+    }
+
+    /// Messages that have not ended, and dead letters.
+    fn kept(&self) -> impl Iterator<Item = (&Seq, &Kept)> {
         self.messages.iter().filter(|(_, kept)| kept.end.is_none())
     }
 }

@@ -4,7 +4,7 @@ use core::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use core::time::Duration;
 
 use super::random::Random;
-use crate::config::Config;
+use crate::config::{Config, OnFailure};
 use crate::storage::journal::JournalConfig;
 
 /// How large everything is, drawn from a seed: small, so that every limit is met.
@@ -85,7 +85,14 @@ fn config(random: &mut Random) -> Config {
         ack_deadline: Duration::from_secs(1 + random.below(30)),
         backoff_cap: Duration::from_secs(1 + random.below(60)),
         max_attempts: of_u32(1 + random.below(6)),
-        max_gaps: of_usize((in_flight + u64::from(reserve)) * devices + random.below(16)),
+        on_failure: core::array::from_fn(|_| {
+            [OnFailure::Park, OnFailure::Park, OnFailure::Skip, OnFailure::Block][random.index(4)]
+        }),
+        max_dead_letters: random.below(8) as u32,
+        max_dead_bytes: 100 + random.below(20 << 10),
+        max_gaps: of_usize(
+            (in_flight + u64::from(reserve)) * devices + [random.below(16), 2048][random.index(2)],
+        ),
         max_resident: of_usize(1 + random.below(12)),
         max_load_bytes: NonZeroU64::new(512 + random.below(16 << 10)).unwrap_or(NonZeroU64::MIN),
         max_inbox_seen: of_usize(4 + random.below(40)),

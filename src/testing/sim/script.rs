@@ -33,6 +33,8 @@ ops! {
     Forge "forge" 12,
     /// A host sends some messages together.
     Batch "batch" 20,
+    /// A host sends one message to many, some of whom may have it already.
+    FanOut "fanout" 24,
     /// A host withdraws a message.
     Cancel "cancel" 16,
     /// A host puts another message in the place of one.
@@ -41,6 +43,12 @@ ops! {
     Move "move" 12,
     /// A host withdraws all that waits for somebody.
     Purge "purge" 3,
+    /// A host sends somebody's dead letters again.
+    Requeue "requeue" 8,
+    /// A host throws somebody's dead letters away.
+    Discard "discard" 3,
+    /// A host looks at somebody's dead letters.
+    Inspect "inspect" 8,
     /// The committer takes the waiting commits as one group and writes it.
     Append "append" 130,
     /// The operating system has the group: the machines are told.

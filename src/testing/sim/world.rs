@@ -1,17 +1,18 @@
 //! Two engines, the network between them, and the people at both ends.
 
 use core::time::Duration;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::compose::{altered, compose, compose_for, person};
+use super::compose::{altered, compose, compose_for_many, person};
 use super::defect::Defect;
 use super::link::{self, Reaction};
 use super::node::Node;
 use super::plan::Plan;
 use super::random::Random;
 use super::script::{Op, Step};
-use crate::machine::{Accepted, Delivery, Input, LinkId, Operation, Refusal, Target, Ticket, Verdict};
-use crate::message::{Message, Priority};
+use crate::machine::{Accepted, Delivery, Input, LinkId, Operation, Refusal, Ticket, Verdict};
+use crate::message::Message;
 use crate::testing::{DiskOp, Fault};
 use crate::time::Timestamp;
 
@@ -21,7 +22,7 @@ pub(super) struct World {
     pub(super) plan: Arc<Plan>,
     /// The sending engine and the receiving one.
     pub(super) nodes: [Node; 2],
-    sent: Vec<(usize, Message)>,
+    pub(super) sent: Vec<(usize, Message)>,
     /// Deliveries that the second engine took: the network may bring them again.
     old: Vec<Delivery>,
     /// Deliveries under way: whose ticket it is.
@@ -52,7 +53,7 @@ impl World {
         self.verdict()
     }
 
-    fn verdict(&mut self) -> Result<(), String> {
+    pub(super) fn verdict(&mut self) -> Result<(), String> {
         for (index, node) in self.nodes.iter_mut().enumerate() {
             node.check();
             if let Some(failure) = node.oracle.take_failure() {
@@ -69,11 +70,13 @@ impl World {
             Op::Repeat => self.repeat(random, false),
             Op::Forge => self.repeat(random, true),
             Op::Batch => self.send_batch(random),
+            Op::FanOut => self.fan_out(random),
             Op::Cancel | Op::Replace | Op::Move => self.operate_on_one(op, random),
             Op::Purge => {
                 let user = person(random.below(self.plan.users));
                 self.operate(index, Operation::Purge(user));
             }
+            Op::Requeue | Op::Discard | Op::Inspect => self.operate_on_dead(op, index, random),
             Op::Carry => self.carry(random),
             Op::Duplicate => self.duplicate(random),
             Op::Wait => {
@@ -137,7 +140,7 @@ impl World {
 
     fn send(&mut self, random: &mut Random) {
         let index = usize::from(random.chance(10));
-        let message = compose(&self.plan, random, self.sent.len());
+        let message = compose(&self.plan, random, self.sent.len(), self.nodes[index].now);
         self.sent.push((index, message.clone()));
         self.submit(index, message);
     }
@@ -162,18 +165,42 @@ impl World {
             let message = match self.sent.iter().rev().nth(random.index(12)) {
                 Some((_, known)) if random.chance(8) => known.clone(),
                 _ => {
-                    let new = compose(&self.plan, random, self.sent.len());
+                    let new = compose(&self.plan, random, self.sent.len(), self.nodes[index].now);
                     self.sent.push((index, new.clone()));
                     new
                 }
             };
             let shard = self.nodes[index].shard_of(message.recipient());
             let first = batch.first().map_or(shard, |first| self.nodes[index].shard_of(first.recipient()));
-            if shard == first {
+            // Refused there, and with it the whole batch.
+            let fits = message.collapse_key().is_none() || random.chance(10);
+            if shard == first && fits {
                 batch.push(message);
             }
         }
         self.nodes[index].send_batch(batch);
+    }
+
+    /// A new message, or now and then one of before, to some people; somebody may be named twice.
+    fn fan_out(&mut self, random: &mut Random) {
+        let index = usize::from(random.chance(10));
+        if self.nodes[index].engine.is_none() {
+            return;
+        }
+        let known = self.sent.iter().rev().nth(random.index(12)).filter(|_| random.chance(20));
+        let message = match known {
+            Some((_, known)) => known.clone(),
+            None => compose_for_many(&self.plan, random, self.sent.len(), self.nodes[index].now),
+        };
+        let mut parts: BTreeMap<usize, Vec<Message>> = BTreeMap::new();
+        for _ in 0..2 + random.index(8) {
+            let message = message.for_recipient(person(random.below(self.plan.users)));
+            self.sent.push((index, message.clone()));
+            parts.entry(self.nodes[index].shard_of(message.recipient())).or_default().push(message);
+        }
+        for (shard, messages) in parts {
+            self.nodes[index].fan_out(shard, messages);
+        }
     }
 
     fn submit(&mut self, index: usize, message: Message) {
@@ -186,45 +213,6 @@ impl World {
         node.oracle.sent(ticket, message.clone());
         let shard = node.shard_of(message.recipient());
         node.input(shard, Input::Send { ticket, message });
-    }
-
-    /// Withdraws, replaces or moves a message where it was sent, or where the network may have carried it.
-    fn operate_on_one(&mut self, op: Op, random: &mut Random) {
-        let recent = random.index(self.sent.len().min(40));
-        let Some((index, message)) = self.sent.iter().rev().nth(recent).cloned() else { return };
-        let index = if random.chance(20) { 1 } else { index };
-        let sender = random.chance(30).then(|| message.sender().cloned());
-        let target = Target { user: message.recipient().clone(), id: message.id(), sender };
-        let operation = match op {
-            Op::Replace => Operation::Replace(target, self.replacement(index, &message, random)),
-            Op::Move => Operation::Reprioritise(target, Priority::ALL[random.index(4)]),
-            _ => Operation::Cancel(target),
-        };
-        self.operate(index, operation);
-    }
-
-    /// A new message for the same recipient, which may be sent again later; or one that was sent before.
-    fn replacement(&mut self, index: usize, old: &Message, random: &mut Random) -> Message {
-        let before = self.sent.iter().rev().take(20).map(|(_, message)| message);
-        let before: Vec<_> =
-            before.filter(|message| message.recipient() == old.recipient()).cloned().collect();
-        if let Some(known) = before.get(random.index(before.len())).filter(|_| random.chance(15)) {
-            return known.clone();
-        }
-        let message = compose_for(&self.plan, random, self.sent.len(), old.recipient().clone());
-        self.sent.push((index, message.clone()));
-        message
-    }
-
-    fn operate(&mut self, index: usize, operation: Operation) {
-        let node = &mut self.nodes[index];
-        let Some(engine) = &node.engine else { return };
-        let told = engine.flight.is_none();
-        node.tickets += 1;
-        let ticket = Ticket(node.tickets);
-        node.oracle.asked(ticket, operation.clone(), told);
-        let shard = node.shard_of(operation.user());
-        node.input(shard, Input::Operate { ticket, operation });
     }
 
     // ---------------------------------------------------------------------------------------------------- network
@@ -396,13 +384,19 @@ impl World {
                 self.crash(index, random.chance(50), &mut random);
             }
             self.nodes[index].recover(&mut random);
-            self.nodes[index].restart_if_draining(&mut random);
+            if self.nodes[index].draining {
+                self.crash(index, false, &mut random);
+                self.nodes[index].recover(&mut random);
+            }
             if random.chance(40) {
                 // Everything into the store, and nothing left in memory.
                 self.nodes[index].settle_all(&mut random);
                 self.crash(index, random.chance(50), &mut random);
                 self.nodes[index].recover(&mut random);
             }
+        }
+        if random.chance(30) {
+            self.leave_alone(&mut random)?;
         }
         for _ in 0..6 {
             self.repeat(&mut random, false);

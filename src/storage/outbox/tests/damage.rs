@@ -5,9 +5,9 @@ use crate::ports::{Batch, Row, StoreError, Visit};
 
 /// A store in which one row is damaged.
 #[derive(Clone)]
-struct Rotten {
-    store: MemoryStore,
-    key: Vec<u8>,
+pub(super) struct Rotten {
+    pub(super) store: MemoryStore,
+    pub(super) key: Vec<u8>,
 }
 
 impl Rotten {
@@ -74,7 +74,7 @@ fn each_damaged_chunk_or_body_is_named_and_the_others_load() {
             Some(keys::Key::Chunk { seq, .. } | keys::Key::Body { seq, .. }) => seq,
             other => panic!("{other:?}"),
         };
-        let found = page(&outbox, "bob", Priority::Normal, 0, &[], usize::MAX);
+        let found = page(&outbox, "bob", LaneId::Normal, 0, &[], usize::MAX);
         if first > Seq::ZERO {
             assert!(found.damaged.iter().any(|(seq, _)| *seq == first), "{first:?} is not named");
         }
@@ -134,8 +134,9 @@ fn crowd(store: &MemoryStore) -> Vec<(Vec<u8>, Vec<String>)> {
     let mut chunks = Vec::new();
     let (from, to) = keys::chunks_of(0, u64::MAX);
     let visit = &mut |key: &[u8], value: Result<&[u8], StoreError>| {
-        let users =
-            chunk::entries(value.unwrap()).map(|e| String::from_utf8(e.unwrap().user.to_vec()).unwrap());
+        let mut ids = Vec::new();
+        let users = chunk::entries(value.unwrap(), &mut ids)
+            .map(|e| String::from_utf8(e.unwrap().user.to_vec()).unwrap());
         chunks.push((key.to_vec(), users.collect()));
         Flow::Continue
     };
@@ -157,16 +158,16 @@ fn whoever_may_have_lost_something_in_a_damaged_chunk_is_reported_and_nobody_els
                 let suspects = outbox.suspects();
                 // Whose chunk comes next may have had messages of earlier lanes in the damaged one.
                 if of == at + 1 && i == 0 {
-                    assert_eq!((live.0, suspects.len()), (1, known + 1), "{name}");
+                    assert_eq!((live.messages, suspects.len()), (1, known + 1), "{name}");
                     continue;
                 }
                 if of != at {
-                    assert_eq!((live.0, suspects.len()), (1, known), "{name}");
+                    assert_eq!((live.messages, suspects.len()), (1, known), "{name}");
                     continue;
                 }
                 assert_eq!(suspects.last().unwrap().user, Some(user(name)), "nobody says what {name} lost");
                 // The first one's message is known by its place, which is in the key.
-                assert_eq!(live, (u32::from(i == 0), 0));
+                assert_eq!((live.messages, live.bytes), (u32::from(i == 0), 0));
                 totals(&outbox, name);
                 assert_eq!(outbox.suspects().len(), suspects.len(), "named once");
             }
@@ -188,13 +189,13 @@ fn a_user_whose_only_chunk_is_damaged_is_asked_for_a_page_and_the_message_is_nam
     let (outbox, opened) = open(&store);
     let all = entries("bob", 7..9, 100);
     settle(&outbox, opened.epoch, vec![Survivors { entries: all, ..Survivors::default() }], 60);
-    let key = keys::chunk(outbox.runs()[0].number, &user("bob"), Priority::Normal, Seq::new(7));
+    let key = keys::chunk(outbox.runs()[0].number, &user("bob"), LaneId::Normal, Seq::new(7));
     let (outbox, _) = open(&Rotten { store, key });
-    assert_eq!(totals(&outbox, "bob").1, (1, 0));
-    assert_eq!(page(&outbox, "bob", Priority::Normal, 0, &[], 9).damaged, [(Seq::new(7), 0)]);
+    assert_eq!(totals(&outbox, "bob").1, Holdings { messages: 1, ..Holdings::default() });
+    assert_eq!(page(&outbox, "bob", LaneId::Normal, 0, &[], 9).damaged, [(Seq::new(7), 0)]);
     // Behind the cursor the first one's place names nothing; that something may be lost is said all the same.
     let known = outbox.suspects().len();
-    assert!(page(&outbox, "bob", Priority::Normal, 7, &[], 9).damaged.is_empty());
+    assert!(page(&outbox, "bob", LaneId::Normal, 7, &[], 9).damaged.is_empty());
     assert_eq!((known, outbox.suspects().len()), (1, 1));
 }
 
@@ -204,9 +205,9 @@ fn a_message_whose_body_is_damaged_is_named_with_what_it_cost() {
     let (outbox, opened) = open(&store);
     let all = entries("bob", 7..9, 9000);
     settle(&outbox, opened.epoch, vec![Survivors { entries: all, ..Survivors::default() }], 60);
-    let (_, (_, bytes)) = totals(&outbox, "bob");
+    let (_, Holdings { bytes, .. }) = totals(&outbox, "bob");
     let (outbox, _) = open(&Rotten { store, key: keys::Key::Body { seq: Seq::new(8), part: 1 }.encode() });
-    let found = page(&outbox, "bob", Priority::Normal, 0, &[], 9);
+    let found = page(&outbox, "bob", LaneId::Normal, 0, &[], 9);
     assert_eq!((found.entries.len(), found.damaged), (1, vec![(Seq::new(8), bytes / 2)]));
 }
 
@@ -221,8 +222,12 @@ fn a_damaged_row_is_reported_and_the_messages_of_its_user_are_delivered() {
     assert_eq!(places(&outbox, "bob"), [4, 6, 7, 8, 9]);
     let key = keys::Key::User { user: user("bob") }.encode();
     let (outbox, opened) = open(&Rotten { store, key });
-    assert_eq!((totals(&outbox, "bob").0, totals(&outbox, "bob").1.0), (None, 9), "rather again than never");
-    assert_eq!(page(&outbox, "bob", Priority::Normal, 0, &[], 99).entries.len(), 9);
+    assert_eq!(
+        (totals(&outbox, "bob").0, totals(&outbox, "bob").1.messages),
+        (None, 9),
+        "rather again than never"
+    );
+    assert_eq!(page(&outbox, "bob", LaneId::Normal, 0, &[], 99).entries.len(), 9);
     assert_eq!(outbox.suspects().iter().map(|d| d.user.clone()).collect::<Vec<_>>(), [Some(user("bob"))]);
     let report = outbox.verify(&mut |_| {}).unwrap();
     assert!(report.damage.iter().any(|d| d.user == Some(user("bob")) && d.run.is_none()));
@@ -240,7 +245,7 @@ fn a_damaged_filter_is_named_and_costs_nothing_but_time() {
     let key = keys::Key::Filter { run: outbox.runs()[0].number, part: 0 }.encode();
     assert!(store.read(&key).unwrap().is_some());
     let (outbox, _) = open(&Rotten { store, key });
-    assert!(names.iter().all(|name| totals(&outbox, name).1.0 == 1));
+    assert!(names.iter().all(|name| totals(&outbox, name).1.messages == 1));
     let report = outbox.verify(&mut |_| {}).unwrap();
     assert!(report.damage.len() == 1 && report.damage[0].reason.contains("filter"), "{:?}", report.damage);
 }

@@ -77,13 +77,14 @@ fn settling_that_fails_behind_its_durable_table_loses_nothing_and_repeats_nothin
         settled: next,
         counters: Counters::default(),
         store_empty: true,
+        shard: (0, 1),
     };
     let machine = Machine::new(birth);
     let mut shell = Shell { machine, next, inputs: VecDeque::new(), offered: Vec::new(), parts: Vec::new() };
     let link = LinkId(1);
     shell.input(&outbox, Input::Attach { link, user: user("bob"), device: DeviceId::new("phone").unwrap() });
     for n in 0..3 {
-        let message = accept("bob", Priority::Normal, vec![n]).message.clone();
+        let message = accept("bob", LaneId::Normal, vec![n]).message.clone();
         shell.input(&outbox, Input::Send { ticket: Ticket(u64::from(n)), message });
     }
     let offered = shell.offered.clone();
@@ -110,8 +111,8 @@ fn settling_that_fails_behind_its_durable_table_loses_nothing_and_repeats_nothin
     let (row, live) = totals(&outbox, "bob");
     let lane = row.unwrap().lanes[NORMAL].clone();
     let ended: Vec<u64> = lane.ended.iter().map(|seq| seq.get()).collect();
-    let left = page(&outbox, "bob", Priority::Normal, lane.cursor.get(), &ended, 9);
+    let left = page(&outbox, "bob", LaneId::Normal, lane.cursor.get(), &ended, 9);
     let left: Vec<u64> =
         left.entries.iter().map(|(_, accept)| u64::from(accept.message.payload()[0])).collect();
-    assert_eq!((left, live.0), (vec![1, 2], 2));
+    assert_eq!((left, live.messages), (vec![1, 2], 2));
 }

@@ -1,7 +1,7 @@
 //! Recovery from the journal.
 
 use super::*;
-use crate::codec::{CodecError, encode_record};
+use crate::codec::{CodecError, encode_record, encode_records};
 use crate::digest::Digester;
 use crate::ports::{Group, Journal};
 use crate::record::{Exposed, Record};
@@ -83,4 +83,26 @@ fn a_record_of_a_newer_version_stops_recovery() {
     let mut journal = journal(105, &[records], 1);
     let result = recover(&opened, &mut journal, 1, &mut |_, _, _, _| panic!("applied"));
     assert!(matches!(result, Err(RecoverError::FormatTooNew(CodecError::UnknownKind { kind: 16 }))));
+}
+
+#[test]
+fn a_message_to_many_is_replayed_from_the_middle_and_its_payload_is_there_once() {
+    let (_, opened) = settled(&[100]);
+    let message = Message::to("x", "a.b", vec![7; 1000]).build().unwrap();
+    let one = |n| Accept::new(message.for_recipient(user(&format!("user{n}"))), Timestamp::from_millis(n));
+    let records: Vec<_> = (100..110).map(|n| Record::Accept(Arc::new(one(n)))).collect();
+    let mut group = Vec::new();
+    encode_records(&records, &mut group);
+    assert!(group.len() < 1500);
+    let mut journal = journal(100, &[group], 10);
+    let mut seen = Vec::new();
+    let recovered = recover(&opened, &mut journal, 1, &mut |_, seq, record, _| {
+        let Record::Accept(accept) = record else { panic!("{record:?}") };
+        assert_eq!(**accept, one(seq.get()));
+        seen.push((seq.get(), accept.message.payload().as_ptr()));
+    })
+    .unwrap();
+    assert!(recovered.bad.is_empty());
+    assert_eq!(seen.iter().map(|(seq, _)| *seq).collect::<Vec<_>>(), (105..110).collect::<Vec<_>>());
+    assert!(seen.iter().all(|(_, payload)| *payload == seen[0].1), "a payload for each");
 }

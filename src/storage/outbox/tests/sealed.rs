@@ -1,5 +1,6 @@
 //! Sealed outboxes: what is seen, what is on disk, what a key that is missing does, and how keys are exchanged.
 
+use super::super::shared::Bodies;
 use super::*;
 use crate::error::KeyError;
 use crate::id::KeyId;
@@ -8,25 +9,25 @@ use crate::record::Record;
 use crate::storage::journal::{JournalConfig, MemoryJournal};
 use crate::storage::seal::cipher;
 
-fn sealing(current: u32, others: &[u32]) -> Cipher {
+pub(super) fn sealing(current: u32, others: &[u32]) -> Cipher {
     let key = |id: u32| Key::new([id as u8; 32]);
     let ring = Keyring::new(KeyId(current), key(current));
     cipher(Arc::new(others.iter().fold(ring, |ring, id| ring.with(KeyId(*id), key(*id)))))
 }
 
 /// Numbers are those of the right keys, but the secrets are others.
-fn impostor(id: u32) -> Cipher {
+pub(super) fn impostor(id: u32) -> Cipher {
     cipher(Arc::new(Keyring::new(KeyId(id), Key::new([0xEE; 32]))))
 }
 
-fn try_open(
+pub(super) fn try_open(
     store: &(impl Store + Clone + 'static),
     cipher: &Cipher,
 ) -> Result<(OutboxStore, Opened), OpenError> {
     OutboxStore::open_with(Arc::new(store.clone()), None, Epoch(0), FRESH, cipher.clone())
 }
 
-fn open_with(store: &(impl Store + Clone + 'static), cipher: &Cipher) -> (OutboxStore, Opened) {
+pub(super) fn open_with(store: &(impl Store + Clone + 'static), cipher: &Cipher) -> (OutboxStore, Opened) {
     try_open(store, cipher).unwrap()
 }
 
@@ -61,7 +62,7 @@ fn assert_whole(outbox: &OutboxStore) {
     assert_eq!((report.live, report.unopened), (LIVE, 0));
 }
 
-fn all_rows(store: &dyn Store) -> Vec<(Vec<u8>, Vec<u8>)> {
+pub(super) fn all_rows(store: &dyn Store) -> Vec<(Vec<u8>, Vec<u8>)> {
     let mut rows = Vec::new();
     store
         .scan(&[0], &[0xFF], &mut |key, value| {
@@ -73,17 +74,17 @@ fn all_rows(store: &dyn Store) -> Vec<(Vec<u8>, Vec<u8>)> {
 }
 
 /// Whether these bytes show a payload: of each, all bytes are the same.
-fn shows_payload(bytes: &[u8]) -> bool {
+pub(super) fn shows_payload(bytes: &[u8]) -> bool {
     bytes.windows(24).any(|window| window[0] != 0 && window.iter().all(|byte| *byte == window[0]))
 }
 
 /// Rows that show a payload.
-fn shown(store: &dyn Store) -> usize {
+pub(super) fn shown(store: &dyn Store) -> usize {
     all_rows(store).iter().filter(|(_, value)| shows_payload(value)).count()
 }
 
 /// Everything that a keeper would do with so many runs allowed.
-fn keep(outbox: &OutboxStore, epoch: Epoch, max_runs: usize) -> usize {
+pub(super) fn keep(outbox: &OutboxStore, epoch: Epoch, max_runs: usize) -> usize {
     (0..100).find(|_| !merge(outbox, epoch, max_runs, 0)).expect("it comes to an end")
 }
 
@@ -227,7 +228,7 @@ fn a_message_whose_key_is_missing_is_an_error_of_the_load_and_not_damage() {
         let (outbox, opened) = open_with(&store, &without);
         let query = Query::Page {
             user: user("bob"),
-            lane: Priority::Normal,
+            lane: LaneId::Normal,
             after: Seq::ZERO,
             ended: Vec::new(),
             max_messages: 10,
@@ -235,8 +236,8 @@ fn a_message_whose_key_is_missing_is_an_error_of_the_load_and_not_damage() {
         };
         let error = outbox.load(&query).unwrap_err();
         assert!(matches!(error, StoreError::Sealed(error) if error.key() == KeyId(1)), "{error}");
-        assert_eq!(totals(&outbox, "bob").1.0, 90, "they still wait");
-        assert!(outbox.is_waiting(&user("bob"), Priority::Normal, Seq::new(1)).is_err());
+        assert_eq!(totals(&outbox, "bob").1.messages, 90, "they still wait");
+        assert!(outbox.is_waiting(&user("bob"), LaneId::Normal, Seq::new(1)).is_err());
         assert_eq!(places(&outbox, "new"), [160], "others are not concerned");
         let report = outbox.verify(&mut |_| {}).unwrap();
         assert_eq!((report.unopened, report.damage.len()), (LIVE, 0));
@@ -335,8 +336,9 @@ fn readers_of_the_old_run_keep_its_bodies_while_it_is_sealed_anew() {
     let mut read = 0;
     store
         .scan(&from, &to, &mut |_, value| {
-            for entry in chunk::entries(value.unwrap()) {
-                load::message_of(&outbox, &entry.unwrap()).unwrap();
+            let mut users = Vec::new();
+            for entry in chunk::entries(value.unwrap(), &mut users) {
+                load::message_of(&outbox, run, &entry.unwrap(), &mut Bodies::default()).unwrap();
                 read += 1;
             }
             Flow::Continue
@@ -349,7 +351,7 @@ fn readers_of_the_old_run_keep_its_bodies_while_it_is_sealed_anew() {
 }
 
 /// A change of one row, of which the store's checksum knows.
-fn put(store: &MemoryStore, epoch: Epoch, key: Vec<u8>, value: Vec<u8>) {
+pub(super) fn put(store: &MemoryStore, epoch: Epoch, key: Vec<u8>, value: Vec<u8>) {
     let mut batch = Batch::new();
     batch.put(key, value);
     store.apply(epoch, batch).unwrap();
@@ -365,7 +367,7 @@ fn a_sealed_body_that_was_changed_or_exchanged_is_damage_and_the_others_load() {
     let body = |seq: u64| keys::Key::Body { seq: Seq::new(seq), part: 0 }.encode();
     let value = |seq: u64| store.read(&body(seq)).unwrap().unwrap();
     let damaged = |name: &str| {
-        let page = page(&outbox, name, Priority::Normal, 0, &[], 10);
+        let page = page(&outbox, name, LaneId::Normal, 0, &[], 10);
         page.damaged.iter().map(|(seq, _)| seq.get()).collect::<Vec<_>>()
     };
     let (one, three, bobs) = (value(1), value(3), value(4));
@@ -425,7 +427,7 @@ fn journal_of(first: u64, ciphers: &[&Cipher]) -> MemoryJournal {
     journal.begin(Epoch(1)).unwrap();
     let mut records = Vec::new();
     for cipher in ciphers {
-        cipher.encode_record(&Record::Accept(accept("bob", Priority::Normal, vec![1; 50])), &mut records);
+        cipher.encode_record(&Record::Accept(accept("bob", LaneId::Normal, vec![1; 50])), &mut records);
     }
     let count = u32::try_from(ciphers.len()).unwrap();
     journal.append(Epoch(1), Group { first: Seq::new(first), count, records: &records }, false).unwrap();
@@ -476,7 +478,7 @@ fn debug_output_shows_no_payload_and_no_key() {
     while merge.step(&outbox, opened.epoch).unwrap() != Progress::Done {
         texts.push(format!("{merge:?}"));
     }
-    let found = page(&outbox, "bob", Priority::Normal, 0, &[], 9);
+    let found = page(&outbox, "bob", LaneId::Normal, 0, &[], 9);
     assert_eq!(found.entries.len(), 2);
     texts.push(format!("{found:?} {:?}", outbox.table()));
     for text in texts {

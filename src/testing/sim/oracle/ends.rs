@@ -1,36 +1,45 @@
 //! How messages may end, and that the counters and the machine's memory say the same.
 
+use std::sync::Arc;
+
 use super::super::plan::Plan;
-use super::Oracle;
+use super::{Kept, Oracle, identity};
 use crate::id::UserId;
-use crate::machine::UserSnapshot;
-use crate::message::Priority;
-use crate::record::{Counters, End, Seq};
+use crate::machine::{Holdings, UserSnapshot};
+use crate::record::{Accept, Counters, End, LaneId, Seq};
 use crate::status::EndReason;
 
 impl Oracle {
     pub(super) fn fold_end(&mut self, plan: &Plan, end: &End) {
         self.latest = self.latest.max(end.at);
+        let moved_within = self.has_moved_within(end);
         let Some(kept) = self.messages.get_mut(&end.seq) else {
             return self
                 .fail(format!("{:?} recorded for {:?}, which was never accepted", end.reason, end.seq));
         };
         let before = kept.end;
-        let message = &kept.accept.message;
+        let accept = Arc::clone(&kept.accept);
+        let message = &accept.message;
         let justified = match end.reason {
+            EndReason::Delivered if end.lane == LaneId::Dead => true,
             EndReason::Delivered | EndReason::Unconfirmed | EndReason::Rejected => {
                 kept.said.contains(&end.reason)
             }
+            // Joined to what has taken its place, which is checked with the group.
+            EndReason::Replaced if message.collapse_key().is_some() => true,
+            // To another place of its lane, which it was about to crowd.
+            EndReason::Moved if moved_within => true,
+            EndReason::Moved if message.not_before().is_some_and(|at| at <= end.at) => true,
             EndReason::Expired => end.at >= kept.accept.expires(),
             EndReason::Dead => end.attempts >= plan.config.max_attempts.get(),
-            EndReason::Cancelled | EndReason::Replaced => {
-                Self::was_withdrawn(&self.withdrawals, message, end.reason)
+            EndReason::Cancelled | EndReason::Replaced | EndReason::Moved => {
+                Self::was_withdrawn(&self.withdrawals, &accept, end.reason)
             }
             _ => false,
         };
         let open = matches!(end.reason, EndReason::Delivered | EndReason::Unconfirmed | EndReason::Rejected);
         let hidden = !open && kept.offered && !end.possibly_delivered;
-        let wrong = if message.recipient() != &end.user || message.priority() != end.lane {
+        let wrong = if message.recipient() != &end.user || accept.lane() != end.lane {
             Some("under another user or lane")
         } else if before != end.upgrades {
             Some("without knowing what it upgrades")
@@ -53,7 +62,27 @@ impl Oracle {
             ));
         }
         self.note_withdrawn(end.seq, end.reason);
-        self.count(end, before);
+        self.counters.unburied += u64::from(end.lane == LaneId::Dead);
+        if end.counts() {
+            self.count(end, before);
+        }
+        if end.lane == LaneId::Dead && end.reason == EndReason::Delivered {
+            self.check_exhumed(end, &accept);
+        }
+    }
+
+    /// Whether a scheduled message went to another place of its lane.
+    fn has_moved_within(&self, end: &End) -> bool {
+        let to = self.moved_to.get(&end.seq).and_then(|to| self.messages.get(to));
+        end.lane == LaneId::Scheduled && to.is_some_and(|kept| kept.accept.lane() == LaneId::Scheduled)
+    }
+
+    /// A dead letter is dropped by itself only when its message has arrived.
+    fn check_exhumed(&mut self, end: &End, letter: &Accept) {
+        let same = |kept: &Kept| identity(&kept.accept.message) == identity(&letter.message);
+        if !self.messages.values().any(|kept| same(kept) && kept.said.contains(&EndReason::Delivered)) {
+            self.fail(format!("the dead letter {:?} was dropped, but nobody had got it", end.seq));
+        }
     }
 
     fn count(&mut self, end: &End, before: Option<EndReason>) {
@@ -82,13 +111,15 @@ impl Oracle {
     /// What the machine holds of a user against the fold of the records.
     pub(in super::super) fn check_user(&mut self, user: &UserId, settled: Seq, held: &UserSnapshot) {
         let mut wrong = Vec::new();
-        let mut totals = (0_u32, 0_u64);
+        let mut totals = Holdings::default();
         let theirs = self.messages.iter().filter(|(_, kept)| kept.accept.message.recipient() == user);
         for (seq, kept) in theirs {
             let message = &kept.accept.message;
-            let lane = &held.lanes[message.priority().index()];
+            let lane = &held.lanes[kept.accept.lane().index()];
             let (has, live) = (lane.live.binary_search(seq).is_ok(), kept.end.is_none());
-            totals = if live { (totals.0 + 1, totals.1 + message.cost()) } else { totals };
+            if live {
+                totals.add(kept.accept.lane(), message.cost());
+            }
             if live && *seq >= settled && !has {
                 wrong.push(format!("{seq:?} is live and not settled, but not in memory"));
             }
@@ -103,7 +134,7 @@ impl Oracle {
                 wrong.push(format!("{seq:?} has {} attempts, in memory {attempts}", kept.attempts));
             }
         }
-        for lane in Priority::ALL {
+        for lane in LaneId::ALL {
             let unknown = held.lanes[lane.index()].live.iter().find(|seq| !self.messages.contains_key(seq));
             wrong.extend(unknown.map(|seq| format!("{seq:?} is in memory, but not durable")));
         }

@@ -1,9 +1,15 @@
 //! What hosts asked to be withdrawn, and whether the answers are true.
 
+use std::sync::Arc;
+
+use super::super::plan::Plan;
+use super::super::random::Random;
 use super::Oracle;
-use crate::machine::{Operation, OperationError, Outcome, Ticket};
+use super::places::letters_before;
+use crate::id::UserId;
+use crate::machine::{DeadLetter, Operation, OperationError, Outcome, Ticket};
 use crate::message::Message;
-use crate::record::{Record, Seq};
+use crate::record::{Accept, Admission, End, LaneId, Record, Seq};
 use crate::status::EndReason;
 
 /// An operation that waits for its answer.
@@ -20,16 +26,15 @@ impl Oracle {
         if let Operation::Replace(_, message) = &operation {
             self.sent_alone(message);
         }
-        let about = |message: &Message| is_about(&operation, message);
         let lived =
-            self.live().filter(|(_, kept)| about(&kept.accept.message)).map(|(seq, _)| *seq).collect();
+            self.kept().filter(|(_, kept)| is_about(&operation, &kept.accept)).map(|(seq, _)| *seq).collect();
         self.withdrawals.push(operation.clone());
         self.operations.insert(ticket, Asked { operation, lived: told.then_some(lived) });
     }
 
     /// Whether somebody asked for this message to end like this, in whatever life.
-    pub(super) fn was_withdrawn(withdrawals: &[Operation], message: &Message, reason: EndReason) -> bool {
-        withdrawals.iter().any(|operation| operation.reason() == reason && is_about(operation, message))
+    pub(super) fn was_withdrawn(withdrawals: &[Operation], accept: &Accept, reason: EndReason) -> bool {
+        withdrawals.iter().any(|operation| operation.reason() == reason && is_about(operation, accept))
     }
 
     /// Every message that was to take the place of another.
@@ -40,33 +45,40 @@ impl Oracle {
         })
     }
 
+    /// The place of some dead letter of a user, now or before.
+    pub(in super::super) fn some_letter(&self, user: &UserId, random: &mut Random) -> Option<Seq> {
+        let is_theirs = |kept: &super::Kept| {
+            kept.accept.lane() == LaneId::Dead && kept.accept.message.recipient() == user
+        };
+        let places: Vec<_> =
+            self.messages.iter().filter(|(_, kept)| is_theirs(kept)).map(|(seq, _)| *seq).collect();
+        places.get(random.index(places.len() + 1)).copied()
+    }
+
     /// What takes a message's place is durable with its end, and the end with it.
-    pub(super) fn check_units(&mut self, group: &[(Seq, Record)]) {
-        let mut previous: Option<&Record> = None;
+    pub(super) fn check_units(&mut self, group: &[(Seq, Record)], plan: &Plan) {
+        let mut previous: Option<&Arc<Accept>> = None;
         let end = (Seq::MAX, None);
         for (seq, record) in group.iter().map(|(seq, record)| (*seq, Some(record))).chain([end]) {
-            let replaced = match record {
-                Some(Record::End(end)) if end.reason == EndReason::Replaced => Some(end),
+            let end = match record {
+                Some(Record::End(end)) => Some(end),
                 _ => None,
             };
-            let newcomer = match previous {
+            if let Some(wrong) = what_is_torn(previous.map(Arc::as_ref), end) {
+                self.fail(format!("before {seq:?}: {wrong}"));
+            }
+            if let (Some(accept), Some(end)) = (previous, end.filter(|end| end.reason == EndReason::Moved))
+                && accept.admission == Admission::Moved
+            {
+                self.moved_to.insert(end.seq, seq.prev());
+            }
+            if let Some(end) = end {
+                self.check_place(previous, end, seq, plan, letters_before(group, end, seq));
+            }
+            previous = match record {
                 Some(Record::Accept(accept)) => Some(accept),
                 _ => None,
             };
-            match (newcomer, replaced) {
-                (Some(accept), None) if accept.moved => {
-                    self.fail(format!("moved to before {seq:?} and still there"))
-                }
-                (None, Some(_)) => self.fail(format!("replaced at {seq:?} by nothing")),
-                (Some(accept), Some(end)) if accept.message.recipient() != &end.user => {
-                    self.fail(format!("replaced at {seq:?} by a message for somebody else"));
-                }
-                (Some(accept), Some(end)) if accept.moved => {
-                    self.moved_to.insert(end.seq, seq.prev());
-                }
-                _ => {}
-            }
-            previous = record;
         }
     }
 
@@ -75,17 +87,19 @@ impl Oracle {
         let Some(Asked { operation, lived }) = self.operations.remove(&ticket) else {
             return self.fail(format!("operation {ticket:?} was answered twice, or never asked"));
         };
-        let about = |message: &Message| is_about(&operation, message);
+        let about = |accept: &Accept| is_about(&operation, accept);
         let reason = Some(operation.reason());
-        let withdrawn =
-            self.messages.values().filter(|kept| kept.withdrawn == reason && about(&kept.accept.message));
+        let withdrawn = self.messages.values().filter(|kept| kept.withdrawn == reason && about(&kept.accept));
         let (withdrawn, offered) =
             withdrawn.fold((0, 0), |(n, offered), kept| (n + 1, offered + u32::from(kept.offered)));
-        let still = lived.iter().flatten().map(|seq| self.place_of(*seq));
+        let is_purge = matches!(operation, Operation::Purge(_));
+        let place = |seq| if is_purge { self.place_followed(seq) } else { self.place_of(seq) };
+        let still = lived.iter().flatten().map(|seq| place(*seq));
         let still =
             still.into_iter().find(|seq| self.messages.get(seq).is_some_and(|kept| kept.end.is_none()));
         let is_one = operation.target().is_some();
         let wrong = match result {
+            Ok(done) if operation.only_reads() => self.what_is_wrong_with(&operation, done, lived.as_deref()),
             Ok(done) if !self.is_in_place(&operation, done) => {
                 Some("with nothing, or something else, in its place")
             }
@@ -111,7 +125,7 @@ impl Oracle {
     }
 
     /// Where a message is now, however often it has moved.
-    fn place_of(&self, mut seq: Seq) -> Seq {
+    pub(super) fn place_of(&self, mut seq: Seq) -> Seq {
         while let Some(next) = self.moved_to.get(&seq) {
             seq = *next;
         }
@@ -121,13 +135,46 @@ impl Oracle {
     /// Whether what an operation says has taken a message's place is durable there, and what was asked for.
     fn is_in_place(&self, operation: &Operation, done: &Outcome) -> bool {
         let found = done.accepted.and_then(|accepted| self.messages.get(&accepted.entry.seq));
-        let found = found.map(|kept| &kept.accept.message);
+        let accept = found.map(|kept| &kept.accept);
+        let found = accept.map(|accept| &accept.message);
         match operation {
-            Operation::Replace(_, message) => found == Some(message) || is_duplicate_of(done, message, found),
-            Operation::Reprioritise(_, priority) => {
-                found.is_some_and(|found| found.priority() == *priority && is_about(operation, found))
+            Operation::Replace(_, message) => {
+                let at_once = message.clone().without_schedule();
+                found == Some(message) || found == Some(&at_once) || is_duplicate_of(done, message, found)
             }
+            Operation::Reprioritise(_, priority) => accept
+                .is_some_and(|found| found.message.priority() == *priority && is_about(operation, found)),
+            // Another one may have sent them again.
+            Operation::Requeue(_) => done.messages > 0 || done.accepted.is_none(),
             _ => done.accepted.is_none(),
+        }
+    }
+
+    /// What is wrong with the dead letters that were shown.
+    fn what_is_wrong_with(
+        &self,
+        operation: &Operation,
+        done: &Outcome,
+        lived: Option<&[Seq]>,
+    ) -> Option<&'static str> {
+        let Operation::Inspect(_, after, max) = operation else { return None };
+        let places: Vec<_> = done.letters.iter().map(|letter| letter.place).collect();
+        let is_true = |letter: &DeadLetter| {
+            let kept = self.messages.get(&letter.place);
+            kept.is_some_and(|kept| {
+                is_about(operation, &kept.accept) && kept.accept.message == letter.message
+            })
+        };
+        let last = places.last().copied().unwrap_or(Seq::MAX);
+        let still = |seq: &&Seq| self.messages.get(seq).is_some_and(|kept| kept.end.is_none());
+        let missing = lived.into_iter().flatten().filter(|seq| *after < **seq && **seq <= last).filter(still);
+        match () {
+            () if !done.letters.iter().all(is_true) => Some("with a letter that is none"),
+            () if !places.is_sorted() || places.len() > *max => {
+                Some("out of order, or with more than asked for")
+            }
+            () if missing.into_iter().any(|seq| !places.contains(seq)) => Some("leaving one out"),
+            () => None,
         }
     }
 
@@ -138,7 +185,7 @@ impl Oracle {
 
     /// Marks a message whose end by an operation is durable.
     pub(super) fn note_withdrawn(&mut self, seq: Seq, reason: EndReason) {
-        let by_operation = matches!(reason, EndReason::Cancelled | EndReason::Replaced);
+        let by_operation = matches!(reason, EndReason::Cancelled | EndReason::Replaced | EndReason::Moved);
         if let Some(kept) = self.messages.get_mut(&seq).filter(|_| by_operation) {
             kept.withdrawn = Some(reason);
         }
@@ -151,10 +198,30 @@ fn is_duplicate_of(done: &Outcome, message: &Message, found: Option<&Message>) -
         && found.is_some_and(|found| super::same_content(found, message))
 }
 
-fn is_about(operation: &Operation, message: &Message) -> bool {
-    operation.user() == message.recipient()
-        && operation.target().is_none_or(|target| {
-            let sender = target.sender.as_ref();
-            target.id == message.id() && sender.is_none_or(|sender| sender.as_ref() == message.sender())
-        })
+fn is_about(operation: &Operation, accept: &Accept) -> bool {
+    let looks_there = match accept.lane() {
+        LaneId::Dead => operation.is_about_dead() || matches!(operation, Operation::Purge(_)),
+        _ => !operation.is_about_dead(),
+    };
+    looks_there && operation.user() == accept.message.recipient() && operation.means(accept)
+}
+
+/// What is wrong with an acceptance and the end that stands right behind it, if one does.
+fn what_is_torn(accept: Option<&Accept>, end: Option<&End>) -> Option<&'static str> {
+    let reason = end.map(|end| end.reason);
+    let is_letter = end.is_some_and(|end| end.lane == LaneId::Dead);
+    let fits = match accept.map(|accept| accept.admission) {
+        Some(Admission::Moved) => reason == Some(EndReason::Moved) && !is_letter,
+        Some(Admission::Requeued { .. }) => reason == Some(EndReason::Moved) && is_letter,
+        Some(Admission::Buried(burial)) => reason == Some(burial.reason) && !is_letter,
+        Some(Admission::New) => reason != Some(EndReason::Moved),
+        None => !matches!(reason, Some(EndReason::Moved | EndReason::Replaced)),
+    };
+    let joined = matches!(reason, Some(EndReason::Moved | EndReason::Replaced));
+    let same = || accept.map(|accept| accept.message.recipient()) == end.map(|end| &end.user);
+    match () {
+        () if !fits => Some("a message took a place that nobody left, or the other way round"),
+        () if joined && !same() => Some("a message took the place of somebody else's"),
+        () => None,
+    }
 }

@@ -1,0 +1,195 @@
+//! Collapse keys: of a user's waiting messages with the same one, only the newest stays.
+//!
+//! A user's row names the newest message of each key, so that the one that gives way need not be searched for. The new one
+//! and the end of the other are one commit. While that is on its way, further messages of the key wait: each takes the
+//! place of the one before it.
+//!
+//! Such a message is not undone when a commit fails, for the end that is joined to it cannot be: it goes into the next
+//! one, and its sender waits until the disk has healed.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use super::Machine;
+use super::accept::{Parked, at_once_if_due};
+use super::commit::{Instead, Pending, PendingAccept, Unit};
+use super::entry::EntryState;
+use super::io::{EntryRef, Ticket};
+use super::lane::Lane;
+use super::query::Query;
+use super::refusal::Refusal;
+use crate::id::UserId;
+use crate::message::Message;
+use crate::record::{Accept, Admission, End, LaneId, NewestRow, Seq};
+use crate::status::EndReason;
+use crate::time::Timestamp;
+
+/// The newest message of each collapse key of a user, by the key's digest.
+#[derive(Debug, Default)]
+pub(super) struct Newest {
+    rows: BTreeMap<u128, NewestRow>,
+    /// Where messages have moved that the row may name, until it is known.
+    moves: Vec<(Seq, (LaneId, Seq))>,
+}
+
+impl Newest {
+    pub(super) fn get(&self, key: u128) -> Option<NewestRow> {
+        self.rows.get(&key).copied()
+    }
+
+    /// Remembers the newest message of a key; beyond `max` keys, the oldest is forgotten.
+    fn put(&mut self, row: NewestRow, max: usize) {
+        self.rows.insert(row.key, row);
+        while self.rows.len() > max {
+            let oldest = self.rows.values().min_by_key(|row| (row.seq, row.key)).map(|row| row.key);
+            oldest.and_then(|key| self.rows.remove(&key));
+        }
+    }
+
+    /// What the store knows, under what the journal has said since.
+    pub(super) fn merge(&mut self, stored: &[NewestRow], has_ended: impl Fn(&NewestRow) -> bool) {
+        let moves = core::mem::take(&mut self.moves);
+        for row in stored {
+            let mut row = *row;
+            // In the order in which they moved.
+            for (from, to) in &moves {
+                if *from == row.seq {
+                    (row.lane, row.seq) = *to;
+                }
+            }
+            let row = &row;
+            let ended = has_ended(row);
+            if !ended || row.version > 0 {
+                let seq = if ended { Seq::ZERO } else { row.seq };
+                self.rows.entry(row.key).or_insert(NewestRow { seq, ..*row });
+            }
+        }
+        self.rows.retain(|_, row| row.seq != Seq::ZERO || row.version > 0);
+    }
+
+    /// The message at this place is no more, or waits elsewhere; whether that changed anything. As long as the row is
+    /// unknown, it may still name this one: that it has ended is kept in mind until then.
+    fn ended(&mut self, seq: Seq, moved_to: Option<(LaneId, Seq)>, row_known: bool) -> bool {
+        let Some(row) = self.rows.values_mut().find(|row| row.seq == seq) else {
+            // Of one that moved before the row was known, the row names where it was.
+            let has_moved = self.moves.iter().any(|(_, (_, to))| *to == seq);
+            let to = moved_to.or_else(|| has_moved.then_some((LaneId::Critical, Seq::ZERO)));
+            self.moves.extend(to.filter(|_| !row_known).map(|to| (seq, to)));
+            return false;
+        };
+        (row.lane, row.seq) = moved_to.unwrap_or((row.lane, Seq::ZERO));
+        if row.seq == Seq::ZERO && row.version == 0 && row_known {
+            let key = row.key;
+            self.rows.remove(&key);
+        }
+        true
+    }
+
+    pub(super) fn rows(&self) -> Vec<NewestRow> {
+        self.rows.values().copied().collect()
+    }
+}
+
+impl Machine {
+    /// Sends a message with a collapse key, which is no repeat.
+    pub(super) fn send_newest(&mut self, now: Timestamp, ticket: Ticket, message: Message, id: u128) {
+        let user = message.recipient().clone();
+        if !self.ensure_row(&user) {
+            return self.park(Query::User(user), Parked::Send(ticket, message));
+        }
+        let Some(key) = self.collapse_digest(&message) else { return };
+        if let Some(waiting) = self.collapsing.get_mut(&key) {
+            waiting.push((ticket, message));
+            self.parked_count += 1;
+            return;
+        }
+        let newest = self.user_mut(&user).newest.get(key);
+        let outdated =
+            newest.filter(|newest| message.version().is_some_and(|version| version < newest.version));
+        let old = newest.filter(|newest| self.gives_way(&user, newest));
+        let claimed = match outdated {
+            Some(newest) => Err(Refusal::Outdated { newest: newest.version }),
+            None => self.claim(&message, old.map(|old| old.cost)),
+        };
+        if let Err(refusal) = claimed {
+            self.answer(ticket, Err(refusal));
+            return self.evict_if_idle(&user);
+        }
+        self.reserve_id(id, &message, now);
+        self.collapsing.insert(key, Vec::new());
+        self.pending += 1;
+        let instead = old.map(|old| {
+            self.leaving.add(old.cost);
+            self.user_mut(&user).leaving.add(old.cost);
+            Instead { operation: None, seq: old.seq, gives_back: Some(old.cost) }
+        });
+        let accept = Arc::new(Accept::new(at_once_if_due(message, now), now));
+        let (key, ticket) = (Some(id), Some(ticket));
+        let accept = PendingAccept { accept, key, ticket, answered: false, instead, unit: Unit::Alone };
+        self.current.push(Pending::Accept(accept));
+        if let Some(old) = old {
+            let entry = EntryRef { lane: old.lane, seq: old.seq };
+            self.end_place(&user, entry, old.cost, EndReason::Replaced, true);
+            self.mark_ready(&user);
+        }
+    }
+
+    /// Whether the newest message of a key still waits, and is not about to end.
+    fn gives_way(&self, id: &UserId, newest: &NewestRow) -> bool {
+        let Some(lane) = self.users.get(id).map(|user| user.lane_ref(newest.lane)) else { return false };
+        newest.seq > lane.cursor
+            && !lane.ended.contains(&newest.seq)
+            && !lane.ending.contains(&newest.seq)
+            && lane.entry(newest.seq).is_none_or(|found| !matches!(found.state(), EntryState::Ending { .. }))
+    }
+
+    fn collapse_digest(&self, message: &Message) -> Option<u128> {
+        message.collapse_key().map(|key| self.digester.collapse(message.recipient(), key))
+    }
+
+    /// A message with a collapse key is durable, or was refused: the next of its key goes on, or is refused as well, so
+    /// that it does not overtake.
+    pub(super) fn collapsed(&mut self, now: Timestamp, accept: &Accept, refusal: Option<&Refusal>) {
+        // What another engine delivered takes nobody's place.
+        let key = self.collapse_digest(&accept.message).filter(|_| accept.origin.is_none());
+        let waiting = key.and_then(|key| self.collapsing.remove(&key));
+        for (ticket, message) in waiting.unwrap_or_default() {
+            self.parked_count = self.parked_count.saturating_sub(1);
+            match refusal {
+                Some(refusal) => self.answer(ticket, Err(refusal.clone())),
+                None => self.handle_send(now, ticket, message),
+            }
+        }
+    }
+
+    /// Folds an acceptance: from now on, this one gives way.
+    pub(super) fn fold_newest(&mut self, seq: Seq, accept: &Accept) {
+        let Some(key) = self.collapse_digest(&accept.message).filter(|_| accept.origin.is_none()) else {
+            return;
+        };
+        let max = self.config.max_collapse_keys.get();
+        let (lane, cost, version) =
+            (accept.lane(), accept.message.cost(), accept.message.version().unwrap_or_default());
+        let user = accept.message.recipient().clone();
+        let newest = &mut self.user_mut(&user).newest;
+        // One that moves is followed when its old place ends.
+        if accept.admission == Admission::New {
+            newest.put(NewestRow { key, lane, seq, cost, version }, max);
+            self.touch(&user, seq);
+        }
+    }
+
+    /// Folds an end.
+    pub(super) fn fold_newest_end(&mut self, seq: Seq, end: &End) {
+        let moved_to = self.last_accept.filter(|_| end.reason == EndReason::Moved);
+        let user = self.user_mut(&end.user);
+        if user.newest.ended(end.seq, moved_to, user.row_known) {
+            self.touch(&end.user, seq);
+        }
+    }
+}
+
+/// Whether a lane's row says that a place has ended.
+pub(super) fn has_ended(lane: &Lane, seq: Seq) -> bool {
+    seq <= lane.cursor || lane.ended.contains(&seq)
+}

@@ -1,0 +1,61 @@
+//! Dead letters: what could not be delivered, kept to be looked at, sent again or thrown away.
+//!
+//! A message that ends and is kept is written once more, to the lane of the dead, in one commit with its end. There it is
+//! like any other message, but for being offered: it settles, is merged, exported and found by operations.
+
+use std::sync::Arc;
+
+use super::Machine;
+use super::commit::Pending;
+use super::entry::EntryState;
+use super::io::EntryRef;
+use crate::config::OnFailure;
+use crate::id::UserId;
+use crate::message::Priority;
+use crate::record::{Accept, Admission, Burial, LaneId, Record, Seq};
+use crate::status::EndReason;
+use crate::time::Timestamp;
+
+impl Machine {
+    pub(super) fn on_failure(&self, lane: LaneId) -> OnFailure {
+        let index = lane.priority().map_or(0, Priority::index);
+        self.config.on_failure.get(index).copied().unwrap_or_default()
+    }
+
+    /// Ends a message that cannot be delivered, and keeps it as a dead letter if its lane asks for that and there is room.
+    pub(super) fn give_up(&mut self, now: Timestamp, id: &UserId, entry: EntryRef, reason: EndReason) {
+        let found = self.users.get(id).and_then(|user| user.lane_ref(entry.lane).entry(entry.seq));
+        let Some(accept) = found.map(|found| found.accept.clone()) else { return };
+        let Some(end) = self.ending(now, id, entry, reason) else { return };
+        if self.on_failure(entry.lane) != OnFailure::Park || !self.has_room_for_letter(id, &accept) {
+            return self.current.push(Pending::Fact(Record::End(end)));
+        }
+        let burial =
+            Burial { reason, attempts: end.attempts, possibly_delivered: end.possibly_delivered, at: now };
+        let admission = Admission::Buried(burial);
+        let letter = Accept { message: accept.message.clone(), at: accept.at, origin: None, admission };
+        self.user_mut(id).dying.add(accept.message.cost());
+        self.push_unsent(Arc::new(letter), None, None);
+        self.current.push(Pending::Joined(Record::End(end)));
+    }
+
+    fn has_room_for_letter(&mut self, id: &UserId, accept: &Accept) -> bool {
+        let (max, max_bytes) = (self.config.max_dead_letters, self.config.max_dead_bytes);
+        let user = self.user_mut(id);
+        let held = user.held.unwrap_or_default();
+        let bytes = held.dead_bytes.saturating_add(user.dying.bytes).saturating_add(accept.message.cost());
+        let has_room = held.dead.saturating_add(user.dying.messages) < max && bytes <= max_bytes;
+        self.stats.dead_letters_dropped += u64::from(!has_room);
+        has_room
+    }
+
+    /// A dead letter has arrived after all: nobody needs to send it again.
+    pub(super) fn exhume(&mut self, id: &UserId, letter: Seq) {
+        let entry = EntryRef { lane: LaneId::Dead, seq: letter };
+        let found = self.users.get(id).and_then(|user| user.lane_ref(entry.lane).entry(entry.seq));
+        // What has settled and left memory stays: it says that it may have been delivered.
+        if found.is_some_and(|found| found.state() == EntryState::Waiting) {
+            self.end(self.now, id, entry, EndReason::Delivered);
+        }
+    }
+}

@@ -1,0 +1,186 @@
+//! What hosts can do with messages besides sending them, and what that comes to.
+
+use super::io::Accepted;
+use crate::event::EventName;
+use crate::id::{MessageId, UserId};
+use crate::message::{Message, Priority};
+use crate::record::{Accept, Admission, Burial, Seq};
+use crate::status::EndReason;
+use crate::time::Timestamp;
+
+/// Which message an operation is about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Its recipient.
+    pub user: UserId,
+    /// Its id. Two senders may have used the same one for this recipient.
+    pub id: MessageId,
+    /// Only a message of this sender (`Some(None)`: one without a sender). Otherwise any, the one with the highest
+    /// priority and of those the oldest.
+    pub sender: Option<Option<UserId>>,
+}
+
+/// What a host wants done with messages that wait.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Operation {
+    /// Withdraw one message: it ends as cancelled.
+    Cancel(Target),
+    /// Withdraw every message that was accepted for this user so far.
+    Purge(UserId),
+    /// Withdraw one message and accept another one for the same recipient, both or neither. The old one ends as
+    /// replaced; the new one waits behind what was accepted before it.
+    Replace(Target, Message),
+    /// Move one message that was never offered to another lane, where it waits behind what was accepted before; how long
+    /// it may still wait stays as it was.
+    Reprioritise(Target, Priority),
+    /// Send dead letters once more: each is accepted anew, and waits behind what was accepted before.
+    Requeue(DeadLetters),
+    /// Throw dead letters away.
+    Discard(DeadLetters),
+    /// Look at dead letters behind this place: at most so many, and no more than
+    /// [`Config::max_load_bytes`](crate::Config::max_load_bytes), but at least one.
+    Inspect(DeadLetters, Seq, usize),
+}
+
+/// Which dead letters of a user are meant: those for which all of this is true.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetters {
+    /// Whose.
+    pub user: UserId,
+    /// With this id.
+    pub id: Option<MessageId>,
+    /// About this event.
+    pub event: Option<EventName>,
+    /// That ended for this reason.
+    pub reason: Option<EndReason>,
+    /// That ended before this time.
+    pub before: Option<Timestamp>,
+}
+
+impl DeadLetters {
+    /// All of a user's.
+    #[must_use]
+    pub fn of(user: UserId) -> Self {
+        Self { user, id: None, event: None, reason: None, before: None }
+    }
+
+    pub(super) fn means(&self, accept: &Accept) -> bool {
+        let Admission::Buried(burial) = accept.admission else { return false };
+        let message = &accept.message;
+        self.id.is_none_or(|id| id == message.id())
+            && self.event.as_ref().is_none_or(|event| event == message.event())
+            && self.reason.is_none_or(|reason| reason == burial.reason)
+            && self.before.is_none_or(|before| burial.at < before)
+    }
+}
+
+/// A message that could not be delivered, and was kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeadLetter {
+    /// Its place among the dead letters, which are in the order in which they ended.
+    pub place: Seq,
+    /// The message.
+    pub message: Message,
+    /// When it had been accepted, or what it had been scheduled for.
+    pub accepted_at: Timestamp,
+    /// Why it ended, when, and after how many attempts.
+    pub burial: Burial,
+}
+
+impl DeadLetter {
+    pub(super) fn of(place: Seq, accept: &Accept) -> Option<Self> {
+        let Admission::Buried(burial) = accept.admission else { return None };
+        Some(Self { place, message: accept.message.clone(), accepted_at: accept.at, burial })
+    }
+}
+
+impl Operation {
+    /// Whose messages it is about.
+    #[must_use]
+    pub fn user(&self) -> &UserId {
+        match self {
+            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => &target.user,
+            Self::Purge(user) => user,
+            Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => &letters.user,
+        }
+    }
+
+    /// The one message it is about, if it is about one.
+    #[must_use]
+    pub fn target(&self) -> Option<&Target> {
+        match self {
+            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => Some(target),
+            Self::Purge(_) | Self::Requeue(_) | Self::Discard(_) | Self::Inspect(..) => None,
+        }
+    }
+
+    /// Whether it is about dead letters.
+    #[must_use]
+    pub fn is_about_dead(&self) -> bool {
+        matches!(self, Self::Requeue(_) | Self::Discard(_) | Self::Inspect(..))
+    }
+
+    /// Whether it changes nothing.
+    #[must_use]
+    pub fn only_reads(&self) -> bool {
+        matches!(self, Self::Inspect(..))
+    }
+
+    /// How the places end that it is about.
+    #[must_use]
+    pub fn reason(&self) -> EndReason {
+        match self {
+            Self::Cancel(_) | Self::Purge(_) | Self::Discard(_) | Self::Inspect(..) => EndReason::Cancelled,
+            Self::Replace(..) => EndReason::Replaced,
+            Self::Reprioritise(..) | Self::Requeue(_) => EndReason::Moved,
+        }
+    }
+}
+
+/// What an operation did, durably.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// Messages it ended, dead letters among them.
+    pub messages: u32,
+    /// How many of them had been offered, or may have been: they may have arrived all the same. Should one be
+    /// confirmed later, it counts as delivered.
+    pub possibly_delivered: u32,
+    /// The place of what came instead, for [`Operation::Replace`] and [`Operation::Reprioritise`]; of what was sent again
+    /// last, for [`Operation::Requeue`]. A `duplicate` had been
+    /// accepted before, or is where it should go already: then this operation ended nothing, and what an earlier one ended
+    /// is not counted again.
+    pub accepted: Option<Accepted>,
+    /// What [`Operation::Inspect`] found.
+    pub letters: Vec<DeadLetter>,
+}
+
+impl Outcome {
+    /// Nothing was done: what was wanted had been accepted before.
+    pub(super) fn known(accepted: Accepted) -> Self {
+        Self { accepted: Some(accepted), ..Self::default() }
+    }
+}
+
+impl Target {
+    fn is(&self, accept: &Accept) -> bool {
+        let message = &accept.message;
+        message.id() == self.id
+            && self.sender.as_ref().is_none_or(|sender| sender.as_ref() == message.sender())
+    }
+}
+
+impl Operation {
+    /// Whether it is about this message, if it looks in its lane.
+    pub(crate) fn means(&self, accept: &Accept) -> bool {
+        match self {
+            Self::Cancel(target) | Self::Replace(target, _) | Self::Reprioritise(target, _) => {
+                target.is(accept)
+            }
+            Self::Purge(_) => true,
+            Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => {
+                letters.means(accept)
+            }
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Where operations look: in memory, a slice at a time, and in the store, page by page.
+
+use super::Machine;
+use super::io::{EntryRef, LoadId};
+use super::operate::{OperationId, Work};
+use super::operation::Operation;
+use super::query::{Page, Query};
+use super::refusal::OperationError;
+use crate::record::{LaneId, Seq};
+use crate::time::Timestamp;
+
+/// Messages of one operation handled per slice: bounds how long a commit waits behind it.
+const SLICE: usize = 256;
+
+/// How far an operation has looked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Search {
+    /// In memory, up to where the store begins: of works that take what they find in order.
+    Before(usize, Seq),
+    /// In memory, behind this place of this one of its lanes.
+    Memory(usize, Seq),
+    /// In the store, behind this place of this one of its lanes.
+    Store(usize, Seq),
+    /// Everywhere.
+    Over,
+}
+
+impl Search {
+    pub(super) fn begin(work: &Work) -> Self {
+        if work.is_in_order() { Self::Before(0, Seq::ZERO) } else { Self::Memory(0, Seq::ZERO) }
+    }
+}
+
+impl Work {
+    /// Where it looks.
+    fn lanes(&self) -> &'static [LaneId] {
+        let [waiting @ .., dead] = &LaneId::ALL;
+        match self {
+            Self::Ripen(_) => &[LaneId::Scheduled],
+            Self::Sweep => waiting,
+            Self::Asked(_, Operation::Purge(_)) => &LaneId::ALL,
+            Self::Asked(_, operation) if operation.is_about_dead() => core::slice::from_ref(dead),
+            Self::Asked(..) => waiting,
+        }
+    }
+
+    /// It looks only behind this place.
+    fn starts_behind(&self) -> Seq {
+        match self {
+            Self::Asked(_, Operation::Inspect(_, after, _)) => *after,
+            _ => Seq::ZERO,
+        }
+    }
+
+    fn only_reads(&self) -> bool {
+        matches!(self, Self::Asked(_, operation) if operation.only_reads())
+    }
+
+    /// Whether it takes what it finds in the order of places: what is in the store comes before what is in memory only.
+    /// The others look first where that costs nothing.
+    fn is_in_order(&self) -> bool {
+        self.lanes().len() == 1 || matches!(self, Self::Sweep)
+    }
+}
+
+impl Machine {
+    fn go_on(&mut self, id: OperationId, search: Search) {
+        if let Some(open) = self.operations.open.get_mut(&id) {
+            open.search = search;
+            self.operations.make_ready(id);
+        }
+    }
+
+    /// Whether an operation that has found something need not look further.
+    fn has_enough(&self, id: OperationId) -> bool {
+        let Some(open) = self.operations.open.get(&id) else { return true };
+        match &open.work {
+            Work::Asked(_, Operation::Inspect(_, _, max)) => {
+                let letters = &open.done.letters;
+                let bytes: u64 = letters.iter().map(|letter| letter.message.cost()).sum();
+                letters.len() >= *max || bytes >= self.config.max_load_bytes.get()
+            }
+            work => work.is_about_one(),
+        }
+    }
+
+    pub(super) fn search_memory(&mut self, id: OperationId, at: usize, after: Seq) {
+        let Some(open) = self.operations.open.get(&id) else { return };
+        let is_before = matches!(open.search, Search::Before(..));
+        let Some(lane) = open.work.lanes().get(at).copied() else {
+            let next = match (is_before, open.work.is_in_order()) {
+                (false, true) => Search::Over,
+                _ => Search::Store(0, Seq::ZERO),
+            };
+            return self.go_on(id, next);
+        };
+        let user = open.user.clone();
+        // What is in memory behind where the store began comes after what the store has.
+        let store_after = open.store_after.get(lane.index()).copied().flatten();
+        let (after, until) = match (is_before, open.work.is_in_order()) {
+            (true, _) => (after.max(open.work.starts_behind()), store_after.map_or(Seq::ZERO, Seq::next)),
+            (false, true) => {
+                (after.max(store_after.unwrap_or(Seq::ZERO)).max(open.work.starts_behind()), Seq::MAX)
+            }
+            (false, false) => (after, Seq::MAX),
+        };
+        let entries = self.users.get(&user).map(|user| &user.lane_ref(lane).entries);
+        let from = entries.map_or(0, |entries| entries.partition_point(|entry| entry.seq <= after));
+        let slice = entries.into_iter().flat_map(|entries| entries.iter().skip(from).take(SLICE));
+        let slice = slice.take_while(|entry| entry.seq < open.before && entry.seq < until);
+        let mut last = None;
+        let mut found = Vec::new();
+        for entry in slice {
+            last = Some(entry.seq);
+            if open.work.means(&entry.accept) {
+                found.push(entry.seq);
+            }
+        }
+        let hit = found
+            .into_iter()
+            .any(|seq| self.act_on(id, &user, EntryRef { lane, seq }, None) && self.has_enough(id));
+        let (at, last) = last.map_or((at + 1, Seq::ZERO), |last| (at, last));
+        let next = match is_before {
+            _ if hit => Search::Over,
+            true => Search::Before(at, last),
+            false => Search::Memory(at, last),
+        };
+        self.go_on(id, next);
+    }
+
+    pub(super) fn search_store(&mut self, id: OperationId, at: usize, after: Seq) {
+        let Some(open) = self.operations.open.get(&id) else { return };
+        let Some(lane) = open.work.lanes().get(at).copied() else {
+            let next = if open.work.is_in_order() { Search::Memory(0, Seq::ZERO) } else { Search::Over };
+            return self.go_on(id, next);
+        };
+        let (user, after) = (open.user.clone(), after.max(open.work.starts_behind()));
+        let Some(memory_ends) = open.store_after.get(lane.index()).copied().flatten() else {
+            return self.go_on(id, Search::Store(at + 1, Seq::ZERO));
+        };
+        let found = self.user_mut(&user).lane(lane);
+        // What ended meanwhile may be gone in part: were it asked for, that would look like damage.
+        let after = after.max(memory_ends).max(found.cursor);
+        let ended = found.ended.range(after.plus(1)..).copied().collect();
+        let (max_messages, max_bytes) = (SLICE, self.config.max_load_bytes.get());
+        let query = Query::Page { user, lane, after, ended, max_messages, max_bytes };
+        let load = self.load(query);
+        self.operations.loads.insert(load, id);
+    }
+
+    /// A page was read for an operation. `false` when it was for somebody else.
+    pub(super) fn page_for_operation(
+        &mut self,
+        now: Timestamp,
+        load: LoadId,
+        lane: LaneId,
+        page: &Page,
+    ) -> bool {
+        let Some(id) = self.operations.loads.remove(&load) else { return false };
+        let Some(open) = self.operations.open.get(&id) else { return true };
+        let Search::Store(at, _) = open.search else { return true };
+        let (user, work) = (open.user.clone(), open.work.clone());
+        let before = open.before;
+        let first = page
+            .entries
+            .first()
+            .map(|(seq, _)| *seq)
+            .into_iter()
+            .chain(page.damaged.first().map(|d| d.0))
+            .min();
+        if let Some(open) = self.operations.open.get_mut(&id) {
+            open.first_live = open.first_live.or(first);
+        }
+        let mut found = page.entries.iter().filter(|(seq, accept)| *seq < before && work.means(accept));
+        let hit = found.any(|(seq, accept)| {
+            self.act_on(id, &user, EntryRef { lane, seq: *seq }, Some(accept)) && self.has_enough(id)
+        });
+        if hit {
+            self.go_on(id, Search::Over);
+            return true;
+        }
+        if !work.is_about_one() && !work.only_reads() {
+            for (seq, cost) in &page.damaged {
+                self.end_damaged(now, &user, lane, *seq, *cost);
+            }
+        }
+        let next = match page.more_after {
+            Some(after) => Search::Store(at, after),
+            None => {
+                self.lane_read(id, lane);
+                Search::Store(at + 1, Seq::ZERO)
+            }
+        };
+        self.go_on(id, next);
+        true
+    }
+
+    /// All of a lane's part in the store was read: nothing lives in it before the first that was found. So gaps behind what
+    /// ended long ago do not stay for ever in a lane that nobody reads into memory.
+    fn lane_read(&mut self, id: OperationId, lane: LaneId) {
+        let Some(open) = self.operations.open.get_mut(&id) else { return };
+        let first_live = open.first_live.take();
+        let began = open.store_after.get(lane.index()).copied().flatten();
+        let (whole, user) = (open.work.starts_behind() == Seq::ZERO, open.user.clone());
+        let Some(user) = self.users.get_mut(&user) else { return };
+        // The lanes that are offered from are read into memory while somebody is there.
+        let is_read_otherwise = lane.priority().is_some() && user.is_attached();
+        let lane = user.lane(lane);
+        if whole
+            && !is_read_otherwise
+            && lane.loading.is_none()
+            && began.is_some()
+            && lane.more_after == began
+        {
+            lane.more_after = first_live.map(Seq::prev);
+        }
+    }
+
+    /// A page could not be read for an operation. `false` when it was for somebody else.
+    pub(super) fn page_failed_for_operation(&mut self, load: LoadId) -> bool {
+        let Some(id) = self.operations.loads.remove(&load) else { return false };
+        if self.operations.open.get(&id).is_some_and(|open| open.search != Search::Over) {
+            self.finish(id, Err(OperationError::StoreUnreadable));
+        }
+        true
+    }
+}

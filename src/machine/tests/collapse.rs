@@ -1,0 +1,253 @@
+//! Collapse keys: of a user's waiting messages with the same one, only the newest stays.
+
+use super::operate::{alice, settled_with, target};
+use super::*;
+
+fn state() -> MessageBuilder {
+    to("alice").collapse_key("order/7")
+}
+
+fn version(version: u64) -> Message {
+    state().version(version).build().unwrap()
+}
+
+fn ended(rig: &Rig, reason: EndReason) -> u64 {
+    rig.machine.stats().counters.ended[reason.index()]
+}
+
+#[test]
+fn the_newest_takes_the_place_of_the_one_that_waits_in_one_commit_whatever_its_priority() {
+    let mut rig = Rig::new();
+    let old = rig.accept(&state().build().unwrap());
+    let other = rig.accept(&to("alice").collapse_key("order/8").build().unwrap());
+    let bobs = rig.accept(&to("bob").collapse_key("order/7").build().unwrap());
+    let new = state().priority(Priority::High).build().unwrap();
+    let ticket = rig.send(&new);
+    let records = &rig.open.front().unwrap().1;
+    assert!(
+        matches!(&records[..], [Record::Accept(_), Record::End(end)] if end.seq == old.seq),
+        "{records:?}"
+    );
+    assert!(rig.answer(ticket).is_none(), "not before it is durable");
+    rig.commit();
+    let place = rig.answer(ticket).unwrap().clone().unwrap().entry;
+    assert_eq!(ended(&rig, EndReason::Replaced), 1);
+    rig.attach(1, "alice", "phone");
+    assert_eq!(rig.offered(), [place, other]);
+    assert_eq!(rig.machine.stats().counters.live(), 3, "{bobs:?} is another one's");
+}
+
+#[test]
+fn many_of_a_key_that_are_sent_at_once_come_to_the_newest() {
+    let mut rig = Rig::new();
+    let messages: Vec<_> = (0..5).map(|_| state().build().unwrap()).collect();
+    let tickets: Vec<_> = messages.iter().map(|message| rig.send(message)).collect();
+    assert_eq!(rig.open.len(), 1, "each takes the place of the one before it");
+    rig.commit();
+    assert!(tickets.iter().all(|ticket| rig.answer(*ticket).unwrap().is_ok()));
+    assert_eq!((ended(&rig, EndReason::Replaced), rig.machine.stats().counters.live()), (4, 1));
+    rig.attach(1, "alice", "phone");
+    let offered: Vec<_> = rig.offers.iter().map(|(_, delivery)| delivery.message.id()).collect();
+    assert_eq!(offered, [messages[4].id()]);
+    assert_eq!(rig.machine.stats().pending, 0);
+}
+
+#[test]
+fn one_that_is_on_offer_gives_way_and_may_have_arrived_and_one_that_has_ended_does_not() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let first = rig.accept(&state().build().unwrap());
+    let second = rig.accept(&state().build().unwrap());
+    assert_eq!(rig.offered(), [first, second]);
+    let change = rig.changes.iter().find(|change| change.status.is_terminal()).unwrap();
+    assert_eq!((change.entry, change.status), (first, Status::Ended(EndReason::Replaced)));
+    assert!(change.possibly_delivered);
+    rig.say(1, second, Verdict::Delivered);
+    rig.accept(&state().build().unwrap());
+    assert_eq!((ended(&rig, EndReason::Replaced), ended(&rig, EndReason::Delivered)), (1, 1));
+}
+
+#[test]
+fn an_outdated_version_is_refused_also_after_the_newest_was_delivered_and_after_a_replay() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let entry = rig.accept(&version(7));
+    let refused = |rig: &mut Rig, old: u64| {
+        let ticket = rig.send(&version(old));
+        rig.commit();
+        rig.answer(ticket).unwrap().clone()
+    };
+    assert_eq!(refused(&mut rig, 6), Err(Refusal::Outdated { newest: 7 }));
+    assert!(refused(&mut rig, 7).is_ok(), "the same is not older");
+    rig.say(1, entry, Verdict::Delivered);
+    rig.offers.iter().map(|(_, d)| d.entry).collect::<Vec<_>>().into_iter().for_each(|entry| {
+        rig.say(1, entry, Verdict::Delivered);
+    });
+    assert_eq!(rig.machine.stats().counters.live(), 0);
+    assert_eq!(refused(&mut rig, 6), Err(Refusal::Outdated { newest: 7 }));
+    let mut reborn = Rig { machine: rig.replayed(), next: Seq::first_of(Epoch(2)), ..Rig::new() };
+    assert_eq!(refused(&mut reborn, 6), Err(Refusal::Outdated { newest: 7 }));
+    assert!(refused(&mut reborn, 8).is_ok());
+}
+
+#[test]
+fn a_full_outbox_takes_one_that_takes_a_place_and_is_no_larger() {
+    let max = core::num::NonZeroU32::new(1).unwrap();
+    let mut rig = Rig::with(Config { max_user_messages: max, ..Config::default() });
+    rig.accept(&state().build().unwrap());
+    let ticket = rig.send(&state().build().unwrap());
+    rig.commit();
+    assert!(rig.answer(ticket).unwrap().is_ok());
+    let other = rig.send(&message("alice"));
+    assert!(matches!(rig.answer(other), Some(Err(Refusal::OutboxFull { .. }))));
+}
+
+/// The end that is joined to it cannot be undone: an operation may wait for it, or a confirmation have come.
+#[test]
+fn one_that_takes_a_place_is_done_when_the_disk_heals_and_what_waits_behind_it_too() {
+    let mut rig = Rig::new();
+    let old = rig.accept(&state().build().unwrap());
+    let tickets = [rig.send(&state().build().unwrap()), rig.send(&state().build().unwrap())];
+    let cancel = rig.operate(Operation::Purge(alice()));
+    let (commit, records) = rig.open.pop_front().unwrap();
+    rig.input(Input::PersistFailed { commit, unknown: true });
+    assert_eq!(rig.open.front().unwrap().1, records);
+    assert!(tickets.iter().all(|ticket| rig.answer(*ticket).is_none()));
+    rig.commit();
+    assert!(tickets.iter().all(|ticket| rig.answer(*ticket).unwrap().is_ok()));
+    assert!(rig.done(cancel).is_some());
+    assert_eq!(rig.machine.stats().counters.live(), 1, "{old:?}");
+}
+
+#[test]
+fn the_first_of_a_key_fails_with_its_commit_and_those_behind_it_do_not_overtake() {
+    let mut rig = Rig::new();
+    let tickets = [rig.send(&state().build().unwrap()), rig.send(&state().build().unwrap())];
+    let (commit, _) = rig.open.pop_front().unwrap();
+    rig.input(Input::PersistFailed { commit, unknown: true });
+    rig.commit();
+    assert!(tickets.iter().all(|ticket| rig.answer(*ticket) == Some(&Err(Refusal::OutcomeUnknown))));
+    assert_eq!((rig.machine.stats().counters.accepted, rig.machine.stats().pending), (0, 0));
+}
+
+#[test]
+fn the_row_names_the_newest_also_of_what_has_settled_and_moved() {
+    let mut rig = Rig::new();
+    let old = state().build().unwrap();
+    rig.accept(&old);
+    let before = rig.next;
+    rig.input(Input::Settle { before });
+    let row = rig.survivors.iter().flat_map(|part| part.rows.clone()).next().unwrap().1;
+    rig.input(Input::Settled { before });
+    assert_eq!(row.newest.len(), 1);
+    assert!(rig.machine.snapshot(&alice()).is_none());
+    let up = rig.operate(Operation::Reprioritise(target(old.id()), Priority::High));
+    let store = [(row.newest[0].seq, std::sync::Arc::new(crate::record::Accept::new(old.clone(), rig.now)))];
+    rig.load_from(&store, before);
+    rig.commit();
+    let moved = rig.done(up).unwrap().unwrap().accepted.unwrap().entry;
+    // A replay of the move, before the row that names the old place is known.
+    let moves: Vec<_> = rig.log[1..].to_vec();
+    let birth = Birth { epoch: Epoch(2), store_empty: false, settled: before, ..birth(Config::default()) };
+    let mut reborn = Rig::born(birth);
+    moves.iter().for_each(|(seq, record)| reborn.machine.replay(*seq, record, true));
+    let ticket = reborn.send(&state().build().unwrap());
+    while let Some((load, query)) = reborn.loads.pop() {
+        let found = match query {
+            Query::User(_) => {
+                let held = Some(held(1, old.cost()));
+                Found::User { row: Some(Box::new(row.clone())), held, reflects: before }
+            }
+            _ => Found::Sender(Vec::new()),
+        };
+        reborn.input(Input::Loaded { load, found: Box::new(found) });
+    }
+    reborn.commit();
+    assert!(reborn.answer(ticket).unwrap().is_ok());
+    let end =
+        reborn.changes.iter().find(|change| change.status.is_terminal()).expect("the old one gives way");
+    assert_eq!(end.entry, moved);
+    assert_eq!(reborn.machine.stats().counters.ended[EndReason::Replaced.index()], 1);
+    // Found by the simulator: it had ended where it had moved to, and was ended once more.
+    let cancel = rig.operate(Operation::Cancel(target(old.id())));
+    rig.commit();
+    assert!(rig.done(cancel).unwrap().is_ok());
+    let mut reborn = Rig::born(Birth {
+        epoch: Epoch(2),
+        store_empty: false,
+        settled: before,
+        ..self::birth(Config::default())
+    });
+    rig.log[1..].iter().for_each(|(seq, record)| reborn.machine.replay(*seq, record, true));
+    let ticket = reborn.send(&state().build().unwrap());
+    while let Some((load, query)) = reborn.loads.pop() {
+        let found = match query {
+            Query::User(_) => Found::User {
+                row: Some(Box::new(row.clone())),
+                held: Some(held(1, old.cost())),
+                reflects: before,
+            },
+            _ => Found::Sender(Vec::new()),
+        };
+        reborn.input(Input::Loaded { load, found: Box::new(found) });
+    }
+    reborn.commit();
+    assert!(reborn.answer(ticket).unwrap().is_ok());
+    assert_eq!(reborn.machine.stats().counters.ended[EndReason::Replaced.index()], 0);
+}
+
+#[test]
+fn beyond_the_bound_the_key_of_the_oldest_is_forgotten_and_its_message_waits() {
+    let max = core::num::NonZeroUsize::new(2).unwrap();
+    let mut rig = Rig::with(Config { max_collapse_keys: max, ..Config::default() });
+    let key = |key: &str| to("alice").collapse_key(key).build().unwrap();
+    for name in ["a", "b", "c"] {
+        rig.accept(&key(name));
+    }
+    rig.accept(&key("b"));
+    assert_eq!(ended(&rig, EndReason::Replaced), 1);
+    rig.accept(&key("a"));
+    assert_eq!((ended(&rig, EndReason::Replaced), rig.machine.stats().counters.live()), (1, 4));
+}
+
+#[test]
+fn neither_batches_nor_replacements_take_a_collapse_key_and_a_version_needs_one() {
+    let mut rig = Rig::new();
+    let old = message("alice");
+    rig.accept(&old);
+    rig.input(Input::SendBatch(vec![(Ticket(50), message("alice")), (Ticket(51), state().build().unwrap())]));
+    assert_eq!(rig.answer(Ticket(50)), Some(&Err(Refusal::OtherRefused)));
+    assert_eq!(rig.answer(Ticket(51)), Some(&Err(Refusal::CollapseInBatch)));
+    let replace = rig.operate(Operation::Replace(target(old.id()), state().build().unwrap()));
+    assert_eq!(rig.done(replace), Some(Err(OperationError::Unfit)));
+    let flaw = to("alice").version(1).build().unwrap_err();
+    assert!(matches!(flaw.flaw(), crate::MessageFlaw::VersionOfNothing));
+}
+
+#[test]
+fn volatile_hints_of_a_key_come_to_the_newest_where_the_first_of_them_was() {
+    let in_flight = core::num::NonZeroU32::MIN;
+    let two = core::num::NonZeroUsize::new(2).unwrap();
+    let config =
+        Config { max_in_flight: in_flight, max_volatile: two, critical_reserve: 0, ..Config::default() };
+    let mut rig = Rig::with(config);
+    rig.attach(1, "alice", "phone");
+    let held = rig.accept(&message("alice"));
+    let hint = |text: &'static str| {
+        let hint = Message::to("alice", "chat.typing", text).collapse_key("typing");
+        hint.durability(Durability::Volatile).build().unwrap()
+    };
+    let other = to("alice").durability(Durability::Volatile).build().unwrap();
+    let tickets = [rig.send(&hint("b")), rig.send(&other), rig.send(&hint("bo")), rig.send(&hint("bob"))];
+    assert!(
+        tickets.iter().all(|ticket| rig.answer(*ticket).unwrap().is_ok()),
+        "they take no more room than one"
+    );
+    rig.say(1, held, Verdict::Delivered);
+    let (_, first) = rig.offers[1].clone();
+    assert_eq!(first.message.payload().as_ref(), b"bob");
+    rig.say(1, first.entry, Verdict::Delivered);
+    assert_eq!(rig.offers[2].1.message.id(), other.id());
+    let (store, _) = settled_with(&mut rig);
+    assert!(store.is_empty());
+}
