@@ -3,7 +3,6 @@
 use super::defect::Defect;
 use super::node::{Flight, Node, Settling};
 use super::random::Random;
-use crate::codec;
 use crate::machine::{Input, Survivors};
 use crate::ports::{Group, Journal, JournalError};
 use crate::record::{Record, Seq};
@@ -21,7 +20,7 @@ impl Node {
         let mut parts = std::collections::VecDeque::new();
         for handed in engine.queue.iter().take(limit) {
             let (before, seq) = (bytes.len(), engine.next.plus(records.len() as u64));
-            codec::encode_records(&handed.records, &mut bytes);
+            self.home.cipher().encode_records(&handed.records, &mut bytes);
             if bytes.len() > max {
                 bytes.truncate(before);
                 break;
