@@ -7,13 +7,18 @@ mod common;
 use std::fmt::Write as _;
 use std::path::Path;
 use std::sync::{Mutex, MutexGuard};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use common::tree_of;
+use lastmile::machine::{DeadLetters, Verdict};
 use lastmile::ports::{Key, Keyring};
+use lastmile::record::Seq;
 use lastmile::storage::{MemoryStore, SledStore};
 use lastmile::testing::ScriptedSink;
-use lastmile::{BuildError, Config, Engine, EngineBuilder, KeyError, KeyId, Message, Priority};
+use lastmile::{
+    BuildError, Config, EndReason, Engine, EngineBuilder, KeyError, KeyId, Message, MessageBuilder, Priority,
+    Reached, Stage, UserId,
+};
 use tracing::field::{Field, Visit};
 use tracing::span::{Attributes, Id, Record};
 use tracing::{Event, Metadata, Subscriber};
@@ -93,6 +98,90 @@ impl Subscriber for Log {
     fn exit(&self, _: &Id) {}
 }
 
+#[expect(clippy::disallowed_methods, reason = "a test has no engine's clock to ask")]
+fn tomorrow() -> SystemTime {
+    SystemTime::now() + Duration::from_secs(86_400)
+}
+
+fn secret(to: &str, payload: String) -> MessageBuilder {
+    let message = Message::to(to, "chat.message", payload).sender("bob");
+    message.header("x-secret", CANARY.to_owned()).header(CANARY, "x")
+}
+
+/// Payloads to everybody: one that shares its body in a row, and one whose body lies in parts.
+fn news() -> [String; 2] {
+    [CANARY.repeat(20), CANARY.repeat(500)]
+}
+
+fn dead() -> DeadLetters {
+    DeadLetters::of(UserId::new("dead").unwrap())
+}
+
+/// What is said to many, later, over again, and in vain, and all that can be done about it: each with the canary in payload
+/// and headers. Returns what `Debug` says of it.
+async fn set_aside(engine: &Engine) -> String {
+    let mut debug = String::new();
+    for payload in news() {
+        let news = secret("everybody", payload).build().unwrap();
+        let people = (0..20).map(|n| UserId::new(format!("fan-{n}")).unwrap());
+        let verdicts = engine.fan_out(&news, people).await;
+        assert!(verdicts.iter().all(|(_, verdict)| verdict.is_ok()), "{verdicts:?}");
+        write!(debug, "{news:?} {verdicts:?}").unwrap();
+    }
+    let batch: Vec<_> = (0..3).map(|n| secret("batch", format!("{n} {CANARY}")).build().unwrap()).collect();
+    write!(debug, "{:?}", engine.send_batch(batch).await.unwrap()).unwrap();
+    // Later, and once more with a collapse key.
+    for builder in
+        [secret("later", format!("1 {CANARY}")), secret("later", CANARY.repeat(500)).collapse_key("k")]
+    {
+        let message = builder.not_before(tomorrow()).build().unwrap();
+        write!(debug, "{:?} {message:?}", engine.send(message.clone()).await.unwrap()).unwrap();
+    }
+    // Over again: the second takes the first one's place, and the third is another message in the place of one.
+    for version in 1..=2 {
+        let state = secret("state", format!("{version} {CANARY}")).collapse_key("score").version(version);
+        write!(debug, "{:?}", engine.send(state.build().unwrap()).await.unwrap()).unwrap();
+    }
+    let old = secret("edited", format!("old {CANARY}")).build().unwrap();
+    engine.send(old.clone()).await.unwrap();
+    let new = secret("edited", format!("new {CANARY}")).build().unwrap();
+    write!(debug, "{:?}", engine.replace(old.id(), new).await.unwrap()).unwrap();
+    // In vain: of three dead letters one is kept, one sent once more, one thrown away.
+    let attached = engine.attach("dead", "hook", ScriptedSink::always(Verdict::Rejected)).unwrap();
+    let mut ids = Vec::new();
+    for n in 0..3 {
+        let receipt = engine.send(secret("dead", format!("{n} {CANARY}")).build().unwrap()).await.unwrap();
+        let ended = receipt.reached(Stage::Delivered).await.unwrap();
+        assert!(matches!(ended, Reached::Ended { reason: EndReason::Rejected, .. }), "{ended:?}");
+        write!(debug, "{ended:?}").unwrap();
+        ids.push(receipt.id());
+    }
+    drop(attached);
+    let letters = engine.dead_letters(dead(), Seq::ZERO, 10).await.unwrap();
+    assert_eq!(letters.len(), 3);
+    let one = |n: usize| DeadLetters { id: Some(ids[n]), ..dead() };
+    let requeued = engine.requeue(one(1)).await.unwrap();
+    let discarded = engine.discard(one(2)).await.unwrap();
+    assert_eq!((requeued.messages, discarded.messages), (1, 1));
+    write!(debug, "{letters:?} {:?} {requeued:?} {discarded:?}", one(0)).unwrap();
+    debug
+}
+
+/// What [`set_aside`] leaves is there, with its payload.
+async fn assert_set_aside(engine: &Engine) {
+    let texts = |texts: &[&str]| texts.iter().map(|text| text.as_bytes().to_vec()).collect::<Vec<_>>();
+    let [one, two] = news();
+    assert_eq!(read(engine, "fan-7", 2).await, texts(&[&one, &two]));
+    assert_eq!(read(engine, "state", 1).await, texts(&[&format!("2 {CANARY}")]));
+    assert_eq!(read(engine, "edited", 1).await, texts(&[&format!("new {CANARY}")]));
+    assert_eq!(read(engine, "dead", 1).await, texts(&[&format!("1 {CANARY}")]));
+    let letters = engine.dead_letters(dead(), Seq::ZERO, 10).await.unwrap();
+    let kept: Vec<_> = letters.iter().map(|letter| letter.message.payload().to_vec()).collect();
+    assert_eq!(kept, texts(&[&format!("0 {CANARY}")]));
+    let waits = engine.purge("later").await.unwrap();
+    assert_eq!(waits.messages, 2);
+}
+
 async fn send_all(engine: &Engine, count: usize) {
     for message in messages(count) {
         engine.send(message).await.unwrap();
@@ -110,6 +199,7 @@ async fn live(dir: &Path, keys: Option<Keyring>) -> (Vec<u8>, String) {
     };
     let mut debug = format!("{:?}", build());
     let engine = build().build().unwrap();
+    debug += &set_aside(&engine).await;
     send_all(&engine, 1200).await;
     let sink = ScriptedSink::new();
     let attached = engine.attach("user-1", "phone", sink.clone()).unwrap();
@@ -222,6 +312,7 @@ fn sent(user: usize, count: usize) -> Vec<Vec<u8>> {
 async fn keys_are_exchanged_and_the_old_one_is_retired_once_nothing_needs_it() {
     let dir = tempfile::tempdir().unwrap();
     let engine = builder(dir.path()).encryption(keys(1, &[])).build().unwrap();
+    set_aside(&engine).await;
     send_all(&engine, 700).await;
     engine.shutdown(LONG).await;
     drop(engine);
@@ -247,6 +338,8 @@ async fn keys_are_exchanged_and_the_old_one_is_retired_once_nothing_needs_it() {
     // Retired.
     let engine = builder(dir.path()).encryption(keys(2, &[])).build().unwrap();
     assert!(engine.recovered().bad.is_empty());
+    assert!(engine.outbox().verify(&mut |_| {}).unwrap().damage.is_empty());
+    assert_set_aside(&engine).await;
     for user in [0, 3] {
         let expected = [sent(user, 700), sent(user, 700)].concat();
         assert_eq!(read(&engine, &format!("user-{user}"), expected.len()).await, expected);
