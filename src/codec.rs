@@ -10,29 +10,30 @@
 //! - What is decoded passed [`Message::check`]: a decoded message could have been built.
 //! - Each encoding carries its version; golden files hold it.
 
+mod accept;
 mod fields;
 mod group;
 mod ids;
 mod rows;
+mod seal;
 mod varint;
 
-use bytes::Bytes;
-use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
-use serde::ser::SerializeSeq;
+use serde::de::DeserializeOwned;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::error::InvalidMessage;
-use crate::event::EventName;
-use crate::id::{CollapseKey, MessageId, OrderingKey, UserId};
-use crate::message::{Durability, MAX_HEADERS, Message, MessageBuilder, Priority};
-use crate::record::{Accept, Admission, Attempt, Burial, End, Exposed, Floor, Origin, Record, Told};
-use crate::status::EndReason;
-use crate::time::Timestamp;
+use self::group::Before;
+use self::seal::plain_of;
+use crate::error::{InvalidMessage, KeyError};
+use crate::record::{Accept, Attempt, End, Exposed, Floor, Record, Seq, Told};
 
 pub(crate) use fields::Fields;
 pub use group::encode_records;
 pub use ids::{DedupRows, MAX_DEDUP_BYTES, decode_dedup, encode_dedup};
 pub use rows::{decode_row, encode_row};
+pub use seal::Cipher;
+#[cfg(feature = "encryption")]
+pub(crate) use seal::{HEAD_BYTES, NONCE_BYTES, Sealer, TAG_BYTES};
+pub(crate) use seal::{KeyMark, Unopened};
 pub(crate) use varint::{put_step, put_varint};
 
 /// No encoding is longer: the largest payload, headers and ids, with room to spare.
@@ -72,6 +73,9 @@ pub enum CodecError {
         /// The version found.
         found: u8,
     },
+    /// Payload and headers are sealed, and the key is missing. Nothing says that they are damaged.
+    #[error(transparent)]
+    Sealed(#[from] KeyError),
     /// The body is not what its kind says.
     #[error("damaged body: {0}")]
     Body(String),
@@ -151,7 +155,7 @@ const TOLD: u8 = 22;
 
 /// Appends `len · kind · version · body` to `out`.
 pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
-    with_len(out, |out| encode_bare(record, out));
+    Cipher::plain().encode_record(record, out);
 }
 
 /// Appends what is written, behind its length.
@@ -167,9 +171,9 @@ fn with_len(out: &mut Vec<u8>, write: impl FnOnce(&mut Vec<u8>)) {
 }
 
 /// Appends `kind · version · body` to `out`.
-fn encode_bare(record: &Record, out: &mut Vec<u8>) {
+fn encode_bare(record: &Record, cipher: &Cipher, out: &mut Vec<u8>) {
     match record {
-        Record::Accept(accept) => encode_accept(accept, out),
+        Record::Accept(accept) => cipher.encode_accept(accept, out),
         Record::End(end) => encode_kind(END, end, out),
         Record::Attempt(attempt) => encode_kind(ATTEMPT, attempt, out),
         Record::Exposed(exposed) => encode_kind(EXPOSED, exposed, out),
@@ -185,22 +189,7 @@ fn encode_kind(kind: u8, body: &impl Serialize, out: &mut Vec<u8>) {
 
 /// Appends an accepted message as `kind · version · body`, without a length.
 pub fn encode_accept(accept: &Accept, out: &mut Vec<u8>) {
-    out.reserve(accept.message.payload().len().saturating_add(128));
-    let body = AcceptOut::of(accept);
-    let message = &accept.message;
-    if let Some(key) = message.collapse_key() {
-        let more = (Blob(key.as_bytes()), message.version(), message.not_before(), accept.admission);
-        return encode_kind(COLLAPSING, &(body, more), out);
-    }
-    match (accept.admission, message.not_before()) {
-        (Admission::Buried(burial), _) => encode_kind(BURIED, &(body, burial), out),
-        (admission, Some(at)) => encode_kind(SCHEDULED, &(body, at, admission), out),
-        (Admission::New, None) => encode_kind(ACCEPT, &body, out),
-        (Admission::Moved, None) => encode_kind(MOVED, &body, out),
-        (Admission::Requeued { possibly_delivered }, None) => {
-            encode_kind(REQUEUED, &(body, possibly_delivered), out);
-        }
-    }
+    Cipher::plain().encode_accept(accept, out);
 }
 
 /// What [`encode_accept`] wrote.
@@ -208,21 +197,14 @@ pub fn encode_accept(accept: &Accept, out: &mut Vec<u8>) {
 /// # Errors
 /// [`CodecError`]; also when the bytes are another kind of record.
 pub fn decode_accept(bytes: &[u8]) -> Result<Accept, CodecError> {
-    match decode_bare(bytes)? {
-        Record::Accept(accept) => {
-            Ok(std::sync::Arc::try_unwrap(accept).unwrap_or_else(|shared| (*shared).clone()))
-        }
-        other => {
-            Err(CodecError::Body(format!("not an accepted message but a record about {}", other.user())))
-        }
-    }
+    Cipher::plain().decode_accept(bytes)
 }
 
 /// The records of a group: `count` of them, and nothing else. Ends after the first error that hides where the next
 /// record starts; a record that is merely damaged itself is one `Err` in its place, and so is each that leans on it.
 #[must_use]
 pub fn decode_records(count: u32, bytes: &[u8]) -> Records<'_> {
-    Records { left: count, bytes, before: None }
+    Cipher::plain().decode_records(count, bytes)
 }
 
 /// Iterator of [`decode_records`].
@@ -230,8 +212,11 @@ pub fn decode_records(count: u32, bytes: &[u8]) -> Records<'_> {
 pub struct Records<'a> {
     left: u32,
     bytes: &'a [u8],
+    cipher: Cipher,
     /// The acceptance that the next one may lean on.
-    before: Option<std::sync::Arc<Accept>>,
+    before: Before,
+    /// What the last record is sealed with.
+    key: Option<KeyMark>,
 }
 
 impl Records<'_> {
@@ -242,7 +227,14 @@ impl Records<'_> {
         let (body, rest) = rest.split_at_checked(len).ok_or(truncated(len.saturating_add(4)))?;
         self.bytes = rest;
         self.left = self.left.saturating_sub(1);
-        group::decode_next(body, &mut self.before)
+        let (record, key) = group::decode_next(body, &self.cipher, &mut self.before)?;
+        self.key = key;
+        Ok(record)
+    }
+
+    /// What the record that was handed over last is sealed with, if it is.
+    pub(crate) fn last_key(&self) -> Option<KeyMark> {
+        self.key
     }
 }
 
@@ -255,6 +247,7 @@ impl Iterator for Records<'_> {
             return (bytes > 0).then_some(Err(CodecError::Trailing { bytes }));
         }
         let before = self.left;
+        self.key = None;
         let record = self.take();
         if self.left == before {
             (self.left, self.bytes) = (0, &[]);
@@ -263,62 +256,39 @@ impl Iterator for Records<'_> {
     }
 }
 
-fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
+/// The record of these bytes, and what it is sealed with. What is shared is so for its place.
+fn decode_plain_or_sealed(
+    bytes: &[u8],
+    cipher: &Cipher,
+    shared: Option<Seq>,
+) -> Result<(Record, Option<KeyMark>), CodecError> {
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
-    if !matches!(kind, ACCEPT..=FLOOR | MOVED | COLLAPSING | SCHEDULED | TOLD..=LIKE) {
-        return Err(CodecError::UnknownKind { kind });
+    if !matches!(plain_of(kind), ACCEPT | MOVED | COLLAPSING | SCHEDULED | BURIED..=LIKE) {
+        return Ok((decode_fact(kind, *version, body)?, None));
     }
     check_version(kind, *version)?;
     if kind == LIKE {
         return Err(CodecError::Body("it leans on a message that is not there".to_owned()));
     }
-    let accept = |body: AcceptIn<'_>, admission, not_before| {
-        body.build(admission, not_before, None).map(|accept| Record::Accept(std::sync::Arc::new(accept)))
-    };
+    let (accept, key) = accept::decode(kind, body, cipher, shared)?;
+    Ok((Record::Accept(std::sync::Arc::new(accept)), key))
+}
+
+/// A record that is no acceptance.
+fn decode_fact(kind: u8, version: u8, body: &[u8]) -> Result<Record, CodecError> {
+    if !matches!(kind, END..=FLOOR | TOLD) {
+        return Err(CodecError::UnknownKind { kind });
+    }
+    check_version(kind, version)?;
     Ok(match kind {
-        ACCEPT => accept(decode_borrowed(body)?, Admission::New, None)?,
-        MOVED => accept(decode_borrowed(body)?, Admission::Moved, None)?,
-        REQUEUED => {
-            let (body, possibly_delivered) = decode_borrowed(body)?;
-            accept(body, Admission::Requeued { possibly_delivered }, None)?
-        }
-        COLLAPSING => {
-            let (body, (key, version, at, admission)): (AcceptIn<'_>, Collapsing<'_>) =
-                decode_borrowed(body)?;
-            check_schedule(admission, at)?;
-            Record::Accept(std::sync::Arc::new(body.build(admission, at, Some((key, version)))?))
-        }
-        SCHEDULED => {
-            let (body, at, admission) = decode_borrowed(body)?;
-            check_schedule(admission, Some(at))?;
-            accept(body, admission, Some(at))?
-        }
-        BURIED => {
-            let (body, burial): (_, Burial) = decode_borrowed(body)?;
-            if !matches!(burial.reason, EndReason::Dead | EndReason::Rejected) {
-                return Err(CodecError::Body(format!(
-                    "a dead letter that ended as {}",
-                    burial.reason.as_str()
-                )));
-            }
-            accept(body, Admission::Buried(burial), None)?
-        }
         END => Record::End(decode_borrowed::<End>(body)?),
         ATTEMPT => Record::Attempt(decode_borrowed::<Attempt>(body)?),
         EXPOSED => Record::Exposed(decode_borrowed::<Exposed>(body)?),
         TOLD => Record::Told(decode_borrowed::<Told>(body)?),
         _ => Record::Floor(decode_borrowed::<Floor>(body)?),
     })
-}
-
-/// Only what is new or was moved can be scheduled.
-fn check_schedule(admission: Admission, at: Option<Timestamp>) -> Result<(), CodecError> {
-    match at.is_none() || matches!(admission, Admission::New | Admission::Moved) {
-        true => Ok(()),
-        false => Err(CodecError::Body("it was scheduled and is not".to_owned())),
-    }
 }
 
 fn check_version(kind: u8, found: u8) -> Result<(), CodecError> {
@@ -342,152 +312,6 @@ impl Serialize for Blob<'_> {
 impl<'de: 'a, 'a> Deserialize<'de> for Blob<'a> {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
         <&'a [u8]>::deserialize(deserializer).map(Self)
-    }
-}
-
-/// What [`COLLAPSING`] says besides.
-type Collapsing<'a> = (Blob<'a>, Option<u64>, Option<Timestamp>, Admission);
-
-/// An accepted message on its way to bytes. Field for field as [`AcceptIn`].
-#[derive(Serialize)]
-struct AcceptOut<'a> {
-    id: u128,
-    recipient: Blob<'a>,
-    event: &'a str,
-    sender: Option<Blob<'a>>,
-    ordering_key: Option<Blob<'a>>,
-    priority: Priority,
-    durability: Durability,
-    ttl_ms: Option<u64>,
-    traceparent: Option<&'a str>,
-    headers: HeadersOut<'a>,
-    payload: Blob<'a>,
-    at: Timestamp,
-    origin: Option<Origin>,
-}
-
-impl<'a> AcceptOut<'a> {
-    fn of(accept: &'a Accept) -> Self {
-        let message = &accept.message;
-        Self {
-            id: message.id().as_u128(),
-            recipient: Blob(message.recipient().as_bytes()),
-            event: message.event().as_str(),
-            sender: message.sender().map(|id| Blob(id.as_bytes())),
-            ordering_key: message.ordering_key().map(|id| Blob(id.as_bytes())),
-            priority: message.priority(),
-            durability: message.durability(),
-            ttl_ms: message.ttl().map(|ttl| u64::try_from(ttl.as_millis()).unwrap_or(u64::MAX)),
-            traceparent: message.traceparent(),
-            headers: HeadersOut(message),
-            payload: Blob(message.payload()),
-            at: accept.at,
-            origin: accept.origin,
-        }
-    }
-}
-
-struct HeadersOut<'a>(&'a Message);
-
-impl Serialize for HeadersOut<'_> {
-    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let mut list = serializer.serialize_seq(Some(self.0.headers().count()))?;
-        for (name, value) in self.0.headers() {
-            list.serialize_element(&(name, Blob(value)))?;
-        }
-        list.end()
-    }
-}
-
-/// An accepted message as it is read, borrowed from the bytes.
-#[derive(Deserialize)]
-struct AcceptIn<'a> {
-    id: u128,
-    #[serde(borrow)]
-    recipient: Blob<'a>,
-    event: &'a str,
-    #[serde(borrow)]
-    sender: Option<Blob<'a>>,
-    #[serde(borrow)]
-    ordering_key: Option<Blob<'a>>,
-    priority: Priority,
-    durability: Durability,
-    ttl_ms: Option<u64>,
-    traceparent: Option<&'a str>,
-    #[serde(borrow)]
-    headers: HeadersIn<'a>,
-    #[serde(borrow)]
-    payload: Blob<'a>,
-    at: Timestamp,
-    origin: Option<Origin>,
-}
-
-impl AcceptIn<'_> {
-    fn build(
-        self,
-        admission: Admission,
-        not_before: Option<Timestamp>,
-        collapse: Option<(Blob<'_>, Option<u64>)>,
-    ) -> Result<Accept, CodecError> {
-        let recipient = UserId::new(self.recipient.0).map_err(body_error)?;
-        let event = EventName::new(self.event).map_err(body_error)?;
-        let mut builder = Message::to(recipient, event, Bytes::copy_from_slice(self.payload.0))
-            .id(MessageId::from_u128(self.id))
-            .priority(self.priority)
-            .durability(self.durability);
-        if let Some(sender) = self.sender {
-            builder = builder.sender(UserId::new(sender.0).map_err(body_error)?);
-        }
-        if let Some(key) = self.ordering_key {
-            builder = builder.ordering_key(OrderingKey::new(key.0).map_err(body_error)?);
-        }
-        if let Some(ttl) = self.ttl_ms {
-            builder = builder.ttl(core::time::Duration::from_millis(ttl));
-        }
-        if let Some(text) = self.traceparent {
-            builder = builder.traceparent(text);
-        }
-        if let Some(at) = not_before {
-            builder = builder.not_before(at);
-        }
-        if let Some((key, version)) = collapse {
-            builder = builder.collapse_key(CollapseKey::new(key.0).map_err(body_error)?);
-            builder = version.into_iter().fold(builder, MessageBuilder::version);
-        }
-        for (name, value) in self.headers.0 {
-            builder = builder.header(name, Bytes::copy_from_slice(value.0));
-        }
-        Ok(Accept { message: builder.build()?, at: self.at, origin: self.origin, admission })
-    }
-}
-
-struct HeadersIn<'a>(Vec<(&'a str, Blob<'a>)>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for HeadersIn<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_seq(HeadersVisitor).map(Self)
-    }
-}
-
-struct HeadersVisitor;
-
-impl<'de> Visitor<'de> for HeadersVisitor {
-    type Value = Vec<(&'de str, Blob<'de>)>;
-
-    fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-        write!(f, "at most {MAX_HEADERS} headers")
-    }
-
-    fn visit_seq<A: SeqAccess<'de>>(self, mut list: A) -> Result<Self::Value, A::Error> {
-        let count = list.size_hint().unwrap_or(0);
-        if count > MAX_HEADERS {
-            return Err(A::Error::invalid_length(count, &self));
-        }
-        let mut headers = Vec::with_capacity(count);
-        while let Some(header) = list.next_element()? {
-            headers.push(header);
-        }
-        Ok(headers)
     }
 }
 

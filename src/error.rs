@@ -1,7 +1,7 @@
 //! Errors of the vocabulary. Errors of an operation stand beside the operation.
 
 use crate::event::InvalidEventName;
-use crate::id::InvalidId;
+use crate::id::{InvalidId, KeyId};
 use crate::message::{MAX_HEADER_BYTES, MAX_HEADERS};
 
 /// What is wrong with a message.
@@ -65,5 +65,48 @@ impl InvalidMessage {
     #[must_use]
     pub fn flaw(&self) -> &MessageFlaw {
         &self.flaw
+    }
+}
+
+/// Something is sealed and cannot be opened, for want of its key. It is not damaged: with the key it can be read.
+/// Nothing was changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeyError {
+    /// No keys were given at all. Nothing was changed.
+    #[error(
+        "what is stored here is sealed with key {key} and no keys were given: nothing was changed; build the engine \
+         with `encryption(keys)`, in a build that has the feature `encryption`"
+    )]
+    NoKeys {
+        /// The key that is needed.
+        key: KeyId,
+    },
+    /// The key provider does not know the key. Nothing was changed.
+    #[error(
+        "key {key} is needed and the key provider does not know it: nothing was changed; give it that key again, until \
+         nothing is sealed with it any more"
+    )]
+    UnknownKey {
+        /// The key that is needed.
+        key: KeyId,
+    },
+    /// The key provider has another key under this number. Nothing was changed.
+    #[error(
+        "the key provider's key {key} is not the key {key} that was used here: nothing was changed; give the right one"
+    )]
+    WrongKey {
+        /// The key that is needed.
+        key: KeyId,
+    },
+}
+
+impl KeyError {
+    /// The key that is needed.
+    #[must_use]
+    pub fn key(&self) -> KeyId {
+        match self {
+            Self::NoKeys { key } | Self::UnknownKey { key } | Self::WrongKey { key } => *key,
+        }
     }
 }

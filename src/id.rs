@@ -239,6 +239,17 @@ impl fmt::Debug for StreamId {
     }
 }
 
+/// The number of a key that payloads and headers are sealed with. It is stored beside what the key seals and is no
+/// secret.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct KeyId(pub u32);
+
+impl fmt::Display for KeyId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

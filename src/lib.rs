@@ -24,11 +24,11 @@ pub mod storage;
 pub mod testing;
 
 pub use config::{Config, ConfigError, MAX_EVICTED, OnFailure, Overflow};
-pub use error::{InvalidMessage, MessageFlaw};
+pub use error::{InvalidMessage, KeyError, MessageFlaw};
 pub use event::{EventName, InvalidEventName, MAX_EVENT_BYTES};
 pub use id::{
-    CollapseKey, DeviceId, InvalidId, InvalidMessageId, MAX_ID_BYTES, MessageId, OrderingKey, StreamId,
-    UserId,
+    CollapseKey, DeviceId, InvalidId, InvalidMessageId, KeyId, MAX_ID_BYTES, MessageId, OrderingKey,
+    StreamId, UserId,
 };
 pub use message::{
     Durability, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_BYTES, Message, MessageBuilder, Priority,

@@ -86,9 +86,10 @@ impl Epoch {
 /// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
 ///
 /// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below. Further kinds
-/// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter), 24 (sent once more) and 25 (as the
-/// one before it, for somebody else); 22 says that a receiver was told of a gap. 16 devices and 21 receipt are reserved for
-/// what is to come and refused until then.
+/// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter), 24 (sent once more) and
+/// 25 (as the one before it, for somebody else); 22 says that a receiver was told of a gap. Each kind of acceptance has a
+/// sealed form, which is 32 more, so that no other kind may be above 31. 16 devices and 21 receipt are reserved for what is
+/// to come and refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A message was accepted. Its place in the log is its sequence number from now on.

@@ -37,6 +37,8 @@ const CRATES: &[(&str, &str)] = &[
     ("tokio", "src/runtime/"),
     ("crossbeam_channel", "src/runtime/"),
     ("dashmap", "src/runtime/"),
+    ("chacha20poly1305", "src/storage/seal"),
+    ("zeroize", "src/ports/keys.rs"),
 ];
 /// Crates that not even test code may import elsewhere: tests of other layers would only run with them.
 const ISOLATED: &[&str] = &["sled", "bincode"];

@@ -6,16 +6,18 @@
 //!   nothing ever leans on a record of another commit.
 //! - What is damaged takes along what leans on it, and nothing leans on anything before the damage: it may have been an
 //!   acceptance itself.
-//! - What leans on another record shares its payload and its headers.
+//! - What leans on another record shares its payload and its headers. It has nothing of its own to seal; when the one
+//!   before it cannot be opened for want of a key, neither can it, and it is no more damaged than that one.
 
 use std::sync::Arc;
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Blob, CodecError, LIKE, body_error, check_version, decode_bare, decode_borrowed, encode_kind,
-    encode_record, with_len,
+    Blob, Cipher, CodecError, KeyMark, LIKE, body_error, check_version, decode_borrowed,
+    decode_plain_or_sealed, encode_kind, with_len,
 };
+use crate::error::KeyError;
 use crate::id::UserId;
 use crate::record::{Accept, Record};
 use crate::time::Timestamp;
@@ -31,10 +33,14 @@ struct Like<'a> {
 
 /// Appends the records of one commit, each as `len · kind · version · body`.
 pub fn encode_records<'a>(records: impl IntoIterator<Item = &'a Record>, out: &mut Vec<u8>) {
+    encode(records, &Cipher::plain(), out);
+}
+
+pub(super) fn encode<'a>(records: impl IntoIterator<Item = &'a Record>, cipher: &Cipher, out: &mut Vec<u8>) {
     let mut before: Option<&Accept> = None;
     for record in records {
         let Record::Accept(accept) = record else {
-            encode_record(record, out);
+            cipher.encode_record(record, out);
             continue;
         };
         match before.filter(|before| accept.is_shared_with(before)) {
@@ -43,26 +49,46 @@ pub fn encode_records<'a>(records: impl IntoIterator<Item = &'a Record>, out: &m
                 let like = Like { recipient: Blob(accept.message.recipient().as_bytes()), later };
                 with_len(out, |out| encode_kind(LIKE, &like, out));
             }
-            None => encode_record(record, out),
+            None => cipher.encode_record(record, out),
         }
         before = Some(accept);
     }
 }
 
-/// A record, which may lean on the acceptance before it.
-pub(super) fn decode_next(bytes: &[u8], before: &mut Option<Arc<Accept>>) -> Result<Record, CodecError> {
-    let record = match (bytes, &*before) {
-        ([LIKE, version, body @ ..], Some(base)) => {
-            check_version(LIKE, *version).and_then(|()| decode_like(body, base))
+/// The acceptance that a record may lean on.
+#[derive(Clone, Debug, Default)]
+pub(super) enum Before {
+    /// There is none, or it is damaged.
+    #[default]
+    Nothing,
+    /// This one, and what it is sealed with.
+    Accept(Arc<Accept>, Option<KeyMark>),
+    /// One whose key is missing.
+    Locked(KeyError),
+}
+
+/// A record, which may lean on the acceptance before it, and what it, or that one, is sealed with.
+pub(super) fn decode_next(
+    bytes: &[u8],
+    cipher: &Cipher,
+    before: &mut Before,
+) -> Result<(Record, Option<KeyMark>), CodecError> {
+    let read = match (bytes, &*before) {
+        ([LIKE, version, body @ ..], Before::Accept(base, key)) => {
+            check_version(LIKE, *version).and_then(|()| Ok((decode_like(body, base)?, *key)))
         }
-        _ => decode_bare(bytes),
+        ([LIKE, version, ..], Before::Locked(error)) => {
+            check_version(LIKE, *version).and(Err(CodecError::Sealed(*error)))
+        }
+        _ => decode_plain_or_sealed(bytes, cipher, None),
     };
-    match &record {
-        Ok(Record::Accept(accept)) => *before = Some(Arc::clone(accept)),
+    match &read {
+        Ok((Record::Accept(accept), key)) => *before = Before::Accept(Arc::clone(accept), *key),
         Ok(_) => {}
-        Err(_) => *before = None,
+        Err(CodecError::Sealed(error)) => *before = Before::Locked(*error),
+        Err(_) => *before = Before::Nothing,
     }
-    record
+    read
 }
 
 fn decode_like(body: &[u8], base: &Accept) -> Result<Record, CodecError> {

@@ -2,11 +2,13 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use super::*;
-use crate::id::StreamId;
+use crate::id::{MessageId, StreamId, UserId};
+use crate::message::{Durability, MAX_HEADERS, Message, Priority};
 use crate::record::{
-    Burial, Epoch, Gap, InboxRow, LaneId, LedgerRow, LedgerRows, NewestRow, Seq, Told, UserRow,
+    Admission, Burial, Epoch, Gap, InboxRow, LaneId, LedgerRow, LedgerRows, NewestRow, Origin, Told, UserRow,
 };
 use crate::status::EndReason;
+use crate::time::Timestamp;
 
 fn user(name: &str) -> UserId {
     UserId::new(name).unwrap()
@@ -86,6 +88,11 @@ fn decode_one(bytes: &[u8]) -> Result<Record, CodecError> {
     decode_records(1, bytes).next().unwrap()
 }
 
+/// A record that is not sealed, without its length.
+fn decode_bare(bytes: &[u8]) -> Result<Record, CodecError> {
+    decode_plain_or_sealed(bytes, &Cipher::plain(), None).map(|(record, _)| record)
+}
+
 #[test]
 fn records_round_trip_in_a_group() {
     let bytes = group(&samples());
@@ -112,7 +119,7 @@ fn bytes_are_those_of_the_golden_files() {
 
 #[test]
 fn unknown_kinds_and_newer_versions_are_named() {
-    for kind in [0, 6, 16, 17, 21, 26, 255] {
+    for kind in [0, 6, 16, 17, 21, 26, 32, 34, 37, 48, 49, 53, 54, 57, 58, 255] {
         let bytes = [2, 0, 0, 0, kind, 1];
         assert_eq!(decode_one(&bytes), Err(CodecError::UnknownKind { kind }));
         assert!(decode_one(&bytes).unwrap_err().is_too_new());
@@ -173,7 +180,7 @@ fn garbage_is_an_error_and_never_a_panic() {
         decode_records(next(&mut seed) as u32 % 8, &bytes).for_each(drop);
         let _ = (decode_row(&bytes), decode_accept(&bytes));
         decode_dedup(&bytes).for_each(drop);
-        for kind in [1, 2, 3, 4, 5, 18, 25] {
+        for kind in [1, 2, 3, 4, 5, 18, 19, 20, 23, 24, 25, 33, 50, 51, 52, 55, 56] {
             let body: Vec<u8> = (0..next(&mut seed) % 64).map(|_| next(&mut seed) as u8).collect();
             let _ = decode_bare(&[&[kind, 1][..], &body].concat());
         }
@@ -184,7 +191,7 @@ fn garbage_is_an_error_and_never_a_panic() {
 fn lengths_of_terabytes_are_refused() {
     // 252 and 253 stand before an integer of four and of eight bytes.
     for len in [[253, 255, 255, 255, 255, 255, 15, 0, 0], [252, 255, 255, 255, 0, 0, 0, 0, 0]] {
-        for kind in [1, 2, 3, 4, 5, 18, 25] {
+        for kind in [1, 2, 3, 4, 5, 18, 19, 20, 23, 24, 25, 33, 50, 51, 52, 55, 56] {
             assert!(decode_bare(&[&[kind, 1][..], &len].concat()).is_err());
             assert!(decode_bare(&[&[kind, 1, 1][..], &len].concat()).is_err());
         }

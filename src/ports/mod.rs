@@ -1,4 +1,4 @@
-//! What a host can plug in: the journal, the store, the sink and the clock.
+//! What a host can plug in: the journal, the store, the sink, the clock and, with the feature `encryption`, the keys.
 //!
 //! `Journal` and `Store` are small, synchronous, object-safe and speak bytes: everything that gives the bytes a
 //! meaning lives in `storage/`. Each method's doc says what an implementation must do *to ensure correctness*;
@@ -6,11 +6,15 @@
 
 mod clock;
 mod journal;
+#[cfg(feature = "encryption")]
+mod keys;
 mod sink;
 mod store;
 
 pub use clock::Clock;
 pub use journal::{Appended, Group, Journal, JournalError, JournalSpace, Replay, TailCut};
+#[cfg(feature = "encryption")]
+pub use keys::{Key, KeyProvider, Keyring};
 pub use sink::Sink;
 pub use store::{
     Batch, BatchOp, Flow, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Row, Store, StoreError, Visit,

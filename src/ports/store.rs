@@ -1,5 +1,6 @@
 //! The store port: an ordered map of small values with atomic batches, where outboxes settle.
 
+use crate::error::KeyError;
 use crate::record::Epoch;
 
 /// The longest key a store must take, in bytes.
@@ -120,6 +121,9 @@ pub enum StoreError {
         /// What is wrong with it.
         reason: String,
     },
+    /// What was asked for is sealed with a key that is not there. It is whole, and nothing was changed.
+    #[error(transparent)]
+    Sealed(#[from] KeyError),
     /// A write failed, or an earlier one did. Nothing that was synced is lost; the store is read-only until it is
     /// reopened.
     #[error("store cannot write ({reason}): what was synced is safe and readable; it heals by reopening")]

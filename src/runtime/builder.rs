@@ -18,11 +18,15 @@ use super::engine::{Engine, Inner};
 use super::keeper::{Keeper, KeeperGauge};
 use super::mail::Post;
 use super::tasks;
+use crate::codec::Cipher;
 use crate::config::{Config, ConfigError};
 use crate::digest::Digester;
+use crate::error::KeyError;
 use crate::id::{MessageId, StreamId};
 use crate::machine::{Birth, Machine};
-use crate::ports::{Clock, Journal, JournalError, Store};
+#[cfg(feature = "encryption")]
+use crate::ports::KeyProvider;
+use crate::ports::{Clock, Journal, JournalError, Store, StoreError};
 use crate::record::Epoch;
 use crate::storage::disk::RealDisk;
 use crate::storage::journal::{FileJournal, JournalConfig, MemoryJournal};
@@ -49,15 +53,19 @@ pub enum BuildError {
         "no tokio runtime is running here: build inside one, or give the builder a handle; nothing was opened"
     )]
     NoRuntime,
+    /// What is stored is sealed, and a key is missing or another one. Nothing was changed, and nothing is lost: with the
+    /// key, it opens. (When only the journal needs the key, the store has noted the opening and nothing else.)
+    #[error(transparent)]
+    Sealed(KeyError),
     /// The outbox could not be opened.
     #[error(transparent)]
-    Open(#[from] OpenError),
+    Open(OpenError),
     /// The journal could not be opened or read.
     #[error(transparent)]
     Journal(#[from] JournalError),
     /// The journal could not be replayed.
     #[error(transparent)]
-    Recover(#[from] RecoverError),
+    Recover(RecoverError),
     /// The file system refused. What was synced is safe.
     #[error("could not {op}: what was synced is safe")]
     Io {
@@ -67,6 +75,24 @@ pub enum BuildError {
         #[source]
         source: std::io::Error,
     },
+}
+
+impl From<OpenError> for BuildError {
+    fn from(error: OpenError) -> Self {
+        match error {
+            OpenError::Sealed(error) | OpenError::Store(StoreError::Sealed(error)) => Self::Sealed(error),
+            other => Self::Open(other),
+        }
+    }
+}
+
+impl From<RecoverError> for BuildError {
+    fn from(error: RecoverError) -> Self {
+        match error {
+            RecoverError::Sealed(error) => Self::Sealed(error),
+            other => Self::Recover(other),
+        }
+    }
 }
 
 /// How much one user may have waiting.
@@ -101,6 +127,7 @@ pub struct EngineBuilder {
     clock: Option<Arc<dyn Clock>>,
     handle: Option<Handle>,
     seed: Option<u64>,
+    cipher: Cipher,
 }
 
 impl EngineBuilder {
@@ -115,6 +142,7 @@ impl EngineBuilder {
             clock: None,
             handle: None,
             seed: None,
+            cipher: Cipher::plain(),
         }
     }
 
@@ -190,12 +218,36 @@ impl EngineBuilder {
         self
     }
 
+    /// Seals payloads and headers wherever they are written, with the current key of `keys`. What else is known about a
+    /// message stays readable; `docs/STORAGE.md` says what that is, and how keys are exchanged.
+    ///
+    /// A directory that was used without encryption can be opened with it: what is written from now on is sealed, and
+    /// what is there already is sealed in the background. One that was used with it cannot be opened without.
+    ///
+    /// ```
+    /// # use lastmile::{Engine, KeyId, storage::MemoryStore};
+    /// # use lastmile::ports::{Key, Keyring};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let (of_this_year, of_last_year) = ([2; 32], [1; 32]);
+    /// let keys = Keyring::new(KeyId(2), Key::new(of_this_year)).with(KeyId(1), Key::new(of_last_year));
+    /// let engine = Engine::builder(MemoryStore::new()).encryption(keys).build()?;
+    /// # Ok(()) }
+    /// ```
+    #[cfg(feature = "encryption")]
+    #[must_use]
+    pub fn encryption(mut self, keys: impl KeyProvider + 'static) -> Self {
+        self.cipher = crate::storage::cipher(Arc::new(keys));
+        self
+    }
+
     /// Checks the configuration, recovers the outbox and sets it to work. Blocks while it reads the journal.
     ///
     /// # Errors
     /// [`BuildError`].
     pub fn build(mut self) -> Result<Engine, BuildError> {
         self.check()?;
+        OutboxStore::check_keys(&*self.store, &self.cipher)?;
         let handle = match self.handle.take() {
             Some(handle) => handle,
             None => Handle::try_current().map_err(|_| BuildError::NoRuntime)?,
@@ -240,7 +292,10 @@ impl EngineBuilder {
     fn start(mut self, mut journal: Box<dyn Journal>, handle: Handle) -> Result<Engine, BuildError> {
         let fresh = Identity { stream: StreamId::from_u128(random()), digest_key: random() };
         let manifest = self.store.home().map(|home| home.join("MANIFEST"));
-        let open = |above, identity| OutboxStore::open(self.store.clone(), manifest.clone(), above, identity);
+        let open = |above, identity| {
+            let (store, manifest) = (self.store.clone(), manifest.clone());
+            OutboxStore::open_with(store, manifest, above, identity, self.cipher.clone())
+        };
         let (mut outbox, mut opened) = open(Epoch::default(), fresh)?;
         self.config = self.config.for_groups_of(journal.space().max_group_bytes);
         let (mut machines, mut recovered) = self.recover(&opened, &mut *journal)?;
@@ -254,6 +309,7 @@ impl EngineBuilder {
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(recovered.latest)));
         let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
         journal.begin(epoch)?;
+        outbox.note_keys(&recovered).map_err(OpenError::Store)?;
         tracing::info!(
             epoch = epoch.0,
             records = recovered.replay.records,

@@ -17,7 +17,7 @@ use super::mail::{Mail, Note, Operated, Post, Reply};
 use super::receipt::Stage;
 use super::tasks;
 use super::watch::{Waiting, Watched, Watchers};
-use crate::codec;
+use crate::codec::Cipher;
 use crate::machine::{
     Accepted, Action, Change, EntryRef, Input, JointId, JointPart, LoadId, Machine, Query, Refusal, Ticket,
     Word,
@@ -229,7 +229,7 @@ impl Driver {
                 }
                 Action::Persist { commit, records, accepts, written } => {
                     let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
-                    let records = encode(&records);
+                    let records = encode(&records, self.outbox.cipher());
                     self.state.open_commits.push_back(records.len() as u64);
                     self.state.open_bytes += records.len() as u64;
                     let whose = Whose::Shard { shard: self.shard, generation: self.state.generation, commit };
@@ -281,7 +281,7 @@ impl Driver {
         let shares: Vec<_> = parts.iter().map(share).collect();
         let count = shares.iter().map(|share| share.count).sum();
         let records: Vec<_> = parts.into_iter().flat_map(|part| part.records).collect();
-        let (whose, records) = (Whose::Joint { joint, shares }, encode(&records));
+        let (whose, records) = (Whose::Joint { joint, shares }, encode(&records, self.outbox.cipher()));
         let request = Request { whose, count, accepts: true, written: false, records };
         if let Err(SendError(Order::Commit(request))) = self.committer.send(Order::Commit(request)) {
             for (shard, input) in request.told_failed(false) {
@@ -361,8 +361,8 @@ enum Woken {
     Closed,
 }
 
-fn encode(records: &[Record]) -> Vec<u8> {
+fn encode(records: &[Record], cipher: &Cipher) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(records.len().saturating_mul(384));
-    codec::encode_records(records, &mut bytes);
+    cipher.encode_records(records, &mut bytes);
     bytes
 }

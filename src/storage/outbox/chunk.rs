@@ -39,6 +39,16 @@ pub(super) const PART_BYTES: usize = MAX_VALUE_BYTES;
 /// file is 4 % larger (`cargo bench --bench settle -- --messages 2000000 --users 200000`).
 const CHUNK_BYTES: usize = 2_000;
 
+/// What the number of parts is counted in: below are the parts, above which copy of the body they are. A body that is
+/// sealed anew gets the other copy's places, so that the old one can be read meanwhile.
+const COPY: u32 = 1 << 16;
+
+/// The numbers of a body's parts, of the many that a stub speaks of.
+pub(super) fn part_numbers(parts: u32) -> core::ops::Range<u32> {
+    let first = parts & !(COPY - 1);
+    first..first | (parts & (COPY - 1))
+}
+
 /// Where a message is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Body<'a> {
@@ -58,10 +68,29 @@ impl Body<'_> {
         Self::Parts { bytes: number(bytes), parts: number(parts) }
     }
 
-    pub(super) fn parts(&self) -> u32 {
+    /// The numbers of its parts.
+    pub(super) fn parts(&self) -> core::ops::Range<u32> {
         match self {
-            Self::Inline(_) | Self::Shared { .. } => 0,
-            Self::Parts { parts, .. } => *parts,
+            Self::Inline(_) | Self::Shared { .. } => 0..0,
+            Self::Parts { parts, .. } => part_numbers(*parts),
+        }
+    }
+
+    /// The same body in the other copy's places.
+    pub(super) fn other_copy(self) -> Self {
+        match self {
+            Self::Parts { bytes, parts } => Self::Parts { bytes, parts: parts ^ COPY },
+            other => other,
+        }
+    }
+
+    /// This body in the places of the copy that another one is.
+    pub(super) fn copy_of(self, other: &Body<'_>) -> Self {
+        match (self, other) {
+            (Self::Parts { bytes, parts }, Body::Parts { parts: theirs, .. }) => {
+                Self::Parts { bytes, parts: parts | (theirs & COPY) }
+            }
+            (body, _) => body,
         }
     }
 }

@@ -19,8 +19,9 @@ use super::meta::{META_VERSION, Meta, MetaError, RunInfo};
 use super::shared::{Bodies, Twin, Twins};
 use super::writer::{Pending, RunWriter, write_body};
 use super::{Identity, OpenError, OutboxStore, keys, keys::Key, rows};
-use crate::codec::{self, Fields};
+use crate::codec::{self, Cipher, CodecError, Fields};
 use crate::digest::Digester;
+use crate::error::KeyError;
 use crate::id::UserId;
 use crate::ports::{Flow, Store, StoreError};
 use crate::record::{Epoch, Seq};
@@ -96,6 +97,9 @@ pub enum ImportError {
         /// What is wrong with it.
         reason: String,
     },
+    /// The export is sealed with a key that is missing.
+    #[error(transparent)]
+    Sealed(#[from] KeyError),
     /// The stream could not be read.
     #[error("the export could not be read")]
     Read(#[source] std::io::Error),
@@ -119,7 +123,7 @@ impl OutboxStore {
         let table = self.table();
         let mut stream = Out { out, items: 0, carried: Carried::default() };
         stream.out.write_all(&[&MAGIC[..], &EXPORT_VERSION.to_le_bytes()].concat())?;
-        stream.item(TABLE, &table.encode())?;
+        stream.item(TABLE, &table.encode(self.cipher()))?;
         for run in &table.runs {
             stream.item(RUN, &[run.first.get().to_le_bytes(), run.last.get().to_le_bytes()].concat())?;
             self.export_entries(run, &mut stream)?;
@@ -158,10 +162,10 @@ impl OutboxStore {
         if judge.has_ended(self, &user, entry.lane, entry.seq)? {
             return Ok(());
         }
-        match message_of(self.dyn_store(), run, entry, bodies) {
-            Ok(accept) => {
+        match message_of(self, run, entry, bodies) {
+            Ok((accept, _)) => {
                 let mut body = entry.seq.get().to_le_bytes().to_vec();
-                codec::encode_accept(&accept, &mut body);
+                self.cipher().encode_accept(&accept, &mut body);
                 stream.carried.messages += 1;
                 stream.item(ENTRY, &body)
             }
@@ -216,6 +220,19 @@ impl OutboxStore {
         manifest: Option<PathBuf>,
         input: &mut dyn Read,
     ) -> Result<Carried, ImportError> {
+        Self::import_with(store, manifest, input, Cipher::plain())
+    }
+
+    /// The same, with what opens the export and seals what it is imported into.
+    ///
+    /// # Errors
+    /// [`ImportError`].
+    pub fn import_with(
+        store: Arc<dyn Store>,
+        manifest: Option<PathBuf>,
+        input: &mut dyn Read,
+        cipher: Cipher,
+    ) -> Result<Carried, ImportError> {
         let mut used = false;
         let (from, to) = keys::everything();
         store.scan(&from, &to, &mut |_, _| {
@@ -226,9 +243,9 @@ impl OutboxStore {
             return Err(ImportError::NotEmpty);
         }
         let mut stream = In { input, items: 0 };
-        let meta = stream.head()?;
+        let meta = stream.head(&cipher)?;
         let identity = Identity { stream: meta.stream, digest_key: meta.digest_key };
-        let (outbox, opened) = Self::open(store, manifest, meta.epoch, identity)?;
+        let (outbox, opened) = Self::open_with(store, manifest, meta.epoch, identity, cipher)?;
         let result = outbox.fill(opened.epoch, meta, &mut stream);
         if result.is_err() {
             while outbox.delete_some(opened.epoch, &(from.clone(), to.clone()))? {}
@@ -256,7 +273,7 @@ impl OutboxStore {
                 RUN => import.begin_run(&mut fields).ok_or_else(|| stream.damaged("run"))?,
                 ENTRY => {
                     carried.messages += 1;
-                    import.entry(&mut fields).map_err(|e| stream.damaged(&e))?;
+                    import.entry(&mut fields).map_err(|e| stream.refused(e))?;
                 }
                 ID => carried.ids += import.ids(&body).map_err(|e| stream.damaged(&e))?,
                 ROW => {
@@ -317,7 +334,7 @@ struct In<'a> {
 }
 
 impl In<'_> {
-    fn head(&mut self) -> Result<Meta, ImportError> {
+    fn head(&mut self, cipher: &Cipher) -> Result<Meta, ImportError> {
         let head = self.bytes(10).map_err(|error| match error {
             ImportError::Truncated { .. } => ImportError::NotAnExport,
             other => other,
@@ -334,8 +351,9 @@ impl In<'_> {
             _ => return Err(ImportError::NotAnExport),
         }
         let (kind, table) = self.item()?;
-        match Meta::decode(&table) {
+        match Meta::decode(&table, cipher) {
             Ok(meta) if kind == TABLE => Ok(meta),
+            Err(MetaError::Sealed(error)) => Err(ImportError::Sealed(error)),
             Err(MetaError::TooNew { found }) => {
                 Err(ImportError::FormatTooNew { found: u16::from(found), supported: u16::from(META_VERSION) })
             }
@@ -367,6 +385,13 @@ impl In<'_> {
         Ok(bytes)
     }
 
+    fn refused(&self, error: CodecError) -> ImportError {
+        match error {
+            CodecError::Sealed(error) => ImportError::Sealed(error),
+            other => self.damaged(other),
+        }
+    }
+
     fn damaged(&self, reason: impl core::fmt::Display) -> ImportError {
         ImportError::Damaged { item: self.items, reason: reason.to_string() }
     }
@@ -395,7 +420,8 @@ impl Import<'_> {
         let number = self.outbox.take_run_number();
         let room = self.room.iter().find(|run| run.first == first).map_or(0, |run| run.users);
         let info = RunInfo::new(number, first, last);
-        self.run = in_order.then(|| RunWriter::new(info, room, self.digester, self.outbox.table().last_time));
+        let (cipher, now) = (self.outbox.cipher().clone(), self.outbox.table().last_time);
+        self.run = in_order.then(|| RunWriter::keyed(info, room, self.digester, cipher, now));
         in_order.then_some(())
     }
 
@@ -409,20 +435,19 @@ impl Import<'_> {
         }
     }
 
-    fn entry(&mut self, fields: &mut Fields<'_>) -> Result<(), String> {
-        let run = self.run.as_mut().ok_or("an entry outside of a run")?;
-        let seq = Seq::new(fields.u64().ok_or("an entry without a place")?);
-        let accept = codec::decode_accept(fields.0).map_err(|e| e.to_string())?;
+    fn entry(&mut self, fields: &mut Fields<'_>) -> Result<(), CodecError> {
+        let odd = |what: &str| CodecError::Body(what.to_owned());
+        let run = self.run.as_mut().ok_or_else(|| odd("an entry outside of a run"))?;
+        let seq = Seq::new(fields.u64().ok_or_else(|| odd("an entry without a place"))?);
+        let accept = run.cipher.decode_accept(fields.0)?;
         match self.twins.of(seq, &accept) {
             Twin::Of(place, at) => run.leaning(seq, &accept, (place, at), &mut self.pending),
             Twin::First => {
-                let mut body = Vec::new();
-                codec::encode_accept(&accept, &mut body);
-                run.shared(seq, &body, &mut self.pending);
+                run.share(seq, &accept, &mut self.pending);
                 run.leaning(seq, &accept, (seq, accept.at), &mut self.pending);
             }
             Twin::None => {
-                write_body(seq, &accept, &mut Vec::new(), &mut self.pending);
+                write_body(seq, &accept, &run.cipher, &mut Vec::new(), &mut self.pending);
                 run.accept(seq, &accept, &mut self.pending);
             }
         }

@@ -5,14 +5,14 @@
 use std::ops::ControlFlow;
 use std::sync::Arc;
 
-use super::chunk::{Body, Entry, entries};
+use super::chunk::{Body, Entry, entries, part_numbers};
 use super::keys::{self, Key};
 use super::meta::{Meta, RunInfo};
 use super::recent::Messages;
 use super::shared::Bodies;
 use super::verify::Damage;
 use super::{OutboxStore, rows};
-use crate::codec;
+use crate::codec::{self, CodecError, KeyMark};
 use crate::digest::Digester;
 use crate::id::UserId;
 use crate::machine::{Found, Holdings, Page, Query};
@@ -24,7 +24,8 @@ impl OutboxStore {
     /// Answers a query. May be called from several threads, while settling and merging go on.
     ///
     /// # Errors
-    /// [`StoreError::Io`]; [`StoreError::Damaged`] when a user's row is damaged.
+    /// [`StoreError::Io`]; [`StoreError::Damaged`] when a user's row is damaged; [`StoreError::Sealed`] when the key of a
+    /// message is missing.
     /// Damaged messages are named in the page instead, as far as they can be known, and the others are loaded; damaged
     /// remembered ids are left out.
     pub fn load(&self, query: &Query) -> Result<Found, StoreError> {
@@ -98,11 +99,9 @@ impl OutboxStore {
         page: &mut PageLoad<'_>,
     ) -> Result<(), StoreError> {
         if let Some(read) = self.inner.recent.find(user, table.generation) {
-            let _ = read.lane(user, lane).try_for_each(|(run, entry)| {
-                match page.entry(self.dyn_store(), run, &entry) {
-                    Flow::Continue => ControlFlow::Continue(()),
-                    Flow::Stop => ControlFlow::Break(()),
-                }
+            let _ = read.lane(user, lane).try_for_each(|(run, entry)| match page.entry(self, run, &entry) {
+                Flow::Continue => ControlFlow::Continue(()),
+                Flow::Stop => ControlFlow::Break(()),
             });
             return page.error.take().map_or(Ok(()), Err);
         }
@@ -112,7 +111,7 @@ impl OutboxStore {
             let to = keys::after(keys::chunk(run.number, user, lane, Seq::MAX));
             self.scan_entries(run, user, from, to, &mut |entry| match entry {
                 Ok(entry) if entry.lane != lane => Flow::Continue,
-                Ok(entry) => page.entry(self.dyn_store(), run.number, &entry),
+                Ok(entry) => page.entry(self, run.number, &entry),
                 Err(place) => page.damage(place.filter(|place| place.0 == lane).map(|place| place.1)),
             })?;
             if page.full {
@@ -240,31 +239,37 @@ pub(super) fn has_ended(row: &UserRow, lane: LaneId, seq: Seq) -> bool {
     row.lanes.get(lane.index()).is_some_and(ended)
 }
 
-/// The message of an entry of a run; of the bodies that were read, some are kept for those that follow.
+/// The message of an entry of a run, and what it is sealed with; of the bodies that were read, some are kept for those that
+/// follow. One whose key is missing is not damaged.
 pub(super) fn message_of(
-    store: &dyn Store,
+    outbox: &OutboxStore,
     run: u64,
     entry: &Entry<'_>,
     bodies: &mut Bodies,
-) -> Result<Accept, StoreError> {
+) -> Result<(Accept, Option<KeyMark>), StoreError> {
     let key = Key::Body { seq: entry.seq, part: 0 }.encode();
-    let decode = |bytes: &[u8]| codec::decode_accept(bytes).map_err(|e| rows::damaged(&key, &e.to_string()));
-    let accept = match entry.body {
+    let decode = |bytes: &[u8]| {
+        outbox.cipher().open_accept(bytes).map_err(|e| match e {
+            CodecError::Sealed(error) => StoreError::Sealed(error),
+            other => rows::damaged(&key, &other.to_string()),
+        })
+    };
+    let (accept, sealed) = match entry.body {
         Body::Inline(body) => decode(body)?,
-        Body::Parts { bytes, parts } => decode(&body_of(store, entry.seq, bytes, parts)?)?,
-        Body::Shared { place, later } => bodies.message_of(store, run, entry, later, place)?,
+        Body::Parts { bytes, parts } => decode(&body_of(outbox.dyn_store(), entry.seq, bytes, parts)?)?,
+        Body::Shared { place, later } => bodies.message_of(outbox, run, entry, later, place)?,
     };
     let message = &accept.message;
     if message.recipient().as_bytes() != entry.user || accept.lane() != entry.lane {
         return Err(rows::damaged(&key, "the message is another one's"));
     }
-    Ok(accept)
+    Ok((accept, sealed))
 }
 
 /// A body that lies in parts.
 pub(super) fn body_of(store: &dyn Store, seq: Seq, bytes: u32, parts: u32) -> Result<Vec<u8>, StoreError> {
     let mut body = Vec::new();
-    for part in 0..parts {
+    for part in part_numbers(parts) {
         let key = Key::Body { seq, part }.encode();
         body.extend_from_slice(&store.read(&key)?.ok_or_else(|| rows::damaged(&key, "it is missing"))?);
     }
@@ -311,7 +316,7 @@ impl<'a> PageLoad<'a> {
         }
     }
 
-    fn entry(&mut self, store: &dyn Store, run: u64, entry: &Entry<'_>) -> Flow {
+    fn entry(&mut self, outbox: &OutboxStore, run: u64, entry: &Entry<'_>) -> Flow {
         if entry.seq <= self.after || self.ended.binary_search(&entry.seq).is_ok() {
             return Flow::Continue;
         }
@@ -322,8 +327,8 @@ impl<'a> PageLoad<'a> {
             self.full = true;
             return Flow::Stop;
         }
-        match message_of(store, run, entry, &mut self.bodies) {
-            Ok(accept) => {
+        match message_of(outbox, run, entry, &mut self.bodies) {
+            Ok((accept, _)) => {
                 self.bytes = self.bytes.saturating_add(cost);
                 self.entries.push((entry.seq, Arc::new(accept)));
             }

@@ -5,16 +5,17 @@ use std::io::{self, Write};
 use std::path::Path;
 
 use super::meta::{Meta, MetaError};
+use crate::codec::Cipher;
 
 /// Replaces the manifest: wholly, durably, or not at all.
-pub(super) fn write(path: &Path, meta: &Meta) -> io::Result<()> {
+pub(super) fn write(path: &Path, meta: &Meta, cipher: &Cipher) -> io::Result<()> {
     let fresh = path.with_extension("new");
     let mut options = OpenOptions::new();
     options.write(true).create(true).truncate(true);
     #[cfg(unix)]
     std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
     let mut file = options.open(&fresh)?;
-    file.write_all(&meta.encode())?;
+    file.write_all(&meta.encode(cipher))?;
     file.sync_all()?;
     fs::rename(&fresh, path)?;
     let dir = path.parent().filter(|dir| !dir.as_os_str().is_empty()).unwrap_or(Path::new("."));
@@ -22,11 +23,11 @@ pub(super) fn write(path: &Path, meta: &Meta) -> io::Result<()> {
 }
 
 /// The manifest, if there is one that is whole.
-pub(super) fn read(path: &Path) -> Result<Option<Meta>, MetaError> {
+pub(super) fn read(path: &Path, cipher: &Cipher) -> Result<Option<Meta>, MetaError> {
     match fs::read(path) {
-        Ok(bytes) => match Meta::decode(&bytes) {
+        Ok(bytes) => match Meta::decode(&bytes, cipher) {
             Ok(meta) => Ok(Some(meta)),
-            Err(MetaError::TooNew { found }) => Err(MetaError::TooNew { found }),
+            Err(error @ (MetaError::TooNew { .. } | MetaError::Sealed(_))) => Err(error),
             // It is only there to name losses; the store does not depend on it.
             Err(_) => Ok(None),
         },

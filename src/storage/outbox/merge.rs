@@ -11,6 +11,7 @@ use super::keys::{self, Key};
 use super::load::has_ended;
 use super::meta::{Meta, Pin, RunInfo};
 use super::rows::Change;
+use super::sealed::{resealed, stale_run};
 use super::verify::Damage;
 use super::writer::{Pending, RunWriter};
 use super::{OutboxStore, Progress, rows, shared};
@@ -65,7 +66,8 @@ enum Phase {
 
 impl Merge {
     /// What there is to do: go on with deleting runs that a crash left half deleted; drop runs in which all has ended;
-    /// merge neighbours while there are more than `max_runs`. Ids accepted before `ids_since` are not kept.
+    /// merge neighbours while there are more than `max_runs`; write a run anew that is not sealed with the current key,
+    /// if all its keys are there. Ids accepted before `ids_since` are not kept.
     ///
     /// One merge at a time: step it to its end, or drop it, before the next one is planned.
     #[must_use]
@@ -77,15 +79,23 @@ impl Merge {
         let dead = |run: &&RunInfo| run.live == 0 && (run.ids == 0 || run.newest_id < ids_since);
         // A live count is a hint: the run is read before it goes, and what lives after all is kept.
         let dead = table.runs.iter().find(dead).map(|run| vec![run.clone()]);
-        let inputs = dead.or_else(|| cheapest_neighbours(&table, max_runs.max(1)))?;
+        let inputs = dead
+            .or_else(|| cheapest_neighbours(&table, max_runs.max(1)))
+            .or_else(|| stale_run(&table, outbox.cipher()))?;
         let (first, last) = (inputs.first()?.first, inputs.last()?.last);
         let mut merge = Self::new(Phase::Entries, inputs, ids_since);
         let users = merge.inputs.iter().map(|run| run.users).sum();
         let info = RunInfo::new(outbox.take_run_number(), first, last);
         let swept = merge.inputs.iter().map(|run| run.swept).min().unwrap_or_default();
         let info = RunInfo { swept, ..info };
-        let now = outbox.table().last_time;
-        merge.writer = Some(RunWriter::new(info, users, outbox.digester(), now));
+        let mut writer = RunWriter::new(info, users, outbox, table.last_time);
+        for input in &mut merge.inputs {
+            input.keys.rewritten = input.keys.is_stale(outbox.cipher());
+            if !input.keys.rewritten {
+                writer.info.keys.add_all(&input.keys);
+            }
+        }
+        merge.writer = Some(writer);
         let numbers = || merge.inputs.iter().map(|run| run.number);
         merge.entries = numbers().map(|number| Cursor::new(keys::chunks_of(number, number))).collect();
         merge.ids = numbers().map(|number| Cursor::new(keys::dedup_of(number, number))).collect();
@@ -172,16 +182,22 @@ impl Merge {
             let heads =
                 self.entries.iter().enumerate().filter_map(|(i, cursor)| Some((cursor.items.front()?, i)));
             let least = heads.min_by(|(a, _), (b, _)| a.entry().place().cmp(&b.entry().place()));
-            let of = least.map_or(usize::MAX, |(_, i)| i);
-            let Some(cursor) = self.entries.get_mut(of) else {
+            let least = least.map(|(_, i)| i);
+            let least = least.and_then(|i| Some((self.entries.get_mut(i)?, self.inputs.get(i)?)));
+            let Some((cursor, run)) = least else {
                 writer.finish(&mut self.pending);
                 return Ok(Some(Phase::Ids));
             };
             let Some(owned) = cursor.items.pop_front() else { continue };
-            if !self.judge.has_ended(outbox, &owned.user, owned.lane, owned.seq)? {
-                if let (Some(Body::Shared { place, .. }), Some(run)) = (owned.stub, self.inputs.get(of)) {
-                    self.shared.insert(place, run.number);
-                }
+            if self.judge.has_ended(outbox, &owned.user, owned.lane, owned.seq)? {
+                continue;
+            }
+            if let Some(Body::Shared { place, .. }) = owned.stub {
+                self.shared.insert(place, run.number);
+            }
+            if run.keys.rewritten {
+                writer.reseal(outbox, run.number, &owned.entry(), &mut self.pending)?;
+            } else {
                 writer.entry(&owned.entry(), &mut self.pending);
             }
         }
@@ -215,8 +231,14 @@ impl Merge {
         let Some(writer) = &mut self.writer else { return Ok(Some(Phase::SyncRun)) };
         while !self.pending.is_full() {
             let Some((seq, run)) = self.shared.pop_first() else { return Ok(Some(Phase::SyncRun)) };
-            match shared::read(outbox.dyn_store(), run, seq) {
-                Ok(body) => writer.shared(seq, &body, &mut self.pending),
+            let is_input = |input: &&RunInfo| input.number == run && input.keys.rewritten;
+            let taken = match self.inputs.iter().find(is_input) {
+                Some(_) => writer.reshare(outbox, run, seq, &mut self.pending),
+                None => shared::read(outbox.dyn_store(), run, seq)
+                    .map(|body| writer.shared(seq, &body, &mut self.pending)),
+            };
+            match taken {
+                Ok(()) => {}
                 // Whoever leans on it is told when they are loaded: what it cost is known.
                 Err(error @ StoreError::Damaged { .. }) => {
                     let key = Key::Shared { run, seq, part: 0 }.encode();
@@ -247,6 +269,8 @@ impl Merge {
             meta.runs = kept;
             for mut input in inputs {
                 outbox.retire(core::mem::take(&mut input.pin));
+                let planned = self.inputs.iter().find(|planned| planned.number == input.number);
+                input.keys.rewritten = planned.is_some_and(|planned| planned.keys.rewritten);
                 meta.dropping.push(input);
             }
         })
@@ -265,8 +289,8 @@ impl Merge {
             }
             let done = chunks.is_empty();
             for (key, value) in chunks {
-                if run.stubs > 0 {
-                    self.judge.drop_bodies(outbox, &value.unwrap_or_default(), &mut self.pending)?;
+                if run.stubs > 0 || outbox.cipher().seals() {
+                    self.judge.drop_bodies(outbox, run, &value.unwrap_or_default(), &mut self.pending)?;
                 }
                 self.pending.push(Change::Delete(key));
             }
@@ -446,20 +470,24 @@ impl Judge {
         Ok(row.is_some_and(|row| has_ended(row, lane, seq)))
     }
 
-    /// Deletes the bodies of what has ended.
+    /// Deletes the bodies of what has ended, and those that the run in this one's place has written anew.
     fn drop_bodies(
         &mut self,
         outbox: &OutboxStore,
+        run: &RunInfo,
         chunk: &[u8],
         pending: &mut Pending,
     ) -> Result<(), StoreError> {
         let mut users = Vec::new();
-        for entry in entries(chunk, &mut users).flatten().filter(|entry| entry.body.parts() > 0) {
+        let has_bodies = |entry: &Entry<'_>| !(entry.body.parts().is_empty() && resealed(entry).is_empty());
+        for entry in entries(chunk, &mut users).flatten().filter(has_bodies) {
             let Ok(user) = UserId::new(entry.user) else { continue };
-            if self.has_ended(outbox, &user, entry.lane, entry.seq)? {
-                for part in 0..entry.body.parts() {
-                    pending.push(Change::Delete(Key::Body { seq: entry.seq, part }.encode()));
-                }
+            let has_ended = self.has_ended(outbox, &user, entry.lane, entry.seq)?;
+            let own = entry.body.parts().filter(|_| has_ended || run.keys.rewritten);
+            // A rewriting that was cut short may have left what no run names.
+            let other = resealed(&entry).filter(|_| has_ended && outbox.cipher().seals());
+            for part in own.chain(other) {
+                pending.push(Change::Delete(Key::Body { seq: entry.seq, part }.encode()));
             }
         }
         Ok(())

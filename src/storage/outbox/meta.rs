@@ -6,15 +6,19 @@ use serde::{Deserialize, Serialize};
 
 use super::filter::Filter;
 use super::keys::Key;
-use crate::codec::{self, CodecError, Fields};
+use super::sealed::{self, RunKeys};
+use crate::codec::{self, Cipher, CodecError, Fields, KeyMark};
+use crate::error::KeyError;
 use crate::id::{StreamId, UserId};
 use crate::ports::{Batch, MAX_VALUE_BYTES, Store, StoreError};
 use crate::record::{Counters, Epoch, Seq};
 use crate::storage::frame;
 use crate::time::Timestamp;
 
-/// The format of the row that this build writes, and the newest it reads.
-pub const META_VERSION: u8 = 4;
+/// The newest format of the row that this build reads. It is written where messages are sealed.
+pub const META_VERSION: u8 = 5;
+/// The format of the row where they are not.
+const PLAIN_VERSION: u8 = 4;
 /// What a part says before its share of the row.
 const PART_HEAD: usize = 2;
 /// The row's checksum is bound to this name.
@@ -64,6 +68,9 @@ pub struct RunInfo {
     /// The filter, when it could be read.
     #[serde(skip)]
     pub(super) filter: Known,
+    /// What its entries are sealed with; the table's envelope has it.
+    #[serde(skip)]
+    pub(super) keys: RunKeys,
     /// Held by every table that names the run, so that its chunks outlive their readers.
     #[serde(skip)]
     pub(super) pin: Pin,
@@ -116,6 +123,7 @@ impl RunInfo {
             born: 0,
             shared: 0,
             filter: Known::default(),
+            keys: RunKeys::default(),
             pin: Pin::default(),
         }
     }
@@ -151,6 +159,9 @@ impl RunInfo {
 pub(super) struct Meta {
     pub(super) stream: StreamId,
     pub(super) digest_key: u128,
+    /// What the digest key is sealed with, where this was read.
+    #[serde(skip)]
+    pub(super) sealed: Option<KeyMark>,
     /// Grows with every publication.
     pub(super) generation: u64,
     /// The epoch of the last publication.
@@ -169,6 +180,7 @@ impl Meta {
         Self {
             stream,
             digest_key,
+            sealed: None,
             generation: 0,
             epoch: Epoch(0),
             settled: Seq::ZERO,
@@ -200,29 +212,41 @@ impl Meta {
     }
 
     /// `version u8 · frame`, for a file or for rows.
-    pub(super) fn encode(&self) -> Vec<u8> {
-        let mut body = Vec::new();
-        codec::encode_value(self, &mut body);
-        let mut out = vec![META_VERSION];
+    pub(super) fn encode(&self, cipher: &Cipher) -> Vec<u8> {
+        let (version, body) = match sealed::encode(self, cipher) {
+            Some(body) => (META_VERSION, body),
+            None => {
+                let mut body = Vec::new();
+                codec::encode_value(self, &mut body);
+                (PLAIN_VERSION, body)
+            }
+        };
+        let mut out = vec![version];
         out.extend_from_slice(&frame::encode(NAME, &body));
         out
     }
 
-    pub(super) fn decode(bytes: &[u8]) -> Result<Self, MetaError> {
+    pub(super) fn decode(bytes: &[u8], cipher: &Cipher) -> Result<Self, MetaError> {
         let (version, framed) = bytes.split_first().ok_or(MetaError::Damaged("it is empty".to_owned()))?;
         if *version > META_VERSION {
             return Err(MetaError::TooNew { found: *version });
         }
-        if *version < META_VERSION {
+        if *version < PLAIN_VERSION {
             return Err(MetaError::Damaged(format!("format {version} is older than every release")));
         }
         let body = frame::decode(NAME, framed).map_err(|e| MetaError::Damaged(e.to_string()))?;
-        codec::decode_value(body).map_err(|e: CodecError| MetaError::Damaged(e.to_string()))
+        if *version == META_VERSION {
+            return sealed::decode(body, cipher);
+        }
+        let mut meta: Self =
+            codec::decode_value(body).map_err(|e: CodecError| MetaError::Damaged(e.to_string()))?;
+        meta.runs.iter_mut().for_each(|run| run.keys.plain = run.entries > 0);
+        Ok(meta)
     }
 
     /// Adds the whole row to a batch.
-    pub(super) fn write(&self, batch: &mut Batch) {
-        let bytes = self.encode();
+    pub(super) fn write(&self, cipher: &Cipher, batch: &mut Batch) {
+        let bytes = self.encode(cipher);
         let parts = u16::try_from(bytes.len().div_ceil(MAX_VALUE_BYTES - PART_HEAD)).unwrap_or(u16::MAX);
         for (part, share) in (0_u16..).zip(bytes.chunks(MAX_VALUE_BYTES - PART_HEAD)) {
             let value = [&parts.to_le_bytes()[..], share].concat();
@@ -231,7 +255,7 @@ impl Meta {
     }
 
     /// The row, if there is one.
-    pub(super) fn read(store: &dyn Store) -> Result<Option<Self>, MetaError> {
+    pub(super) fn read(store: &dyn Store, cipher: &Cipher) -> Result<Option<Self>, MetaError> {
         let mut bytes = Vec::new();
         let mut part = 0;
         loop {
@@ -246,7 +270,7 @@ impl Meta {
             bytes.extend_from_slice(fields.0);
             part += 1;
             if part >= parts {
-                return Self::decode(&bytes).map(Some);
+                return Self::decode(&bytes, cipher).map(Some);
             }
         }
     }
@@ -259,6 +283,8 @@ pub(super) enum MetaError {
     TooNew { found: u8 },
     #[error("damaged: {0}")]
     Damaged(String),
+    #[error(transparent)]
+    Sealed(#[from] KeyError),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -308,33 +334,35 @@ mod tests {
             last_time: Timestamp::from_millis(1_700_000_000_999),
             runs: vec![run(3, 0, 1999), run(6, 2000, 3999)],
             dropping: vec![run(1, 0, 999)],
+            sealed: None,
         }
     }
 
     #[test]
     fn bytes_are_those_of_the_golden_file() {
         let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "table.v4.bin"].iter().collect();
-        let bytes = sample().encode();
+        let bytes = sample().encode(&Cipher::plain());
         if std::env::var_os("LASTMILE_BLESS").is_some() {
             std::fs::write(&path, &bytes).unwrap();
         }
         let golden = std::fs::read(&path).unwrap();
         assert_eq!(bytes, golden, "the table is written in another way than version 4 says");
-        assert_eq!(Meta::decode(&golden).unwrap(), sample());
-        assert_eq!(golden[0], META_VERSION);
+        let mut expected = sample();
+        expected.runs.iter_mut().for_each(|run| run.keys.plain = true);
+        assert_eq!(Meta::decode(&golden, &Cipher::plain()).unwrap(), expected);
+        assert_eq!(golden[0], PLAIN_VERSION);
     }
 
     #[test]
     fn a_newer_table_is_named_and_an_older_or_damaged_one_refused() {
-        let mut bytes = sample().encode();
+        let mut bytes = sample().encode(&Cipher::plain());
+        let decode = |bytes: &[u8]| Meta::decode(bytes, &Cipher::plain());
         bytes[0] = META_VERSION + 1;
-        assert!(
-            matches!(Meta::decode(&bytes), Err(MetaError::TooNew { found }) if found == META_VERSION + 1)
-        );
-        bytes[0] = META_VERSION - 1;
-        assert!(matches!(Meta::decode(&bytes), Err(MetaError::Damaged(_))));
-        bytes[0] = META_VERSION;
+        assert!(matches!(decode(&bytes), Err(MetaError::TooNew { found: 6 })));
+        bytes[0] = PLAIN_VERSION - 1;
+        assert!(matches!(decode(&bytes), Err(MetaError::Damaged(_))));
+        bytes[0] = PLAIN_VERSION;
         *bytes.last_mut().unwrap() ^= 1;
-        assert!(matches!(Meta::decode(&bytes), Err(MetaError::Damaged(_))));
+        assert!(matches!(decode(&bytes), Err(MetaError::Damaged(_))));
     }
 }

@@ -29,12 +29,14 @@ mod filter;
 pub mod keys;
 mod load;
 mod manifest;
+mod mark;
 mod merge;
 mod meta;
 mod open;
 mod recent;
 mod recover;
 mod rows;
+mod sealed;
 mod settle;
 mod shared;
 mod standing;
@@ -50,11 +52,14 @@ use parking_lot::{Mutex, RwLock};
 
 use self::meta::Meta;
 use self::recent::Recent;
+use crate::codec::Cipher;
 use crate::digest::Digester;
 use crate::ports::{Batch, Store, StoreError};
 use crate::record::{Epoch, Seq};
 
 pub use export::{Carried, EXPORT_VERSION, ExportError, ImportError};
+#[cfg(feature = "sled")]
+pub(in crate::storage) use mark::NAME as SEALED;
 pub use merge::{DEFAULT_MAX_RUNS, Merge};
 pub use meta::{META_VERSION, RunInfo};
 pub use open::{Identity, Loss, OpenError, Opened};
@@ -84,6 +89,7 @@ pub struct OutboxStore {
 struct Inner {
     store: Arc<dyn Store>,
     manifest: Option<PathBuf>,
+    cipher: Cipher,
     /// The table as the store has it; the lock is held over the batch that changes it.
     applied: Mutex<Arc<Meta>>,
     /// The table as it is durable, which is what readers see.
@@ -105,12 +111,19 @@ impl core::fmt::Debug for OutboxStore {
 }
 
 impl OutboxStore {
-    fn new(store: Arc<dyn Store>, manifest: Option<PathBuf>, meta: Meta, epoch: Epoch) -> Self {
+    fn new(
+        store: Arc<dyn Store>,
+        manifest: Option<PathBuf>,
+        cipher: Cipher,
+        meta: Meta,
+        epoch: Epoch,
+    ) -> Self {
         let last = meta.runs.iter().chain(&meta.dropping).map(|run| run.number).max();
         let meta = Arc::new(meta);
         let inner = Inner {
             store,
             manifest,
+            cipher,
             applied: Mutex::new(Arc::clone(&meta)),
             visible: RwLock::new(meta),
             retired: Mutex::new(Vec::new()),
@@ -160,8 +173,9 @@ impl OutboxStore {
     pub fn reopen(&self) -> Result<(), StoreError> {
         self.inner.store.reopen()?;
         let mut applied = self.inner.applied.lock();
-        let found = Meta::read(self.dyn_store()).map_err(|e| match e {
+        let found = Meta::read(self.dyn_store(), self.cipher()).map_err(|e| match e {
             meta::MetaError::Store(e) => e,
+            meta::MetaError::Sealed(e) => e.into(),
             other => rows::damaged(&keys::Key::Meta { part: 0 }.encode(), &other.to_string()),
         })?;
         let visible = self.table();
@@ -220,7 +234,8 @@ impl OutboxStore {
         }
         meta.epoch = epoch;
         let mut batch = Batch::new();
-        meta.write(&mut batch);
+        meta.sealed = self.cipher().current();
+        meta.write(self.cipher(), &mut batch);
         self.apply(epoch, batch)?;
         *applied = Arc::new(meta);
         Ok(())
@@ -240,7 +255,7 @@ impl OutboxStore {
     /// Writes the table that readers see into the manifest, if there is one.
     fn write_manifest(&self) -> Result<(), StoreError> {
         match &self.inner.manifest {
-            Some(path) => manifest::write(path, &self.table())
+            Some(path) => manifest::write(path, &self.table(), self.cipher())
                 .map_err(|source| StoreError::Io { op: "write manifest", source }),
             None => Ok(()),
         }

@@ -6,7 +6,9 @@ use std::sync::Arc;
 use super::keys::{self, Range};
 use super::meta::{META_VERSION, Meta, MetaError, RunInfo};
 use super::writer::Pending;
-use super::{OutboxStore, manifest, rows::Change};
+use super::{OutboxStore, Recovered, manifest, mark, rows::Change};
+use crate::codec::Cipher;
+use crate::error::KeyError;
 use crate::id::{StreamId, UserId};
 use crate::ports::{Flow, Store, StoreError};
 use crate::record::{Counters, Epoch, Seq};
@@ -44,6 +46,8 @@ pub struct Opened {
     pub store_empty: bool,
     /// What should be there and is not.
     pub lost: Vec<Loss>,
+    /// What opens the journal's records.
+    pub(super) cipher: Cipher,
 }
 
 impl Opened {
@@ -94,6 +98,9 @@ pub enum OpenError {
     /// The table is damaged and there is no manifest to take its place. Nothing was touched.
     #[error("the outbox's table is damaged ({0}) and there is no manifest: nothing was touched")]
     Damaged(String),
+    /// Messages are sealed, and the key is missing or another one. Nothing was touched.
+    #[error(transparent)]
+    Sealed(#[from] KeyError),
     /// The store failed. What was synced is safe.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -104,6 +111,7 @@ impl From<MetaError> for OpenError {
         match error {
             MetaError::TooNew { found } => Self::FormatTooNew { found, supported: META_VERSION },
             MetaError::Damaged(reason) => Self::Damaged(reason),
+            MetaError::Sealed(error) => Self::Sealed(error),
             MetaError::Store(error) => Self::Store(error),
         }
     }
@@ -123,8 +131,23 @@ impl OutboxStore {
         journal_epoch: Epoch,
         fresh: Identity,
     ) -> Result<(Self, Opened), OpenError> {
-        let named = manifest.as_deref().map(manifest::read).transpose()?.flatten();
-        let (mut meta, is_new) = match find_table(&*store, named.as_ref())? {
+        Self::open_with(store, manifest, journal_epoch, fresh, Cipher::plain())
+    }
+
+    /// The same, with what seals and opens messages. What is not sealed yet is when it is merged.
+    ///
+    /// # Errors
+    /// [`OpenError`]; [`OpenError::Sealed`] also when messages are sealed and `cipher` seals nothing. Nothing was touched.
+    pub fn open_with(
+        store: Arc<dyn Store>,
+        manifest: Option<PathBuf>,
+        journal_epoch: Epoch,
+        fresh: Identity,
+        cipher: Cipher,
+    ) -> Result<(Self, Opened), OpenError> {
+        let marks = mark::check(&*store, &cipher)?;
+        let named = manifest.as_deref().map(|path| manifest::read(path, &cipher)).transpose()?.flatten();
+        let (mut meta, is_new) = match find_table(&*store, named.as_ref(), &cipher)? {
             Some(meta) => (meta, false),
             None => (Meta::new(fresh.stream, fresh.digest_key), true),
         };
@@ -133,9 +156,15 @@ impl OutboxStore {
             run.read_filter(&*store)?;
         }
         let epoch = store.take_epoch(journal_epoch.max(meta.epoch))?;
-        let outbox = Self::new(store, manifest, meta, epoch);
+        let is_sealed_so = meta.sealed == cipher.current();
+        let outbox = Self::new(store, manifest, cipher, meta, epoch);
         outbox.sweep(epoch)?;
-        if is_new || named.as_ref().is_none_or(|named| named.generation != outbox.table().generation) {
+        mark::write(outbox.dyn_store(), outbox.cipher(), &marks)?;
+        outbox.warn_of_missing_keys();
+        if is_new
+            || !is_sealed_so
+            || named.as_ref().is_none_or(|named| named.generation != outbox.table().generation)
+        {
             outbox.publish(epoch, |_| {})?;
             outbox.sync_table()?;
             outbox.write_manifest()?;
@@ -149,8 +178,27 @@ impl OutboxStore {
             last_time: meta.last_time,
             store_empty: meta.runs.is_empty() && is_empty(outbox.dyn_store(), &keys::users())?,
             lost,
+            cipher: outbox.cipher().clone(),
         };
         Ok((outbox, opened))
+    }
+
+    /// Whether the keys that an opening needs are there, as far as can be told without touching anything. An opening checks
+    /// it too; whoever has other things to open may want to know before.
+    ///
+    /// # Errors
+    /// [`OpenError::Sealed`]; [`OpenError::Store`] when the file that says so cannot be read.
+    pub fn check_keys(store: &dyn Store, cipher: &Cipher) -> Result<(), OpenError> {
+        mark::check(store, cipher).map(drop)
+    }
+
+    /// After a recovery, once the journal has begun again: the next opening needs the keys of the journal, and no others
+    /// but the current one. Without this, it goes on to ask for those of before.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`].
+    pub fn note_keys(&self, recovered: &Recovered) -> Result<(), StoreError> {
+        mark::write(self.dyn_store(), self.cipher(), &recovered.sealed_with)
     }
 
     /// Removes what no table names: chunks of runs between and behind those it names, and bodies behind the settled
@@ -193,8 +241,8 @@ impl OutboxStore {
 
 /// The table in the store; or the manifest's, when the store's is damaged or missing although its runs are there.
 /// (What the manifest does not know yet is still in the journal: segments are recycled after it was written.)
-fn find_table(store: &dyn Store, named: Option<&Meta>) -> Result<Option<Meta>, OpenError> {
-    let reason = match Meta::read(store) {
+fn find_table(store: &dyn Store, named: Option<&Meta>, cipher: &Cipher) -> Result<Option<Meta>, OpenError> {
+    let reason = match Meta::read(store, cipher) {
         Ok(Some(meta)) => return Ok(Some(meta)),
         Ok(None) if is_empty(store, &keys::chunks_of(0, u64::MAX))? => return Ok(None),
         Ok(None) => "it is missing, but its runs are there".to_owned(),

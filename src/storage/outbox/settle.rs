@@ -9,7 +9,6 @@ use super::meta::RunInfo;
 use super::shared::Sharing;
 use super::writer::{Pending, RunWriter, may_be_large, write_body};
 use super::{OutboxStore, Progress, keys, rows};
-use crate::codec;
 use crate::id::UserId;
 use crate::machine::Survivors;
 use crate::ports::StoreError;
@@ -108,7 +107,7 @@ impl Settlement {
         loop {
             let filled = match self.phase {
                 Phase::Begin => self.begin(outbox),
-                Phase::Bodies => self.fill_bodies(),
+                Phase::Bodies => self.fill_bodies(outbox),
                 Phase::Entries => self.fill_entries(),
                 Phase::Ids => self.fill_ids(),
                 Phase::Shared => self.fill_shared(),
@@ -157,7 +156,7 @@ impl Settlement {
         }
         let number = outbox.take_run_number();
         let info = RunInfo::new(number, settled, self.before.prev());
-        self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox.digester(), self.now));
+        self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox, self.now));
         // By place first: bodies are written in that order.
         self.entries.sort_unstable_by_key(|(seq, _)| *seq);
         self.sharing = Sharing::among(&self.entries);
@@ -165,7 +164,7 @@ impl Settlement {
         Some(Phase::Bodies)
     }
 
-    fn fill_bodies(&mut self) -> Option<Phase> {
+    fn fill_bodies(&mut self, outbox: &OutboxStore) -> Option<Phase> {
         while let Some(sorted) = self.order.get(self.at) {
             if self.pending.is_full() {
                 return None;
@@ -174,7 +173,7 @@ impl Settlement {
             let alone = self.sharing.base(sorted.index).is_none();
             let entry = self.entries.get(sorted.index as usize).filter(|_| alone);
             if let Some((seq, accept)) = entry.filter(|(_, accept)| may_be_large(accept)) {
-                write_body(*seq, accept, &mut self.scratch, &mut self.pending);
+                write_body(*seq, accept, outbox.cipher(), &mut self.scratch, &mut self.pending);
             }
         }
         if self.pending.is_empty() {
@@ -240,9 +239,7 @@ impl Settlement {
             let index = u32::try_from(self.at).unwrap_or(u32::MAX);
             self.at += 1;
             if self.sharing.base(index) == Some(index) {
-                self.scratch.clear();
-                codec::encode_accept(accept, &mut self.scratch);
-                run.shared(*seq, &self.scratch, &mut self.pending);
+                run.share(*seq, accept, &mut self.pending);
             }
         }
         Some(Phase::SyncRun)

@@ -5,6 +5,8 @@
 //! record codec writes it, with its length before it, in parts of one value each. An entry that leans on it says how far
 //! its place is from the body's, and how much later it was accepted.
 //!
+//! Where messages are sealed, the body is, once for all who lean on it. Its seal is bound to its place and its message.
+//!
 //! What shares a body shares its payload in memory, in one page and while one run is read.
 
 use std::collections::VecDeque;
@@ -14,8 +16,8 @@ use hashbrown::HashMap;
 
 use super::chunk::{Entry, PART_BYTES};
 use super::keys::Key;
-use super::rows;
-use crate::codec;
+use super::{OutboxStore, rows};
+use crate::codec::{CodecError, KeyMark};
 use crate::id::UserId;
 use crate::message::MAX_PAYLOAD_BYTES;
 use crate::ports::{Store, StoreError};
@@ -103,8 +105,8 @@ pub(super) fn read(store: &dyn Store, run: u64, seq: Seq) -> Result<Vec<u8>, Sto
     if body.len() == len { Ok(body) } else { Err(wrong()) }
 }
 
-/// A body, or what is wrong with it.
-type Found = Result<Arc<Accept>, String>;
+/// A body and what it is sealed with, or what is wrong with it.
+pub(super) type Found = Result<(Arc<Accept>, Option<KeyMark>), String>;
 
 /// Bodies that were read lately: of those who lean on one, most come one after the other.
 #[derive(Debug, Default)]
@@ -114,29 +116,33 @@ pub(super) struct Bodies {
 }
 
 impl Bodies {
-    /// What an entry of a run says that leans on a shared body.
+    /// What an entry of a run says that leans on a shared body, and what that is sealed with.
     pub(super) fn message_of(
         &mut self,
-        store: &dyn Store,
+        outbox: &OutboxStore,
         run: u64,
         entry: &Entry<'_>,
         later: u64,
         seq: Seq,
-    ) -> Result<Accept, StoreError> {
+    ) -> Result<(Accept, Option<KeyMark>), StoreError> {
         let key = || Key::Shared { run, seq, part: 0 }.encode();
-        let base = self.find(store, run, seq)?.map_err(|reason| rows::damaged(&key(), &reason))?;
+        let (base, sealed) = self.find(outbox, run, seq)?.map_err(|reason| rows::damaged(&key(), &reason))?;
         let user = UserId::new(entry.user).map_err(|error| rows::damaged(&key(), &error.to_string()))?;
         let at = base.at.as_millis().wrapping_add(later);
-        Ok(base.for_recipient(user, crate::time::Timestamp::from_millis(at)))
+        Ok((base.for_recipient(user, crate::time::Timestamp::from_millis(at)), sealed))
     }
 
-    /// A body, or what is wrong with it.
-    pub(super) fn find(&mut self, store: &dyn Store, run: u64, seq: Seq) -> Result<Found, StoreError> {
+    /// A body, or what is wrong with it. One whose key is missing is not damaged, and is not kept.
+    pub(super) fn find(&mut self, outbox: &OutboxStore, run: u64, seq: Seq) -> Result<Found, StoreError> {
         if let Some((_, found)) = self.kept.iter().find(|(key, _)| *key == (run, seq)) {
             return Ok(found.clone());
         }
-        let found = match read(store, run, seq) {
-            Ok(body) => codec::decode_accept(&body).map(Arc::new).map_err(|error| error.to_string()),
+        let found = match read(outbox.dyn_store(), run, seq) {
+            Ok(body) => match outbox.cipher().open_shared(&body, seq) {
+                Ok((accept, sealed)) => Ok((Arc::new(accept), sealed)),
+                Err(CodecError::Sealed(error)) => return Err(error.into()),
+                Err(error) => Err(error.to_string()),
+            },
             Err(StoreError::Damaged { reason, .. }) => Err(reason),
             Err(error) => return Err(error),
         };
@@ -151,7 +157,7 @@ impl Bodies {
 }
 
 fn payload(found: &Found) -> usize {
-    found.as_ref().map_or(0, |accept| accept.message.payload().len())
+    found.as_ref().map_or(0, |(accept, _)| accept.message.payload().len())
 }
 
 /// What an import has read lately, so that what was said to many is written once again.

@@ -17,6 +17,10 @@ mod due;
 mod export;
 mod failed;
 mod recovery;
+#[cfg(feature = "encryption")]
+mod sealed;
+#[cfg(feature = "encryption")]
+mod sealed_shared;
 mod shared;
 
 const FRESH: Identity = Identity { stream: StreamId::from_u128(1), digest_key: 2 };

@@ -1,5 +1,7 @@
 //! Verification: everything is read, and what is damaged or missing is named.
 
+use std::collections::BTreeMap;
+
 use super::chunk::entries;
 use super::keys::{self, Key};
 use super::load::message_of;
@@ -7,10 +9,10 @@ use super::merge::Judge;
 use super::meta::RunInfo;
 use super::shared::Bodies;
 use super::{OutboxStore, due, rows};
-use crate::codec;
-use crate::id::UserId;
+use crate::codec::{self, KeyMark};
+use crate::id::{KeyId, UserId};
 use crate::ports::{Flow, StoreError};
-use crate::record::{LaneId, Seq};
+use crate::record::{Accept, LaneId, Seq};
 
 /// Something that is damaged or missing.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -56,8 +58,31 @@ pub struct Verified {
     pub ids: u64,
     /// User rows.
     pub rows: u64,
+    /// How many of the messages that have not ended are sealed with which key.
+    pub keys: BTreeMap<KeyId, u64>,
+    /// How many of them are not sealed.
+    pub plain: u64,
+    /// How many of them wait for a key that is missing. They are not damaged, as far as can be told.
+    pub unopened: u64,
     /// What is damaged or missing.
     pub damage: Vec<Damage>,
+}
+
+impl Verified {
+    fn count_key(&mut self, message: &Result<(Accept, Option<KeyMark>), StoreError>) {
+        let key = match message {
+            Ok((_, sealed)) => sealed.map(|mark| mark.key),
+            Err(StoreError::Sealed(error)) => {
+                self.unopened += 1;
+                Some(error.key())
+            }
+            Err(_) => return,
+        };
+        match key {
+            Some(key) => *self.keys.entry(key).or_default() += 1,
+            None => self.plain += 1,
+        }
+    }
 }
 
 impl OutboxStore {
@@ -155,9 +180,11 @@ impl OutboxStore {
             }
             report.live += 1;
             let in_range = (run.first..=run.last).contains(&entry.seq);
-            let reason = match message_of(self.dyn_store(), run.number, entry, bodies) {
-                Ok(_) if in_range => continue,
-                Ok(_) => "it lies outside of its run's range".to_owned(),
+            let message = message_of(self, run.number, entry, bodies);
+            report.count_key(&message);
+            let reason = match message {
+                Ok(_) | Err(StoreError::Sealed(_)) if in_range => continue,
+                Ok(_) | Err(StoreError::Sealed(_)) => "it lies outside of its run's range".to_owned(),
                 Err(error) => error.to_string(),
             };
             let entry = Some((entry.lane, entry.seq));

@@ -3,6 +3,7 @@
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use super::OutboxStore;
 use super::chunk::{Body, Chunk, Entry, MAX_INLINE_BYTES, PART_BYTES};
 use super::due::DueLists;
 use super::filter::Filter;
@@ -10,7 +11,7 @@ use super::keys::{self, Key};
 use super::meta::{Known, RunInfo};
 use super::rows::Change;
 use super::shared;
-use crate::codec::{self, MAX_DEDUP_BYTES};
+use crate::codec::{self, Cipher, MAX_DEDUP_BYTES};
 use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
@@ -70,14 +71,26 @@ pub(super) struct RunWriter {
     last_id: Option<DedupRow>,
     scratch: Vec<u8>,
     digester: Digester,
+    pub(super) cipher: Cipher,
     filter: Filter,
     last_user: Vec<u8>,
     dues: DueLists,
 }
 
 impl RunWriter {
-    /// A run that is written `now`, with room for so many users in its filter, whose digests are made by `digester`.
-    pub(super) fn new(info: RunInfo, users: u64, digester: Digester, now: Timestamp) -> Self {
+    /// A run of this outbox that is written `now`, with room for so many users in its filter.
+    pub(super) fn new(info: RunInfo, users: u64, outbox: &OutboxStore, now: Timestamp) -> Self {
+        Self::keyed(info, users, outbox.digester(), outbox.cipher().clone(), now)
+    }
+
+    /// The same, where another key than the outbox's own makes the digests of users.
+    pub(super) fn keyed(
+        info: RunInfo,
+        users: u64,
+        digester: Digester,
+        cipher: Cipher,
+        now: Timestamp,
+    ) -> Self {
         Self {
             info,
             chunk: Chunk::default(),
@@ -86,6 +99,7 @@ impl RunWriter {
             last_id: None,
             scratch: Vec::new(),
             digester,
+            cipher,
             filter: Filter::with_room(users),
             last_user: Vec::new(),
             dues: DueLists::new(now),
@@ -106,7 +120,7 @@ impl RunWriter {
         }
         self.dues.add(entry.user, entry.due, &mut self.info, out);
         self.info.entries += 1;
-        self.info.stubs += u64::from(entry.body.parts() > 0);
+        self.info.stubs += u64::from(!entry.body.parts().is_empty());
     }
 
     /// Adds an accepted message that leans on the shared body at this place, which was accepted at that time.
@@ -116,6 +130,16 @@ impl RunWriter {
     }
 
     /// Adds a body that entries share: the acceptance of the message at this place.
+    pub(super) fn share(&mut self, seq: Seq, accept: &Accept, out: &mut Pending) {
+        let mut bytes = core::mem::take(&mut self.scratch);
+        bytes.clear();
+        self.info.keys.add(self.cipher.current());
+        self.cipher.encode_shared(accept, seq, &mut bytes);
+        self.shared(seq, &bytes, out);
+        self.scratch = bytes;
+    }
+
+    /// Adds such a body as it was written before, for the same place.
     pub(super) fn shared(&mut self, seq: Seq, body: &[u8], out: &mut Pending) {
         for (part, value) in (0_u32..).zip(shared::parts(body)) {
             self.info.bytes += value.len() as u64;
@@ -128,7 +152,8 @@ impl RunWriter {
     pub(super) fn accept(&mut self, seq: Seq, accept: &Accept, out: &mut Pending) {
         let mut bytes = core::mem::take(&mut self.scratch);
         bytes.clear();
-        codec::encode_accept(accept, &mut bytes);
+        self.info.keys.add(self.cipher.current());
+        self.cipher.encode_accept(accept, &mut bytes);
         let body =
             if bytes.len() > MAX_INLINE_BYTES { Body::stub(bytes.len()) } else { Body::Inline(&bytes) };
         self.add(seq, accept, body, out);
@@ -196,24 +221,30 @@ impl RunWriter {
 }
 
 /// Writes the parts of a large message's body; a small one has none.
-pub(super) fn write_body(seq: Seq, accept: &Accept, scratch: &mut Vec<u8>, out: &mut Pending) {
+pub(super) fn write_body(
+    seq: Seq,
+    accept: &Accept,
+    cipher: &Cipher,
+    scratch: &mut Vec<u8>,
+    out: &mut Pending,
+) {
     scratch.clear();
-    codec::encode_accept(accept, scratch);
+    cipher.encode_accept(accept, scratch);
     if scratch.len() > MAX_INLINE_BYTES {
-        put_body(seq, scratch, out);
+        put_body(seq, &Body::stub(scratch.len()), scratch, out);
     }
 }
 
-/// Writes an encoded body in parts.
-pub(super) fn put_body(seq: Seq, body: &[u8], out: &mut Pending) {
-    for (part, share) in (0_u32..).zip(body.chunks(PART_BYTES)) {
+/// Writes an encoded body in the parts that its stub names.
+pub(super) fn put_body(seq: Seq, stub: &Body<'_>, body: &[u8], out: &mut Pending) {
+    for (part, share) in stub.parts().zip(body.chunks(PART_BYTES)) {
         out.put(Key::Body { seq, part }.encode(), share.to_vec());
     }
 }
 
 /// Whether a message's body may have to be written in parts: its encoding is at most this much longer than its cost.
 pub(super) fn may_be_large(accept: &Accept) -> bool {
-    /// Two more ids of 255 bytes, an id, a time, a trace, an origin and the lengths of 32 headers.
-    const OVERHEAD: u64 = 1024;
+    /// Three more ids of 255 bytes, an id, times, a trace, an origin, a version, the lengths of 32 headers and a seal.
+    const OVERHEAD: u64 = 1280;
     accept.message.cost() + OVERHEAD > MAX_INLINE_BYTES as u64
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::Quarantine;
 use crate::ports::StoreError;
+use crate::storage::outbox::SEALED;
 
 /// The directory format this build writes, and the newest it reads.
 pub(super) const FORMAT: u16 = 1;
@@ -78,6 +79,11 @@ impl Dir {
         file.sync_all()?;
         fs::rename(&fresh, self.root.join("FORMAT"))?;
         sync_dir(&self.root)
+    }
+
+    /// Whether messages in it are sealed. Whoever opens the outbox checks the keys before anything is read.
+    pub(super) fn is_sealed(&self) -> bool {
+        self.root.join(SEALED).exists()
     }
 
     /// Removes half-written snapshots: sled would take the newest for whole and never open again.

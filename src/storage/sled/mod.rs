@@ -40,7 +40,7 @@ mod tests;
 
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use parking_lot::{Mutex, RwLock};
 
@@ -81,6 +81,9 @@ impl SledOptions {
 
     /// Opens the store in `dir`, creating what is missing. Blocks, up to 4 s when a former owner's locks linger.
     ///
+    /// A directory whose messages are sealed (there is a file `SEALED` in it) is only locked here: the database is opened
+    /// when it is used first, after the keys were checked, so that wrong ones leave it as it is. Its errors come then.
+    ///
     /// A database that sled cannot open is moved to quarantine and an empty one opened:
     /// see [`SledStore::quarantined`].
     ///
@@ -90,16 +93,19 @@ impl SledOptions {
     /// - [`StoreError::Io`]: the file system refused, or `FORMAT` is unreadable; no row was changed.
     pub fn open(self, dir: impl AsRef<Path>) -> Result<SledStore, StoreError> {
         let dir = Dir::acquire(dir.as_ref())?;
-        let (opened, quarantined) = open_or_quarantine(&dir, self.cache_bytes)?;
+        let waits = dir.is_sealed();
         let inner = Inner {
-            state: RwLock::new(Some(Arc::new(opened.db))),
-            owner: Mutex::new(opened.epoch),
+            state: RwLock::new(None),
+            opened: OnceLock::new(),
+            owner: Mutex::new(Epoch::default()),
             syncing: Mutex::new(()),
             failed: Mutex::new(None),
             cache_bytes: self.cache_bytes,
-            quarantined,
             dir,
         };
+        if !waits {
+            inner.open()?;
+        }
         Ok(SledStore { inner: Arc::new(inner) })
     }
 }
@@ -112,8 +118,10 @@ pub struct SledStore {
 
 #[derive(Debug)]
 struct Inner {
-    /// Empty only when a `reopen` could not open the database again.
+    /// Empty before the first use of a sealed directory, and when a `reopen` could not open the database again.
     state: RwLock<Option<Arc<OpenDb>>>,
+    /// Set when the database was opened: what had to be given up for that, if anything.
+    opened: OnceLock<Option<Quarantine>>,
     /// The newest epoch. Held over the check and the batch, which makes the two atomic.
     owner: Mutex<Epoch>,
     /// Held over a sync, so that none overlaps a `reopen`. Taken after `owner` where both are.
@@ -121,7 +129,6 @@ struct Inner {
     /// Why the store is read-only, if it is.
     failed: Mutex<Option<String>>,
     cache_bytes: u64,
-    quarantined: Option<Quarantine>,
     /// Last, so that the lock is given up after sled is closed.
     dir: Dir,
 }
@@ -147,10 +154,10 @@ impl SledStore {
         self.inner.dir.journal()
     }
 
-    /// The database that this opening had to give up, if any.
+    /// The database that this opening had to give up, if any. Of a sealed directory nothing is known before its first use.
     #[must_use]
     pub fn quarantined(&self) -> Option<&Quarantine> {
-        self.inner.quarantined.as_ref()
+        self.inner.opened.get().and_then(Option::as_ref)
     }
 }
 
@@ -179,6 +186,7 @@ impl Store for SledStore {
     }
 
     fn take_epoch(&self, above: Epoch) -> Result<Epoch, StoreError> {
+        self.inner.open()?;
         let mut owner = self.inner.owner.lock();
         self.inner.check_writable()?;
         let next = next_epoch(*owner, above)?;
@@ -191,6 +199,7 @@ impl Store for SledStore {
 
     fn apply(&self, epoch: Epoch, batch: Batch) -> Result<(), StoreError> {
         limits::check(&batch)?;
+        self.inner.open()?;
         let owner = self.inner.owner.lock();
         self.inner.check_writable()?;
         check_epoch(epoch, *owner)?;
@@ -199,12 +208,14 @@ impl Store for SledStore {
     }
 
     fn sync(&self) -> Result<(), StoreError> {
+        self.inner.open()?;
         let _alone = self.inner.syncing.lock();
         self.inner.check_writable()?;
         self.inner.db()?.sync().map_err(|e| self.inner.fail("sync", &e))
     }
 
     fn reopen(&self) -> Result<(), StoreError> {
+        self.inner.open()?;
         let mut owner = self.inner.owner.lock();
         let _alone = self.inner.syncing.lock();
         let epoch = self.inner.reopen()?;
@@ -222,7 +233,24 @@ impl Store for SledStore {
 }
 
 impl Inner {
+    /// Opens the database, if this is its first use.
+    fn open(&self) -> Result<(), StoreError> {
+        if self.opened.get().is_some() {
+            return Ok(());
+        }
+        let mut owner = self.owner.lock();
+        if self.opened.get().is_none() {
+            let (opened, quarantined) = open_or_quarantine(&self.dir, self.cache_bytes)?;
+            *owner = opened.epoch;
+            *self.state.write() = Some(Arc::new(opened.db));
+            self.opened.get_or_init(|| quarantined);
+        }
+        Ok(())
+    }
+
+    /// The open database. Nobody who holds `owner` may be its first user.
     fn db(&self) -> Result<Arc<OpenDb>, StoreError> {
+        self.open()?;
         let closed = || io_error("read")(io::Error::other("the database could not be reopened yet"));
         // Recursive, because a visitor may read while `reopen` waits for its scan to end.
         self.state.read_recursive().clone().ok_or_else(closed)

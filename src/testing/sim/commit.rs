@@ -4,7 +4,6 @@ use super::across::Of;
 use super::defect::Defect;
 use super::node::{Flight, Node, Settling};
 use super::random::Random;
-use crate::codec;
 use crate::machine::{Input, Survivors};
 use crate::ports::{Group, Journal, JournalError};
 use crate::record::{Record, Seq};
@@ -23,7 +22,7 @@ impl Node {
         for handed in engine.queue.iter().take(limit) {
             let before = bytes.len();
             let mut first = engine.next.plus(records.len() as u64);
-            codec::encode_records(&handed.records, &mut bytes);
+            self.home.cipher().encode_records(&handed.records, &mut bytes);
             if bytes.len() > max {
                 bytes.truncate(before);
                 break;

@@ -3,6 +3,8 @@
 use std::sync::Arc;
 
 use super::random::Random;
+use super::sealing;
+use crate::codec::Cipher;
 use crate::machine::{Found, Query, Survivors};
 use crate::ports::StoreError;
 use crate::record::{Counters, Epoch, Seq};
@@ -19,17 +21,29 @@ pub(super) struct Home {
     store: FaultyStore,
     outbox: Option<OutboxStore>,
     epoch: Epoch,
+    cipher: Cipher,
+    /// How often it was opened, or should have been.
+    openings: u32,
     settlement: Option<Settlement>,
     merge: Option<Merge>,
     failed: bool,
 }
 
 impl Home {
-    pub(super) fn open(&mut self, above: Epoch, fresh: Identity) -> Result<Opened, OpenError> {
-        let (outbox, opened) = OutboxStore::open(Arc::new(self.store.clone()), None, above, fresh)?;
+    /// Every opening has its own key, where the life of this seed is sealed.
+    pub(super) fn open(&mut self, above: Epoch, fresh: Identity, seed: u64) -> Result<Opened, OpenError> {
+        self.cipher = sealing::of_opening(seed, self.openings);
+        self.openings += 1;
+        let (store, cipher) = (Arc::new(self.store.clone()), self.cipher.clone());
+        let (outbox, opened) = OutboxStore::open_with(store, None, above, fresh, cipher)?;
         self.outbox = Some(outbox);
         self.epoch = opened.epoch;
         Ok(opened)
+    }
+
+    /// What writes records.
+    pub(super) fn cipher(&self) -> &Cipher {
+        &self.cipher
     }
 
     /// What loads reflect.

@@ -27,6 +27,7 @@ mod oracle;
 mod plan;
 mod random;
 mod script;
+mod sealing;
 #[cfg(test)]
 mod tests;
 mod upkeep;

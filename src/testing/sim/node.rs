@@ -170,7 +170,7 @@ impl Node {
         let mut journal = FileJournal::open(disk, self.plan.journal).map_err(text)?;
         let above = journal.replay(Seq::MAX, &mut |_| Ok(())).map_err(text)?.epoch;
         let fresh = Identity { stream: self.stream, digest_key: digest_key(&self.plan) };
-        let opened = self.home.open(above, fresh).map_err(|error| error.to_string())?;
+        let opened = self.home.open(above, fresh, self.plan.seed).map_err(|error| error.to_string())?;
         if !opened.lost.is_empty() || opened.identity != fresh {
             return Err(format!("! the store has lost something: {opened:?}"));
         }

@@ -169,14 +169,14 @@ fn the_table_is_written_upon_a_run_that_is_durable() {
     let outbox = before(&store);
     let epoch = store.take_epoch(Epoch(0)).unwrap();
     let mut settlement = settlement(vec![part(400, false)], 500);
-    let settled = || meta::Meta::read(&store).unwrap().unwrap().settled;
+    let settled = || meta::Meta::read(&store, &Cipher::plain()).unwrap().unwrap().settled;
     while settled() < Seq::new(500) {
         assert_eq!(settlement.step(&outbox, epoch).unwrap(), Progress::More);
     }
     assert_eq!(store.unsynced(), 1, "the table, and nothing that it names");
     let mut merging = Merge::plan(&outbox, 1, Timestamp::ZERO).unwrap();
     while settlement.step(&outbox, epoch).unwrap() != Progress::Done {}
-    while meta::Meta::read(&store).unwrap().unwrap().dropping.is_empty() {
+    while meta::Meta::read(&store, &Cipher::plain()).unwrap().unwrap().dropping.is_empty() {
         assert_eq!(merging.step(&outbox, epoch).unwrap(), Progress::More);
     }
     assert_eq!(store.unsynced(), 1, "the table, and nothing that it names");

@@ -4,7 +4,7 @@ use super::damage::Rotten;
 use super::keys::Key;
 use super::*;
 
-fn everybody(n: u64) -> Vec<String> {
+pub(super) fn everybody(n: u64) -> Vec<String> {
     (0..n).map(|n| format!("user{n:04}")).collect()
 }
 
@@ -13,7 +13,7 @@ fn at(millis: u64) -> Timestamp {
 }
 
 /// One message of so many bytes to so many people, from this place on, each accepted a millisecond later.
-fn fan(first: u64, people: u64, bytes: usize) -> Vec<(Seq, Arc<Accept>)> {
+pub(super) fn fan(first: u64, people: u64, bytes: usize) -> Vec<(Seq, Arc<Accept>)> {
     let message = Message::to("x", "a.b", vec![7; bytes]).sender("s").build().unwrap();
     let one = |(seq, name): (u64, String)| {
         let accept = Accept::new(message.for_recipient(user(&name)), at(seq));
@@ -22,11 +22,11 @@ fn fan(first: u64, people: u64, bytes: usize) -> Vec<(Seq, Arc<Accept>)> {
     (first..).zip(everybody(people)).map(one).collect()
 }
 
-fn survivors(entries: Vec<(Seq, Arc<Accept>)>) -> Vec<Survivors> {
+pub(super) fn survivors(entries: Vec<(Seq, Arc<Accept>)>) -> Vec<Survivors> {
     vec![Survivors { entries, ..Survivors::default() }]
 }
 
-fn keys_of(store: &dyn Store, kind: u8) -> Vec<(Vec<u8>, usize)> {
+pub(super) fn keys_of(store: &dyn Store, kind: u8) -> Vec<(Vec<u8>, usize)> {
     let mut found = Vec::new();
     store
         .scan(&[kind], &[kind + 1], &mut |key, value| {
@@ -41,7 +41,7 @@ fn bytes(store: &dyn Store) -> usize {
     (2..8).flat_map(|kind| keys_of(store, kind)).map(|(key, value)| key.len() + value).sum()
 }
 
-fn one(outbox: &OutboxStore, name: &str) -> Vec<(Seq, Arc<Accept>)> {
+pub(super) fn one(outbox: &OutboxStore, name: &str) -> Vec<(Seq, Arc<Accept>)> {
     let page = page(outbox, name, LaneId::Normal, 0, &[], usize::MAX);
     assert_eq!((page.damaged.len(), page.more_after), (0, None));
     page.entries
