@@ -393,7 +393,8 @@ impl Machine {
             Work::Asked(_, operation) if operation.target().is_some() => {
                 // Another one with the same id is not meant as well.
                 let has_one = open.own.is_some() || open.done.messages > 0 || open.done.located.is_some();
-                !only_purges && !has_one && operation.means(&found.accept)
+                let follows = !only_purges || operation.only_reads();
+                follows && !has_one && operation.means(&found.accept)
             }
             Work::Asked(_, operation) => matches!(operation, Operation::Purge(_)),
             Work::Ripen(_) | Work::Sweep | Work::MakeRoom(_) => false,

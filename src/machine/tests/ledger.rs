@@ -295,3 +295,20 @@ fn of_two_messages_with_one_id_only_one_is_withdrawn_also_when_the_other_moves()
     assert_eq!(rig.done(ticket).unwrap().unwrap().messages, 1);
     assert_eq!(rig.machine.stats().counters.live(), 1);
 }
+
+/// Found by the simulator: it was said to have been delivered.
+#[test]
+fn a_dead_letter_that_is_sent_again_while_it_is_looked_for_is_found_where_it_waits() {
+    let mut rig = Rig::new();
+    rig.machine.config.max_attempts = NonZeroU32::MIN;
+    rig.attach(1, "alice", "phone");
+    let message = message("alice");
+    let entry = rig.accept(&message);
+    rig.say(1, entry, Verdict::Nack(None));
+    rig.operate(Operation::Requeue(DeadLetters::of(alice())));
+    let ticket = rig.operate(Operation::Locate(anonymous(&message)));
+    rig.commit();
+    let located = rig.done(ticket).unwrap().unwrap().located.unwrap();
+    assert!(!matches!(located.status, Status::Ended(_)), "{located:?}");
+    assert!(located.entry.unwrap().seq > entry.seq && located.possibly_delivered);
+}
