@@ -1,0 +1,6 @@
+//! Sessions.
+
+mod code;
+pub mod frame;
+
+pub use code::{Advice, Code};
