@@ -10,24 +10,27 @@
 //! - Payloads are slices of the frame's bytes. (In JSON, one that is base64 or has escapes must be decoded.)
 
 mod binary;
+mod error;
 #[cfg(feature = "json")]
 mod json;
 mod shape;
+mod terms;
 #[cfg(test)]
 mod tests;
 mod wire;
 
-use core::fmt;
 use core::time::Duration;
 
 use bytes::Bytes;
 
 use super::code::Code;
-use crate::error::InvalidMessage;
 use crate::id::{DeviceId, StreamId, UserId};
 use crate::message::Message;
 use crate::record::{LaneId, Seq};
 use crate::time::Timestamp;
+
+pub use error::DecodeError;
+pub use terms::{Capabilities, Codec, Codecs, Credentials, Token, Window};
 
 /// The newest version of the protocol, and so far the only one.
 pub const PROTOCOL_VERSION: u16 = 1;
@@ -37,149 +40,6 @@ pub const MAX_CREDENTIALS_BYTES: usize = 8192;
 pub const MAX_TEXT_BYTES: usize = 256;
 /// The most ranges in one ack.
 pub const MAX_RANGES: usize = 256;
-
-/// A way to write frames.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Codec {
-    /// Compact: numbers of variable length, payloads as they are.
-    Binary,
-    /// JSON text, for browsers and eyes.
-    #[cfg(feature = "json")]
-    Json,
-}
-
-/// A set of codecs.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Codecs(pub(super) u8);
-
-impl Codecs {
-    /// The binary codec.
-    pub const BINARY: Self = Self(1);
-    /// The JSON codec.
-    pub const JSON: Self = Self(2);
-
-    /// What this build knows.
-    #[must_use]
-    pub const fn known() -> Self {
-        if cfg!(feature = "json") { Self(3) } else { Self(1) }
-    }
-
-    /// What is in both.
-    #[must_use]
-    pub const fn and(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-
-    /// The better one of these: binary before JSON.
-    #[must_use]
-    pub const fn best(self) -> Option<Codec> {
-        match self.0 {
-            set if set & 1 != 0 => Some(Codec::Binary),
-            #[cfg(feature = "json")]
-            set if set & 2 != 0 => Some(Codec::Json),
-            _ => None,
-        }
-    }
-}
-
-/// What an end can do beyond the least: a set of bits. Unknown ones are ignored.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
-pub struct Capabilities(u64);
-
-impl Capabilities {
-    /// Nothing beyond the least.
-    pub const NONE: Self = Self(0);
-    /// It acknowledges. What is sent to an end that does not is `Unconfirmed`.
-    pub const ACKS: Self = Self(1);
-    /// It answers requests.
-    pub const REPLIES: Self = Self(2);
-    /// It takes publishes (acceptors), or sends them (connectors).
-    pub const PUBLISH: Self = Self(4);
-
-    /// The set with these bits.
-    #[must_use]
-    pub const fn from_bits(bits: u64) -> Self {
-        Self(bits)
-    }
-
-    /// The bits.
-    #[must_use]
-    pub const fn bits(self) -> u64 {
-        self.0
-    }
-
-    /// What is in either.
-    #[must_use]
-    pub const fn or(self, other: Self) -> Self {
-        Self(self.0 | other.0)
-    }
-
-    /// What is in both.
-    #[must_use]
-    pub const fn and(self, other: Self) -> Self {
-        Self(self.0 & other.0)
-    }
-
-    /// Whether all of `other` is in this.
-    #[must_use]
-    pub const fn has(self, other: Self) -> bool {
-        self.0 & other.0 == other.0
-    }
-}
-
-/// How much one end lets the other have in flight towards it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Window {
-    /// Messages without an acknowledgement.
-    pub messages: u32,
-    /// Their bytes, see [`Message::cost`](crate::Message::cost). A single message of any size fits into an empty window.
-    pub bytes: u64,
-    /// Messages more, if they are critical. Those are not held back by the bytes.
-    pub reserve: u32,
-}
-
-impl Window {
-    /// How far the newest number may be from the oldest that is not acknowledged: four windows. It bounds what the
-    /// receiver must remember about acknowledgements that may have been lost.
-    #[must_use]
-    pub const fn span(self) -> u64 {
-        (self.messages as u64).saturating_add(self.reserve as u64).saturating_mul(4)
-    }
-}
-
-/// What identifies a session at a reconnect. It identifies and does not authenticate: credentials come with each hello.
-#[derive(Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Token(u128);
-
-impl Token {
-    /// The token with this value. Draw it from a generator that cannot be guessed.
-    #[must_use]
-    pub const fn from_u128(value: u128) -> Self {
-        Self(value)
-    }
-
-    /// The value.
-    #[must_use]
-    pub const fn as_u128(self) -> u128 {
-        self.0
-    }
-}
-
-impl fmt::Debug for Token {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Token(…)")
-    }
-}
-
-/// Credentials, whatever the host takes for some. Never shown.
-#[derive(Clone, PartialEq, Eq)]
-pub struct Credentials(pub Bytes);
-
-impl fmt::Debug for Credentials {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "Credentials({} bytes)", self.0.len())
-    }
-}
 
 /// Which life of a session, and how far this end is in it. Numbers of one life mean nothing in another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -502,75 +362,6 @@ impl Default for Limits {
     /// 1 MiB and 256 messages: room for some of the default's 256 KiB payloads.
     fn default() -> Self {
         Self { max_frame: 1 << 20, max_items: 256 }
-    }
-}
-
-/// Why bytes are no frame. Nothing of them may be used.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[non_exhaustive]
-pub enum DecodeError {
-    /// Longer than the limit. Nothing was read.
-    #[error("a frame of {bytes} bytes is over the limit of {max}")]
-    TooLarge {
-        /// Its length.
-        bytes: usize,
-        /// The limit.
-        max: usize,
-    },
-    /// More elements than allowed. What was read is dropped.
-    #[error("{field} has {found} elements, {max} at most")]
-    TooMany {
-        /// The list.
-        field: &'static str,
-        /// How many.
-        found: u64,
-        /// How many may be.
-        max: usize,
-    },
-    /// A hello of versions that this build does not speak. Only the versions were read.
-    #[error("versions {oldest} to {newest} of the protocol, this build speaks {PROTOCOL_VERSION}")]
-    UnsupportedVersion {
-        /// The oldest it speaks.
-        oldest: u16,
-        /// The newest it speaks.
-        newest: u16,
-    },
-    /// A kind of frame that this build does not know. Nothing was read.
-    #[error("no frame is called {0}")]
-    UnknownFrame(String),
-    /// The codec is not part of this build. Nothing was read.
-    #[error("this build was made without the codec json")]
-    NoSuchCodec,
-    /// A field is missing, cut off, or not what it should be. What was read is dropped.
-    #[error("{field} is missing, cut off, or not valid")]
-    Field {
-        /// The field.
-        field: &'static str,
-    },
-    /// Bytes follow the end. What was read is dropped.
-    #[error("{bytes} bytes follow the end")]
-    Trailing {
-        /// How many.
-        bytes: usize,
-    },
-    /// It is no JSON. What was read is dropped.
-    #[error("no JSON object: {0}")]
-    Json(String),
-    /// A message that could not have been built. What was read is dropped.
-    #[error(transparent)]
-    Message(#[from] InvalidMessage),
-}
-
-impl DecodeError {
-    /// What to close the connection with.
-    #[must_use]
-    pub const fn code(&self) -> Code {
-        match self {
-            Self::TooLarge { .. } | Self::TooMany { .. } => Code::FrameTooLarge,
-            Self::UnsupportedVersion { .. } => Code::UnsupportedVersion,
-            Self::NoSuchCodec => Code::UnsupportedCodec,
-            _ => Code::Malformed,
-        }
     }
 }
 
