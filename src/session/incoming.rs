@@ -102,9 +102,11 @@ impl Incoming {
         *self = Self::new(self.window);
     }
 
-    pub(super) fn deliver(&mut self, deliver: Deliver) -> Result<(), Code> {
+    /// Takes messages in. Returns the nacks of those that must not be taken, because one before them was not.
+    pub(super) fn deliver(&mut self, deliver: Deliver) -> Result<Vec<Frame>, Code> {
         let count = deliver.items.len() as u64;
         self.follow(deliver.first, count, deliver.base, deliver.heard)?;
+        let mut nacks = Vec::new();
         for (number, item) in (deliver.first..).zip(deliver.items) {
             let cost = item.message.cost();
             let critical = item.place.lane == LaneId::Critical;
@@ -116,11 +118,15 @@ impl Incoming {
                 return Err(Code::WindowExceeded);
             }
             let key = (item.place.lane, item.message.ordering_key().cloned());
+            let held = self.held.iter().any(|(held, _)| *held == key);
             self.undecided.insert(number, Undecided { key, cost });
             self.undecided_bytes = bytes;
-            self.ready.push_back((number, item));
+            match held {
+                true => nacks.extend(self.refuse(number, Code::Busy, Some(Duration::ZERO))),
+                false => self.ready.push_back((number, item)),
+            }
         }
-        Ok(())
+        Ok(nacks)
     }
 
     /// Critical messages are not held back by the bytes, so they may have taken some.
@@ -164,18 +170,10 @@ impl Incoming {
         !self.ready.is_empty()
     }
 
-    /// The next messages for the host. What must not be taken is answered here.
-    pub(super) fn take(&mut self, max: usize) -> (Vec<(u64, Item)>, Vec<Frame>) {
-        let (mut items, mut nacks) = (Vec::new(), Vec::new());
-        while items.len() < max {
-            let Some((number, item)) = self.ready.pop_front() else { break };
-            let key = (item.place.lane, item.message.ordering_key().cloned());
-            match self.held.iter().any(|(held, _)| *held == key) {
-                true => nacks.extend(self.refuse(number, Code::Busy, Some(Duration::ZERO))),
-                false => items.push((number, item)),
-            }
-        }
-        (items, nacks)
+    /// The next messages for the host.
+    pub(super) fn take(&mut self, max: usize) -> Vec<(u64, Item)> {
+        let count = max.min(self.ready.len());
+        self.ready.drain(..count).collect()
     }
 
     pub(super) fn floor(&self, lane: LaneId) -> Seq {
@@ -195,28 +193,51 @@ impl Incoming {
         verdict: Verdict,
         now: Timestamp,
         delay: Duration,
-    ) -> Option<Frame> {
-        self.undecided.get(&number)?;
+    ) -> Vec<Frame> {
+        if !self.undecided.contains_key(&number) {
+            return Vec::new();
+        }
         match verdict {
-            Verdict::Progress => return Some(Frame::Progress(Range { from: number, to: number })),
-            Verdict::Nack(after) => return self.refuse(number, Code::Failed, after),
-            Verdict::Busy(after) => return self.refuse(number, Code::Busy, Some(after)),
-            Verdict::Rejected(code) => return self.refuse(number, code, None),
+            Verdict::Progress => return vec![Frame::Progress(Range { from: number, to: number })],
+            Verdict::Nack(after) => return self.not_taken(number, Code::Failed, after),
+            Verdict::Busy(after) => return self.not_taken(number, Code::Busy, Some(after)),
+            Verdict::Rejected(code) => {
+                let code = if code.is_terminal() { code } else { Code::Rejected };
+                return self.refuse(number, code, None).into_iter().collect();
+            }
             Verdict::Delivered | Verdict::Replied(_) => {}
         }
-        let key = self.close(number)?;
+        let Some(key) = self.close(number) else { return Vec::new() };
         if let Verdict::Replied(payload) = verdict {
             self.said.insert(number, Said::Reply(payload.clone()));
-            return Some(Frame::Reply { number, payload });
+            return vec![Frame::Reply { number, payload }];
         }
         self.said.insert(number, Said::Ack);
         self.acks.push(number);
         let at = if key.0 == LaneId::Critical { now } else { now.after(delay) };
         self.ack_at = Some(self.ack_at.map_or(at, |before| before.min(at)));
-        None
+        Vec::new()
     }
 
-    /// Not taken; what follows it with its key must not be taken either, until the peer has heard.
+    /// Not taken for now, and neither is what waits behind it with its key.
+    fn not_taken(&mut self, number: u64, code: Code, delay: Option<Duration>) -> Vec<Frame> {
+        let key = self.undecided.get(&number).map(|open| open.key.clone());
+        let mut nacks: Vec<Frame> = self.refuse(number, code, delay).into_iter().collect();
+        let of_key = |item: &Item| {
+            key.as_ref().is_some_and(|(lane, key)| {
+                *lane == item.place.lane && key.as_ref() == item.message.ordering_key()
+            })
+        };
+        for (number, item) in core::mem::take(&mut self.ready) {
+            match of_key(&item) {
+                true => nacks.extend(self.refuse(number, Code::Busy, Some(Duration::ZERO))),
+                false => self.ready.push_back((number, item)),
+            }
+        }
+        nacks
+    }
+
+    /// Says no. Until the peer has heard of it, nothing with that key is taken, unless the no is final.
     fn refuse(&mut self, number: u64, code: Code, delay: Option<Duration>) -> Option<Frame> {
         let key = self.close(number)?;
         self.nacks = self.nacks.saturating_add(1);

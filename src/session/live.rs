@@ -31,7 +31,9 @@ impl Session {
     fn heard(&mut self, frame: Frame) {
         let (name, acceptor) = (frame.name(), self.role == Role::Acceptor);
         let result = match frame {
-            Frame::Deliver(deliver) => self.inc.deliver(deliver),
+            Frame::Deliver(deliver) => self.inc.deliver(deliver).map(|nacks| {
+                nacks.into_iter().for_each(|frame| self.send(frame));
+            }),
             Frame::Gap(gap) => self.gap_heard(gap),
             Frame::Ack(ack) => self.ack_heard(&ack),
             Frame::Nack(nack) => self.out.nack(&nack, self.now).map(|place| {
@@ -200,8 +202,8 @@ impl Session {
                 }
                 verdict => verdict,
             };
-            let frame = self.inc.decide(id.number, verdict, self.now, self.config.ack_delay);
-            frame.into_iter().for_each(|frame| self.send(frame));
+            let frames = self.inc.decide(id.number, verdict, self.now, self.config.ack_delay);
+            frames.into_iter().for_each(|frame| self.send(frame));
         }
     }
 

@@ -11,9 +11,17 @@ use std::collections::VecDeque;
 use super::code::Code;
 use super::frame::{Codec, Deliver, Frame, Gap, GapReason, Item, Nack, Place, Range, Window, encode};
 use super::io::Outcome;
+use crate::id::OrderingKey;
 use crate::message::Durability;
 use crate::record::LaneId;
 use crate::time::Timestamp;
+
+/// What keeps its order among its like.
+type Key = (LaneId, Option<OrderingKey>);
+
+fn key(item: &Item) -> Key {
+    (item.place.lane, item.message.ordering_key().cloned())
+}
 
 /// What one number stands for.
 #[derive(Clone, Debug)]
@@ -55,6 +63,9 @@ pub(super) struct Outgoing {
     /// When the peer last acknowledged something, or had nothing to acknowledge.
     progress: Timestamp,
     slowed: bool,
+    /// Lanes and keys of which something was not taken, and the number below which what was sent behind it must not be
+    /// sent again: the receiver would take it first.
+    recalled: Vec<(Key, u64)>,
     outcomes: Vec<(Place, Outcome)>,
 }
 
@@ -72,6 +83,7 @@ impl Outgoing {
             heard: 0,
             progress: Timestamp::ZERO,
             slowed: false,
+            recalled: Vec::new(),
             outcomes: Vec::new(),
         }
     }
@@ -212,7 +224,10 @@ impl Outgoing {
                     // Its own engine ends it.
                     (true, _) => self.outcomes.push((item.place, Outcome::Disconnected)),
                     // It would end the connection, again and again.
-                    (false, false) => self.outcomes.push((item.place, Outcome::Nack(None))),
+                    (false, false) => {
+                        self.outcomes.push((item.place, Outcome::Nack(None)));
+                        self.recall(key(&item));
+                    }
                     (false, true) => {
                         self.open_slot(item.clone(), now);
                         items.push(item);
@@ -285,20 +300,34 @@ impl Outgoing {
         }
         self.heard = nack.count;
         self.progress = now;
-        let ended = match self.finish(nack.number) {
-            Some(Slot::Open(item, _)) => Some(item.place),
-            _ => None,
+        let Some(Slot::Open(item, _)) = self.finish(nack.number) else { return Ok(None) };
+        let outcome = match nack.code {
+            Code::Busy => Outcome::Busy(nack.delay.unwrap_or_default()),
+            code if code.is_terminal() => Outcome::Rejected(code),
+            _ => Outcome::Nack(nack.delay),
         };
-        if let Some(place) = ended {
-            let outcome = match nack.code {
-                Code::Busy => Outcome::Busy(nack.delay.unwrap_or_default()),
-                code if code.is_terminal() => Outcome::Rejected(code),
-                _ => Outcome::Nack(nack.delay),
-            };
-            self.outcomes.push((place, outcome));
+        self.outcomes.push((item.place, outcome));
+        if !nack.code.is_terminal() {
+            self.recall(key(&item));
         }
         self.advance();
-        Ok(ended)
+        Ok(Some(item.place))
+    }
+
+    /// Something of this lane and key was not taken: what waits behind it goes back too. What was sent behind it, the
+    /// receiver refuses, as long as it comes on the same connection.
+    fn recall(&mut self, held: Key) {
+        if let Some(queue) = self.waiting.get_mut(held.0.index()) {
+            for item in core::mem::take(queue) {
+                match key(&item) == held {
+                    true => self.outcomes.push((item.place, Outcome::Busy(Duration::ZERO))),
+                    false => queue.push_back(item),
+                }
+            }
+        }
+        let (base, next) = (self.base, self.next());
+        self.recalled.retain(|(known, below)| *known != held && *below > base);
+        self.recalled.push((held, next));
     }
 
     /// The peer needs more time.
@@ -370,19 +399,28 @@ impl Outgoing {
                     GapReason::Volatile
                 }
                 Some(Slot::Open(item, _)) if expires(item) <= now => GapReason::Expired,
+                Some(Slot::Open(item, _)) if self.is_recalled(item, number) => GapReason::Withdrawn,
                 _ => continue,
             };
             if let Some(Slot::Open(item, _)) = self.finish(number) {
                 let outcome = match reason {
                     GapReason::Volatile => Outcome::Unconfirmed,
+                    GapReason::Withdrawn => Outcome::Busy(Duration::ZERO),
                     _ => Outcome::Disconnected,
                 };
                 self.outcomes.push((item.place, outcome));
             }
             if let Some(slot) = self.slots.get_mut(index) {
-                *slot = Slot::Gap(1, reason);
+                // What was recalled comes again under another number.
+                let missing = u64::from(reason != GapReason::Withdrawn);
+                *slot = Slot::Gap(missing, reason);
             }
         }
+    }
+
+    fn is_recalled(&self, item: &Item, number: u64) -> bool {
+        let key = key(item);
+        self.recalled.iter().any(|(held, below)| *held == key && number < *below)
     }
 
     /// Gives back what waits.
@@ -411,11 +449,6 @@ impl Outgoing {
 
     pub(super) const fn set_slowed(&mut self, slowed: bool) {
         self.slowed = slowed;
-    }
-
-    #[cfg(test)]
-    pub(super) const fn open(&self) -> (u64, u64) {
-        (self.open, self.open_bytes)
     }
 }
 

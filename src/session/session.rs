@@ -179,8 +179,7 @@ impl Session {
     /// what was handed out already, and say `Busy` with a delay of zero for them. The session does so for all others,
     /// provided that verdicts are said before more is asked for.
     pub fn take(&mut self, max: usize) -> Vec<Inbound> {
-        let (items, nacks) = self.inc.take(max);
-        nacks.into_iter().for_each(|frame| self.send(frame));
+        let items = self.inc.take(max);
         self.ready_told = self.inc.is_ready();
         let Some(life) = self.life else { return Vec::new() };
         let inbound = items.into_iter().map(|(number, item)| Inbound {
