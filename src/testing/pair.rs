@@ -309,11 +309,9 @@ impl World {
             Event::Lost { code: Code::TakenOver, .. } if side == Side::Connector => {
                 return Err("a device took itself over".to_owned());
             }
-            Event::Lost { code, .. } => {
-                if side == Side::Connector && code != Code::TransportSwitched {
-                    let delay = self.backoff.next_delay(None);
-                    self.connect_in(delay);
-                }
+            Event::Lost { code, .. } if side == Side::Connector && code != Code::TransportSwitched => {
+                let delay = self.backoff.next_delay(None);
+                self.connect_in(delay);
             }
             Event::Outcomes(outcomes) => {
                 for (place, outcome) in outcomes {

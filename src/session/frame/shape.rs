@@ -235,7 +235,8 @@ fn take_refused(r: &mut impl Take) -> Result<Refused, DecodeError> {
 
 /// As much of a text as may be sent.
 fn clip(text: &str) -> &str {
-    text.get(..text.floor_char_boundary(MAX_TEXT_BYTES)).unwrap_or_default()
+    let end = (0..=text.len().min(MAX_TEXT_BYTES)).rev().find(|end| text.is_char_boundary(*end));
+    text.get(..end.unwrap_or(0)).unwrap_or_default()
 }
 
 fn put_deliver(deliver: &Deliver, w: &mut impl Put) {
