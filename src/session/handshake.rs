@@ -4,7 +4,9 @@ use core::time::Duration;
 
 use super::Code;
 use super::config::SessionConfig;
-use super::frame::{Credentials, DecodeError, Frame, Hello, PROTOCOL_VERSION, Position, Refused, Welcome};
+use super::frame::{
+    Capabilities, Credentials, DecodeError, Frame, Hello, PROTOCOL_VERSION, Position, Refused, Welcome,
+};
 use super::heartbeat::Heartbeat;
 use super::io::{Action, ConnId, Event, Grant};
 use super::session::{Life, Link, Role, Session, Up};
@@ -239,8 +241,13 @@ impl Session {
         }
         let floors = self.floors;
         floors.into_iter().flatten().for_each(|place| self.send(Frame::Floor(place)));
-        let publishes = self.publisher.resend();
-        publishes.into_iter().for_each(|frame| self.send(frame));
+        if self.can(Capabilities::PUBLISH) {
+            let publishes = self.publisher.resend();
+            publishes.into_iter().for_each(|frame| self.send(frame));
+        } else {
+            // Nobody here takes them: what became of them, if anything, cannot be learned.
+            self.publisher.settle(u64::MAX).into_iter().for_each(|event| self.event(event));
+        }
     }
 
     fn set_expiry(&mut self, expires: Option<Timestamp>) {

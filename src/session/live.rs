@@ -36,12 +36,7 @@ impl Session {
             }),
             Frame::Gap(gap) => self.gap_heard(gap),
             Frame::Ack(ack) => self.ack_heard(&ack),
-            Frame::Nack(nack) => self.out.nack(&nack, self.now).map(|place| {
-                if let Some(place) = place {
-                    self.requests.remove(&place);
-                }
-                self.moved();
-            }),
+            Frame::Nack(nack) => self.out.nack(&nack, self.now).map(|()| self.moved()),
             Frame::Progress(range) => self.out.progress(range, self.now),
             Frame::Reply { number, payload } => self.reply_heard(number, payload),
             Frame::Floor(place) => {
@@ -49,17 +44,19 @@ impl Session {
                 self.event(Event::Floor(self.peer_stream, place));
                 Ok(())
             }
-            Frame::Publish { number, message } if acceptor => match self.receiver.publish(number) {
-                Ok(None) => {
-                    self.event(Event::Publish(number, message));
-                    Ok(())
+            Frame::Publish { number, message } if acceptor && self.can(Capabilities::PUBLISH) => {
+                match self.receiver.publish(number) {
+                    Ok(None) => {
+                        self.event(Event::Publish(number, message));
+                        Ok(())
+                    }
+                    Ok(Some(answer)) => {
+                        answer.into_iter().for_each(|frame| self.send(frame));
+                        Ok(())
+                    }
+                    Err(code) => Err(code),
                 }
-                Ok(Some(answer)) => {
-                    answer.into_iter().for_each(|frame| self.send(frame));
-                    Ok(())
-                }
-                Err(code) => Err(code),
-            },
+            }
             Frame::Receipt { number, outcome } if !acceptor => self.publisher.receipt(number).map(|new| {
                 if new {
                     self.event(Event::Receipt(number, Some(outcome)));
@@ -97,6 +94,11 @@ impl Session {
         if let Err(code) = result {
             self.violation(code, name);
         }
+    }
+
+    /// Whether both ends of the open connection can do something.
+    pub(super) fn can(&self, what: Capabilities) -> bool {
+        matches!(&self.link, Link::Up(up) if up.capabilities.has(what))
     }
 
     fn gap_heard(&mut self, gap: super::frame::Gap) -> Result<(), Code> {
@@ -186,9 +188,7 @@ impl Session {
             if let Some(within) = item.reply_within {
                 self.requests.insert(item.place, self.now.after(within));
             }
-            if !self.out.offer(item.clone(), busy) {
-                self.requests.remove(&item.place);
-            }
+            self.out.offer(item, busy);
         }
     }
 

@@ -115,25 +115,23 @@ impl Outgoing {
         self.outcomes.push((place, Outcome::Busy(busy)));
     }
 
-    /// Takes a message, or reports it busy and says `false`. One that is on its way already is on its way still.
-    pub(super) fn offer(&mut self, item: Item, busy: Duration) -> bool {
+    /// Takes a message, or reports it busy. One that is on its way already is on its way still.
+    pub(super) fn offer(&mut self, item: Item, busy: Duration) {
         let place = item.place;
         let known = |item: &Item| item.place == place;
         let open = self.slots.iter().any(|slot| matches!(slot, Slot::Open(item, _) if known(item)));
         if open || self.waiting.iter().flatten().any(known) {
-            return true;
+            return;
         }
         // Critical ones have room of their own.
         let reserve = if place.lane == LaneId::Critical { self.window.reserve as usize } else { 0 };
         if self.waiting_len() >= self.max_queue.saturating_add(reserve) {
-            self.refuse(place, busy);
-            return false;
+            return self.refuse(place, busy);
         }
         let lane = item.message.priority().index();
         if let Some(queue) = self.waiting.get_mut(lane) {
             queue.push_back(item);
         }
-        true
     }
 
     /// Whether a critical message waits, which no lingering may hold up.
@@ -290,17 +288,17 @@ impl Outgoing {
     }
 
     /// Ends a number as refused. A nack that was heard before is not heard again.
-    pub(super) fn nack(&mut self, nack: &Nack, now: Timestamp) -> Result<Option<Place>, Code> {
+    pub(super) fn nack(&mut self, nack: &Nack, now: Timestamp) -> Result<(), Code> {
         let range = Range { from: nack.number, to: nack.number };
         if !self.was_sent(range) || nack.count > self.heard.saturating_add(1) {
             return Err(Code::AckOfUnsent);
         }
         if nack.count <= self.heard {
-            return Ok(None);
+            return Ok(());
         }
         self.heard = nack.count;
         self.progress = now;
-        let Some(Slot::Open(item, _)) = self.finish(nack.number) else { return Ok(None) };
+        let Some(Slot::Open(item, _)) = self.finish(nack.number) else { return Ok(()) };
         let outcome = match nack.code {
             Code::Busy => Outcome::Busy(nack.delay.unwrap_or_default()),
             code if code.is_terminal() => Outcome::Rejected(code),
@@ -311,7 +309,7 @@ impl Outgoing {
             self.recall(key(&item));
         }
         self.advance();
-        Ok(Some(item.place))
+        Ok(())
     }
 
     /// Something of this lane and key was not taken: what waits behind it goes back too. What was sent behind it, the

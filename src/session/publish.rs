@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use super::Code;
-use super::frame::{Frame, Published};
+use super::frame::{Capabilities, Frame, Published};
 use super::io::Event;
 use crate::message::Message;
 
@@ -120,7 +120,12 @@ impl Receiver {
 
 impl super::Session {
     pub(super) fn publish(&mut self, number: u64, message: Message) {
-        match self.publisher.add(number, message.clone()) {
+        let open = self.connection().is_some();
+        let added = match open && !self.can(Capabilities::PUBLISH) {
+            true => Err(Code::NotPermitted),
+            false => self.publisher.add(number, message.clone()),
+        };
+        match added {
             Ok(()) => self.send(Frame::Publish { number, message }),
             Err(code) => {
                 let refused = Published::Refused(Self::refused(code));

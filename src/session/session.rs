@@ -6,7 +6,7 @@ use super::config::SessionConfig;
 use super::frame::{Capabilities, Codec, Frame, Place, Refused, Token};
 use super::heartbeat::Heartbeat;
 use super::incoming::Incoming;
-use super::io::{Action, ConnId, Event, Inbound, InboundId, Input};
+use super::io::{Action, ConnId, Event, Inbound, InboundId, Input, Outcome};
 use super::outgoing::Outgoing;
 use super::publish::{Publisher, Receiver};
 use super::quality::{Grade, Quality};
@@ -280,6 +280,10 @@ impl Session {
     /// Tells the host what became of things.
     pub(super) fn report(&mut self) {
         let outcomes = self.out.take_outcomes();
+        // What comes back unanswered is a request again when it is offered again.
+        for (place, _) in outcomes.iter().filter(|(_, outcome)| !matches!(outcome, Outcome::Progress)) {
+            self.requests.remove(place);
+        }
         if !outcomes.is_empty() {
             self.event(Event::Outcomes(outcomes));
         }

@@ -615,6 +615,53 @@ fn a_publish_is_decided_once_and_its_receipt_survives_a_lost_connection() {
 }
 
 #[test]
+fn an_acceptor_that_takes_no_publishes_is_sent_none() {
+    let mut pair = Pair::new(SessionConfig::default());
+    pair.client(Input::Publish(1, normal(1).message));
+    let config = SessionConfig { capabilities: Capabilities::ACKS, ..SessionConfig::default() };
+    pair.server = Session::acceptor(config, StreamId::from_u128(2), user(), device());
+    pair.connect();
+    pair.run();
+    assert!(pair.client_events.contains(&Event::Receipt(1, None)));
+    pair.client(Input::Publish(2, normal(2).message));
+    let refused = Published::Refused(Session::refused(Code::NotPermitted));
+    assert!(pair.client_events.contains(&Event::Receipt(2, Some(refused))));
+    assert!(pair.wire.is_empty());
+    pair.server(Input::Frame(ConnId(1), Frame::Publish { number: 1, message: normal(1).message }));
+    assert_eq!(violation(&pair.server_events), Some(Code::UnexpectedFrame));
+}
+
+#[test]
+fn a_nack_that_is_said_again_is_heard_once() {
+    let mut pair = Pair::open();
+    pair.server(Input::Offer(vec![normal(1), normal(2)]));
+    pair.run();
+    let nack = |count, number| {
+        Frame::Nack(Nack { count, number, code: Code::Failed, delay: None, text: String::new() })
+    };
+    for (count, number) in [(1, 1), (2, 2), (1, 1)] {
+        pair.server(Input::Frame(ConnId(1), nack(count, number)));
+    }
+    assert_eq!(pair.outcomes(), [(1, Outcome::Nack(None)), (2, Outcome::Nack(None))]);
+    pair.server(Input::Offer(vec![normal(3)]));
+    let Some((_, _, Frame::Deliver(deliver))) = pair.wire.pop() else { panic!() };
+    assert_eq!(deliver.heard, 2, "it never goes back");
+}
+
+#[test]
+fn a_request_that_came_back_does_not_time_out() {
+    let mut pair = Pair::open();
+    let request = Item { reply_within: Some(Duration::from_secs(5)), ..normal(1) };
+    pair.server(Input::Offer(vec![request]));
+    pair.run();
+    let taken = pair.taken();
+    pair.client(Input::Verdicts(vec![(taken[0].id, Verdict::Busy(Duration::from_secs(1)))]));
+    pair.run();
+    pair.wait(Duration::from_secs(6));
+    assert!(!pair.server_events.iter().any(|event| matches!(event, Event::ReplyTimedOut(_))));
+}
+
+#[test]
 fn a_publish_whose_receipt_was_lost_with_the_acceptor_is_not_said_to_be_accepted() {
     let mut pair = Pair::open();
     pair.client(Input::Publish(1, normal(1).message));
