@@ -52,6 +52,8 @@ pub struct Lived {
     pub restarts: u64,
     /// Volatile messages that the receiver was told will not come.
     pub gaps: u64,
+    /// How often a consumer was parked.
+    pub parked: u64,
 }
 
 /// What is to happen.
@@ -115,6 +117,12 @@ impl World {
         config.linger = Duration::from_millis(random.below(3) * 20);
         config.heartbeat = Duration::from_secs(2 + random.below(20));
         config.keep = Duration::from_secs(20 + random.below(120));
+        config.stall_after = Duration::from_millis(200 + random.below(5000));
+        config.park_after = config.stall_after + Duration::from_millis(random.below(10_000));
+        #[cfg(feature = "json")]
+        if random.chance(30) {
+            config.codecs = crate::session::frame::Codecs::JSON;
+        }
         let ends = [Side::Connector, Side::Acceptor]
             .map(|side| End::new(side, &config, weather.messages, &mut random));
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed);
@@ -321,6 +329,7 @@ impl World {
             Event::Ready => return self.take(side),
             Event::Floor(_, place) => self.ends[side.index()].forget(place),
             Event::Gap(missing, _) => self.lived.gaps += missing,
+            Event::Parked(true) => self.lived.parked += 1,
             Event::Violation(code, text) => {
                 return Err(format!("{side:?} found a violation: {code:?} {text}"));
             }
@@ -441,10 +450,12 @@ mod tests {
             sum.recognised += lived.recognised;
             sum.restarts += lived.restarts;
             sum.gaps += lived.gaps;
+            sum.parked += lived.parked;
         }
         // The weather was bad enough to show something.
         assert!(sum.applied > 5000 && sum.resumed > 100 && sum.fresh > 100, "{sum:?}");
         assert!(sum.recognised > 20 && sum.restarts > 100 && sum.gaps > 5, "{sum:?}");
+        assert!(sum.parked > 20, "{sum:?}");
     }
 
     #[test]
