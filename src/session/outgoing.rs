@@ -256,7 +256,7 @@ impl Outgoing {
             return self.open < messages.saturating_add(u64::from(self.window.reserve));
         }
         let (messages, bytes) = match self.slowed {
-            true => ((messages / 2).max(1), self.window.bytes / 2),
+            true => ((messages / 2).max(1).min(messages), self.window.bytes / 2),
             false => (messages, self.window.bytes),
         };
         self.open < messages && (self.open == 0 || self.open_bytes.saturating_add(cost) <= bytes)
