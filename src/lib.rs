@@ -15,6 +15,7 @@ pub mod ports;
 pub mod record;
 #[cfg(feature = "runtime")]
 mod runtime;
+pub mod session;
 mod status;
 mod time;
 

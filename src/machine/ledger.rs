@@ -107,6 +107,11 @@ impl Ledger {
         LedgerRows { rows, forgotten: self.forgotten, gaps: self.gaps.clone() }
     }
 
+    /// Somebody was told of something, and no record says so yet.
+    pub(super) fn is_recording(&self) -> bool {
+        !self.recording.is_empty()
+    }
+
     /// How a message ended, if that is known.
     pub(super) fn of(&self, id: MessageId) -> Option<&LedgerRow> {
         self.rows.iter().rfind(|row| row.id == Some(id))

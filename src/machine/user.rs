@@ -241,6 +241,7 @@ impl User {
             && !self.exposing
             && self.early_ends.is_empty()
             && self.dying.messages == 0
+            && !self.ledger.is_recording()
             && self
                 .all_lanes()
                 .all(|lane| lane.entries.is_empty() && lane.loading.is_none() && lane.ending.is_empty())

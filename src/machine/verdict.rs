@@ -359,6 +359,7 @@ impl Machine {
             Record::Told(told) => {
                 self.replay(seq, &record, true);
                 self.mark_ready(&told.user);
+                self.let_go(&told.user);
             }
             Record::Floor(_) | Record::Accept(_) => self.replay(seq, &record, true),
         }

@@ -2,6 +2,7 @@
 //!
 //! Nothing here is meant for production: it trades speed and durability for determinism.
 
+pub mod pair;
 pub mod sim;
 pub mod store_suite;
 

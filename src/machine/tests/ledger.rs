@@ -312,3 +312,29 @@ fn a_dead_letter_that_is_sent_again_while_it_is_looked_for_is_found_where_it_wai
     assert!(!matches!(located.status, Status::Ended(_)), "{located:?}");
     assert!(located.entry.unwrap().seq > entry.seq && located.possibly_delivered);
 }
+
+/// Found by the simulator: whoever left before that was durable was told twice, and as many others never.
+#[test]
+fn whoever_leaves_before_it_is_durable_that_they_were_told_is_not_told_again() {
+    let mut rig = Rig::new();
+    rig.accept(&short(10));
+    rig.pass(Duration::from_secs(1));
+    rig.attach(1, "alice", "phone");
+    let (store, reflects) = settled_with(&mut rig);
+    let row = {
+        let keep = rig.machine.keep();
+        rig.machine.users.get_mut(&alice()).unwrap().row(reflects, keep)
+    };
+    rig.input(Input::GapsTold { link: LinkId(1), told: true });
+    rig.input(Input::Detach(LinkId(1)));
+    assert_eq!(rig.gaps_told.len(), 1);
+    let (user, device) = (alice(), DeviceId::new("laptop").unwrap());
+    rig.input(Input::Attach { link: LinkId(2), user, device });
+    while let Some((load, _)) = rig.loads.pop() {
+        let (row, held) = (Some(Box::new(row.clone())), Some(Holdings::default()));
+        rig.input(Input::Loaded { load, found: Box::new(Found::User { row, held, reflects }) });
+    }
+    rig.commit();
+    assert_eq!((rig.gaps_told.len(), store.len()), (1, 0));
+    assert_eq!(ledger(&mut rig).gaps, []);
+}

@@ -67,7 +67,7 @@ fn arbitrary_files_neither_panic_nor_replay_anything() {
             file.write_at(0, &random_bytes(seed + id, len)).unwrap();
         }
         let (mut log, seen) = Log::open(&disk);
-        assert_eq!(seen.seqs, []);
+        assert_eq!(seen.seqs, [0; 0]);
         log.commit(&[10]);
         assert_eq!(Seen::on(&disk).seqs, [1]);
     }

@@ -39,7 +39,7 @@ fn end_is_known_when_everything_was_released() {
     // The segment with group 2 was never synced; the only one left is released.
     disk.inner.crash();
     let seen = Seen::on(&disk);
-    assert_eq!(seen.seqs, []);
+    assert_eq!(seen.seqs, [0; 0]);
     assert_eq!(seen.replay.end, Seq::new(2));
 }
 
@@ -164,7 +164,7 @@ fn surplus_that_a_power_cut_brings_back_takes_nothing_along() {
         let Log { mut journal, epoch, next } = last;
         journal.recycle(epoch, Seq::new(next)).unwrap();
         let (mut log, seen) = Log::open(&disk);
-        assert_eq!(seen.seqs, [], "round {round}");
+        assert_eq!(seen.seqs, [0; 0], "round {round}");
         let kept = log.commit(&[10]);
         disk.inner.crash();
         let seen = Seen::on(&disk);

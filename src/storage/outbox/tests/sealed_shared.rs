@@ -156,7 +156,7 @@ fn a_shared_body_that_was_changed_or_exchanged_is_damage_to_those_who_lean_on_it
         let found = page(outbox, "user0002", LaneId::Normal, 0, &[], 10);
         found.damaged.iter().map(|(seq, _)| seq.get()).collect::<Vec<_>>()
     };
-    assert_eq!(damaged(&outbox), []);
+    assert_eq!(damaged(&outbox), [0; 0]);
     let mut flipped = whole.clone();
     flipped[200] ^= 1;
     for (key, changed, hit) in [(one, flipped, 3), (one, other, 3), (three, whole.clone(), 13)] {

@@ -136,7 +136,13 @@ impl Oracle {
                 && target.sender.as_ref().is_none_or(|sender| sender.as_ref() == message.sender())
         };
         let theirs: Vec<_> = self.messages.values().filter(|kept| same(kept)).collect();
-        let ended = |reason| theirs.iter().any(|kept| kept.end == Some(reason));
+        let ever = self.ledgers.get(&target.user).map(|expected| &expected.ever);
+        // A late confirmation may be durable, and not yet known to the machine.
+        let was = |reason| {
+            let row = located.entry.and_then(|entry| ever.and_then(|ever| ever.get(&entry.seq)));
+            row.is_some_and(|row| row.reason == reason && row.id == Some(target.id))
+        };
+        let ended = |reason| theirs.iter().any(|kept| kept.end == Some(reason)) || was(reason);
         let is_true = match located.status {
             Status::Ended(reason) => ended(reason),
             _ => located.entry.is_some_and(|entry| self.messages.get(&entry.seq).is_some_and(same)),

@@ -1,0 +1,398 @@
+//! Who may connect now: token buckets for each address, each user and all together, and slots for those who must wait.
+//!
+//! A connection that is let in takes a token of each bucket. One that is not is told when to come back: its slot. Slots of
+//! the global bucket are given out one after the other, at the configured rate, so a crowd that comes at once comes back
+//! spread over just the time it takes to let it in; nobody's slot moves back because others came later. A client that
+//! comes in its slot is let in by that reservation.
+//!
+//! Failed attempts (bad credentials, broken protocol) cost their address a penalty that doubles with each and halves
+//! with time.
+//!
+//! Memory is bounded: addresses and users are LRUs. Whoever falls out of them starts with a full bucket, which costs at
+//! most one burst; the global bucket has no memory to lose.
+
+use core::hash::BuildHasher as _;
+use core::num::NonZeroUsize;
+use core::time::Duration;
+
+use lru::LruCache;
+use rand_chacha::ChaCha8Rng;
+use rand_chacha::rand_core::{Rng as _, SeedableRng};
+
+use super::code::Code;
+use super::frame::Refused;
+use crate::digest::Digester;
+use crate::id::UserId;
+use crate::time::Timestamp;
+
+/// A rate with some tolerance.
+#[derive(Clone, Copy, Debug)]
+pub struct Rate {
+    /// One connection in this time, in the long run. Not zero.
+    pub every: Duration,
+    /// How many at once.
+    pub burst: u32,
+}
+
+/// Limits of an [`Admission`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct AdmissionConfig {
+    /// Of one address. Default: one a second, ten at once.
+    pub address: Rate,
+    /// Of one user, over all devices. Default: one in two seconds, ten at once.
+    pub user: Rate,
+    /// Of all. Default: 500 a second, 1,000 at once.
+    pub global: Rate,
+    /// How many addresses, and how many users, are remembered. Default: 65,536.
+    pub max_remembered: NonZeroUsize,
+    /// The penalty after the first failure; each further one doubles it. Default: 1 s.
+    pub penalty: Duration,
+    /// The longest penalty. Default: 15 minutes.
+    pub max_penalty: Duration,
+    /// In this time half of the failures are forgiven. Default: 5 minutes.
+    pub half_life: Duration,
+    /// By how much what is asked for is spread. Default: 200 ms.
+    pub jitter: Duration,
+    /// No slot is given that is further away: who comes then is asked to come back after this time, spread over as much
+    /// again, without a slot. So nobody can take all slots for ever. Default: 5 minutes.
+    pub max_wait: Duration,
+}
+
+impl Default for AdmissionConfig {
+    fn default() -> Self {
+        Self {
+            address: Rate { every: Duration::from_secs(1), burst: 10 },
+            user: Rate { every: Duration::from_secs(2), burst: 10 },
+            global: Rate { every: Duration::from_millis(2), burst: 1000 },
+            max_remembered: NonZeroUsize::new(65_536).expect("a literal above zero"),
+            penalty: Duration::from_secs(1),
+            max_penalty: Duration::from_secs(900),
+            half_life: Duration::from_secs(300),
+            jitter: Duration::from_millis(200),
+            max_wait: Duration::from_secs(300),
+        }
+    }
+}
+
+/// How long after its time a slot still counts.
+const SLOT_GRACE: u64 = 60_000_000;
+
+/// A token bucket as one number: when it will be full (the generic cell rate algorithm of ITU-T I.371).
+#[derive(Clone, Copy, Debug, Default)]
+struct Bucket {
+    /// In microseconds.
+    full_at: u64,
+}
+
+impl Bucket {
+    /// When the next token is there; now or before means at once.
+    fn ready(self, rate: Rate) -> u64 {
+        let every = micros(rate.every).max(1);
+        let depth = every.saturating_mul(u64::from(rate.burst.max(1)).saturating_sub(1));
+        self.full_at.saturating_sub(depth)
+    }
+
+    /// Takes a token, at once or in advance.
+    fn take(&mut self, now: u64, rate: Rate) {
+        self.full_at = self.full_at.max(now).saturating_add(micros(rate.every).max(1));
+    }
+}
+
+/// What is remembered of an address.
+#[derive(Clone, Copy, Debug, Default)]
+struct Known {
+    bucket: Bucket,
+    /// Failures, in 1/16, and since when they are forgiven.
+    failures: u64,
+    since: u64,
+    /// Until when it has a penalty.
+    barred: u64,
+}
+
+/// Decides who may connect now.
+///
+/// Ask [`Admission::arrive`] when a connection comes (before anything is read from it), [`Admission::identify`] when it is
+/// authenticated, and [`Admission::failed`] when it broke the protocol or its credentials were refused.
+#[derive(Debug)]
+pub struct Admission {
+    config: AdmissionConfig,
+    digester: Digester,
+    rng: ChaCha8Rng,
+    addresses: LruCache<u64, Known>,
+    users: LruCache<u64, Bucket>,
+    /// Who was told to come back when: until the slot, and a while longer.
+    slots: LruCache<u64, u64>,
+    global: Bucket,
+}
+
+impl Admission {
+    /// Nobody has come yet. The key must not be guessable: addresses and users come from outside.
+    #[must_use]
+    pub fn new(config: AdmissionConfig, key: u128, seed: u64) -> Self {
+        let max = config.max_remembered;
+        Self {
+            config,
+            digester: Digester::new(key),
+            rng: ChaCha8Rng::seed_from_u64(seed),
+            addresses: LruCache::new(max),
+            users: LruCache::new(max),
+            slots: LruCache::new(max),
+            global: Bucket::default(),
+        }
+    }
+
+    /// A connection has come from this address (whatever the host takes for one), perhaps with a key of the client (say, the
+    /// device of its hello) that tells clients behind one address apart when they come back in their slots.
+    ///
+    /// # Errors
+    /// [`Refused`] with when to come back. Nothing was taken from any bucket, except a slot.
+    pub fn arrive(&mut self, now: Timestamp, address: &[u8], client: &[u8]) -> Result<(), Refused> {
+        let (now, config) = (now.as_millis().saturating_mul(1000), self.config.clone());
+        let key = self.digester.hash_one(address);
+        let known = *self.addresses.get_or_insert(key, Known::default);
+        if known.barred > now {
+            return Err(self.refuse(Code::Penalised, known.barred, now));
+        }
+        let ready = known.bucket.ready(config.address);
+        if ready > now {
+            return Err(self.refuse(Code::RateLimited, ready, now));
+        }
+        let slot = self.digester.hash_one((address, client));
+        let reserved = self.slots.peek(&slot).copied();
+        match reserved {
+            // Too early: the slot stands, whoever asks how often.
+            Some(at) if at > now => return Err(self.refuse(Code::Overloaded, at, now)),
+            // In time: its token was taken when the slot was given.
+            Some(at) if now <= at.saturating_add(SLOT_GRACE) => {
+                self.slots.pop(&slot);
+            }
+            _ => {
+                let ready = self.global.ready(config.global);
+                let max_wait = micros(config.max_wait);
+                if ready.saturating_sub(now) > max_wait {
+                    let spread = self.rng.next_u64().checked_rem(max_wait.max(1)).unwrap_or(0);
+                    let back = now.saturating_add(max_wait).saturating_add(spread);
+                    return Err(self.refuse(Code::Overloaded, back, now));
+                }
+                self.global.take(now, config.global);
+                if ready > now {
+                    self.slots.put(slot, ready);
+                    return Err(self.refuse(Code::Overloaded, ready, now));
+                }
+            }
+        }
+        if let Some(known) = self.addresses.get_mut(&key) {
+            known.bucket.take(now, config.address);
+        }
+        Ok(())
+    }
+
+    /// A connection turned out to be this user's.
+    ///
+    /// # Errors
+    /// [`Refused`] with when to come back, when the user connects too often.
+    pub fn identify(&mut self, now: Timestamp, user: &UserId) -> Result<(), Refused> {
+        let (now, rate) = (now.as_millis().saturating_mul(1000), self.config.user);
+        let key = self.digester.hash_one(user.as_bytes());
+        let bucket = self.users.get_or_insert_mut(key, Bucket::default);
+        let ready = bucket.ready(rate);
+        if ready > now {
+            return Err(self.refuse(Code::RateLimited, ready, now));
+        }
+        bucket.take(now, rate);
+        Ok(())
+    }
+
+    /// A connection from this address failed by its own fault: the next one must wait, longer each time.
+    pub fn failed(&mut self, now: Timestamp, address: &[u8]) {
+        let now = now.as_millis().saturating_mul(1000);
+        let (penalty, max) = (micros(self.config.penalty), micros(self.config.max_penalty));
+        let half_life = micros(self.config.half_life).max(1);
+        let known = self.addresses.get_or_insert_mut(self.digester.hash_one(address), Known::default);
+        let halvings = now.saturating_sub(known.since).checked_div(half_life).unwrap_or(0).min(63);
+        known.failures = (known.failures >> halvings).saturating_add(16);
+        known.since = now;
+        let doublings = u32::try_from(known.failures / 16 - 1).unwrap_or(u32::MAX).min(40);
+        let barred = penalty.saturating_mul(1_u64.checked_shl(doublings).unwrap_or(u64::MAX)).min(max);
+        known.barred = now.saturating_add(barred);
+    }
+
+    /// Slots for clients that are asked to leave, one after the other at the global rate: for go-aways.
+    pub fn slot(&mut self, now: Timestamp) -> Duration {
+        let now = now.as_millis().saturating_mul(1000);
+        let ready = self.global.ready(self.config.global).max(now);
+        self.global.take(now, self.config.global);
+        Duration::from_micros(ready.saturating_sub(now)).saturating_add(self.jitter())
+    }
+
+    /// How many addresses, users and slots are remembered.
+    #[must_use]
+    pub fn remembered(&self) -> usize {
+        self.addresses.len().saturating_add(self.users.len()).saturating_add(self.slots.len())
+    }
+
+    fn jitter(&mut self) -> Duration {
+        let spread = micros(self.config.jitter).saturating_add(1);
+        Duration::from_micros(self.rng.next_u64().checked_rem(spread).unwrap_or(0))
+    }
+
+    fn refuse(&mut self, code: Code, ready: u64, now: u64) -> Refused {
+        let wait = Duration::from_micros(ready.saturating_sub(now)).saturating_add(self.jitter());
+        // Rounded up: a client that comes a part of a millisecond early would be refused again.
+        let millis = u64::try_from(wait.as_micros().div_ceil(1000)).unwrap_or(u64::MAX);
+        let retry_after = Some(Duration::from_millis(millis));
+        Refused { code, retry_after, text: code.text().to_owned() }
+    }
+}
+
+fn micros(duration: Duration) -> u64 {
+    u64::try_from(duration.as_micros()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use super::*;
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_millis(10_000_000 + millis)
+    }
+
+    fn generous() -> AdmissionConfig {
+        let many = Rate { every: Duration::from_micros(1), burst: 1_000_000 };
+        AdmissionConfig { address: many, user: many, global: many, ..AdmissionConfig::default() }
+    }
+
+    #[test]
+    fn a_crowd_that_comes_back_at_once_is_let_in_at_the_rate_without_waves_and_nobody_starves() {
+        const CROWD: u64 = 100_000;
+        let config = AdmissionConfig {
+            address: Rate { every: Duration::from_micros(1), burst: 1_000_000 },
+            global: Rate { every: Duration::from_millis(1), burst: 500 },
+            max_remembered: NonZeroUsize::new(200_000).unwrap(),
+            ..AdmissionConfig::default()
+        };
+        let mut admission = Admission::new(config, 1, 2);
+        let mut due: BTreeMap<(u64, u64), u32> = (0..CROWD).map(|client| ((0, client), 0)).collect();
+        let (mut let_in, mut asked, mut tries) =
+            (BTreeMap::<u64, u64>::new(), BTreeMap::<u64, u64>::new(), 0);
+        while let Some(((now, client), tried)) = due.pop_first() {
+            *asked.entry(now / 1000).or_default() += 1;
+            match admission.arrive(at(now), &client.to_be_bytes(), b"phone") {
+                Ok(()) => {
+                    *let_in.entry(now / 1000).or_default() += 1;
+                    tries = tries.max(tried + 1);
+                }
+                Err(refused) => {
+                    assert_eq!(refused.code, Code::Overloaded);
+                    let after = u64::try_from(refused.retry_after.unwrap().as_millis()).unwrap();
+                    due.insert((now + after, client), tried + 1);
+                }
+            }
+        }
+        assert_eq!(let_in.values().sum::<u64>(), CROWD);
+        assert!(tries <= 2, "somebody had to come {tries} times");
+        let last = *let_in.keys().last().unwrap();
+        assert!((99..=101).contains(&last), "{CROWD} at 1,000 a second took {last} s");
+        for (second, count) in let_in.iter().filter(|(second, _)| **second < 99) {
+            assert!((600..=1500).contains(count), "{count} were let in in second {second}");
+        }
+        for (second, count) in asked.iter().filter(|(second, _)| **second > 0) {
+            assert!(*count <= 1300, "a wave of {count} in second {second}");
+        }
+    }
+
+    #[test]
+    fn an_address_and_a_user_have_buckets_of_their_own() {
+        let rate = Rate { every: Duration::from_secs(1), burst: 3 };
+        let mut admission = Admission::new(AdmissionConfig { address: rate, user: rate, ..generous() }, 1, 2);
+        for _ in 0..3 {
+            assert!(admission.arrive(at(0), b"one", b"").is_ok());
+            assert!(admission.identify(at(0), &"alice".try_into().unwrap()).is_ok());
+        }
+        let refused = admission.arrive(at(0), b"one", b"").unwrap_err();
+        assert_eq!(refused.code, Code::RateLimited);
+        let after = refused.retry_after.unwrap();
+        assert!((Duration::from_secs(1)..=Duration::from_millis(1201)).contains(&after), "{after:?}");
+        assert!(admission.identify(at(0), &"alice".try_into().unwrap()).is_err());
+        assert!(admission.arrive(at(0), b"two", b"").is_ok());
+        assert!(admission.identify(at(0), &"bob".try_into().unwrap()).is_ok());
+        assert!(admission.arrive(at(999), b"one", b"").is_err());
+        assert!(admission.arrive(at(1000), b"one", b"").is_ok());
+    }
+
+    #[test]
+    fn a_slot_stands_however_often_somebody_asks_and_others_get_later_ones() {
+        let config = AdmissionConfig {
+            global: Rate { every: Duration::from_secs(1), burst: 1 },
+            jitter: Duration::ZERO,
+            ..generous()
+        };
+        let mut admission = Admission::new(config, 1, 2);
+        assert!(admission.arrive(at(0), b"a", b"").is_ok());
+        let wait = |admission: &mut Admission, now, who: &[u8]| {
+            admission.arrive(at(now), who, b"").unwrap_err().retry_after.unwrap().as_millis()
+        };
+        assert_eq!(wait(&mut admission, 0, b"b"), 1000);
+        assert_eq!(wait(&mut admission, 0, b"c"), 2000);
+        assert_eq!(wait(&mut admission, 100, b"b"), 900, "asking again costs nothing and gains nothing");
+        assert_eq!(wait(&mut admission, 100, b"d"), 2900);
+        assert!(admission.arrive(at(1000), b"b", b"").is_ok());
+        assert_eq!(admission.slot(at(1000)), Duration::from_secs(3), "who is sent away comes behind those");
+    }
+
+    #[test]
+    fn nobody_can_take_all_slots_for_ever() {
+        let config = AdmissionConfig {
+            global: Rate { every: Duration::from_secs(1), burst: 1 },
+            max_wait: Duration::from_secs(10),
+            ..generous()
+        };
+        let mut admission = Admission::new(config, 1, 2);
+        for n in 0..10_000_u64 {
+            let _ = admission.arrive(at(0), &n.to_be_bytes(), b"");
+        }
+        let wait = admission.arrive(at(0), b"honest", b"").unwrap_err().retry_after.unwrap();
+        assert!((10..=21).contains(&wait.as_secs()), "{wait:?}");
+        let wait = admission.arrive(at(9_000), b"honest", b"").unwrap_err().retry_after.unwrap();
+        assert!(wait.as_secs() <= 3, "the slots that nobody came for are over: {wait:?}");
+    }
+
+    #[test]
+    fn failures_cost_twice_as_much_each_time_and_are_forgiven() {
+        let mut admission = Admission::new(AdmissionConfig { jitter: Duration::ZERO, ..generous() }, 1, 2);
+        let wait = |admission: &mut Admission, now| {
+            admission.arrive(at(now), b"x", b"").err().map(|refused| {
+                assert_eq!(refused.code, Code::Penalised);
+                refused.retry_after.unwrap().as_secs()
+            })
+        };
+        for expected in [1, 2, 4, 8] {
+            admission.failed(at(0), b"x");
+            assert_eq!(wait(&mut admission, 0), Some(expected));
+        }
+        (0..50).for_each(|_| admission.failed(at(0), b"x"));
+        assert_eq!(wait(&mut admission, 0), Some(900), "up to a bound");
+        assert!(admission.arrive(at(0), b"y", b"").is_ok(), "and only there");
+        assert_eq!(wait(&mut admission, 900_000), None);
+        admission.failed(at(10 * 300_000), b"x");
+        assert_eq!(wait(&mut admission, 10 * 300_000), Some(1), "ten half-lives later they are forgiven");
+    }
+
+    #[test]
+    fn memory_is_bounded_however_many_come() {
+        let config = AdmissionConfig {
+            max_remembered: NonZeroUsize::new(100).unwrap(),
+            global: Rate { every: Duration::from_secs(1), burst: 1 },
+            ..generous()
+        };
+        let mut admission = Admission::new(config, 1, 2);
+        for n in 0..10_000_u64 {
+            let _ = admission.arrive(at(0), &n.to_be_bytes(), b"");
+            let _ = admission.identify(at(0), &UserId::new(n.to_be_bytes()).unwrap());
+        }
+        assert_eq!(admission.remembered(), 300);
+    }
+}

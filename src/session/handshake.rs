@@ -1,0 +1,274 @@
+//! How a connection opens: one hello, one welcome.
+
+use core::time::Duration;
+
+use super::Code;
+use super::config::SessionConfig;
+use super::frame::{
+    Capabilities, Credentials, DecodeError, Frame, Hello, PROTOCOL_VERSION, Position, Refused, Welcome,
+};
+use super::heartbeat::Heartbeat;
+use super::io::{Action, ConnId, Event, Grant};
+use super::session::{Life, Link, Role, Session, Up};
+use crate::time::Timestamp;
+
+/// The shortest heartbeat that an acceptor agrees to.
+const MIN_HEARTBEAT: Duration = Duration::from_secs(1);
+
+/// An acceptor's side of a connection before anybody knows whose it is: takes one hello, in time, and nothing else.
+///
+/// When it says [`Greeted::Authenticate`], ask the authenticator, find the user's device's [`Session`] (or make one), and
+/// hand it the hello with [`Input::Admit`](super::Input::Admit).
+#[derive(Clone, Debug)]
+pub struct Greeter {
+    deadline: Timestamp,
+    greeted: bool,
+}
+
+/// What a [`Greeter`] says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Greeted {
+    /// Authenticate it.
+    Authenticate(Box<Hello>),
+    /// Send the frame, which says why not, and close the connection.
+    Reject(Frame),
+}
+
+impl Greeter {
+    /// A connection has come.
+    #[must_use]
+    pub fn new(now: Timestamp, config: &SessionConfig) -> Self {
+        Self { deadline: now.after(config.handshake_timeout), greeted: false }
+    }
+
+    /// Until when the hello must come, and until when the authenticator should have answered.
+    #[must_use]
+    pub const fn deadline(&self) -> Timestamp {
+        self.deadline
+    }
+
+    /// What came first (or second, which is a violation).
+    pub fn first(&mut self, frame: Result<Frame, DecodeError>, config: &SessionConfig) -> Greeted {
+        let again = core::mem::replace(&mut self.greeted, true);
+        match frame {
+            Err(error) => reject(error.code(), &error.to_string()),
+            Ok(Frame::Hello(_)) if again => reject(Code::ReplayedHello, "a second hello"),
+            Ok(Frame::Hello(hello)) => match flaw(&hello, config) {
+                Some(code) => reject(code, "hello"),
+                None => Greeted::Authenticate(hello),
+            },
+            Ok(frame) => reject(Code::UnexpectedFrame, frame.name()),
+        }
+    }
+
+    /// The hello did not come, or was not answered, in time.
+    #[must_use]
+    pub fn timed_out(&self) -> Greeted {
+        reject(Code::HandshakeTimeout, "nothing came in time")
+    }
+}
+
+fn reject(code: Code, what: &str) -> Greeted {
+    let text = format!("{what}: {}", code.text());
+    Greeted::Reject(Frame::Reject(Refused { code, retry_after: None, text }))
+}
+
+/// Why a hello is refused before its credentials are looked at.
+fn flaw(hello: &Hello, config: &SessionConfig) -> Option<Code> {
+    if hello.codecs.and(config.codecs).best().is_none() {
+        return Some(Code::UnsupportedCodec);
+    }
+    (hello.horizon > config.max_horizon).then_some(Code::HorizonTooLong)
+}
+
+impl Session {
+    /// A connector says hello.
+    pub(super) fn connected(&mut self, conn: ConnId, credentials: Credentials) {
+        match &self.link {
+            _ if self.role == Role::Acceptor => return,
+            Link::Over => return self.actions.push_back(Action::Disconnect(conn, Code::Ended)),
+            // Another transport takes over: the old one is frozen first.
+            Link::Up(_) | Link::Greeting(..) => {
+                self.end_connection(Self::refused(Code::TransportSwitched), true);
+            }
+            Link::Down(_) => {}
+        }
+        let hello = Hello {
+            versions: (PROTOCOL_VERSION, PROTOCOL_VERSION),
+            codecs: self.config.codecs,
+            user: self.user.clone(),
+            device: self.device.clone(),
+            credentials,
+            stream: self.stream,
+            resume: self.life.map(|life| (life.token, self.position(life.epoch))),
+            capabilities: self.config.capabilities,
+            horizon: self.config.horizon,
+            window: self.inc.window(),
+            heartbeat: self.config.heartbeat,
+            max_frame: u32::try_from(self.config.limits.max_frame).unwrap_or(u32::MAX),
+        };
+        self.link = Link::Greeting(conn, self.now);
+        let codec = self.config.codecs.best().unwrap_or(super::frame::Codec::Binary);
+        self.actions.push_back(Action::Send(conn, Frame::Hello(Box::new(hello)), codec));
+    }
+
+    fn position(&self, epoch: u64) -> Position {
+        Position { epoch, seen: self.inc.seen(), base: self.out.base() }
+    }
+
+    /// An acceptor lets an authenticated hello in.
+    pub(super) fn admit(&mut self, conn: ConnId, hello: &Hello, grant: Grant) {
+        let codec = hello.codecs.and(self.config.codecs).best();
+        let Some(codec) = codec.filter(|_| self.role == Role::Acceptor && !self.is_over()) else {
+            return self.actions.push_back(Action::Disconnect(conn, Code::Ended));
+        };
+        let asked = hello
+            .resume
+            .filter(|(token, position)| self.life == Some(Life { token: *token, epoch: position.epoch }));
+        let resumed = asked.filter(|(_, position)| self.can_resume(*position));
+        // The old connection says nothing more, and hears nothing more, before the new one says anything.
+        if matches!(self.link, Link::Up(_)) {
+            let code = if asked.is_some() { Code::TransportSwitched } else { Code::TakenOver };
+            self.freeze(code);
+        }
+        if resumed.is_none() {
+            self.forget();
+            self.receiver.reset(grant.published);
+            self.life = Some(Life { token: grant.token, epoch: grant.epoch });
+        }
+        let heartbeat = self.config.heartbeat.min(hello.heartbeat).max(MIN_HEARTBEAT);
+        let capabilities = self.config.capabilities.and(hello.capabilities);
+        self.user = Some(grant.user.clone());
+        self.set_expiry(grant.expires);
+        let Some(life) = self.life else { return };
+        let welcome = Welcome {
+            version: PROTOCOL_VERSION,
+            codec,
+            user: grant.user,
+            stream: self.stream,
+            token: life.token,
+            position: self.position(life.epoch),
+            resumed: resumed.is_some(),
+            capabilities,
+            window: self.inc.window(),
+            heartbeat,
+            timeout: self.config.timeout,
+            max_frame: u32::try_from(self.config.limits.max_frame).unwrap_or(u32::MAX),
+            expires_in: grant.expires.map(|at| at.since(self.now)),
+            published: self.receiver.published(),
+        };
+        self.peer_stream = hello.stream;
+        self.out.set_window(hello.window);
+        let up = Up {
+            conn,
+            codec,
+            capabilities,
+            heart: Heartbeat::new(true, heartbeat, self.config.timeout, self.now),
+            max_frame: u64::from(hello.max_frame),
+            going: false,
+            linger_until: None,
+        };
+        let peer = resumed.map(|(_, position)| position);
+        self.open(up, Some(Frame::Welcome(Box::new(welcome))), peer);
+    }
+
+    /// The old connection of a session that goes on, or starts anew, over another one.
+    fn freeze(&mut self, code: Code) {
+        if let Link::Up(up) = &self.link {
+            let (conn, codec) = (up.conn, up.codec);
+            self.actions.push_back(Action::Send(conn, Frame::Close(Self::refused(code)), codec));
+            self.actions.push_back(Action::Disconnect(conn, code));
+            self.link = Link::Down(self.now);
+            self.event(Event::Lost { code, advice: code.advice(), retry_after: None });
+        }
+    }
+
+    fn can_resume(&self, position: Position) -> bool {
+        self.out.can_resume(position.seen) && self.inc.can_resume(position.base)
+    }
+
+    /// A connector is let in.
+    pub(super) fn welcomed(&mut self, conn: ConnId, said: Timestamp, welcome: &Welcome) {
+        let fresh = Position { epoch: welcome.position.epoch, seen: 0, base: 1 };
+        let life = Life { token: welcome.token, epoch: welcome.position.epoch };
+        let sound = match welcome.resumed {
+            true => self.life == Some(life) && self.can_resume(welcome.position),
+            // A new life starts at the beginning, and is not the old one.
+            false => welcome.position == fresh && self.life.is_none_or(|old| old.epoch != life.epoch),
+        };
+        if welcome.version != PROTOCOL_VERSION {
+            return self.violation(Code::UnsupportedVersion, "welcome");
+        }
+        if !sound {
+            return self.violation(Code::OutOfOrder, "the welcome's position is not ours");
+        }
+        if !welcome.resumed {
+            self.forget();
+            self.life = Some(life);
+        }
+        self.user = Some(welcome.user.clone());
+        self.peer_stream = welcome.stream;
+        self.set_expiry(welcome.expires_in.map(|in_| self.now.after(in_)));
+        self.out.set_window(welcome.window);
+        self.quality.sample(self.now.since(said));
+        // A resumed session's acceptor still knows every outcome, and says it again.
+        if !welcome.resumed {
+            self.publisher.settle(welcome.published).into_iter().for_each(|event| self.event(event));
+        }
+        let up = Up {
+            conn,
+            codec: welcome.codec,
+            capabilities: self.config.capabilities.and(welcome.capabilities),
+            heart: Heartbeat::new(false, welcome.heartbeat, welcome.timeout, self.now),
+            max_frame: u64::from(welcome.max_frame),
+            going: false,
+            linger_until: None,
+        };
+        self.open(up, None, welcome.resumed.then_some(welcome.position));
+    }
+
+    /// The handshake is done: what the peer has not seen, or not heard, is said again.
+    fn open(&mut self, up: Up, welcome: Option<Frame>, peer: Option<Position>) {
+        self.link = Link::Up(up);
+        welcome.into_iter().for_each(|frame| self.send(frame));
+        if let Some(user) = self.user.clone() {
+            self.event(Event::Opened { resumed: peer.is_some(), user });
+        }
+        if let Some(position) = peer {
+            self.out.resume(position.seen, self.now);
+            let again = self.inc.resume(position.base, self.now);
+            again.into_iter().for_each(|frame| self.send(frame));
+        }
+        let floors = self.floors;
+        floors.into_iter().flatten().for_each(|place| self.send(Frame::Floor(place)));
+        if self.can(Capabilities::PUBLISH) {
+            let publishes = self.publisher.resend();
+            publishes.into_iter().for_each(|frame| self.send(frame));
+        } else {
+            // Nobody here takes them: what became of them, if anything, cannot be learned.
+            self.publisher.settle(u64::MAX).into_iter().for_each(|event| self.event(event));
+        }
+    }
+
+    fn set_expiry(&mut self, expires: Option<Timestamp>) {
+        self.expires = expires;
+        self.asked_to_renew = false;
+    }
+
+    /// The authenticator's answer to new credentials on a live session.
+    pub(super) fn renewed(&mut self, result: Result<Option<Timestamp>, Refused>) {
+        match result {
+            Ok(expires) => {
+                self.set_expiry(expires);
+                let expires_in = expires.map(|at| at.since(self.now));
+                self.send(Frame::Renewed { expires_in });
+            }
+            Err(refused) => self.end_connection(refused, true),
+        }
+    }
+
+    /// A connector's credentials are good for longer.
+    pub(super) fn renewal_heard(&mut self, expires_in: Option<Duration>) {
+        self.set_expiry(expires_in.map(|in_| self.now.after(in_)));
+    }
+}

@@ -1,0 +1,138 @@
+//! Is the other end still there? One end, the acceptor, owns the question.
+//!
+//! The owner pings when it has heard nothing, or sent nothing, for an interval: while data flows both ways there are no
+//! pings. It gives up when an answer takes longer than the timeout. The other end never pings: it gives up when it has
+//! heard nothing for interval and timeout. So either end finds a half-open connection within interval + timeout.
+
+use core::time::Duration;
+
+use crate::time::Timestamp;
+
+/// What to do now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Beat {
+    /// Nothing.
+    Rest,
+    /// Send a ping with this nonce.
+    Ping(u64),
+    /// Nobody is there: close the connection.
+    Dead,
+}
+
+/// The heartbeat of one connection.
+#[derive(Clone, Debug)]
+pub struct Heartbeat {
+    owner: bool,
+    interval: Duration,
+    timeout: Duration,
+    heard: Timestamp,
+    sent: Timestamp,
+    ping: Option<(u64, Timestamp)>,
+    nonce: u64,
+}
+
+impl Heartbeat {
+    /// A connection that stands since now.
+    #[must_use]
+    pub const fn new(owner: bool, interval: Duration, timeout: Duration, now: Timestamp) -> Self {
+        Self { owner, interval, timeout, heard: now, sent: now, ping: None, nonce: 0 }
+    }
+
+    /// A frame came.
+    pub const fn heard(&mut self, now: Timestamp) {
+        self.heard = now;
+    }
+
+    /// A frame went out.
+    pub const fn sent(&mut self, now: Timestamp) {
+        self.sent = now;
+    }
+
+    /// A pong came: how long it took, if it answers the ping that is out.
+    pub fn pong(&mut self, nonce: u64, now: Timestamp) -> Option<Duration> {
+        let (_, at) = self.ping.take_if(|(sent, _)| *sent == nonce)?;
+        Some(now.since(at))
+    }
+
+    /// What to do now. After [`Beat::Ping`] the ping counts as sent.
+    pub fn poll(&mut self, now: Timestamp) -> Beat {
+        if now < self.timeout() {
+            return Beat::Rest;
+        }
+        // Anything that was heard since answers a ping as well as a pong does.
+        let answered = self.ping.is_none_or(|(_, at)| self.heard > at);
+        if !self.owner || !answered {
+            return Beat::Dead;
+        }
+        self.nonce = self.nonce.saturating_add(1);
+        self.ping = Some((self.nonce, now));
+        self.sent = now;
+        Beat::Ping(self.nonce)
+    }
+
+    /// When to ask again.
+    #[must_use]
+    pub fn timeout(&self) -> Timestamp {
+        match self.ping {
+            _ if !self.owner => self.heard.after(self.interval).after(self.timeout),
+            Some((_, at)) if self.heard <= at => at.after(self.timeout),
+            _ => self.heard.min(self.sent).after(self.interval),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const INTERVAL: Duration = Duration::from_secs(25);
+    const TIMEOUT: Duration = Duration::from_secs(10);
+
+    fn at(seconds: u64) -> Timestamp {
+        Timestamp::from_millis(seconds * 1000)
+    }
+
+    #[test]
+    fn the_owner_is_silent_while_data_flows_and_pings_when_it_stops() {
+        let mut heart = Heartbeat::new(true, INTERVAL, TIMEOUT, at(0));
+        for second in 0..100 {
+            heart.heard(at(second));
+            heart.sent(at(second));
+            assert_eq!(heart.poll(at(second)), Beat::Rest);
+        }
+        assert_eq!(heart.poll(at(123)), Beat::Rest);
+        assert_eq!(heart.poll(at(124)), Beat::Ping(1));
+        assert_eq!(heart.pong(2, at(125)), None, "another ping's");
+        heart.heard(at(126));
+        assert_eq!(heart.pong(1, at(126)), Some(Duration::from_secs(2)));
+    }
+
+    #[test]
+    fn an_owner_that_only_listens_pings_so_that_the_other_end_hears_something() {
+        let mut heart = Heartbeat::new(true, INTERVAL, TIMEOUT, at(0));
+        heart.heard(at(24));
+        assert_eq!(heart.poll(at(25)), Beat::Ping(1));
+    }
+
+    #[test]
+    fn both_ends_find_a_half_open_connection_within_interval_and_timeout() {
+        let mut owner = Heartbeat::new(true, INTERVAL, TIMEOUT, at(0));
+        let mut other = Heartbeat::new(false, INTERVAL, TIMEOUT, at(0));
+        assert_eq!(owner.poll(owner.timeout()), Beat::Ping(1));
+        assert_eq!(owner.poll(at(34)), Beat::Rest);
+        assert_eq!(
+            (owner.poll(at(35)), other.poll(at(34)), other.poll(at(35))),
+            (Beat::Dead, Beat::Rest, Beat::Dead)
+        );
+        assert!(owner.timeout() <= at(35) && other.timeout() == at(35));
+    }
+
+    #[test]
+    fn any_frame_answers_a_ping() {
+        let mut heart = Heartbeat::new(true, INTERVAL, TIMEOUT, at(0));
+        assert_eq!(heart.poll(at(25)), Beat::Ping(1));
+        heart.heard(at(30));
+        assert_eq!(heart.poll(at(35)), Beat::Rest);
+        assert_eq!(heart.poll(at(50)), Beat::Ping(2));
+    }
+}

@@ -1,0 +1,315 @@
+//! What comes from the peer: order, this end's window, verdicts and their way back.
+//!
+//! # Invariants
+//! - Numbers come consecutively, on each connection from where the last one stopped.
+//! - A verdict is kept until the peer's base says that it was heard, and told again after a reconnect.
+//! - After a message was not taken, those of its lane and ordering key that were sent before the peer heard of it are
+//!   not taken either, in whichever frame they come: order holds over pipelined frames.
+
+use core::time::Duration;
+use std::collections::{BTreeMap, VecDeque};
+
+use bytes::Bytes;
+
+use super::code::Code;
+use super::frame::{Ack, Deliver, Frame, Gap, Item, MAX_RANGES, Nack, Place, Range, Window};
+use super::io::Verdict;
+use crate::id::OrderingKey;
+use crate::record::{LaneId, Seq};
+use crate::time::Timestamp;
+
+/// What keeps its order among its like.
+type Key = (LaneId, Option<OrderingKey>);
+
+/// A message without a verdict.
+#[derive(Clone, Debug)]
+struct Undecided {
+    key: Key,
+    cost: u64,
+}
+
+/// A verdict that the peer may not have heard.
+#[derive(Clone, Debug)]
+enum Said {
+    Ack,
+    Reply(Bytes),
+    Nack(Nack),
+}
+
+/// The receiving half of a session.
+#[derive(Clone, Debug)]
+pub(super) struct Incoming {
+    window: Window,
+    /// The largest window of this life: what was allowed once may still come.
+    granted: Window,
+    seen: u64,
+    base: u64,
+    ready: VecDeque<(u64, Item)>,
+    undecided: BTreeMap<u64, Undecided>,
+    undecided_bytes: u64,
+    said: BTreeMap<u64, Said>,
+    nacks: u64,
+    /// What must not be taken, until the peer has heard so many nacks.
+    held: Vec<(Key, u64)>,
+    acks: Vec<u64>,
+    ack_at: Option<Timestamp>,
+    window_changed: bool,
+    floors: [Seq; 4],
+}
+
+impl Incoming {
+    pub(super) fn new(window: Window) -> Self {
+        Self {
+            window,
+            granted: window,
+            seen: 0,
+            base: 1,
+            ready: VecDeque::new(),
+            undecided: BTreeMap::new(),
+            undecided_bytes: 0,
+            said: BTreeMap::new(),
+            nacks: 0,
+            held: Vec::new(),
+            acks: Vec::new(),
+            ack_at: None,
+            window_changed: false,
+            floors: [Seq::ZERO; 4],
+        }
+    }
+
+    pub(super) const fn seen(&self) -> u64 {
+        self.seen
+    }
+
+    pub(super) const fn window(&self) -> Window {
+        self.window
+    }
+
+    /// Changes the window; the next acknowledgement says so.
+    pub(super) fn set_window(&mut self, window: Window, now: Timestamp) {
+        self.window = window;
+        self.granted = Window {
+            messages: self.granted.messages.max(window.messages),
+            bytes: self.granted.bytes.max(window.bytes),
+            reserve: self.granted.reserve.max(window.reserve),
+        };
+        self.window_changed = true;
+        self.ack_at = Some(now);
+    }
+
+    /// A new life: numbers start again.
+    pub(super) fn reset(&mut self) {
+        *self = Self::new(self.window);
+    }
+
+    /// Takes messages in. Returns the nacks of those that must not be taken, because one before them was not.
+    pub(super) fn deliver(&mut self, deliver: Deliver) -> Result<Vec<Frame>, Code> {
+        let count = deliver.items.len() as u64;
+        self.follow(deliver.first, count, deliver.base, deliver.heard)?;
+        let mut nacks = Vec::new();
+        for (number, item) in (deliver.first..).zip(deliver.items) {
+            let cost = item.message.cost();
+            let critical = item.place.lane == LaneId::Critical;
+            let messages = u64::from(self.granted.messages).saturating_add(u64::from(self.granted.reserve));
+            let bytes = self.undecided_bytes.saturating_add(cost);
+            let full = self.undecided.len() as u64 >= messages
+                || (!critical && !self.undecided.is_empty() && bytes > self.granted_bytes());
+            if full {
+                return Err(Code::WindowExceeded);
+            }
+            let key = (item.place.lane, item.message.ordering_key().cloned());
+            let held = self.held.iter().any(|(held, _)| *held == key);
+            self.undecided.insert(number, Undecided { key, cost });
+            self.undecided_bytes = bytes;
+            match held {
+                true => nacks.extend(self.refuse(number, Code::Busy, Some(Duration::ZERO))),
+                false => self.ready.push_back((number, item)),
+            }
+        }
+        Ok(nacks)
+    }
+
+    /// Critical messages are not held back by the bytes, so they may have taken some.
+    fn granted_bytes(&self) -> u64 {
+        let critical = self.undecided.values().filter(|open| open.key.0 == LaneId::Critical);
+        self.granted.bytes.saturating_add(critical.map(|open| open.cost).sum())
+    }
+
+    pub(super) fn gap(&mut self, gap: Gap, now: Timestamp, delay: Duration) -> Result<(), Code> {
+        let count = gap.range.to.saturating_sub(gap.range.from).saturating_add(1);
+        self.follow(gap.range.from, count, gap.base, gap.heard)?;
+        for number in gap.range.from..=gap.range.to {
+            self.said.insert(number, Said::Ack);
+            self.acks.push(number);
+        }
+        self.ack_at = self.ack_at.or(Some(now.after(delay)));
+        Ok(())
+    }
+
+    /// Takes the next numbers, if they follow.
+    fn follow(&mut self, first: u64, count: u64, base: u64, heard: u64) -> Result<(), Code> {
+        let next = self.seen.saturating_add(1);
+        if first != next || base < self.base || base > next {
+            return Err(Code::OutOfOrder);
+        }
+        if heard > self.nacks {
+            return Err(Code::AckOfUnsent);
+        }
+        let last = self.seen.saturating_add(count);
+        if last.saturating_sub(base).saturating_add(1) > self.granted.span() {
+            return Err(Code::WindowExceeded);
+        }
+        self.held.retain(|(_, count)| *count > heard);
+        self.base = base;
+        self.said = self.said.split_off(&base);
+        self.seen = last;
+        Ok(())
+    }
+
+    pub(super) fn is_ready(&self) -> bool {
+        !self.ready.is_empty()
+    }
+
+    /// The next messages for the host.
+    pub(super) fn take(&mut self, max: usize) -> Vec<(u64, Item)> {
+        let count = max.min(self.ready.len());
+        self.ready.drain(..count).collect()
+    }
+
+    pub(super) fn floor(&self, lane: LaneId) -> Seq {
+        self.floors.get(lane.index()).copied().unwrap_or(Seq::ZERO)
+    }
+
+    pub(super) fn set_floor(&mut self, place: Place) {
+        if let Some(floor) = self.floors.get_mut(place.lane.index()) {
+            *floor = place.seq.max(*floor);
+        }
+    }
+
+    /// Notes a verdict. Returns what must be sent at once.
+    pub(super) fn decide(
+        &mut self,
+        number: u64,
+        verdict: Verdict,
+        now: Timestamp,
+        delay: Duration,
+    ) -> Vec<Frame> {
+        if !self.undecided.contains_key(&number) {
+            return Vec::new();
+        }
+        match verdict {
+            Verdict::Progress => return vec![Frame::Progress(Range { from: number, to: number })],
+            Verdict::Nack(after) => return self.not_taken(number, Code::Failed, after),
+            Verdict::Busy(after) => return self.not_taken(number, Code::Busy, Some(after)),
+            Verdict::Rejected(code) => {
+                let code = if code.is_terminal() { code } else { Code::Rejected };
+                return self.refuse(number, code, None).into_iter().collect();
+            }
+            Verdict::Delivered | Verdict::Replied(_) => {}
+        }
+        let Some(key) = self.close(number) else { return Vec::new() };
+        if let Verdict::Replied(payload) = verdict {
+            self.said.insert(number, Said::Reply(payload.clone()));
+            return vec![Frame::Reply { number, payload }];
+        }
+        self.said.insert(number, Said::Ack);
+        self.acks.push(number);
+        let at = if key.0 == LaneId::Critical { now } else { now.after(delay) };
+        self.ack_at = Some(self.ack_at.map_or(at, |before| before.min(at)));
+        Vec::new()
+    }
+
+    /// Not taken for now, and neither is what waits behind it with its key.
+    fn not_taken(&mut self, number: u64, code: Code, delay: Option<Duration>) -> Vec<Frame> {
+        let key = self.undecided.get(&number).map(|open| open.key.clone());
+        let mut nacks: Vec<Frame> = self.refuse(number, code, delay).into_iter().collect();
+        let of_key = |item: &Item| {
+            key.as_ref().is_some_and(|(lane, key)| {
+                *lane == item.place.lane && key.as_ref() == item.message.ordering_key()
+            })
+        };
+        for (number, item) in core::mem::take(&mut self.ready) {
+            match of_key(&item) {
+                true => nacks.extend(self.refuse(number, Code::Busy, Some(Duration::ZERO))),
+                false => self.ready.push_back((number, item)),
+            }
+        }
+        nacks
+    }
+
+    /// Says no. Until the peer has heard of it, nothing with that key is taken, unless the no is final.
+    fn refuse(&mut self, number: u64, code: Code, delay: Option<Duration>) -> Option<Frame> {
+        let key = self.close(number)?;
+        self.nacks = self.nacks.saturating_add(1);
+        if !code.is_terminal() {
+            self.held.retain(|(held, _)| *held != key);
+            self.held.push((key, self.nacks));
+        }
+        let nack = Nack { count: self.nacks, number, code, delay, text: String::new() };
+        self.said.insert(number, Said::Nack(nack.clone()));
+        Some(Frame::Nack(nack))
+    }
+
+    fn close(&mut self, number: u64) -> Option<Key> {
+        let open = self.undecided.remove(&number)?;
+        self.undecided_bytes = self.undecided_bytes.saturating_sub(open.cost);
+        Some(open.key)
+    }
+
+    /// When the acknowledgements must go out.
+    pub(super) const fn ack_at(&self) -> Option<Timestamp> {
+        self.ack_at
+    }
+
+    /// The acknowledgements that wait, if they are due or there are many.
+    pub(super) fn poll_ack(&mut self, now: Timestamp, every: usize) -> Option<Frame> {
+        let due = self.ack_at.is_some_and(|at| at <= now) || self.acks.len() >= every.max(1);
+        if !due {
+            return None;
+        }
+        let mut numbers = core::mem::take(&mut self.acks);
+        numbers.sort_unstable();
+        let mut ranges: Vec<Range> = Vec::new();
+        for i in 0..numbers.len() {
+            let Some(number) = numbers.get(i).copied() else { break };
+            let full = ranges.len() == MAX_RANGES;
+            match ranges.last_mut() {
+                Some(last) if number <= last.to.saturating_add(1) => last.to = number,
+                _ if full => {
+                    self.acks = numbers.split_off(i);
+                    break;
+                }
+                _ => ranges.push(Range { from: number, to: number }),
+            }
+        }
+        self.ack_at = (!self.acks.is_empty()).then_some(now);
+        let window = core::mem::take(&mut self.window_changed).then_some(self.window);
+        (!ranges.is_empty() || window.is_some()).then_some(Frame::Ack(Ack { ranges, window }))
+    }
+
+    /// Whether the peer can be at this position.
+    pub(super) fn can_resume(&self, base: u64) -> bool {
+        base >= self.base && base <= self.seen.saturating_add(1)
+    }
+
+    /// The peer is back: what it may not have heard is said again.
+    pub(super) fn resume(&mut self, base: u64, now: Timestamp) -> Vec<Frame> {
+        self.base = base;
+        self.said = self.said.split_off(&base);
+        self.acks.clear();
+        let mut again: Vec<(u64, Frame)> = Vec::new();
+        for (number, said) in &self.said {
+            match said {
+                Said::Ack => self.acks.push(*number),
+                Said::Reply(payload) => {
+                    again.push((0, Frame::Reply { number: *number, payload: payload.clone() }));
+                }
+                Said::Nack(nack) => again.push((nack.count, Frame::Nack(nack.clone()))),
+            }
+        }
+        self.ack_at = (!self.acks.is_empty()).then_some(now);
+        // Nacks in the order in which they were said first.
+        again.sort_by_key(|(count, _)| *count);
+        again.into_iter().map(|(_, frame)| frame).collect()
+    }
+}

@@ -1,0 +1,206 @@
+//! What goes into a [`Session`](super::Session) and what comes out of it.
+
+use core::time::Duration;
+
+use bytes::Bytes;
+
+use super::code::{Advice, Code};
+use super::frame::{
+    Codec, Credentials, DecodeError, Frame, GapReason, Hello, Item, Place, Published, Refused, Token, Window,
+};
+use super::quality::Grade;
+use crate::id::{StreamId, UserId};
+use crate::message::Message;
+use crate::record::Seq;
+use crate::time::Timestamp;
+
+/// Names one connection; chosen by the shell, never reused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ConnId(pub u64);
+
+/// Names one message from the peer, for verdicts. Those of an earlier life of the session are ignored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct InboundId {
+    pub(super) epoch: u64,
+    pub(super) number: u64,
+}
+
+/// A message from the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Inbound {
+    /// For the verdict.
+    pub id: InboundId,
+    /// The peer's log, for the inbox.
+    pub stream: StreamId,
+    /// The peer has ended everything of this lane up to here: the inbox may forget it.
+    pub floor: Seq,
+    /// The message and its place.
+    pub item: Item,
+}
+
+/// What the host says of a message from the peer.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Verdict {
+    /// It is here for good: durable in the inbox, or its handler took it.
+    Delivered,
+    /// As `Delivered`, with the answer to a request.
+    Replied(Bytes),
+    /// It needs more time.
+    Progress,
+    /// It failed for now. Burns an attempt.
+    Nack(Option<Duration>),
+    /// It cannot be taken now. Burns no attempt.
+    Busy(Duration),
+    /// It is refused for good: one of the terminal codes about a message.
+    Rejected(Code),
+}
+
+/// What became of a message that was offered. The same as a sink's verdicts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// The peer has it for good.
+    Delivered,
+    /// It was handed to the transport of a peer that does not acknowledge, or was volatile and the connection broke.
+    Unconfirmed,
+    /// The peer needs more time.
+    Progress,
+    /// It failed for now. Burns an attempt.
+    Nack(Option<Duration>),
+    /// It was not taken; offer it again after the delay. Burns no attempt.
+    Busy(Duration),
+    /// It can no longer be confirmed by this session; offer it again. Burns no attempt.
+    Disconnected,
+    /// The peer refuses it for good.
+    Rejected(Code),
+}
+
+/// What an authenticator grants.
+#[derive(Clone, Debug)]
+pub struct Grant {
+    /// Who it is.
+    pub user: UserId,
+    /// When the credentials expire.
+    pub expires: Option<Timestamp>,
+    /// For a new life of the session, if there is to be one. Not guessable.
+    pub token: Token,
+    /// Names that life. Never used before for this token's session.
+    pub epoch: u64,
+    /// Every publish of this device up to this number was decided: a high-water mark that the host keeps.
+    pub published: u64,
+}
+
+/// What happens to a session.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum Input {
+    /// A connector's transport stands: say hello, with these credentials.
+    Connected(ConnId, Credentials),
+    /// An acceptor's [`Greeter`](super::Greeter) let a hello in, and the authenticator granted it. An older connection is
+    /// frozen and closed first.
+    Admit {
+        /// Over which connection.
+        conn: ConnId,
+        /// The hello.
+        hello: Box<Hello>,
+        /// What was granted.
+        grant: Grant,
+    },
+    /// A frame came.
+    Frame(ConnId, Frame),
+    /// Bytes came that are no frame.
+    Garbage(ConnId, DecodeError),
+    /// The transport is gone.
+    Lost(ConnId),
+    /// Messages for the peer, in order. Each gets one outcome, and perhaps `Progress` before.
+    Offer(Vec<Item>),
+    /// What became of messages from the peer, in the order in which they were taken.
+    Verdicts(Vec<(InboundId, Verdict)>),
+    /// Everything of this lane up to this place has ended durably here.
+    Floor(Place),
+    /// Tell the peer that so many messages will not come.
+    Gap(u64, GapReason),
+    /// A connector publishes; the number is one more than the last.
+    Publish(u64, Message),
+    /// What became of a publish that an acceptor's host was given.
+    Published(u64, Published),
+    /// A connector's new credentials.
+    Renew(Credentials),
+    /// What the authenticator says of new credentials: until when they are good, or why not.
+    Renewed(Result<Option<Timestamp>, Refused>),
+    /// From now on the peer may have this much in flight.
+    Window(Window),
+    /// An acceptor asks its peer to come back later. Nothing more is offered to it.
+    GoAway(Refused),
+    /// Close the connection; with a terminal code, the session too.
+    Close(Refused),
+    /// Time has passed, see [`Session::poll_timeout`](super::Session::poll_timeout).
+    Tick,
+}
+
+/// What the shell must do, in order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Action {
+    /// Send a frame.
+    Send(ConnId, Frame, Codec),
+    /// Close the transport when what was sent before is out. The session has done with it.
+    Disconnect(ConnId, Code),
+    /// Tell the host.
+    Event(Event),
+}
+
+/// What a host should know.
+#[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum Event {
+    /// The handshake is done.
+    Opened {
+        /// Whether the session goes on; otherwise it is a new one, and volatile messages may have been missed.
+        resumed: bool,
+        /// Who the peer is (acceptors), or who we are (connectors).
+        user: UserId,
+    },
+    /// The connection is gone.
+    Lost {
+        /// Why.
+        code: Code,
+        /// What to do, by the code.
+        advice: Advice,
+        /// When to connect again, if the peer said so.
+        retry_after: Option<Duration>,
+    },
+    /// What became of messages that were offered.
+    Outcomes(Vec<(Place, Outcome)>),
+    /// Messages from the peer wait, see [`Session::take`](super::Session::take).
+    Ready,
+    /// The peer has ended everything of this lane up to this place.
+    Floor(StreamId, Place),
+    /// So many messages from the peer will not come.
+    Gap(u64, GapReason),
+    /// The answer to a request.
+    Reply(Place, Bytes),
+    /// No answer came in time. The message itself is still on its way.
+    ReplyTimedOut(Place),
+    /// The request was taken, without an answer.
+    NoReply(Place),
+    /// A publish of the peer: say [`Input::Published`].
+    Publish(u64, Message),
+    /// What became of a publish: `None` when it was decided and the receipt was lost. Send the message again with the same
+    /// id to learn it.
+    Receipt(u64, Option<Published>),
+    /// The credentials expire soon: say [`Input::Renew`].
+    RenewSoon,
+    /// The peer has new credentials: authenticate them and say [`Input::Renewed`].
+    Authenticate(Credentials),
+    /// The peer asks to come back later.
+    GoingAway(Refused),
+    /// The peer broke the protocol. The text says what to do.
+    Violation(Code, String),
+    /// The grade of the connection changed.
+    Quality(Grade),
+    /// The peer takes nothing (`true`), or takes something again (`false`).
+    Parked(bool),
+    /// The session is over: nothing can be resumed any more.
+    Over(Code),
+}

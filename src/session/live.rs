@@ -1,0 +1,382 @@
+//! What an open connection does: frames, time, and what goes out.
+
+use super::Code;
+use super::frame::{Ack, Capabilities, DecodeError, Frame, Item, Place, Refused};
+use super::heartbeat::Beat;
+use super::io::{ConnId, Event, InboundId, Verdict};
+use super::outgoing::FrameRoom;
+use super::session::{Link, Role, Session};
+use crate::time::Timestamp;
+
+impl Session {
+    /// A frame came. Frames of other connections than the one that is open are those of frozen ones, and are ignored.
+    pub(super) fn frame(&mut self, conn: ConnId, frame: Frame) {
+        match &mut self.link {
+            Link::Up(up) if up.conn == conn => {
+                up.heart.heard(self.now);
+                self.heard(frame);
+            }
+            Link::Greeting(greeting, said) if *greeting == conn => {
+                let said = *said;
+                match frame {
+                    Frame::Welcome(welcome) => self.welcomed(conn, said, &welcome),
+                    Frame::Reject(refused) | Frame::Close(refused) => self.end_connection(refused, false),
+                    frame => self.violation(Code::UnexpectedFrame, frame.name()),
+                }
+            }
+            _ => {}
+        }
+    }
+
+    fn heard(&mut self, frame: Frame) {
+        let (name, acceptor) = (frame.name(), self.role == Role::Acceptor);
+        let result = match frame {
+            Frame::Deliver(deliver) => self.inc.deliver(deliver).map(|nacks| {
+                nacks.into_iter().for_each(|frame| self.send(frame));
+            }),
+            Frame::Gap(gap) => self.gap_heard(gap),
+            Frame::Ack(ack) => self.ack_heard(&ack),
+            Frame::Nack(nack) => self.out.nack(&nack, self.now).map(|()| self.moved()),
+            Frame::Progress(range) => self.out.progress(range, self.now),
+            Frame::Reply { number, payload } => self.reply_heard(number, payload),
+            Frame::Floor(place) => {
+                self.inc.set_floor(place);
+                self.event(Event::Floor(self.peer_stream, place));
+                Ok(())
+            }
+            Frame::Publish { number, message } if acceptor && self.can(Capabilities::PUBLISH) => {
+                match self.receiver.publish(number) {
+                    Ok(None) => {
+                        self.event(Event::Publish(number, message));
+                        Ok(())
+                    }
+                    Ok(Some(answer)) => {
+                        answer.into_iter().for_each(|frame| self.send(frame));
+                        Ok(())
+                    }
+                    Err(code) => Err(code),
+                }
+            }
+            Frame::Receipt { number, outcome } if !acceptor => self.publisher.receipt(number).map(|new| {
+                if new {
+                    self.event(Event::Receipt(number, Some(outcome)));
+                }
+            }),
+            Frame::Ping { nonce, rtt } => {
+                rtt.into_iter().for_each(|rtt| self.quality.sample(rtt));
+                self.send(Frame::Pong { nonce });
+                Ok(())
+            }
+            Frame::Pong { nonce } => {
+                self.pong_heard(nonce);
+                Ok(())
+            }
+            Frame::GoAway(refused) => {
+                self.going();
+                self.event(Event::GoingAway(refused));
+                Ok(())
+            }
+            Frame::Close(refused) => {
+                self.end_connection(refused, false);
+                Ok(())
+            }
+            Frame::Renew(credentials) if acceptor => {
+                self.event(Event::Authenticate(credentials));
+                Ok(())
+            }
+            Frame::Renewed { expires_in } if !acceptor => {
+                self.renewal_heard(expires_in);
+                Ok(())
+            }
+            Frame::Hello(_) => Err(Code::ReplayedHello),
+            _ => Err(Code::UnexpectedFrame),
+        };
+        if let Err(code) = result {
+            self.violation(code, name);
+        }
+    }
+
+    /// Whether both ends of the open connection can do something.
+    pub(super) fn can(&self, what: Capabilities) -> bool {
+        matches!(&self.link, Link::Up(up) if up.capabilities.has(what))
+    }
+
+    fn gap_heard(&mut self, gap: super::frame::Gap) -> Result<(), Code> {
+        self.inc.gap(gap, self.now, self.config.ack_delay)?;
+        if gap.missing > 0 {
+            self.event(Event::Gap(gap.missing, gap.reason));
+        }
+        Ok(())
+    }
+
+    fn ack_heard(&mut self, ack: &Ack) -> Result<(), Code> {
+        for range in &ack.ranges {
+            for (place, took) in self.out.ack(*range, self.now)? {
+                let late = took.is_some_and(|took| took > self.config.stall_after);
+                self.quality.stalled(late);
+                if self.requests.remove(&place).is_some() {
+                    self.event(Event::NoReply(place));
+                }
+            }
+        }
+        if let Some(window) = ack.window {
+            self.out.set_window(window);
+        }
+        self.moved();
+        Ok(())
+    }
+
+    fn reply_heard(&mut self, number: u64, payload: bytes::Bytes) -> Result<(), Code> {
+        let place = self.out.place(number);
+        self.out.ack(super::frame::Range { from: number, to: number }, self.now)?;
+        if let Some(place) = place.filter(|place| self.requests.remove(place).is_some()) {
+            self.event(Event::Reply(place, payload));
+        }
+        self.moved();
+        Ok(())
+    }
+
+    /// The peer takes things.
+    fn moved(&mut self) {
+        self.stalled = false;
+        self.out.set_slowed(false);
+        if core::mem::take(&mut self.parked) {
+            self.event(Event::Parked(false));
+        }
+    }
+
+    fn pong_heard(&mut self, nonce: u64) {
+        let now = self.now;
+        if let Link::Up(up) = &mut self.link
+            && let Some(rtt) = up.heart.pong(nonce, now)
+        {
+            self.quality.sample(rtt);
+        }
+    }
+
+    pub(super) fn garbage(&mut self, conn: ConnId, error: &DecodeError) {
+        let ours = match &self.link {
+            Link::Up(up) => up.conn == conn,
+            Link::Greeting(greeting, _) => *greeting == conn,
+            Link::Down(_) | Link::Over => false,
+        };
+        if ours {
+            self.violation(error.code(), &error.to_string());
+        }
+    }
+
+    pub(super) fn lost(&mut self, conn: ConnId) {
+        let ours = match &self.link {
+            Link::Up(up) => up.conn == conn,
+            Link::Greeting(greeting, _) => *greeting == conn,
+            Link::Down(_) | Link::Over => false,
+        };
+        if ours {
+            self.quality.lost();
+            self.end_connection(Self::refused(Code::TransportLost), false);
+        }
+    }
+
+    pub(super) fn offer(&mut self, items: Vec<Item>) {
+        let busy = self.config.busy;
+        let takes = self.life.is_some() && !self.parked && !self.is_going();
+        for item in items {
+            if !takes {
+                self.out.refuse(item.place, busy);
+                continue;
+            }
+            if let Some(within) = item.reply_within {
+                self.requests.insert(item.place, self.now.after(within));
+            }
+            self.out.offer(item, busy);
+        }
+    }
+
+    pub(super) fn verdicts(&mut self, verdicts: Vec<(InboundId, Verdict)>) {
+        let Some(life) = self.life else { return };
+        for (id, verdict) in verdicts.into_iter().filter(|(id, _)| id.epoch == life.epoch) {
+            let verdict = match verdict {
+                // The answer is too long to be kept until it was heard: the message was taken all the same.
+                Verdict::Replied(payload) if payload.len() > self.config.max_reply_bytes => {
+                    Verdict::Delivered
+                }
+                verdict => verdict,
+            };
+            let frames = self.inc.decide(id.number, verdict, self.now, self.config.ack_delay);
+            frames.into_iter().for_each(|frame| self.send(frame));
+        }
+    }
+
+    /// Everything of a lane up to a place has ended: the newest floor is kept for the next handshake.
+    pub(super) fn floor(&mut self, place: Place) {
+        let Some(known) = self.floors.get_mut(place.lane.index()) else { return };
+        if known.is_none_or(|known| known.seq < place.seq) {
+            *known = Some(place);
+            self.send(Frame::Floor(place));
+        }
+    }
+
+    pub(super) fn go_away(&mut self, refused: Refused) {
+        self.going();
+        self.send(Frame::GoAway(refused));
+    }
+
+    fn going(&mut self) {
+        if let Link::Up(up) = &mut self.link {
+            up.going = true;
+        }
+        self.out.park(self.config.busy);
+    }
+
+    const fn is_going(&self) -> bool {
+        matches!(&self.link, Link::Up(up) if up.going)
+    }
+
+    pub(super) fn close(&mut self, refused: Refused) {
+        let code = refused.code;
+        self.end_connection(refused, true);
+        if code.is_terminal() && !self.is_over() {
+            self.over(code);
+        }
+    }
+
+    /// What is due.
+    pub(super) fn keep_time(&mut self) {
+        let now = self.now;
+        match &mut self.link {
+            Link::Over => return,
+            Link::Down(since) => {
+                if self.life.is_some() && now >= since.after(self.config.keep) {
+                    match self.role {
+                        Role::Acceptor => self.over(Code::TransportLost),
+                        // Its next hello starts a new session.
+                        Role::Connector => self.forget(),
+                    }
+                }
+            }
+            Link::Greeting(_, said) => {
+                if now >= said.after(self.config.handshake_timeout) {
+                    self.quality.lost();
+                    self.end_connection(Self::refused(Code::HandshakeTimeout), false);
+                }
+            }
+            Link::Up(up) => match up.heart.poll(now) {
+                Beat::Rest => {}
+                Beat::Ping(nonce) => {
+                    let rtt = self.quality.rtt();
+                    self.send(Frame::Ping { nonce, rtt });
+                }
+                Beat::Dead => {
+                    self.quality.lost();
+                    self.end_connection(Self::refused(Code::HeartbeatTimeout), true);
+                }
+            },
+        }
+        self.watch_credentials();
+        self.watch_requests();
+        self.watch_consumer();
+    }
+
+    fn watch_credentials(&mut self) {
+        let Some(expires) = self.expires.filter(|_| self.connection().is_some()) else {
+            // Without a connection nobody can renew: an acceptor's session ends with its credentials.
+            if self.role == Role::Acceptor
+                && self.life.is_some()
+                && self.expires.is_some_and(|at| at <= self.now)
+            {
+                self.over(Code::SessionExpired);
+            }
+            return;
+        };
+        match self.role {
+            Role::Acceptor if expires <= self.now => {
+                self.end_connection(Self::refused(Code::SessionExpired), true);
+            }
+            Role::Connector
+                if !self.asked_to_renew && expires <= self.now.after(self.config.renew_before) =>
+            {
+                self.asked_to_renew = true;
+                self.event(Event::RenewSoon);
+            }
+            _ => {}
+        }
+    }
+
+    fn watch_requests(&mut self) {
+        let now = self.now;
+        let late: Vec<_> =
+            self.requests.iter().filter(|(_, at)| **at <= now).map(|(place, _)| *place).collect();
+        for place in late {
+            self.requests.remove(&place);
+            self.event(Event::ReplyTimedOut(place));
+        }
+    }
+
+    /// A consumer that takes nothing is slowed, then parked.
+    fn watch_consumer(&mut self) {
+        let Some(since) = self.out.waiting_since().filter(|_| self.connection().is_some()) else { return };
+        if !self.stalled && self.now >= since.after(self.config.stall_after) {
+            self.stalled = true;
+            self.quality.stalled(true);
+            self.out.set_slowed(true);
+        }
+        if !self.parked && self.now >= since.after(self.config.park_after) {
+            self.parked = true;
+            self.out.park(self.config.busy);
+            self.event(Event::Parked(true));
+        }
+    }
+
+    /// Sends what can be sent.
+    pub(super) fn pump(&mut self) {
+        let Link::Up(up) = &mut self.link else { return };
+        let acks = up.capabilities.has(Capabilities::ACKS);
+        let room = FrameRoom {
+            items: self.config.limits.max_items,
+            batch_bytes: self.config.max_batch_bytes.min(up.max_frame),
+            frame_bytes: up.max_frame,
+            codec: up.codec,
+        };
+        let lingers = self.out.has_work() && !self.out.is_urgent() && !self.config.linger.is_zero();
+        let until = *up.linger_until.get_or_insert(self.now.after(self.config.linger));
+        if !lingers || until <= self.now {
+            up.linger_until = None;
+            while let Some(frame) = self.out.poll(self.now, room) {
+                self.send(frame);
+            }
+            if !acks {
+                self.out.unconfirm();
+            }
+        }
+        while let Some(frame) = self.inc.poll_ack(self.now, self.config.ack_every) {
+            self.send(frame);
+        }
+    }
+
+    /// When to say [`Input::Tick`](super::Input::Tick), unless something happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let renew = match self.role {
+            Role::Acceptor => self.expires,
+            Role::Connector => self.expires.filter(|_| !self.asked_to_renew).map(|at| {
+                Timestamp::from_millis(0).after(at.since(Timestamp::ZERO.after(self.config.renew_before)))
+            }),
+        };
+        let (link, up) = match &self.link {
+            Link::Over => return None,
+            Link::Down(since) => (self.life.map(|_| since.after(self.config.keep)), None),
+            Link::Greeting(_, said) => (Some(said.after(self.config.handshake_timeout)), None),
+            Link::Up(up) => (Some(up.heart.timeout()), Some(up)),
+        };
+        let renew = renew.filter(|_| up.is_some() || (self.role == Role::Acceptor && self.life.is_some()));
+        let consumer = self.out.waiting_since().filter(|_| up.is_some()).and_then(|since| {
+            let stall = (!self.stalled).then_some(since.after(self.config.stall_after));
+            let park = (!self.parked).then_some(since.after(self.config.park_after));
+            stall.into_iter().chain(park).min()
+        });
+        let linger = up.and_then(|up| up.linger_until).filter(|_| self.out.has_work());
+        let acks = up.and(self.inc.ack_at());
+        let requests = self.requests.values().min().copied();
+        [link, renew, consumer, linger, acks, requests].into_iter().flatten().min()
+    }
+}

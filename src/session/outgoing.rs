@@ -1,0 +1,475 @@
+//! What goes to the peer: numbering, the peer's window, what is not acknowledged yet.
+//!
+//! # Invariants
+//! - Numbers are given when a message is first put into a frame, consecutively, and mean something within one life only.
+//! - `base ..= base + slots` is all that may have to be sent again. It spans at most [`Window::span`].
+//! - A message that was offered is in `waiting` or in an open slot until its one outcome is reported.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use super::code::Code;
+use super::frame::{Codec, Deliver, Frame, Gap, GapReason, Item, Nack, Place, Range, Window, encode};
+use super::io::Outcome;
+use crate::id::OrderingKey;
+use crate::message::Durability;
+use crate::record::LaneId;
+use crate::time::Timestamp;
+
+/// What keeps its order among its like.
+type Key = (LaneId, Option<OrderingKey>);
+
+fn key(item: &Item) -> Key {
+    (item.place.lane, item.message.ordering_key().cloned())
+}
+
+/// What one number stands for.
+#[derive(Clone, Debug)]
+enum Slot {
+    /// A message, sent at this time.
+    Open(Item, Timestamp),
+    /// Messages that will not come.
+    Gap(u64, GapReason),
+    /// Done.
+    Done,
+}
+
+/// What may be sent in one frame.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct FrameRoom {
+    pub(super) items: usize,
+    pub(super) batch_bytes: u64,
+    pub(super) frame_bytes: u64,
+    pub(super) codec: Codec,
+}
+
+/// What an acknowledgement ended, or why it is none.
+pub(super) type Acked = Result<Vec<(Place, Option<Duration>)>, Code>;
+
+/// The sending half of a session.
+#[derive(Clone, Debug)]
+pub(super) struct Outgoing {
+    window: Window,
+    max_queue: usize,
+    /// By priority.
+    waiting: [VecDeque<Item>; 4],
+    slots: VecDeque<Slot>,
+    base: u64,
+    /// The next number to put on the wire.
+    cursor: u64,
+    open: u64,
+    open_bytes: u64,
+    heard: u64,
+    /// When the peer last acknowledged something, or had nothing to acknowledge.
+    progress: Timestamp,
+    slowed: bool,
+    /// Lanes and keys of which something was not taken, and the number below which what was sent behind it must not be
+    /// sent again: the receiver would take it first.
+    recalled: Vec<(Key, u64)>,
+    outcomes: Vec<(Place, Outcome)>,
+}
+
+impl Outgoing {
+    pub(super) fn new(max_queue: usize) -> Self {
+        Self {
+            window: Window { messages: 0, bytes: 0, reserve: 0 },
+            max_queue,
+            waiting: Default::default(),
+            slots: VecDeque::new(),
+            base: 1,
+            cursor: 1,
+            open: 0,
+            open_bytes: 0,
+            heard: 0,
+            progress: Timestamp::ZERO,
+            slowed: false,
+            recalled: Vec::new(),
+            outcomes: Vec::new(),
+        }
+    }
+
+    pub(super) const fn base(&self) -> u64 {
+        self.base
+    }
+
+    /// The number that comes next.
+    pub(super) fn next(&self) -> u64 {
+        self.base.saturating_add(self.slots.len() as u64)
+    }
+
+    pub(super) const fn set_window(&mut self, window: Window) {
+        self.window = window;
+    }
+
+    /// Outcomes to report.
+    pub(super) fn take_outcomes(&mut self) -> Vec<(Place, Outcome)> {
+        core::mem::take(&mut self.outcomes)
+    }
+
+    fn waiting_len(&self) -> usize {
+        self.waiting.iter().map(VecDeque::len).sum()
+    }
+
+    /// Reports a message busy that was not taken.
+    pub(super) fn refuse(&mut self, place: Place, busy: Duration) {
+        self.outcomes.push((place, Outcome::Busy(busy)));
+    }
+
+    /// Takes a message, or reports it busy. One that is on its way already is on its way still.
+    pub(super) fn offer(&mut self, item: Item, busy: Duration) {
+        let place = item.place;
+        let known = |item: &Item| item.place == place;
+        let open = self.slots.iter().any(|slot| matches!(slot, Slot::Open(item, _) if known(item)));
+        if open || self.waiting.iter().flatten().any(known) {
+            return;
+        }
+        // Critical ones have room of their own.
+        let reserve = if place.lane == LaneId::Critical { self.window.reserve as usize } else { 0 };
+        if self.waiting_len() >= self.max_queue.saturating_add(reserve) {
+            return self.refuse(place, busy);
+        }
+        let lane = item.message.priority().index();
+        if let Some(queue) = self.waiting.get_mut(lane) {
+            queue.push_back(item);
+        }
+    }
+
+    /// Whether a critical message waits, which no lingering may hold up.
+    pub(super) fn is_urgent(&self) -> bool {
+        self.cursor < self.next() || self.waiting.first().is_some_and(|queue| !queue.is_empty())
+    }
+
+    /// Whether there is something to send, room or not.
+    pub(super) fn has_work(&self) -> bool {
+        self.cursor < self.next() || self.waiting.iter().any(|queue| !queue.is_empty())
+    }
+
+    /// Tells the peer that so many messages will not come. There is at most one marker a reason that was not sent yet.
+    pub(super) fn add_gap(&mut self, missing: u64, reason: GapReason) {
+        let sent = usize::try_from(self.cursor.saturating_sub(self.base)).unwrap_or(usize::MAX);
+        for slot in self.slots.iter_mut().skip(sent) {
+            if let Slot::Gap(count, known) = slot
+                && *known == reason
+            {
+                *count = count.saturating_add(missing);
+                return;
+            }
+        }
+        self.slots.push_back(Slot::Gap(missing, reason));
+    }
+
+    /// The next frame, if there is something to send and room for it.
+    pub(super) fn poll(&mut self, now: Timestamp, room: FrameRoom) -> Option<Frame> {
+        if self.cursor < self.next() {
+            return Some(self.again(now, room));
+        }
+        self.fresh(now, room).map(Frame::Deliver)
+    }
+
+    /// What has a number and must be sent, for the first time or again.
+    fn again(&mut self, now: Timestamp, room: FrameRoom) -> Frame {
+        let first = self.cursor;
+        let start = usize::try_from(first.saturating_sub(self.base)).unwrap_or(usize::MAX);
+        let mut items: Vec<Item> = Vec::new();
+        let mut bytes = 0_u64;
+        let mut gap: Option<(u64, GapReason)> = None;
+        for slot in self.slots.range_mut(start.min(self.slots.len())..) {
+            match slot {
+                Slot::Open(item, at) if gap.is_none() => {
+                    bytes = bytes.saturating_add(weight(item, room.codec));
+                    if !items.is_empty() && (items.len() >= room.items || bytes > room.batch_bytes) {
+                        break;
+                    }
+                    *at = now;
+                    items.push(item.clone());
+                }
+                Slot::Gap(count, reason) if items.is_empty() && gap.is_none_or(|(_, r)| r == *reason) => {
+                    let missing = gap.map_or(0, |(missing, _)| missing).saturating_add(*count);
+                    gap = Some((missing, *reason));
+                }
+                Slot::Done if items.is_empty() => gap = gap.or(Some((0, GapReason::Withdrawn))),
+                _ => break,
+            }
+            self.cursor = self.cursor.saturating_add(1);
+        }
+        let (base, heard) = (self.base, self.heard);
+        match gap {
+            Some((missing, reason)) => {
+                let range = Range { from: first, to: self.cursor.saturating_sub(1) };
+                Frame::Gap(Gap { range, base, heard, missing, reason })
+            }
+            None => Frame::Deliver(Deliver { first, base, heard, items }),
+        }
+    }
+
+    /// What waits, critical first, as far as the peer's window goes.
+    fn fresh(&mut self, now: Timestamp, room: FrameRoom) -> Option<Deliver> {
+        let (first, mut items, mut bytes) = (self.cursor, Vec::new(), 0_u64);
+        for lane in 0..self.waiting.len() {
+            while items.len() < room.items {
+                let Some(item) = self.waiting.get(lane).and_then(VecDeque::front) else { break };
+                let (cost, size) = (item.message.cost(), weight(item, room.codec));
+                let gone = expires(item) <= now;
+                let fits = size <= room.frame_bytes || measure(item, room.codec) <= room.frame_bytes;
+                if fits && !gone {
+                    bytes = bytes.saturating_add(size);
+                    if !self.has_room(lane == 0, cost) || (!items.is_empty() && bytes > room.batch_bytes) {
+                        break;
+                    }
+                }
+                let Some(item) = self.waiting.get_mut(lane).and_then(VecDeque::pop_front) else { break };
+                match (gone, fits) {
+                    // Its own engine ends it.
+                    (true, _) => self.outcomes.push((item.place, Outcome::Disconnected)),
+                    // It would end the connection, again and again.
+                    (false, false) => {
+                        self.outcomes.push((item.place, Outcome::Nack(None)));
+                        self.recall(key(&item));
+                    }
+                    (false, true) => {
+                        self.open_slot(item.clone(), now);
+                        items.push(item);
+                    }
+                }
+            }
+        }
+        let deliver = Deliver { first, base: self.base, heard: self.heard, items };
+        (!deliver.items.is_empty()).then_some(deliver)
+    }
+
+    fn open_slot(&mut self, item: Item, now: Timestamp) {
+        if self.open == 0 {
+            self.progress = now;
+        }
+        self.open = self.open.saturating_add(1);
+        self.open_bytes = self.open_bytes.saturating_add(item.message.cost());
+        self.slots.push_back(Slot::Open(item, now));
+        self.cursor = self.cursor.saturating_add(1);
+    }
+
+    fn has_room(&self, critical: bool, cost: u64) -> bool {
+        if self.slots.len() as u64 >= self.window.span().saturating_sub(Window::GAPS) {
+            return false;
+        }
+        let messages = u64::from(self.window.messages);
+        if critical {
+            return self.open < messages.saturating_add(u64::from(self.window.reserve));
+        }
+        let (messages, bytes) = match self.slowed {
+            true => ((messages / 2).max(1).min(messages), self.window.bytes / 2),
+            false => (messages, self.window.bytes),
+        };
+        self.open < messages && (self.open == 0 || self.open_bytes.saturating_add(cost) <= bytes)
+    }
+
+    /// Whether the numbers were sent on this connection or one before.
+    fn was_sent(&self, range: Range) -> bool {
+        range.to < self.cursor
+    }
+
+    /// Ends numbers as delivered. Those that are done already were acknowledged again.
+    pub(super) fn ack(&mut self, range: Range, now: Timestamp) -> Acked {
+        if !self.was_sent(range) {
+            return Err(Code::AckOfUnsent);
+        }
+        let mut ended = Vec::new();
+        for number in range.from.max(self.base)..=range.to {
+            match self.finish(number) {
+                Some(Slot::Open(item, at)) => {
+                    self.outcomes.push((item.place, Outcome::Delivered));
+                    ended.push((item.place, Some(now.since(at))));
+                }
+                Some(Slot::Gap(..) | Slot::Done) | None => {}
+            }
+        }
+        self.progress = now;
+        self.advance();
+        Ok(ended)
+    }
+
+    /// Ends a number as refused. A nack that was heard before is not heard again.
+    pub(super) fn nack(&mut self, nack: &Nack, now: Timestamp) -> Result<(), Code> {
+        let range = Range { from: nack.number, to: nack.number };
+        if !self.was_sent(range) || nack.count > self.heard.saturating_add(1) {
+            return Err(Code::AckOfUnsent);
+        }
+        if nack.count <= self.heard {
+            return Ok(());
+        }
+        self.heard = nack.count;
+        self.progress = now;
+        let Some(Slot::Open(item, _)) = self.finish(nack.number) else { return Ok(()) };
+        let outcome = match nack.code {
+            Code::Busy => Outcome::Busy(nack.delay.unwrap_or_default()),
+            code if code.is_terminal() => Outcome::Rejected(code),
+            _ => Outcome::Nack(nack.delay),
+        };
+        self.outcomes.push((item.place, outcome));
+        if !nack.code.is_terminal() {
+            self.recall(key(&item));
+        }
+        self.advance();
+        Ok(())
+    }
+
+    /// Something of this lane and key was not taken: what waits behind it goes back too. What was sent behind it, the
+    /// receiver refuses, as long as it comes on the same connection.
+    fn recall(&mut self, held: Key) {
+        if let Some(queue) = self.waiting.get_mut(held.0.index()) {
+            for item in core::mem::take(queue) {
+                match key(&item) == held {
+                    true => self.outcomes.push((item.place, Outcome::Busy(Duration::ZERO))),
+                    false => queue.push_back(item),
+                }
+            }
+        }
+        let (base, next) = (self.base, self.next());
+        self.recalled.retain(|(known, below)| *known != held && *below > base);
+        self.recalled.push((held, next));
+    }
+
+    /// The peer needs more time.
+    pub(super) fn progress(&mut self, range: Range, now: Timestamp) -> Result<(), Code> {
+        if !self.was_sent(range) {
+            return Err(Code::AckOfUnsent);
+        }
+        self.progress = now;
+        let skip = usize::try_from(range.from.saturating_sub(self.base)).unwrap_or(usize::MAX);
+        let count = usize::try_from(range.to.saturating_sub(range.from.max(self.base))).unwrap_or(usize::MAX);
+        let slots = self.slots.iter().skip(skip).take(count.saturating_add(1));
+        self.outcomes.extend(slots.filter_map(|slot| match slot {
+            Slot::Open(item, _) => Some((item.place, Outcome::Progress)),
+            _ => None,
+        }));
+        Ok(())
+    }
+
+    /// The place of a message that is on its way.
+    pub(super) fn place(&self, number: u64) -> Option<Place> {
+        match self.slots.get(usize::try_from(number.checked_sub(self.base)?).ok()?)? {
+            Slot::Open(item, _) => Some(item.place),
+            _ => None,
+        }
+    }
+
+    fn finish(&mut self, number: u64) -> Option<Slot> {
+        let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
+        let slot = core::mem::replace(self.slots.get_mut(index)?, Slot::Done);
+        if let Slot::Open(item, _) = &slot {
+            self.open = self.open.saturating_sub(1);
+            self.open_bytes = self.open_bytes.saturating_sub(item.message.cost());
+        }
+        Some(slot)
+    }
+
+    fn advance(&mut self) {
+        while self.base < self.cursor && matches!(self.slots.front(), Some(Slot::Done)) {
+            self.slots.pop_front();
+            self.base = self.base.saturating_add(1);
+        }
+    }
+
+    /// Everything sent so far counts as handed over: the peer does not acknowledge.
+    pub(super) fn unconfirm(&mut self) {
+        for number in self.base..self.cursor {
+            if let Some(Slot::Open(item, _)) = self.finish(number) {
+                self.outcomes.push((item.place, Outcome::Unconfirmed));
+            }
+        }
+        self.advance();
+    }
+
+    /// Whether the peer can be at this position: it has seen nothing that was not sent, and what it has not seen is here.
+    pub(super) fn can_resume(&self, seen: u64) -> bool {
+        seen < self.next() && seen >= self.base.saturating_sub(1)
+    }
+
+    /// The peer is back and has seen all up to `seen`: what lies behind it is sent again, volatile messages are not.
+    pub(super) fn resume(&mut self, seen: u64, now: Timestamp) {
+        self.cursor = seen.saturating_add(1).max(self.base);
+        self.progress = now;
+        for number in self.cursor..self.next() {
+            let Some(index) = number.checked_sub(self.base).and_then(|i| usize::try_from(i).ok()) else {
+                continue;
+            };
+            let reason = match self.slots.get(index) {
+                Some(Slot::Open(item, _)) if item.message.durability() == Durability::Volatile => {
+                    GapReason::Volatile
+                }
+                Some(Slot::Open(item, _)) if expires(item) <= now => GapReason::Expired,
+                Some(Slot::Open(item, _)) if self.is_recalled(item, number) => GapReason::Withdrawn,
+                _ => continue,
+            };
+            if let Some(Slot::Open(item, _)) = self.finish(number) {
+                let outcome = match reason {
+                    GapReason::Volatile => Outcome::Unconfirmed,
+                    GapReason::Withdrawn => Outcome::Busy(Duration::ZERO),
+                    _ => Outcome::Disconnected,
+                };
+                self.outcomes.push((item.place, outcome));
+            }
+            if let Some(slot) = self.slots.get_mut(index) {
+                // What was recalled comes again under another number.
+                let missing = u64::from(reason != GapReason::Withdrawn);
+                *slot = Slot::Gap(missing, reason);
+            }
+        }
+    }
+
+    fn is_recalled(&self, item: &Item, number: u64) -> bool {
+        let key = key(item);
+        self.recalled.iter().any(|(held, below)| *held == key && number < *below)
+    }
+
+    /// Gives back what waits.
+    pub(super) fn park(&mut self, busy: Duration) {
+        let waiting = self.waiting.iter_mut().flat_map(|queue| queue.drain(..));
+        self.outcomes.extend(waiting.map(|item| (item.place, Outcome::Busy(busy))));
+    }
+
+    /// A new life: gives everything back, and numbers start again.
+    pub(super) fn reset(&mut self) {
+        let mut outcomes = core::mem::take(&mut self.outcomes);
+        for slot in self.slots.drain(..) {
+            if let Slot::Open(item, _) = slot {
+                outcomes.push((item.place, Outcome::Disconnected));
+            }
+        }
+        let waiting = self.waiting.iter_mut().flat_map(|queue| queue.drain(..));
+        outcomes.extend(waiting.map(|item| (item.place, Outcome::Disconnected)));
+        *self = Self { window: self.window, outcomes, ..Self::new(self.max_queue) };
+    }
+
+    /// Since when the peer has acknowledged nothing of what it has.
+    pub(super) fn waiting_since(&self) -> Option<Timestamp> {
+        (self.open > 0).then_some(self.progress)
+    }
+
+    pub(super) const fn set_slowed(&mut self, slowed: bool) {
+        self.slowed = slowed;
+    }
+}
+
+/// When a message is no longer worth sending.
+fn expires(item: &Item) -> Timestamp {
+    item.message.ttl().map_or(Timestamp::NEVER, |ttl| item.accepted_at.after(ttl))
+}
+
+/// At most how many bytes a message takes in a frame.
+fn weight(item: &Item, codec: Codec) -> u64 {
+    let ids = 2048_u64;
+    match codec {
+        Codec::Binary => item.message.cost().saturating_add(ids),
+        // Each byte may become an escape of six.
+        #[cfg(feature = "json")]
+        Codec::Json => item.message.cost().saturating_add(ids).saturating_mul(6),
+    }
+}
+
+/// How many bytes a message takes in a frame of its own.
+fn measure(item: &Item, codec: Codec) -> u64 {
+    let mut bytes = Vec::new();
+    let deliver = Deliver { first: u64::MAX, base: u64::MAX, heard: u64::MAX, items: vec![item.clone()] };
+    encode(&Frame::Deliver(deliver), codec, &mut bytes);
+    bytes.len() as u64
+}
