@@ -44,6 +44,8 @@ pub(crate) fn open(home: &Path) -> Result<(SledStore, Engine), String> {
     config.max_payload_bytes = (8 << 10).try_into().unwrap();
     let store = SledStore::open(home).map_err(|error| format!("the store does not open: {error}"))?;
     let builder = Engine::builder(store.clone()).config(config).journal_size(64 << 10, 4).max_runs(2);
+    // Batches cross shards.
+    let builder = builder.shards(3.try_into().unwrap());
     let engine = builder.build().map_err(|error| format!("the engine does not open: {error:?}"))?;
     Ok((store, engine))
 }
@@ -76,7 +78,7 @@ pub(crate) fn line_of(number: usize) -> Line {
     let unit = number / MEMBERS;
     let mut dice = Dice::new(unit as u64);
     Line {
-        user: dice.below(USERS),
+        user: (dice.below(USERS) + number % MEMBERS * 5) % USERS,
         lane: [Priority::Critical, Priority::High, Priority::Normal, Priority::Normal, Priority::Low]
             [dice.below(5)],
         key: (dice.below(4) > 0).then_some(unit % SENDERS),
