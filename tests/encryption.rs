@@ -146,6 +146,10 @@ async fn set_aside(engine: &Engine) -> String {
     engine.send(old.clone()).await.unwrap();
     let new = secret("edited", format!("new {CANARY}")).build().unwrap();
     write!(debug, "{:?}", engine.replace(old.id(), new).await.unwrap()).unwrap();
+    // In another lane.
+    let moved = secret("moved", format!("1 {CANARY}")).priority(Priority::Low).build().unwrap();
+    engine.send(moved.clone()).await.unwrap();
+    write!(debug, "{:?}", engine.reprioritise("moved", moved.id(), Priority::High).await.unwrap()).unwrap();
     // In vain: of three dead letters one is kept, one sent once more, one thrown away.
     let attached = engine.attach("dead", "hook", ScriptedSink::always(Verdict::Rejected)).unwrap();
     let mut ids = Vec::new();
@@ -174,6 +178,7 @@ async fn assert_set_aside(engine: &Engine) {
     assert_eq!(read(engine, "fan-7", 2).await, texts(&[&one, &two]));
     assert_eq!(read(engine, "state", 1).await, texts(&[&format!("2 {CANARY}")]));
     assert_eq!(read(engine, "edited", 1).await, texts(&[&format!("new {CANARY}")]));
+    assert_eq!(read(engine, "moved", 1).await, texts(&[&format!("1 {CANARY}")]));
     assert_eq!(read(engine, "dead", 1).await, texts(&[&format!("1 {CANARY}")]));
     let letters = engine.dead_letters(dead(), Seq::ZERO, 10).await.unwrap();
     let kept: Vec<_> = letters.iter().map(|letter| letter.message.payload().to_vec()).collect();
