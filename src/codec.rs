@@ -7,7 +7,7 @@
 //! - Bytes are hostile. A length is checked against what is there before anything is allocated, so decoding takes at
 //!   most twice the input and 4 KiB. Strings and blobs are borrowed until they are known to be there; lists of
 //!   places are blobs of fixed width.
-//! - What is decoded passed [`Message::check`]: a decoded message could have been built.
+//! - What is decoded passed [`Message::check`](crate::Message::check): a decoded message could have been built.
 //! - Each encoding carries its version; golden files hold it.
 
 mod accept;
