@@ -1,8 +1,8 @@
 //! What of an outbox is sealed with which key: the table's own secret, and the entries of each run.
 //!
 //! ```text
-//! table, plain     4 · frame(table)
-//! table, sealed    5 · frame(sealed digest key · what each run is sealed with · table without the digest key)
+//! table, plain     `PLAIN_VERSION` · frame(table)
+//! table, sealed    `META_VERSION` · frame(sealed digest key · what each run is sealed with · table without that key)
 //! ```
 //!
 //! The digest key is a secret of its own: with it, contents could be guessed against the digests of remembered ids.
