@@ -124,11 +124,12 @@ impl Listeners {
                 let engine = engine.clone();
                 tasks.spawn(async move {
                     while let Ok(mut changes) = engine.subscribe(Filter::all()) {
-                        let hears = tokio::spawn(async move {
+                        let mut hears = JoinSet::new();
+                        hears.spawn(async move {
                             let heard = changes.recv().await;
                             panic!("{heard:?}");
                         });
-                        let _panicked = hears.await;
+                        let _panicked: Option<Result<(), _>> = hears.join_next().await;
                     }
                 });
             }
