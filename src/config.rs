@@ -141,6 +141,12 @@ pub struct Config {
     pub max_volatile: NonZeroUsize,
     /// The most sinks attached to one user. 16.
     pub max_devices: NonZeroUsize,
+    /// Subscriptions to the changes of one user each, in the whole engine; more are refused. 65,536.
+    pub max_subscriptions: usize,
+    /// Subscriptions that name no user; more are refused, for each of them is looked at for every change. 64.
+    pub max_wide_subscriptions: usize,
+    /// Changes a subscription holds until they are read; then the oldest are dropped, and it is told how many. 256.
+    pub subscription_buffer: NonZeroUsize,
 }
 
 impl Default for Config {
@@ -188,6 +194,9 @@ impl Default for Config {
             max_collapse_keys: nz!(NonZeroUsize, 64),
             max_volatile: nz!(NonZeroUsize, 256),
             max_devices: nz!(NonZeroUsize, 16),
+            max_subscriptions: 65_536,
+            max_wide_subscriptions: 64,
+            subscription_buffer: nz!(NonZeroUsize, 256),
         }
     }
 }

@@ -37,8 +37,8 @@ pub use message::{
 #[cfg(feature = "runtime")]
 pub use runtime::{
     Acks, AttachError, Attachment, BatchError, BuildError, Closed, Detached, DrainReport, Engine,
-    EngineBuilder, Inbox, OperateError, OutboxLimit, Reached, Receipt, SendError, Stage, Stats, SystemClock,
-    WatchError,
+    EngineBuilder, Filter, HearError, Heard, Inbox, OperateError, OutboxLimit, Reached, Receipt, SendError,
+    Stage, Stats, SubscribeError, Subscription, SystemClock, WatchError,
 };
 pub use status::{EndReason, Status};
 pub use time::Timestamp;

@@ -7,6 +7,7 @@ use super::joint::{JointId, JointPart, Word};
 use super::operation::{Operation, Outcome};
 use super::query::{Found, Query};
 use super::refusal::{OperationError, Refusal};
+use crate::event::EventName;
 use crate::id::{DeviceId, MessageId, StreamId, UserId};
 use crate::message::Message;
 use crate::record::{Accept, Counters, DedupRow, Gap, LaneId, Record, Seq, UserRow};
@@ -307,6 +308,10 @@ pub struct Change {
     pub entry: EntryRef,
     /// Its id, when it is known without reading the store.
     pub id: Option<MessageId>,
+    /// Its sender, when it has one and the message is in memory.
+    pub sender: Option<UserId>,
+    /// What it is about, when it is in memory.
+    pub event: Option<EventName>,
     /// Where it stands.
     pub status: Status,
     /// For an end other than `Delivered`: whether it may have arrived all the same.

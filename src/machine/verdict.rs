@@ -10,6 +10,7 @@ use super::entry::{Entry, EntryState};
 use super::io::{Action, Change, EntryRef, LinkId, Verdict};
 use crate::config::OnFailure;
 use crate::id::UserId;
+use crate::message::Message;
 use crate::record::{Accept, Admission, Attempt, End, Epoch, LaneId, Record, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
@@ -301,9 +302,18 @@ impl Machine {
 
     pub(super) fn announce(&mut self, user: &UserId, entry: EntryRef, status: Status) {
         let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
-        let id = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| found.accept.message.id());
+        let message = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| &found.accept.message);
         let attempts = lane.and_then(|lane| lane.attempts.get(&entry.seq)).map_or(0, |(n, _)| *n);
-        let change = Change { user: user.clone(), entry, id, status, possibly_delivered: false, attempts };
+        let change = Change {
+            user: user.clone(),
+            entry,
+            id: message.map(Message::id),
+            sender: message.and_then(Message::sender).cloned(),
+            event: message.map(Message::event).cloned(),
+            status,
+            possibly_delivered: false,
+            attempts,
+        };
         self.actions.push_back(Action::Announce(change));
     }
 
@@ -381,14 +391,17 @@ impl Machine {
             return;
         }
         let lane = self.users.get(&end.user).map(|user| user.lane_ref(end.lane));
-        let id = lane.and_then(|lane| lane.entry(end.seq)).map(|found| found.accept.message.id());
-        self.actions.push_back(Action::Announce(Change {
+        let message = lane.and_then(|lane| lane.entry(end.seq)).map(|found| &found.accept.message);
+        let change = Change {
             user: end.user.clone(),
             entry,
-            id,
+            id: message.map(Message::id).or(end.id),
+            sender: message.and_then(Message::sender).cloned(),
+            event: message.map(Message::event).cloned(),
             status: Status::Ended(end.reason),
             possibly_delivered: end.possibly_delivered && end.reason != EndReason::Delivered,
             attempts: end.attempts,
-        }));
+        };
+        self.actions.push_back(Action::Announce(change));
     }
 }

@@ -17,6 +17,7 @@ use super::driver::{Driver, DriverState, MAX_OPEN_COMMITS};
 use super::engine::{Engine, Inner};
 use super::keeper::{Keeper, KeeperGauge};
 use super::mail::Post;
+use super::subscribe::{Bounds, Hub};
 use super::tasks;
 use crate::codec::Cipher;
 use crate::config::{Config, ConfigError};
@@ -378,6 +379,7 @@ impl Assembly {
         let (journal_gauge, keeper_gauge) =
             (Arc::new(JournalGauge::default()), Arc::new(KeeperGauge::default()));
         let registry = Arc::new(Registry::default());
+        let hub = Arc::new(Hub::new(Bounds::of(&self.builder.config)));
         let loads = Arc::new(Semaphore::new(LOADS));
         let max_mail_bytes = (self.journal.space().max_group_bytes / 4).min(1 << 20);
         let mut drivers = Vec::new();
@@ -398,6 +400,7 @@ impl Assembly {
                 committer: orders.clone(),
                 keeper: events.clone(),
                 registry: registry.clone(),
+                hub: hub.clone(),
                 outbox: self.outbox.clone(),
                 loads: loads.clone(),
                 handle: self.handle.clone(),
@@ -440,6 +443,7 @@ impl Assembly {
             digester: Digester::new(self.opened.identity.digest_key),
             stream: self.opened.identity.stream,
             registry,
+            hub,
             handle: self.handle,
             next_link: AtomicU64::new(1),
             outbox: self.outbox,

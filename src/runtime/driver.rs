@@ -15,6 +15,7 @@ use super::fanout::{self, Slices};
 use super::keeper::Event;
 use super::mail::{Mail, Note, Operated, Post, Reply};
 use super::receipt::Stage;
+use super::subscribe::Hub;
 use super::tasks;
 use super::watch::{Waiting, Watched, Watchers};
 use crate::codec::Cipher;
@@ -48,6 +49,7 @@ pub(super) struct Driver {
     pub(super) committer: Sender<Order>,
     pub(super) keeper: Sender<Event>,
     pub(super) registry: Arc<Registry>,
+    pub(super) hub: Arc<Hub>,
     pub(super) outbox: OutboxStore,
     pub(super) loads: Arc<Semaphore>,
     pub(super) handle: Handle,
@@ -253,7 +255,10 @@ impl Driver {
                 Action::Dismiss(link) => self.registry.dismiss(link),
                 Action::Load { load, query } => self.load(load, query),
                 Action::Announce(change) => self.announce(&change),
-                Action::Moved { user, from, to } => self.state.watchers.moved(user, from, to),
+                Action::Moved { user, from, to } => {
+                    self.hub.publish_move(&user, from, to);
+                    self.state.watchers.moved(user, from, to);
+                }
                 Action::Survivors(part) => {
                     let _ = self.keeper.send(Event::Survivors(self.shard, Box::new(part)));
                 }
@@ -326,6 +331,7 @@ impl Driver {
             "message status"
         );
         self.state.watchers.announce(change);
+        self.hub.publish(change);
     }
 
     fn watch(&mut self, watched: Watched, stage: Stage, reply: Waiting) {

@@ -21,6 +21,7 @@ use super::receipt::Receipt;
 use super::report::DrainReport;
 use super::sink::SinkTask;
 use super::stats::Stats;
+use super::subscribe::Hub;
 use super::tasks;
 use crate::digest::Digester;
 use crate::id::{DeviceId, StreamId, UserId};
@@ -44,6 +45,7 @@ pub(super) struct Inner {
     pub(super) digester: Digester,
     pub(super) stream: StreamId,
     pub(super) registry: Arc<Registry>,
+    pub(super) hub: Arc<Hub>,
     pub(super) handle: Handle,
     pub(super) next_link: AtomicU64,
     pub(super) outbox: OutboxStore,
@@ -246,6 +248,7 @@ impl Engine {
             Ok(mut threads) => threads.drain(..).collect(),
             Err(poisoned) => poisoned.into_inner().drain(..).collect(),
         };
+        self.inner.hub.close();
         let joined =
             self.inner.handle.spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())));
         let _ = joined.await;

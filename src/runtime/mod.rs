@@ -8,7 +8,7 @@
 //!
 //! What is bounded: a driver's mailbox (senders wait), the commits a driver has open (256, or 2 MiB; then it takes
 //! no mail), batches across shards under way (64, or 4 MiB; then senders wait), the queue to a sink (one window; then the sink counts as busy), loads under way (four), watchers (65,536 a
-//! shard).
+//! shard), subscriptions (65,536 of users, 64 others; each holds 256 changes, then it lags).
 
 mod attachment;
 mod batch;
@@ -27,6 +27,7 @@ mod receipt;
 mod report;
 mod sink;
 mod stats;
+mod subscribe;
 mod tasks;
 mod watch;
 
@@ -39,3 +40,4 @@ pub use inbox::Inbox;
 pub use receipt::{Reached, Receipt, Stage};
 pub use report::DrainReport;
 pub use stats::Stats;
+pub use subscribe::{Filter, HearError, Heard, SubscribeError, Subscription};

@@ -142,7 +142,16 @@ mod tests {
 
     fn change(watched: &Watched, status: Status) -> Change {
         let (user, entry) = watched.clone();
-        Change { user, entry, id: None, status, possibly_delivered: false, attempts: 0 }
+        Change {
+            user,
+            entry,
+            id: None,
+            sender: None,
+            event: None,
+            status,
+            possibly_delivered: false,
+            attempts: 0,
+        }
     }
 
     #[test]
