@@ -68,7 +68,8 @@ async fn a_subscription_to_a_place_follows_a_message_into_another_lane() {
     let mut follows = engine.subscribe(Filter::all().entry(user("alice"), receipt.entry())).unwrap();
     engine.reprioritise("alice", MessageId::from_u128(1), Priority::High).await.unwrap();
     engine.cancel("alice", MessageId::from_u128(1)).await.unwrap();
-    let Ok(Heard::Moved { from, .. }) = follows.recv().await else { panic!("no move was heard") };
+    let moved = tokio::time::timeout(Duration::from_secs(20), follows.recv()).await;
+    let Ok(Ok(Heard::Moved { from, .. })) = moved else { panic!("no move was heard: {moved:?}") };
     assert_eq!(from, receipt.entry());
     assert_eq!(next(&mut follows).await, (1, Status::Ended(EndReason::Cancelled)));
 }
