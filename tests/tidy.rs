@@ -20,7 +20,7 @@ const VOCABULARY: &[&str] =
 const LAYERS: &[(&str, &[&str])] = &[
     ("machine", &[]),
     ("session", &[]),
-    ("ports", &["machine"]),
+    ("ports", &["machine", "session"]),
     ("codec", &[]),
     ("storage", &["ports", "codec", "machine"]),
     ("runtime", &["machine", "session", "ports", "codec", "storage"]),

@@ -1,16 +1,20 @@
-//! What a host can plug in: the journal, the store, the sink, the clock and, with the feature `encryption`, the keys.
+//! What a host can plug in: the journal, the store, the sink, the clock, transports, who somebody is and, with the feature
+//! `encryption`, the keys.
 //!
 //! `Journal` and `Store` are small, synchronous, object-safe and speak bytes: everything that gives the bytes a
 //! meaning lives in `storage/`. Each method's doc says what an implementation must do *to ensure correctness*;
 //! the conformance suites in `testing` hold implementations, ours and foreign, to it.
 
+mod authenticator;
 mod clock;
 mod journal;
 #[cfg(feature = "encryption")]
 mod keys;
 mod sink;
 mod store;
+mod transport;
 
+pub use authenticator::{Authenticator, Claim, Denied, Identity};
 pub use clock::Clock;
 pub use journal::{Appended, Group, Journal, JournalError, JournalSpace, Replay, TailCut};
 #[cfg(feature = "encryption")]
@@ -19,3 +23,4 @@ pub use sink::Sink;
 pub use store::{
     Batch, BatchOp, Flow, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Row, Store, StoreError, Visit,
 };
+pub use transport::{ConnectError, Connector, FrameReader, FrameWriter, Transport, TransportError};
