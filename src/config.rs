@@ -147,6 +147,9 @@ pub struct Config {
     pub max_wide_subscriptions: usize,
     /// Changes a subscription holds until they are read; then the oldest are dropped, and it is told how many. 256.
     pub subscription_buffer: NonZeroUsize,
+    /// Users whose devices have gone of whom it is remembered when they were last seen; the one whose device left longest ago
+    /// is forgotten first. 65,536, which takes about 10 MB. In memory: a new opening remembers none.
+    pub max_last_seen: usize,
 }
 
 impl Default for Config {
@@ -197,6 +200,7 @@ impl Default for Config {
             max_subscriptions: 65_536,
             max_wide_subscriptions: 64,
             subscription_buffer: nz!(NonZeroUsize, 256),
+            max_last_seen: 65_536,
         }
     }
 }

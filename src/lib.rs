@@ -36,9 +36,10 @@ pub use message::{
 };
 #[cfg(feature = "runtime")]
 pub use runtime::{
-    Acks, AttachError, Attachment, BatchError, BuildError, Closed, Detached, DrainReport, Engine,
-    EngineBuilder, Filter, HearError, Heard, Inbox, OperateError, OutboxLimit, Reached, Receipt, SendError,
-    Stage, Stats, SubscribeError, Subscription, SystemClock, WatchError,
+    Acks, AttachError, Attachment, BatchError, BuildError, Closed, Detached, DevicePresence, DrainReport,
+    Engine, EngineBuilder, Filter, HearError, Heard, Inbox, OperateError, OutboxLimit, PresenceChange,
+    PresenceKind, PresencePage, PresenceWatch, Reached, Receipt, SendError, Stage, Stats, SubscribeError,
+    Subscription, SystemClock, UserPresence, WatchError,
 };
 pub use status::{EndReason, Status};
 pub use time::Timestamp;

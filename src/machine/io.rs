@@ -80,6 +80,17 @@ pub enum Verdict {
     Rejected,
 }
 
+impl Verdict {
+    /// Whether it came from the receiver, who must be there for that.
+    #[must_use]
+    pub fn is_sign_of_life(&self) -> bool {
+        match self {
+            Self::Delivered | Self::Progress | Self::Nack(_) | Self::Busy(_) | Self::Rejected => true,
+            Self::AwaitingAck | Self::Unconfirmed | Self::Disconnected => false,
+        }
+    }
+}
+
 /// What happens to a machine.
 #[derive(Clone, Debug)]
 #[non_exhaustive]

@@ -7,6 +7,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::error::Closed;
 use super::mail::{Mail, Post};
+use super::presence::{Presences, Sign};
+use crate::id::{DeviceId, UserId};
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
 use crate::record::Gap;
 
@@ -36,27 +38,46 @@ pub(super) enum Handed {
     Gaps(Vec<Gap>),
 }
 
-/// A sink's queue, and how it is told that it ended.
+/// Whose sink it is, its queue, and how it is told that it ended.
 #[derive(Debug)]
 struct Slot {
+    user: UserId,
     queue: mpsc::Sender<Handed>,
     end: watch::Sender<Option<Detached>>,
 }
 
-/// The attached sinks. Never hands out a reference into the map.
-#[derive(Debug, Default)]
+/// The attached sinks, and who is here by them. Never hands out a reference into a map.
+#[derive(Debug)]
 pub(super) struct Registry {
     slots: DashMap<LinkId, Slot>,
+    presences: Presences,
 }
 
 impl Registry {
+    pub(super) fn new(presences: Presences) -> Self {
+        Self { slots: DashMap::new(), presences }
+    }
+
+    pub(super) fn presences(&self) -> &Presences {
+        &self.presences
+    }
+
+    /// Takes a sink, and tells its driver.
     pub(super) fn insert(
         &self,
         link: LinkId,
+        (user, device): (&UserId, &DeviceId),
         queue: mpsc::Sender<Handed>,
         end: watch::Sender<Option<Detached>>,
-    ) {
-        self.slots.insert(link, Slot { queue, end });
+        tell_driver: impl FnOnce(),
+    ) -> Sign {
+        self.slots.insert(link, Slot { user: user.clone(), queue, end });
+        let sign = self.presences.attach(user, device, link, tell_driver);
+        if !self.slots.contains_key(&link) {
+            // Ended in between, when it was not here yet.
+            self.presences.detach(user, link, Detached::Dismissed);
+        }
+        sign
     }
 
     /// Queues a batch; gives back verdicts when it cannot be.
@@ -87,6 +108,7 @@ impl Registry {
     /// Removes a sink, for this reason unless it has ended for another before.
     pub(super) fn end(&self, link: LinkId, why: Detached) {
         if let Some((_, slot)) = self.slots.remove(&link) {
+            self.presences.detach(&slot.user, link, why);
             slot.end.send_if_modified(|end| end.is_none() && end.replace(why).is_none());
         }
     }
@@ -102,13 +124,10 @@ impl Registry {
 pub struct Acks {
     link: LinkId,
     post: Post,
+    sign: Sign,
 }
 
 impl Acks {
-    pub(super) fn new(link: LinkId, post: Post) -> Self {
-        Self { link, post }
-    }
-
     /// Says what became of messages. Waits when the engine is busy.
     ///
     /// # Errors
@@ -117,6 +136,9 @@ impl Acks {
     /// # Cancel safety
     /// Dropped before it returns, nothing was reported.
     pub async fn report(&self, verdicts: Vec<(EntryRef, Verdict)>) -> Result<(), Closed> {
+        if verdicts.iter().any(|(_, verdict)| verdict.is_sign_of_life()) {
+            self.sign.seen();
+        }
         let mail = Mail::Input(Input::Verdicts { link: self.link, verdicts });
         self.post.mail.send(mail).await.map_err(|_| Closed)
     }
@@ -128,6 +150,7 @@ pub struct Attachment {
     post: Post,
     registry: std::sync::Arc<Registry>,
     end: watch::Receiver<Option<Detached>>,
+    sign: Sign,
 }
 
 impl Attachment {
@@ -136,14 +159,21 @@ impl Attachment {
         post: Post,
         registry: std::sync::Arc<Registry>,
         end: watch::Receiver<Option<Detached>>,
+        sign: Sign,
     ) -> Self {
-        Self { link, post, registry, end }
+        Self { link, post, registry, end, sign }
     }
 
     /// For verdicts that come after `deliver` has returned.
     #[must_use]
     pub fn acks(&self) -> Acks {
-        Acks::new(self.link, self.post.clone())
+        Acks { link: self.link, post: self.post.clone(), sign: self.sign.clone() }
+    }
+
+    /// The device gave a sign of life just now, by a heartbeat or whatever else the host hears of it: see
+    /// [`DevicePresence::last_seen`](crate::DevicePresence::last_seen). What it says of messages counts by itself.
+    pub fn seen(&self) {
+        self.sign.seen();
     }
 
     /// Waits until the attachment has ended by itself, and says why.

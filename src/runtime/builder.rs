@@ -15,9 +15,11 @@ use super::clock::SystemClock;
 use super::committer::{Committer, JournalGauge};
 use super::driver::{Driver, DriverState, MAX_OPEN_COMMITS};
 use super::engine::{Engine, Inner};
+use super::hub::Bounds;
 use super::keeper::{Keeper, KeeperGauge};
 use super::mail::Post;
-use super::subscribe::{Bounds, Hub};
+use super::presence::Presences;
+use super::subscribe::Changes;
 use super::tasks;
 use crate::codec::Cipher;
 use crate::config::{Config, ConfigError};
@@ -378,8 +380,10 @@ impl Assembly {
         let (events, keeper_events) = unbounded();
         let (journal_gauge, keeper_gauge) =
             (Arc::new(JournalGauge::default()), Arc::new(KeeperGauge::default()));
-        let registry = Arc::new(Registry::default());
-        let hub = Arc::new(Hub::new(Bounds::of(&self.builder.config)));
+        let config = &self.builder.config;
+        let presences = Presences::new(self.clock.clone(), Bounds::of(config), config.max_last_seen);
+        let registry = Arc::new(Registry::new(presences));
+        let hub = Arc::new(Changes::new(Bounds::of(config)));
         let loads = Arc::new(Semaphore::new(LOADS));
         let max_mail_bytes = (self.journal.space().max_group_bytes / 4).min(1 << 20);
         let mut drivers = Vec::new();

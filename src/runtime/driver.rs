@@ -15,7 +15,7 @@ use super::fanout::{self, Slices};
 use super::keeper::Event;
 use super::mail::{Mail, Note, Operated, Post, Reply};
 use super::receipt::Stage;
-use super::subscribe::Hub;
+use super::subscribe::Changes;
 use super::tasks;
 use super::watch::{Waiting, Watched, Watchers};
 use crate::codec::Cipher;
@@ -49,7 +49,7 @@ pub(super) struct Driver {
     pub(super) committer: Sender<Order>,
     pub(super) keeper: Sender<Event>,
     pub(super) registry: Arc<Registry>,
-    pub(super) hub: Arc<Hub>,
+    pub(super) hub: Arc<Changes>,
     pub(super) outbox: OutboxStore,
     pub(super) loads: Arc<Semaphore>,
     pub(super) handle: Handle,

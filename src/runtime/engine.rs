@@ -21,7 +21,7 @@ use super::receipt::Receipt;
 use super::report::DrainReport;
 use super::sink::SinkTask;
 use super::stats::Stats;
-use super::subscribe::Hub;
+use super::subscribe::Changes;
 use super::tasks;
 use crate::digest::Digester;
 use crate::id::{DeviceId, StreamId, UserId};
@@ -45,7 +45,7 @@ pub(super) struct Inner {
     pub(super) digester: Digester,
     pub(super) stream: StreamId,
     pub(super) registry: Arc<Registry>,
-    pub(super) hub: Arc<Hub>,
+    pub(super) hub: Arc<Changes>,
     pub(super) handle: Handle,
     pub(super) next_link: AtomicU64,
     pub(super) outbox: OutboxStore,
@@ -135,7 +135,9 @@ impl Engine {
         let (queue, batches) = mpsc::channel(MAX_QUEUED);
         let (end, ended) = watch::channel(None);
         let (post, registry) = (self.post(&user).clone(), self.inner.registry.clone());
-        registry.insert(link, queue, end);
+        let sign = registry.insert(link, (&user, &device), queue, end, || {
+            post.note(Input::Attach { link, user: user.clone(), device: device.clone() });
+        });
         let task = SinkTask {
             link,
             sink: Box::new(sink),
@@ -143,10 +145,10 @@ impl Engine {
             end: ended.clone(),
             post: post.clone(),
             registry: registry.clone(),
+            sign: sign.clone(),
         };
         tasks::spawn(&self.inner.handle, task.run());
-        post.note(Input::Attach { link, user, device });
-        Ok(Attachment::new(link, post, registry, ended))
+        Ok(Attachment::new(link, post, registry, ended, sign))
     }
 
     /// This engine's inbox, for deliveries of other engines.
@@ -205,6 +207,9 @@ impl Engine {
         stats.settle_nanos = kept.settle_nanos.load(Ordering::Relaxed);
         stats.merges = kept.merges.load(Ordering::Relaxed);
         stats.store_failures = kept.failures.load(Ordering::Relaxed);
+        let presences = self.inner.registry.presences();
+        stats.present_users = presences.users() as u64;
+        stats.subscriptions = (self.inner.hub.count() + presences.watches()) as u64;
         stats.runs = self.inner.outbox.runs().len() as u64;
         stats.disk_bytes = self.inner.outbox.disk_bytes();
         Ok(stats)
@@ -249,6 +254,7 @@ impl Engine {
             Err(poisoned) => poisoned.into_inner().drain(..).collect(),
         };
         self.inner.hub.close();
+        self.inner.registry.presences().close();
         let joined =
             self.inner.handle.spawn_blocking(move || threads.into_iter().for_each(|t| drop(t.join())));
         let _ = joined.await;
@@ -268,6 +274,8 @@ impl Inner {
 impl Drop for Inner {
     fn drop(&mut self) {
         self.registry.clear();
+        // Sinks' tasks hold the registry for a moment longer.
+        self.registry.presences().close();
         self.signal_stop();
     }
 }

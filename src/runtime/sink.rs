@@ -11,6 +11,7 @@ use tracing::{Instrument, Span};
 
 use super::attachment::{Detached, Handed, Registry};
 use super::mail::{Mail, Post};
+use super::presence::Sign;
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
 use crate::ports::Sink;
 use crate::record::Gap;
@@ -41,6 +42,7 @@ pub(super) struct SinkTask {
     pub(super) end: watch::Receiver<Option<Detached>>,
     pub(super) post: Post,
     pub(super) registry: Arc<Registry>,
+    pub(super) sign: Sign,
 }
 
 /// What a sink's code came to.
@@ -48,6 +50,8 @@ struct Done {
     input: Input,
     /// Why the attachment ends, if it does.
     ends: Option<Detached>,
+    /// Whether that came from the receiver.
+    seen: bool,
 }
 
 impl SinkTask {
@@ -68,6 +72,9 @@ impl SinkTask {
                 _ = end.wait_for(Option::is_some) => return,
                 done = run(self.link, &mut *self.sink, handed) => done,
             };
+            if done.seen {
+                self.sign.seen();
+            }
             if self.post.mail.send(Mail::Input(done.input)).await.is_err() {
                 return;
             }
@@ -90,7 +97,8 @@ async fn run(link: LinkId, sink: &mut dyn AnySink, handed: Handed) -> Done {
                 error.r#type = tracing::field::Empty
             );
             let told = caught(span, || sink.gaps(gaps)).await.is_some();
-            Done { input: Input::GapsTold { link, told }, ends: (!told).then_some(Detached::Panicked) }
+            let ends = (!told).then_some(Detached::Panicked);
+            Done { input: Input::GapsTold { link, told }, ends, seen: false }
         }
     }
 }
@@ -107,11 +115,12 @@ async fn deliver(link: LinkId, sink: &mut dyn AnySink, batch: Vec<Delivery>) -> 
     );
     let verdicts = caught(span, || sink.deliver(batch)).await;
     let panicked = verdicts.is_none().then_some(Detached::Panicked);
+    let seen = verdicts.iter().flatten().any(|(_, verdict)| verdict.is_sign_of_life());
     let verdicts =
         verdicts.unwrap_or_else(|| entries.into_iter().map(|entry| (entry, Verdict::Nack(None))).collect());
     let gone = verdicts.iter().any(|(_, verdict)| *verdict == Verdict::Disconnected);
     let ends = panicked.or(gone.then_some(Detached::Disconnected));
-    Done { input: Input::Verdicts { link, verdicts }, ends }
+    Done { input: Input::Verdicts { link, verdicts }, ends, seen }
 }
 
 /// Runs the host's code in a span of its own; `None` when it panics.

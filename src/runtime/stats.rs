@@ -35,6 +35,10 @@ pub struct Stats {
     pub resident_messages: u64,
     /// Attached sinks.
     pub attached: u64,
+    /// Users with an attached device.
+    pub present_users: u64,
+    /// Subscriptions to status changes and watches of presence.
+    pub subscriptions: u64,
     /// Verdicts that came too late or from elsewhere.
     pub stray_verdicts: u64,
     /// Messages lost to damage on disk.
