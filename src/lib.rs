@@ -36,10 +36,12 @@ pub use message::{
 };
 #[cfg(feature = "runtime")]
 pub use runtime::{
-    Acks, AttachError, Attachment, BatchError, BuildError, Closed, Detached, DevicePresence, DrainReport,
-    Engine, EngineBuilder, Filter, HearError, Heard, Inbox, OperateError, OutboxLimit, PresenceChange,
-    PresenceKind, PresencePage, PresenceWatch, Reached, Receipt, SendError, Stage, Stats, SubscribeError,
-    Subscription, SystemClock, UserPresence, WatchError,
+    Acceptor, AcceptorBuilder, AcceptorStats, Acks, AttachError, Attachment, BatchError, BuildError, Client,
+    ClientBuildError, ClientBuilder, ClientState, Closed, Connection, ConnectionsWatch, Detached,
+    DevicePresence, DrainReport, Drained, Engine, EngineBuilder, Filter, HearError, Heard, Inbox,
+    MemoryReader, MemoryTransport, MemoryWriter, OperateError, OutboxLimit, Peer, PresenceChange,
+    PresenceKind, PresencePage, PresenceWatch, Reached, Receipt, SendError, Stage, StateWatch, Stats,
+    SubscribeError, Subscription, SystemClock, UserPresence, WatchError, memory_transport,
 };
 pub use status::{EndReason, Status};
 pub use time::Timestamp;

@@ -1,5 +1,7 @@
 //! The message: what a host hands to the engine.
 
+#[cfg(feature = "runtime")]
+mod address;
 mod priority;
 
 use core::fmt;

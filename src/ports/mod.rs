@@ -1,4 +1,4 @@
-//! What a host can plug in: the journal, the store, the sink, the clock, transports, who somebody is and, with the feature
+//! What a host can plug in: the journal, the store, the sink, the receiver, the clock, transports, who somebody is and, with the feature
 //! `encryption`, the keys.
 //!
 //! `Journal` and `Store` are small, synchronous, object-safe and speak bytes: everything that gives the bytes a
@@ -7,18 +7,22 @@
 
 mod authenticator;
 mod clock;
+mod credentials;
 mod journal;
 #[cfg(feature = "encryption")]
 mod keys;
+mod receiver;
 mod sink;
 mod store;
 mod transport;
 
 pub use authenticator::{Authenticator, Claim, Denied, Identity};
 pub use clock::Clock;
+pub use credentials::CredentialSource;
 pub use journal::{Appended, Group, Journal, JournalError, JournalSpace, Replay, TailCut};
 #[cfg(feature = "encryption")]
 pub use keys::{Key, KeyProvider, Keyring};
+pub use receiver::Receiver;
 pub use sink::Sink;
 pub use store::{
     Batch, BatchOp, Flow, MAX_BATCH_BYTES, MAX_KEY_BYTES, MAX_VALUE_BYTES, Row, Store, StoreError, Visit,

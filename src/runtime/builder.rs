@@ -428,7 +428,7 @@ impl Assembly {
             events: keeper_events,
             shards: shards.clone(),
             committer: orders.clone(),
-            clock: self.clock,
+            clock: self.clock.clone(),
             journal: journal_gauge.clone(),
             gauge: keeper_gauge.clone(),
             max_runs: self.builder.max_runs,
@@ -450,6 +450,8 @@ impl Assembly {
             hub,
             handle: self.handle,
             next_link: AtomicU64::new(1),
+            clock: self.clock,
+            config: self.builder.config.clone(),
             outbox: self.outbox,
             journal: journal_gauge,
             kept: keeper_gauge,
@@ -468,7 +470,7 @@ impl Assembly {
 }
 
 /// 128 random bits from the system.
-fn random() -> u128 {
+pub(super) fn random() -> u128 {
     uuid::Uuid::new_v4().as_u128() ^ MessageId::random().as_u128().rotate_left(64)
 }
 

@@ -69,6 +69,8 @@ pub(super) struct DriverState {
     open_commits: VecDeque<u64>,
     open_bytes: u64,
     watchers: Watchers,
+    /// Whether it was told to stop.
+    stopped: bool,
     /// How often the journal stopped taking commits, as far as the machine was told.
     generation: u64,
 }
@@ -94,6 +96,9 @@ impl Driver {
                 self.take_mail(now, item);
             }
             self.take_more_mail(now);
+            if self.state.stopped {
+                return;
+            }
         }
     }
 
@@ -148,6 +153,14 @@ impl Driver {
             next = self.notes.try_recv().ok();
         }
         true
+    }
+
+    fn hear_notes(&mut self) {
+        if let Ok(note) = self.notes.try_recv()
+            && !self.take_notes(note)
+        {
+            self.state.stopped = true;
+        }
     }
 
     /// Fills the commit that is being built, within its bounds.
@@ -205,7 +218,11 @@ impl Driver {
             Mail::Stats(reply) => {
                 let _ = reply.send(self.machine.stats());
             }
-            Mail::Input(input) => self.machine.handle(now, input),
+            Mail::Input(input) => {
+                // What a sink says is said of an attachment that a note has told of, before it could say anything.
+                self.hear_notes();
+                self.machine.handle(now, input);
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use crossbeam_channel::Sender;
 use tokio::runtime::Handle;
 use tokio::sync::{Mutex, Semaphore, mpsc, oneshot, watch};
 
-use super::attachment::{Attachment, MAX_QUEUED, Registry};
+use super::attachment::{Attachment, Detached, Handed, MAX_QUEUED, Registry};
 use super::builder::EngineBuilder;
 use super::clock::Stopwatch;
 use super::committer::{JournalGauge, Order};
@@ -17,17 +17,19 @@ use super::error::{AttachError, Closed, SendError};
 use super::inbox::Inbox;
 use super::keeper::{Event, KeeperGauge};
 use super::mail::{Mail, Note, Post};
+use super::presence::Sign;
 use super::receipt::Receipt;
 use super::report::DrainReport;
 use super::sink::SinkTask;
 use super::stats::Stats;
 use super::subscribe::Changes;
 use super::tasks;
+use crate::config::Config;
 use crate::digest::Digester;
 use crate::id::{DeviceId, StreamId, UserId};
-use crate::machine::{Input, LinkId, Refusal};
+use crate::machine::{Accepted, Input, LinkId, Refusal};
 use crate::message::Message;
-use crate::ports::{Sink, Store};
+use crate::ports::{Clock, Sink, Store};
 use crate::storage::outbox::{Loss, OutboxStore, Recovered};
 
 /// How often a shutdown looks whether all is quiet.
@@ -48,6 +50,8 @@ pub(super) struct Inner {
     pub(super) hub: Arc<Changes>,
     pub(super) handle: Handle,
     pub(super) next_link: AtomicU64,
+    pub(super) clock: Arc<dyn Clock>,
+    pub(super) config: Config,
     pub(super) outbox: OutboxStore,
     pub(super) journal: Arc<JournalGauge>,
     pub(super) kept: Arc<KeeperGauge>,
@@ -63,6 +67,9 @@ pub(super) struct Inner {
     pub(super) recovered: Recovered,
     pub(super) lost: Vec<Loss>,
 }
+
+/// A link, its queue, how it is told that it ended, and what gives its signs of life.
+pub(super) type OpenLink = (LinkId, mpsc::Receiver<Handed>, watch::Receiver<Option<Detached>>, Sign);
 
 impl Engine {
     /// Starts building an engine on `store`. See [`EngineBuilder`].
@@ -114,6 +121,17 @@ impl Engine {
         }
     }
 
+    /// Hands a message to its driver, in order: `None` if that is gone. The answer comes when what its durability promises
+    /// is true.
+    pub(super) async fn begin_send(
+        &self,
+        message: Message,
+    ) -> Option<oneshot::Receiver<Result<Accepted, Refusal>>> {
+        let (reply, answer) = oneshot::channel();
+        let post = self.post(message.recipient());
+        post.mail.send(Mail::Send { message, reply }).await.is_ok().then_some(answer)
+    }
+
     /// Attaches a sink for one of a user's devices: what waits for the user is offered to it, in order, until the
     /// attachment is dropped. A device that attaches again takes over from its earlier attachment.
     ///
@@ -149,6 +167,18 @@ impl Engine {
         };
         tasks::spawn(&self.inner.handle, task.run());
         Ok(Attachment::new(link, post, registry, ended, sign))
+    }
+
+    /// A link whose queue the caller reads, and who gives signs of life for it.
+    pub(super) fn open_link(&self, user: &UserId, device: &DeviceId) -> OpenLink {
+        let link = LinkId(self.inner.next_link.fetch_add(1, Ordering::Relaxed));
+        let (queue, handed) = mpsc::channel(MAX_QUEUED);
+        let (end, ended) = watch::channel(None);
+        let post = self.post(user);
+        let sign = self.inner.registry.insert(link, (user, device), queue, end, || {
+            post.note(Input::Attach { link, user: user.clone(), device: device.clone() });
+        });
+        (link, handed, ended, sign)
     }
 
     /// This engine's inbox, for deliveries of other engines.

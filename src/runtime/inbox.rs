@@ -33,11 +33,18 @@ impl Inbox {
     /// # Cancel safety
     /// May be dropped at any time; the same batch may be received again.
     pub async fn receive(&self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+        let entries: Vec<_> = batch.iter().map(|delivery| delivery.entry).collect();
+        let results = self.take(batch).await;
+        entries.into_iter().zip(results.into_iter().map(|result| verdict(result.err()))).collect()
+    }
+
+    /// Takes a batch, in order, and says of each whether it is here for good.
+    pub(super) async fn take(&self, batch: Vec<Delivery>) -> Vec<Result<(), Refusal>> {
         let mut waiting = Vec::with_capacity(batch.len());
         let mut by_shard: Vec<_> = self.engine.inner.shards.iter().map(|_| Vec::new()).collect();
         for delivery in batch {
             let (reply, answer) = oneshot::channel();
-            waiting.push((delivery.entry, answer));
+            waiting.push(answer);
             if let Some(part) = by_shard.get_mut(self.engine.shard(delivery.message.recipient())) {
                 part.push((delivery, reply));
             }
@@ -48,12 +55,11 @@ impl Inbox {
                 let _ = post.mail.send(Mail::Receive(part)).await;
             }
         }
-        let mut verdicts = Vec::with_capacity(waiting.len());
-        for (entry, answer) in waiting {
-            let result = answer.await.unwrap_or(Err(Refusal::ShuttingDown));
-            verdicts.push((entry, verdict(result.err())));
+        let mut results = Vec::with_capacity(waiting.len());
+        for answer in waiting {
+            results.push(answer.await.unwrap_or(Err(Refusal::ShuttingDown)).map(drop));
         }
-        verdicts
+        results
     }
 }
 

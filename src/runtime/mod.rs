@@ -24,6 +24,7 @@ mod inbox;
 mod keeper;
 mod mail;
 mod operate;
+mod peer;
 mod presence;
 mod receipt;
 mod report;
@@ -40,6 +41,11 @@ pub use engine::Engine;
 pub use error::{AttachError, BatchError, Closed, OperateError, SendError, WatchError};
 pub use hub::{HearError, SubscribeError};
 pub use inbox::Inbox;
+pub use peer::{
+    Acceptor, AcceptorBuilder, AcceptorStats, Client, ClientBuildError, ClientBuilder, ClientState,
+    Connection, ConnectionsWatch, Drained, MemoryReader, MemoryTransport, MemoryWriter, Peer, StateWatch,
+    memory_transport,
+};
 pub use presence::{DevicePresence, PresenceChange, PresenceKind, PresencePage, PresenceWatch, UserPresence};
 pub use receipt::{Reached, Receipt, Stage};
 pub use report::DrainReport;

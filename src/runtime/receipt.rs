@@ -51,13 +51,20 @@ impl Reached {
 pub struct Receipt {
     id: MessageId,
     user: UserId,
+    /// Whom the sender means, when the outbox that holds it is another one.
+    shown: Option<UserId>,
     accepted: Accepted,
     post: Post,
 }
 
 impl Receipt {
     pub(super) fn new(id: MessageId, user: UserId, accepted: Accepted, post: Post) -> Self {
-        Self { id, user, accepted, post }
+        Self { id, user, shown: None, accepted, post }
+    }
+
+    /// The same, of a message that waits in another outbox than that of whom it is for.
+    pub(super) fn shown_as(self, user: UserId) -> Self {
+        Self { shown: Some(user), ..self }
     }
 
     /// The message's id.
@@ -69,7 +76,7 @@ impl Receipt {
     /// Whom it is for.
     #[must_use]
     pub fn user(&self) -> &UserId {
-        &self.user
+        self.shown.as_ref().unwrap_or(&self.user)
     }
 
     /// Its lane and its place in the log.

@@ -2,7 +2,9 @@
 
 use core::time::Duration;
 
+use super::admission::{AdmissionConfig, Rate};
 use super::frame::{Capabilities, Codecs, Limits, Window};
+use crate::config::ConfigError;
 
 /// Limits and policies of one end. Both ends state theirs in the handshake; each holds the other to its own.
 #[derive(Clone, Debug)]
@@ -44,7 +46,8 @@ pub struct SessionConfig {
     /// A peer that acknowledges nothing for so long is stalled, and gets half of its window. Default: 5 s.
     pub stall_after: Duration,
     /// A peer that acknowledges nothing for so long is parked: what waits goes back to the outbox, and nothing more is
-    /// taken until it acknowledges something. Default: 60 s.
+    /// taken until it acknowledges something. Shorter than the engine's ack deadline, or what only waits would burn attempts.
+    /// Default: 20 s.
     pub park_after: Duration,
     /// For how long the engine is asked to wait when nothing more can be taken. Default: 500 ms.
     pub busy: Duration,
@@ -75,10 +78,119 @@ impl Default for SessionConfig {
             max_horizon: Duration::from_secs(3600),
             renew_before: Duration::from_secs(60),
             stall_after: Duration::from_secs(5),
-            park_after: Duration::from_secs(60),
+            park_after: Duration::from_secs(20),
             busy: Duration::from_millis(500),
             max_publishes: 64,
             max_reply_bytes: 64 << 10,
         }
+    }
+}
+
+impl SessionConfig {
+    /// Checks that the limits fit together.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first contradiction and what to change.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let rules = [
+            (self.limits.max_items == 0, "limits.max_items is zero: no frame could hold a message"),
+            (self.limits.max_frame < MIN_FRAME, "limits.max_frame is below 16 KiB: a hello might not fit"),
+            (self.max_batch_bytes > self.limits.max_frame as u64, "max_batch_bytes is over limits.max_frame"),
+            (self.codecs.best().is_none(), "codecs are none that this build has"),
+            (self.window.messages == 0, "window.messages is zero: the peer could never send anything"),
+            (
+                self.window.messages > MAX_WINDOW,
+                "window.messages is over 65,536: acknowledgements that may be lost are kept",
+            ),
+            (self.window.bytes == 0, "window.bytes is zero: the peer could send one message at a time"),
+            (self.max_queue == 0, "max_queue is zero: nothing could ever be offered"),
+            (self.ack_every == 0, "ack_every is zero"),
+            (
+                self.heartbeat < Duration::from_secs(1),
+                "heartbeat is below a second: both ends would only ping",
+            ),
+            (self.timeout.is_zero(), "timeout is zero: every peer would be dead at once"),
+            (self.handshake_timeout.is_zero(), "handshake_timeout is zero: nobody could say hello"),
+            (self.park_after <= self.stall_after, "park_after is not longer than stall_after"),
+            (
+                self.linger >= self.stall_after,
+                "linger is not shorter than stall_after: waiting would count as a stall",
+            ),
+            (
+                self.ack_delay >= self.stall_after,
+                "ack_delay is not shorter than stall_after: it would count as a stall",
+            ),
+            (self.max_publishes == 0, "max_publishes is zero: nothing could be published"),
+            (
+                self.max_reply_bytes > self.limits.max_frame / 2,
+                "max_reply_bytes is over half of limits.max_frame",
+            ),
+        ];
+        first_broken(&rules)
+    }
+}
+
+/// A hello with the longest names and credentials fits, in either codec.
+const MIN_FRAME: usize = 16 << 10;
+const MAX_WINDOW: u32 = 65_536;
+
+fn first_broken(rules: &[(bool, &str)]) -> Result<(), ConfigError> {
+    rules.iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, what)| Err(ConfigError::new(*what)))
+}
+
+impl AdmissionConfig {
+    /// Checks that the limits make sense.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first contradiction and what to change.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        let idle = |rate: Rate| rate.every.is_zero() || rate.burst == 0;
+        first_broken(&[
+            (
+                idle(self.address),
+                "admission.address lets nobody in, or everybody: set a time above zero and a burst",
+            ),
+            (
+                idle(self.user),
+                "admission.user lets nobody in, or everybody: set a time above zero and a burst",
+            ),
+            (
+                idle(self.global),
+                "admission.global lets nobody in, or everybody: set a time above zero and a burst",
+            ),
+            (self.penalty > self.max_penalty, "admission.penalty is over admission.max_penalty"),
+            (self.half_life.is_zero(), "admission.half_life is zero: no failure would be remembered"),
+            (self.max_wait.is_zero(), "admission.max_wait is zero: nobody could get a slot"),
+        ])
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_defaults_fit_together() {
+        assert_eq!(SessionConfig::default().check(), Ok(()));
+        assert_eq!(AdmissionConfig::default().check(), Ok(()));
+    }
+
+    #[test]
+    fn what_cannot_work_is_refused_with_what_to_change() {
+        let broken: [fn(&mut SessionConfig); 6] = [
+            |config| config.window.messages = 0,
+            |config| config.codecs = Codecs::BINARY.and(Codecs::JSON),
+            |config| config.max_batch_bytes = 1 << 30,
+            |config| config.park_after = config.stall_after,
+            |config| config.limits.max_frame = 1 << 10,
+            |config| config.heartbeat = Duration::ZERO,
+        ];
+        for (i, breaks) in broken.into_iter().enumerate() {
+            let mut config = SessionConfig::default();
+            breaks(&mut config);
+            assert!(config.check().is_err(), "{i}");
+        }
+        let config = AdmissionConfig { half_life: Duration::ZERO, ..AdmissionConfig::default() };
+        assert!(config.check().is_err());
     }
 }

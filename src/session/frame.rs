@@ -210,12 +210,14 @@ pub enum GapReason {
     Withdrawn,
     /// They were lost to damage.
     Damaged,
+    /// All attempts to deliver them failed.
+    Undeliverable,
 }
 
 impl GapReason {
     /// All reasons, in the order of their numbers on the wire.
-    pub const ALL: [Self; 5] =
-        [Self::Volatile, Self::Expired, Self::Overflow, Self::Withdrawn, Self::Damaged];
+    pub const ALL: [Self; 6] =
+        [Self::Volatile, Self::Expired, Self::Overflow, Self::Withdrawn, Self::Damaged, Self::Undeliverable];
 
     /// Its name in JSON and in metrics.
     #[must_use]
@@ -226,6 +228,7 @@ impl GapReason {
             Self::Overflow => "overflow",
             Self::Withdrawn => "withdrawn",
             Self::Damaged => "damaged",
+            Self::Undeliverable => "undeliverable",
         }
     }
 }

@@ -166,6 +166,11 @@ impl Incoming {
         Ok(())
     }
 
+    /// Whether everything has a verdict, and all of them are on their way.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.undecided.is_empty() && self.acks.is_empty()
+    }
+
     pub(super) fn is_ready(&self) -> bool {
         !self.ready.is_empty()
     }

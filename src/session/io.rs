@@ -118,7 +118,7 @@ pub enum Input {
     Verdicts(Vec<(InboundId, Verdict)>),
     /// Everything of this lane up to this place has ended durably here.
     Floor(Place),
-    /// Tell the peer that so many messages will not come.
+    /// Tell the peer that so many messages will not come. [`Event::GapsHeard`] says when it has heard.
     Gap(u64, GapReason),
     /// A connector publishes; the number is one more than the last.
     Publish(u64, Message),
@@ -178,7 +178,10 @@ pub enum Event {
     Floor(StreamId, Place),
     /// So many messages from the peer will not come.
     Gap(u64, GapReason),
-    /// The answer to a request.
+    /// The peer has acknowledged all gaps that it was told of (`true`), or the life is over in which it was told of one and
+    /// nobody knows (`false`): tell it again.
+    GapsHeard(bool),
+    /// The answer to a request, late or not.
     Reply(Place, Bytes),
     /// No answer came in time. The message itself is still on its way.
     ReplyTimedOut(Place),

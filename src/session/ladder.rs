@@ -130,6 +130,12 @@ impl Ladder {
         })
     }
 
+    /// No other transport would do: the connection over this one is kept, and others are tried when they have rested.
+    pub(super) const fn settle(&mut self, held: usize, now: Timestamp) {
+        self.current = held;
+        self.since = Some(now);
+    }
+
     /// When a better transport has rested, for [`Ladder::graded`].
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Timestamp> {

@@ -129,7 +129,8 @@ impl Session {
     fn reply_heard(&mut self, number: u64, payload: bytes::Bytes) -> Result<(), Code> {
         let place = self.out.place(number);
         self.out.ack(super::frame::Range { from: number, to: number }, self.now)?;
-        if let Some(place) = place.filter(|place| self.requests.remove(place).is_some()) {
+        if let Some(place) = place {
+            self.requests.remove(&place);
             self.event(Event::Reply(place, payload));
         }
         self.moved();

@@ -21,8 +21,8 @@
 //!
 //! An acceptor does not know whose a connection is before its hello was authenticated. Until then a [`Greeter`] holds it;
 //! then [`Input::Admit`] hands it to the session of that user's device, which exists already or is made for it.
-//! [`Admission`] stands before both. A connector asks [`Backoff`], [`Ladder`] and [`Recovery`] what to do when a
-//! connection ends.
+//! [`Admission`] stands before both. A connector asks a [`Dialer`], which puts [`Backoff`], [`Ladder`] and
+//! [`Recovery`] together, what to do when a connection ends.
 //!
 //! # Numbers, lives, places
 //! What is sent gets a **number**, consecutively in each direction. Numbers mean something within one **life** of the
@@ -51,6 +51,7 @@ mod admission;
 mod backoff;
 mod code;
 mod config;
+mod dialer;
 pub mod frame;
 mod handshake;
 mod heartbeat;
@@ -71,6 +72,7 @@ pub use admission::{Admission, AdmissionConfig, Rate};
 pub use backoff::Backoff;
 pub use code::{Advice, Code};
 pub use config::SessionConfig;
+pub use dialer::{DialAction, DialInput, DialState, Dialer, DialerConfig};
 pub use handshake::{Greeted, Greeter};
 pub use heartbeat::{Beat, Heartbeat};
 pub use io::{Action, ConnId, Event, Grant, Inbound, InboundId, Input, Outcome, Verdict};

@@ -30,6 +30,8 @@ enum Slot {
     Open(Item, Timestamp),
     /// Messages that will not come.
     Gap(u64, GapReason),
+    /// Messages that will not come, as the host said: it wants to know when the peer has heard of it.
+    Told(u64, GapReason),
     /// Done.
     Done,
 }
@@ -67,6 +69,9 @@ pub(super) struct Outgoing {
     /// sent again: the receiver would take it first.
     recalled: Vec<(Key, u64)>,
     outcomes: Vec<(Place, Outcome)>,
+    /// Gaps that the host told of and the peer has not acknowledged, and whether it has, or can no longer, since it was asked.
+    told: u64,
+    heard_of_gaps: Option<bool>,
 }
 
 impl Outgoing {
@@ -85,6 +90,8 @@ impl Outgoing {
             slowed: false,
             recalled: Vec::new(),
             outcomes: Vec::new(),
+            told: 0,
+            heard_of_gaps: None,
         }
     }
 
@@ -104,6 +111,11 @@ impl Outgoing {
     /// Outcomes to report.
     pub(super) fn take_outcomes(&mut self) -> Vec<(Place, Outcome)> {
         core::mem::take(&mut self.outcomes)
+    }
+
+    /// Whether the peer has heard of the gaps that the host told of, once that is decided.
+    pub(super) const fn take_heard_of_gaps(&mut self) -> Option<bool> {
+        self.heard_of_gaps.take()
     }
 
     fn waiting_len(&self) -> usize {
@@ -148,14 +160,15 @@ impl Outgoing {
     pub(super) fn add_gap(&mut self, missing: u64, reason: GapReason) {
         let sent = usize::try_from(self.cursor.saturating_sub(self.base)).unwrap_or(usize::MAX);
         for slot in self.slots.iter_mut().skip(sent) {
-            if let Slot::Gap(count, known) = slot
+            if let Slot::Told(count, known) = slot
                 && *known == reason
             {
                 *count = count.saturating_add(missing);
                 return;
             }
         }
-        self.slots.push_back(Slot::Gap(missing, reason));
+        self.told = self.told.saturating_add(1);
+        self.slots.push_back(Slot::Told(missing, reason));
     }
 
     /// The next frame, if there is something to send and room for it.
@@ -183,7 +196,9 @@ impl Outgoing {
                     *at = now;
                     items.push(item.clone());
                 }
-                Slot::Gap(count, reason) if items.is_empty() && gap.is_none_or(|(_, r)| r == *reason) => {
+                Slot::Gap(count, reason) | Slot::Told(count, reason)
+                    if items.is_empty() && gap.is_none_or(|(_, r)| r == *reason) =>
+                {
                     let missing = gap.map_or(0, |(missing, _)| missing).saturating_add(*count);
                     gap = Some((missing, *reason));
                 }
@@ -279,7 +294,7 @@ impl Outgoing {
                     self.outcomes.push((item.place, Outcome::Delivered));
                     ended.push((item.place, Some(now.since(at))));
                 }
-                Some(Slot::Gap(..) | Slot::Done) | None => {}
+                Some(Slot::Gap(..) | Slot::Told(..) | Slot::Done) | None => {}
             }
         }
         self.progress = now;
@@ -359,6 +374,10 @@ impl Outgoing {
             self.open = self.open.saturating_sub(1);
             self.open_bytes = self.open_bytes.saturating_sub(item.message.cost());
         }
+        if matches!(slot, Slot::Told(..)) {
+            self.told = self.told.saturating_sub(1);
+            self.heard_of_gaps = (self.told == 0).then_some(true);
+        }
         Some(slot)
     }
 
@@ -437,7 +456,13 @@ impl Outgoing {
         }
         let waiting = self.waiting.iter_mut().flat_map(|queue| queue.drain(..));
         outcomes.extend(waiting.map(|item| (item.place, Outcome::Disconnected)));
-        *self = Self { window: self.window, outcomes, ..Self::new(self.max_queue) };
+        let heard_of_gaps = if self.told > 0 { Some(false) } else { self.heard_of_gaps };
+        *self = Self { window: self.window, outcomes, heard_of_gaps, ..Self::new(self.max_queue) };
+    }
+
+    /// Whether nothing waits and everything that was sent is acknowledged.
+    pub(super) fn is_quiet(&self) -> bool {
+        self.slots.is_empty() && self.waiting.iter().all(VecDeque::is_empty)
     }
 
     /// Since when the peer has acknowledged nothing of what it has.

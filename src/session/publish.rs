@@ -20,6 +20,10 @@ impl Publisher {
         Self { max, pending: BTreeMap::new(), last: None }
     }
 
+    pub(super) fn is_quiet(&self) -> bool {
+        self.pending.is_empty()
+    }
+
     /// Notes a publish to be sent; or says why it is not taken.
     pub(super) fn add(&mut self, number: u64, message: Message) -> Result<(), Code> {
         let follows = self.last.is_none_or(|last| number == last.saturating_add(1));
@@ -65,6 +69,9 @@ pub(super) struct Receiver {
     max: usize,
     seen: u64,
     published: u64,
+    /// Nothing was published in this life yet: what comes first says where the device is, unless it was decided before.
+    /// A host whose memory of the high-water mark is gone must not refuse a device for ever.
+    fresh: bool,
     undecided: BTreeSet<u64>,
     /// Outcomes above the high-water mark, or as many as there may be publishes without a receipt.
     outcomes: BTreeMap<u64, Published>,
@@ -72,11 +79,22 @@ pub(super) struct Receiver {
 
 impl Receiver {
     pub(super) const fn new(max: usize) -> Self {
-        Self { max, seen: 0, published: 0, undecided: BTreeSet::new(), outcomes: BTreeMap::new() }
+        Self {
+            max,
+            seen: 0,
+            published: 0,
+            fresh: true,
+            undecided: BTreeSet::new(),
+            outcomes: BTreeMap::new(),
+        }
     }
 
     pub(super) const fn published(&self) -> u64 {
         self.published
+    }
+
+    pub(super) fn is_quiet(&self) -> bool {
+        self.undecided.is_empty()
     }
 
     /// A new life, with what the host's high-water mark says.
@@ -90,12 +108,13 @@ impl Receiver {
             let outcome = self.outcomes.get(&number).cloned();
             return Ok(Some(outcome.map(|outcome| Frame::Receipt { number, outcome })));
         }
-        if number != self.seen.saturating_add(1) {
+        if number != self.seen.saturating_add(1) && !self.fresh {
             return Err(Code::OutOfOrder);
         }
         if self.undecided.len() >= self.max {
             return Err(Code::WindowExceeded);
         }
+        self.fresh = false;
         self.seen = number;
         self.undecided.insert(number);
         Ok(None)

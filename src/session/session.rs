@@ -200,10 +200,28 @@ impl Session {
         }
     }
 
+    /// Whether a connection is open, or hello was said over one.
+    #[must_use]
+    pub const fn is_linked(&self) -> bool {
+        matches!(self.link, Link::Greeting(..) | Link::Up(_))
+    }
+
     /// Whether nothing can be resumed any more.
     #[must_use]
     pub const fn is_over(&self) -> bool {
         matches!(self.link, Link::Over)
+    }
+
+    /// Every publish of the peer up to this number was decided: for [`Grant::published`](super::Grant), should the session end.
+    #[must_use]
+    pub const fn decided_publishes(&self) -> u64 {
+        self.receiver.published()
+    }
+
+    /// Whether nothing is under way in either direction: a connection that is closed now loses nobody any time.
+    #[must_use]
+    pub fn is_quiet(&self) -> bool {
+        self.out.is_quiet() && self.inc.is_quiet() && self.publisher.is_quiet() && self.receiver.is_quiet()
     }
 
     /// How good the connection is.
@@ -286,6 +304,9 @@ impl Session {
         }
         if !outcomes.is_empty() {
             self.event(Event::Outcomes(outcomes));
+        }
+        if let Some(heard) = self.out.take_heard_of_gaps() {
+            self.event(Event::GapsHeard(heard));
         }
         if self.inc.is_ready() && !self.ready_told {
             self.ready_told = true;

@@ -596,6 +596,54 @@ fn a_request_times_out_while_its_message_is_still_on_its_way() {
 }
 
 #[test]
+fn an_answer_that_comes_late_is_told_all_the_same() {
+    let mut pair = Pair::open();
+    let request = Item { reply_within: Some(Duration::from_secs(5)), ..normal(1) };
+    pair.server(Input::Offer(vec![request.clone()]));
+    pair.run();
+    let taken = pair.taken();
+    pair.wait(Duration::from_secs(5));
+    pair.client(Input::Verdicts(vec![(taken[0].id, Verdict::Replied(Bytes::from_static(b"yes")))]));
+    pair.run();
+    assert!(pair.server_events.contains(&Event::Reply(request.place, Bytes::from_static(b"yes"))));
+}
+
+#[test]
+fn a_gap_is_heard_when_it_is_acknowledged_and_told_again_when_its_life_is_over() {
+    let mut pair = Pair::open();
+    let heard = |pair: &Pair| {
+        let heard = pair.server_events.iter().filter_map(|event| match event {
+            Event::GapsHeard(heard) => Some(*heard),
+            _ => None,
+        });
+        heard.collect::<Vec<_>>()
+    };
+    pair.server(Input::Gap(2, GapReason::Expired));
+    pair.server(Input::Gap(1, GapReason::Overflow));
+    assert!(heard(&pair).is_empty());
+    pair.run();
+    pair.wait(Duration::from_secs(1));
+    pair.run();
+    assert_eq!(heard(&pair), [true]);
+    pair.server(Input::Gap(1, GapReason::Undeliverable));
+    pair.cut();
+    pair.wait(pair.config.keep);
+    assert_eq!(heard(&pair), [true, false]);
+}
+
+#[test]
+fn a_device_goes_on_publishing_where_it_was_though_the_host_remembers_nothing() {
+    let mut pair = Pair::open();
+    let publish = |number| Input::Frame(ConnId(1), Frame::Publish { number, message: normal(1).message });
+    pair.server(publish(57));
+    pair.server(publish(58));
+    let published = |event: &&Event| matches!(event, Event::Publish(..));
+    assert_eq!(pair.server_events.iter().filter(published).count(), 2);
+    pair.server(publish(60));
+    assert_eq!(violation(&pair.server_events), Some(Code::OutOfOrder), "but nothing is left out");
+}
+
+#[test]
 fn a_publish_is_decided_once_and_its_receipt_survives_a_lost_connection() {
     let mut pair = Pair::open();
     let message = normal(1).message;
@@ -799,7 +847,6 @@ fn every_violation_has_a_code_of_its_own_and_closes_the_connection() {
         (Frame::Nack(nack(2, 1)), Code::AckOfUnsent),
         (Frame::Progress(range(2, 2)), Code::AckOfUnsent),
         (Frame::Reply { number: 2, payload: Bytes::new() }, Code::AckOfUnsent),
-        (Frame::Publish { number: 2, message: normal(1).message }, Code::OutOfOrder),
         (Frame::Receipt { number: 1, outcome: Published::Accepted }, Code::UnexpectedFrame),
         (Frame::Reject(Session::refused(Code::Overloaded)), Code::UnexpectedFrame),
         (Frame::Renewed { expires_in: None }, Code::UnexpectedFrame),

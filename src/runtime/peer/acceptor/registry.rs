@@ -1,0 +1,126 @@
+//! Who is connected: one session for each user's device, found by both. Never hands out a reference into its map.
+
+use core::time::Duration;
+use std::sync::Arc;
+
+use dashmap::DashMap;
+use parking_lot::Mutex;
+use tokio::sync::{mpsc, watch};
+
+use super::super::conn::Conn;
+use crate::id::{DeviceId, UserId};
+use crate::session::frame::{Hello, Refused};
+use crate::session::{Grade, Grant};
+use crate::time::Timestamp;
+
+/// Who is at the other end of a session.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub struct Peer {
+    /// Who it is, by its credentials.
+    pub user: UserId,
+    /// Which device it says it is.
+    pub device: DeviceId,
+}
+
+impl Peer {
+    /// This user's device.
+    #[must_use]
+    pub const fn new(user: UserId, device: DeviceId) -> Self {
+        Self { user, device }
+    }
+}
+
+/// What is known of a session.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct Connection {
+    /// Who it is.
+    pub peer: Peer,
+    /// What the host called the transport of the newest connection.
+    pub transport: &'static str,
+    /// Where the newest connection came from, as the host said.
+    pub address: String,
+    /// Whether a connection is open; otherwise the session waits to be resumed.
+    pub is_open: bool,
+    /// Since when it is open, or not, by the engine's clock.
+    pub since: Timestamp,
+    /// Whether the newest connection resumed the session.
+    pub resumed: bool,
+    /// How good it is.
+    pub grade: Grade,
+    /// The smoothed round-trip time, once there is one.
+    pub rtt: Option<Duration>,
+    /// Whether the peer takes nothing, so that its messages wait in the outbox.
+    pub is_parked: bool,
+}
+
+/// A new connection for a session.
+pub(super) struct Arrival {
+    pub(super) conn: Conn,
+    pub(super) hello: Box<Hello>,
+    pub(super) grant: Grant,
+    pub(super) transport: &'static str,
+    pub(super) address: String,
+}
+
+/// What a session's task is told.
+pub(super) enum Command {
+    Admit(Box<Arrival>),
+    /// Ask it to come back later, and close when nothing is under way any more.
+    GoAway(Refused),
+    /// Close the connection; with a terminal code, the session.
+    Close(Refused),
+    /// Close and be done.
+    Stop(Refused),
+}
+
+/// One session's task, as others see it.
+pub(super) struct Entry {
+    pub(super) serial: u64,
+    pub(super) commands: mpsc::Sender<Command>,
+    pub(super) info: Mutex<Connection>,
+}
+
+/// All sessions.
+pub(super) struct Registry {
+    entries: DashMap<Peer, Arc<Entry>>,
+    version: watch::Sender<u64>,
+}
+
+impl Registry {
+    pub(super) fn new() -> Self {
+        Self { entries: DashMap::new(), version: watch::Sender::new(0) }
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub(super) fn find(&self, peer: &Peer) -> Option<Arc<Entry>> {
+        self.entries.get(peer).map(|entry| entry.value().clone())
+    }
+
+    /// The session's, or the one that is made, which the caller starts.
+    pub(super) fn find_or(&self, peer: &Peer, make: impl FnOnce() -> Arc<Entry>) -> Arc<Entry> {
+        self.entries.entry(peer.clone()).or_insert_with(make).value().clone()
+    }
+
+    /// Forgets this one, and no other that has taken its place.
+    pub(super) fn remove(&self, peer: &Peer, serial: u64) {
+        self.entries.remove_if(peer, |_, entry| entry.serial == serial);
+        self.changed();
+    }
+
+    pub(super) fn all(&self) -> Vec<Arc<Entry>> {
+        self.entries.iter().map(|entry| entry.value().clone()).collect()
+    }
+
+    pub(super) fn changed(&self) {
+        self.version.send_modify(|version| *version = version.wrapping_add(1));
+    }
+
+    pub(super) fn watch(&self) -> watch::Receiver<u64> {
+        self.version.subscribe()
+    }
+}

@@ -1,0 +1,58 @@
+//! A server's messages on their way into the client: for its user and nobody else, and once.
+
+use super::super::contain::{Running, contained};
+use super::super::receive::{AnyReceiver, Full, Received, delivery, into_inbox};
+use crate::id::UserId;
+use crate::runtime::Inbox;
+use crate::session::frame::GapReason;
+use crate::session::{Code, Inbound, InboundId, Verdict};
+
+/// Takes messages into the client's engine, or hands them to a receiver that keeps none.
+pub(super) struct Intake {
+    pub(super) user: UserId,
+    pub(super) inbox: Inbox,
+    pub(super) direct: Option<Box<dyn AnyReceiver>>,
+}
+
+impl Intake {
+    async fn take(&mut self, batch: Vec<Inbound>) -> Option<Vec<(InboundId, Verdict)>> {
+        let (ours, others): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|inbound| *inbound.item.message.recipient() == self.user);
+        let refused = others.iter().map(|inbound| (inbound.id, Verdict::Rejected(Code::NotPermitted)));
+        let mut verdicts: Vec<_> = refused.collect();
+        if ours.is_empty() {
+            return Some(verdicts);
+        }
+        match self.direct.take() {
+            Some(receiver) => {
+                let (receiver, theirs) = receiver.receive(ours).await?;
+                self.direct = Some(receiver);
+                verdicts.extend(theirs);
+            }
+            None => {
+                let ours = ours.into_iter().map(|inbound| (inbound.id, delivery(inbound))).collect();
+                verdicts.extend(into_inbox(&self.inbox, ours, Full::TheOnlyOne).await);
+            }
+        }
+        Some(verdicts)
+    }
+}
+
+impl AnyReceiver for Intake {
+    fn receive(mut self: Box<Self>, batch: Vec<Inbound>) -> Running<Option<Received>> {
+        Box::pin(async move {
+            let taken = contained(async move {
+                let verdicts = self.take(batch).await?;
+                Some((self as Box<dyn AnyReceiver>, verdicts))
+            });
+            taken.await.flatten()
+        })
+    }
+
+    fn missed(&mut self, count: u64, reason: GapReason) {
+        match self.direct.as_mut() {
+            Some(receiver) => receiver.missed(count, reason),
+            None => tracing::info!(count, reason = reason.as_str(), "messages will not come"),
+        }
+    }
+}

@@ -1,0 +1,85 @@
+//! What becomes of a peer's messages: they are taken into the engine, or handed to a receiver of the host's.
+
+use core::time::Duration;
+
+use super::contain::{Running, contained};
+use crate::machine::{Delivery, EntryRef, Refusal};
+use crate::ports::Receiver;
+use crate::runtime::Inbox;
+use crate::session::frame::GapReason;
+use crate::session::{Code, Inbound, InboundId, Verdict};
+
+/// How long an engine that cannot take something now asks its peer to wait.
+const BUSY: Duration = Duration::from_millis(500);
+
+/// What a receiver says of a batch; and the receiver, for the next one.
+pub(super) type Received = (Box<dyn AnyReceiver>, Vec<(InboundId, Verdict)>);
+
+/// The erased twin of [`Receiver`].
+pub(super) trait AnyReceiver: Send {
+    fn receive(self: Box<Self>, batch: Vec<Inbound>) -> Running<Option<Received>>;
+    fn missed(&mut self, count: u64, reason: GapReason);
+}
+
+impl<R: Receiver> AnyReceiver for R {
+    fn receive(mut self: Box<Self>, batch: Vec<Inbound>) -> Running<Option<Received>> {
+        contained(async move {
+            let verdicts = Receiver::receive(&mut *self, batch).await;
+            (self as Box<dyn AnyReceiver>, verdicts)
+        })
+    }
+
+    fn missed(&mut self, count: u64, reason: GapReason) {
+        Receiver::missed(self, count, reason);
+    }
+}
+
+/// A message from a peer as a delivery for the inbox.
+pub(super) fn delivery(inbound: Inbound) -> Delivery {
+    let item = inbound.item;
+    Delivery {
+        message: item.message,
+        stream: inbound.stream,
+        entry: EntryRef { lane: item.place.lane, seq: item.place.seq },
+        floor: inbound.floor,
+        accepted_at: item.accepted_at,
+        attempts: item.attempts,
+        redelivered: item.redelivered,
+    }
+}
+
+/// Who fills an outbox.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Full {
+    /// Many senders do: this one message fails, and the others of its sender go on.
+    OneOfMany,
+    /// This one peer does: it waits.
+    TheOnlyOne,
+}
+
+/// Takes a batch into the engine, durably, once.
+pub(super) async fn into_inbox(
+    inbox: &Inbox,
+    batch: Vec<(InboundId, Delivery)>,
+    full: Full,
+) -> Vec<(InboundId, Verdict)> {
+    let (ids, deliveries): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    let volatile: Vec<_> = deliveries.iter().map(|one| one.entry.seq.epoch().0 == 0).collect();
+    let results = inbox.take(deliveries).await;
+    let verdicts =
+        results.into_iter().zip(volatile).map(|(result, volatile)| verdict(result, volatile, full));
+    ids.into_iter().zip(verdicts).collect()
+}
+
+fn verdict(result: Result<(), Refusal>, volatile: bool, full: Full) -> Verdict {
+    match result {
+        Ok(()) => Verdict::Delivered,
+        // Nobody is there for it, and it is not kept.
+        Err(_) if volatile => Verdict::Rejected(Code::Rejected),
+        Err(Refusal::Conflict) => Verdict::Rejected(Code::Conflict),
+        Err(Refusal::PayloadTooLarge { .. }) => Verdict::Rejected(Code::Invalid),
+        Err(refusal) if refusal.is_final() => Verdict::Rejected(Code::Rejected),
+        Err(Refusal::OutboxFull { .. }) if full == Full::OneOfMany => Verdict::Nack(None),
+        Err(_) => Verdict::Busy(BUSY),
+    }
+}

@@ -1,0 +1,577 @@
+//! When to connect, over which transport, with which credentials: what a connector does between its connections.
+//!
+//! It puts [`Backoff`], [`Ladder`] and [`Recovery`] together, and knows no more of a connection than whether there is one.
+//!
+//! ```text
+//!   Start ─► ask for credentials ─► dial ─► greet ─► up ──► a better transport has rested, or this one is poor:
+//!              ▲                     ▲                │      dial that one while this one stands, then switch
+//!              │   after a delay     │                │
+//!              └─────────────────────┴── what the recovery table says about the code it ended with
+//! ```
+//!
+//! # Invariants
+//! - At most one dial is under way, and at most one question for credentials.
+//! - What the peer asked for with `retry_after` is obeyed, whoever hints at a better network meanwhile.
+//! - While a connection stands, attempts at another transport cost it nothing.
+
+use core::time::Duration;
+use std::collections::VecDeque;
+
+use super::backoff::Backoff;
+use super::code::Code;
+use super::ladder::{Ladder, LadderConfig};
+use super::quality::Grade;
+use super::recovery::{Recovery, Step};
+use crate::config::ConfigError;
+use crate::time::Timestamp;
+
+/// Policies of a [`Dialer`].
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub struct DialerConfig {
+    /// The shortest delay before a new attempt. Default: 500 ms.
+    pub backoff_floor: Duration,
+    /// The longest delay of its own choice. Default: 20 s.
+    pub backoff_cap: Duration,
+    /// How long a transport may take to connect. Default: 10 s.
+    pub dial_timeout: Duration,
+    /// When transports are left and tried again.
+    pub ladder: LadderConfig,
+    /// What is done about each error.
+    pub recovery: Recovery,
+}
+
+impl Default for DialerConfig {
+    fn default() -> Self {
+        Self {
+            backoff_floor: Duration::from_millis(500),
+            backoff_cap: Duration::from_secs(20),
+            dial_timeout: Duration::from_secs(10),
+            ladder: LadderConfig::default(),
+            recovery: Recovery::default(),
+        }
+    }
+}
+
+impl DialerConfig {
+    /// Checks that the limits make sense.
+    ///
+    /// # Errors
+    /// [`ConfigError`] naming the first contradiction and what to change.
+    pub fn check(&self) -> Result<(), ConfigError> {
+        if self.backoff_floor.is_zero() || self.backoff_floor > self.backoff_cap {
+            return Err(ConfigError::new("backoff_floor must be above zero and not above backoff_cap"));
+        }
+        if self.dial_timeout.is_zero() {
+            return Err(ConfigError::new("dial_timeout is zero: no transport could ever be made"));
+        }
+        if self.ladder.cool_down.is_zero() || self.ladder.stable.is_zero() {
+            return Err(ConfigError::new(
+                "ladder.cool_down and ladder.stable must be above zero: transports would be changed all the time",
+            ));
+        }
+        Ok(())
+    }
+}
+
+/// What happens to a dialer.
+#[derive(Clone, Debug)]
+#[non_exhaustive]
+pub enum DialInput {
+    /// Begin.
+    Start,
+    /// There are credentials, asked for or not.
+    Credentials,
+    /// The host has none now.
+    NoCredentials,
+    /// The transport that was dialled stands, and the session says hello over it.
+    Stands,
+    /// The transport that was dialled could not be made.
+    Failed(Code, Option<Duration>),
+    /// The handshake is done.
+    Opened,
+    /// The session's connection is gone, and no other has taken its place.
+    Lost(Code, Option<Duration>),
+    /// The peer will close the connection, and wants to see us again after that time.
+    GoingAway(Option<Duration>),
+    /// How good the connection is.
+    Graded(Grade),
+    /// The host has another network, on which these transports worked before.
+    NetworkChanged(Vec<usize>),
+    /// Nothing more.
+    Close(Code),
+    /// Time has passed, see [`Dialer::poll_timeout`].
+    Tick,
+}
+
+/// What the shell must do, in order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DialAction {
+    /// Ask the host for credentials, because of this; then say [`DialInput::Credentials`] or [`DialInput::NoCredentials`].
+    AskCredentials(Option<Code>),
+    /// Make a connection over this transport; then say [`DialInput::Stands`] or [`DialInput::Failed`].
+    Dial(usize),
+    /// Drop the attempt that is under way.
+    Abandon,
+    /// Tell the host.
+    State(DialState),
+}
+
+/// Where a dialer is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[non_exhaustive]
+pub enum DialState {
+    /// No connection, and no attempt before this time.
+    Offline(Timestamp, Option<Code>),
+    /// The host has no credentials that are good.
+    NeedsCredentials(Option<Code>),
+    /// An attempt over this transport is under way.
+    Connecting(usize),
+    /// A connection over this transport is open.
+    Online(usize),
+    /// It will not connect any more.
+    Closed(Code),
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Phase {
+    Idle,
+    /// Asked for credentials.
+    Asking,
+    /// Until then.
+    Waiting(Timestamp),
+    /// The transport is being made, since then.
+    Dialing(usize, Timestamp),
+    /// It stands, and hello was said.
+    Greeting(usize),
+    /// Open; perhaps with another transport being made since then.
+    Up(usize, Option<(usize, Timestamp)>),
+    Closed,
+}
+
+/// Decides when to connect and how. See the module's documentation; the drain contract is that of a
+/// [`Session`](super::Session).
+#[derive(Clone, Debug)]
+pub struct Dialer {
+    config: DialerConfig,
+    backoff: Backoff,
+    ladder: Ladder,
+    phase: Phase,
+    grade: Grade,
+    has_credentials: bool,
+    /// The peer does not want to see us before.
+    not_before: Timestamp,
+    why: Option<Code>,
+    now: Timestamp,
+    actions: VecDeque<DialAction>,
+}
+
+impl Dialer {
+    /// For so many transports (at least one), the best first; `worked` is [`Dialer::memory`] of an earlier one here.
+    #[must_use]
+    pub fn new(config: DialerConfig, transports: usize, worked: &[usize], seed: u64) -> Self {
+        Self {
+            backoff: Backoff::new(config.backoff_floor, config.backoff_cap, seed),
+            ladder: Ladder::new(config.ladder.clone(), transports, worked),
+            config,
+            phase: Phase::Idle,
+            grade: Grade::Good,
+            has_credentials: false,
+            not_before: Timestamp::ZERO,
+            why: None,
+            now: Timestamp::ZERO,
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Which transports worked here.
+    #[must_use]
+    pub fn memory(&self) -> Vec<usize> {
+        self.ladder.memory()
+    }
+
+    /// The next thing to do; call until `None`.
+    pub fn poll_action(&mut self) -> Option<DialAction> {
+        self.actions.pop_front()
+    }
+
+    /// When to say [`DialInput::Tick`], unless something happens before.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Timestamp> {
+        match self.phase {
+            Phase::Waiting(until) => Some(until),
+            Phase::Dialing(_, since) | Phase::Up(_, Some((_, since))) => {
+                Some(since.after(self.config.dial_timeout))
+            }
+            Phase::Up(_, None) => self.ladder.poll_timeout(),
+            Phase::Idle | Phase::Asking | Phase::Greeting(_) | Phase::Closed => None,
+        }
+    }
+
+    /// Tells what happened. Then drain [`Dialer::poll_action`].
+    pub fn handle(&mut self, now: Timestamp, input: DialInput) {
+        self.now = self.now.max(now);
+        match input {
+            DialInput::Start => {
+                if self.phase == Phase::Idle {
+                    self.proceed();
+                }
+            }
+            DialInput::Credentials => self.credentials(),
+            DialInput::NoCredentials => self.no_credentials(),
+            DialInput::Stands => self.stands(),
+            DialInput::Failed(code, retry_after) => self.failed(code, retry_after),
+            DialInput::Opened => self.opened(),
+            DialInput::Lost(code, retry_after) => self.lost(code, retry_after),
+            DialInput::GoingAway(retry_after) => self.asked_for(retry_after),
+            DialInput::Graded(grade) => {
+                self.grade = grade;
+                self.look_around();
+            }
+            DialInput::NetworkChanged(worked) => self.network_changed(&worked),
+            DialInput::Close(code) => self.close(code),
+            DialInput::Tick => self.tick(),
+        }
+    }
+
+    fn state(&mut self, state: DialState) {
+        self.actions.push_back(DialAction::State(state));
+    }
+
+    /// Connects, if there are credentials, or asks for some.
+    fn proceed(&mut self) {
+        if self.has_credentials {
+            let rung = self.ladder.current();
+            self.phase = Phase::Dialing(rung, self.now);
+            self.state(DialState::Connecting(rung));
+            self.actions.push_back(DialAction::Dial(rung));
+        } else {
+            self.phase = Phase::Asking;
+            self.actions.push_back(DialAction::AskCredentials(self.why));
+        }
+    }
+
+    fn wait(&mut self, until: Timestamp) {
+        self.phase = Phase::Waiting(until);
+        self.state(DialState::Offline(until, self.why));
+    }
+
+    fn credentials(&mut self) {
+        let had = core::mem::replace(&mut self.has_credentials, true);
+        match self.phase {
+            // Those that were refused a moment ago may come again: not in a busy loop.
+            Phase::Asking | Phase::Waiting(_) if !had && self.not_before > self.now => {
+                self.wait(self.not_before)
+            }
+            Phase::Asking | Phase::Waiting(_) if !had => self.proceed(),
+            _ => {}
+        }
+    }
+
+    /// The host is asked again: what gives it some may be what cannot be reached now.
+    fn no_credentials(&mut self) {
+        if self.phase == Phase::Asking {
+            let until = self.now.after(self.backoff.next_delay(None)).max(self.not_before);
+            self.phase = Phase::Waiting(until);
+            self.state(DialState::NeedsCredentials(self.why));
+        }
+    }
+
+    fn stands(&mut self) {
+        match self.phase {
+            Phase::Dialing(rung, _) | Phase::Up(_, Some((rung, _))) => self.phase = Phase::Greeting(rung),
+            _ => {}
+        }
+    }
+
+    fn opened(&mut self) {
+        if let Phase::Greeting(rung) = self.phase {
+            self.phase = Phase::Up(rung, None);
+            self.why = None;
+            self.grade = Grade::Good;
+            self.backoff.reset();
+            self.ladder.connected(self.now);
+            self.state(DialState::Online(rung));
+        }
+    }
+
+    /// A transport could not be made.
+    fn failed(&mut self, code: Code, retry_after: Option<Duration>) {
+        match self.phase {
+            Phase::Dialing(..) => self.ended(code, retry_after),
+            Phase::Up(held, Some((rung, _))) => {
+                // It is left at once: there is one that works.
+                let mut next = self.ladder.failed(self.now);
+                while next == rung && next != held {
+                    next = self.ladder.failed(self.now);
+                }
+                self.try_beside(held, next);
+            }
+            _ => {}
+        }
+    }
+
+    /// Another transport is made while the one that is held stands; or none, if that is the one.
+    fn try_beside(&mut self, held: usize, rung: usize) {
+        if rung < held || self.grade == Grade::Poor && rung != held {
+            self.phase = Phase::Up(held, Some((rung, self.now)));
+            self.actions.push_back(DialAction::Dial(rung));
+        } else {
+            self.phase = Phase::Up(held, None);
+            self.ladder.settle(held, self.now);
+        }
+    }
+
+    /// Whether another transport should be tried.
+    fn look_around(&mut self) {
+        if let Phase::Up(held, None) = self.phase
+            && let Some(rung) = self.ladder.graded(self.now, self.grade)
+        {
+            self.phase = Phase::Up(held, Some((rung, self.now)));
+            self.actions.push_back(DialAction::Dial(rung));
+        }
+    }
+
+    fn lost(&mut self, code: Code, retry_after: Option<Duration>) {
+        match self.phase {
+            Phase::Up(_, Some(_)) => {
+                self.actions.push_back(DialAction::Abandon);
+                self.ended(code, retry_after);
+            }
+            Phase::Up(_, None) | Phase::Greeting(_) => self.ended(code, retry_after),
+            _ => {}
+        }
+    }
+
+    fn asked_for(&mut self, retry_after: Option<Duration>) {
+        if let Some(after) = retry_after {
+            self.not_before = self.now.after(after);
+        }
+    }
+
+    /// What the table says about how it ended.
+    fn ended(&mut self, code: Code, retry_after: Option<Duration>) {
+        self.why = Some(code);
+        self.asked_for(retry_after);
+        match self.config.recovery.next(code, retry_after, &mut self.backoff) {
+            Step::Reconnect(delay) => self.wait(self.now.after(delay).max(self.not_before)),
+            Step::SwitchTransport(delay) => {
+                self.ladder.failed(self.now);
+                self.wait(self.now.after(delay).max(self.not_before));
+            }
+            Step::WaitForCredentials => {
+                self.has_credentials = false;
+                self.not_before = self.now.after(self.backoff.next_delay(retry_after));
+                self.proceed();
+            }
+            Step::GiveUp => {
+                self.phase = Phase::Closed;
+                self.state(DialState::Closed(code));
+            }
+        }
+    }
+
+    fn network_changed(&mut self, worked: &[usize]) {
+        match self.phase {
+            Phase::Closed | Phase::Idle => {}
+            Phase::Waiting(_) => {
+                self.ladder.network_changed(worked);
+                self.backoff.reset();
+                if self.not_before > self.now {
+                    self.wait(self.not_before);
+                } else {
+                    self.proceed();
+                }
+            }
+            // The old one may be dead without anybody knowing: a new one is made beside it.
+            Phase::Up(held, dial) => {
+                if dial.is_some() {
+                    self.actions.push_back(DialAction::Abandon);
+                }
+                self.ladder.network_changed(worked);
+                let rung = self.ladder.current();
+                self.phase = Phase::Up(held, Some((rung, self.now)));
+                self.actions.push_back(DialAction::Dial(rung));
+            }
+            Phase::Dialing(..) => {
+                self.actions.push_back(DialAction::Abandon);
+                self.ladder.network_changed(worked);
+                self.proceed();
+            }
+            Phase::Asking | Phase::Greeting(_) => self.ladder.network_changed(worked),
+        }
+    }
+
+    fn close(&mut self, code: Code) {
+        if self.phase == Phase::Closed {
+            return;
+        }
+        if matches!(self.phase, Phase::Dialing(..) | Phase::Up(_, Some(_))) {
+            self.actions.push_back(DialAction::Abandon);
+        }
+        self.phase = Phase::Closed;
+        self.state(DialState::Closed(code));
+    }
+
+    fn tick(&mut self) {
+        match self.phase {
+            Phase::Waiting(until) if until <= self.now => self.proceed(),
+            Phase::Dialing(_, since) | Phase::Up(_, Some((_, since)))
+                if since.after(self.config.dial_timeout) <= self.now =>
+            {
+                self.actions.push_back(DialAction::Abandon);
+                self.failed(Code::HandshakeTimeout, None);
+            }
+            Phase::Up(_, None) => self.look_around(),
+            _ => {}
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn at(millis: u64) -> Timestamp {
+        Timestamp::from_millis(1_000_000 + millis)
+    }
+
+    fn tell(dialer: &mut Dialer, millis: u64, input: DialInput) -> Vec<DialAction> {
+        dialer.handle(at(millis), input);
+        std::iter::from_fn(|| dialer.poll_action()).collect()
+    }
+
+    fn dialer(transports: usize) -> Dialer {
+        let mut dialer = Dialer::new(DialerConfig::default(), transports, &[], 1);
+        assert_eq!(tell(&mut dialer, 0, DialInput::Start), [DialAction::AskCredentials(None)]);
+        dialer
+    }
+
+    /// Up over the first transport.
+    fn up(transports: usize) -> Dialer {
+        let mut dialer = dialer(transports);
+        let dialled = tell(&mut dialer, 0, DialInput::Credentials);
+        assert_eq!(dialled, [DialAction::State(DialState::Connecting(0)), DialAction::Dial(0)]);
+        assert_eq!(tell(&mut dialer, 0, DialInput::Stands), []);
+        assert_eq!(tell(&mut dialer, 0, DialInput::Opened), [DialAction::State(DialState::Online(0))]);
+        dialer
+    }
+
+    fn until(actions: &[DialAction]) -> u64 {
+        match actions.last() {
+            Some(DialAction::State(DialState::Offline(at, _))) => at.as_millis() - 1_000_000,
+            other => panic!("offline was expected, not {other:?}"),
+        }
+    }
+
+    #[test]
+    fn a_lost_connection_is_made_again_after_a_delay_and_a_hint_shortens_it() {
+        let mut dialer = up(1);
+        let lost = tell(&mut dialer, 5000, DialInput::Lost(Code::TransportLost, None));
+        assert!((5500..=6000).contains(&until(&lost)), "{lost:?}");
+        assert_eq!(dialer.poll_timeout(), Some(at(until(&lost))));
+        assert_eq!(tell(&mut dialer, 5400, DialInput::Tick), []);
+        let hinted = tell(&mut dialer, 5400, DialInput::NetworkChanged(vec![]));
+        assert_eq!(hinted, [DialAction::State(DialState::Connecting(0)), DialAction::Dial(0)]);
+    }
+
+    #[test]
+    fn what_the_peer_asked_for_is_obeyed_whatever_the_host_hints() {
+        let mut dialer = up(1);
+        let after = Some(Duration::from_secs(30));
+        let lost = tell(&mut dialer, 0, DialInput::Lost(Code::Draining, after));
+        assert!((30_000..=30_500).contains(&until(&lost)), "{lost:?}");
+        let hinted = tell(&mut dialer, 1000, DialInput::NetworkChanged(vec![]));
+        assert_eq!(until(&hinted), 30_000);
+    }
+
+    #[test]
+    fn who_was_asked_to_leave_comes_back_in_its_slot_however_the_connection_ends() {
+        let mut dialer = up(1);
+        tell(&mut dialer, 0, DialInput::GoingAway(Some(Duration::from_secs(60))));
+        let lost = tell(&mut dialer, 1000, DialInput::Lost(Code::TransportLost, None));
+        assert_eq!(until(&lost), 60_000);
+    }
+
+    #[test]
+    fn refused_credentials_are_asked_for_again_and_not_tried_at_once() {
+        let mut dialer = up(1);
+        let lost = tell(&mut dialer, 0, DialInput::Lost(Code::SessionExpired, None));
+        assert_eq!(lost, [DialAction::AskCredentials(Some(Code::SessionExpired))]);
+        let again = tell(&mut dialer, 1, DialInput::Credentials);
+        assert!((500..=1000).contains(&until(&again)));
+        assert_eq!(tell(&mut dialer, 1000, DialInput::Tick).last(), Some(&DialAction::Dial(0)));
+    }
+
+    #[test]
+    fn without_credentials_the_host_is_asked_again_later() {
+        let mut dialer = dialer(1);
+        let none = tell(&mut dialer, 0, DialInput::NoCredentials);
+        assert_eq!(none, [DialAction::State(DialState::NeedsCredentials(None))]);
+        assert_eq!(tell(&mut dialer, 2000, DialInput::Tick), [DialAction::AskCredentials(None)]);
+        tell(&mut dialer, 2000, DialInput::NoCredentials);
+        let given = tell(&mut dialer, 2001, DialInput::Credentials);
+        assert_eq!(given.last(), Some(&DialAction::Dial(0)), "or it is given some, unasked");
+    }
+
+    #[test]
+    fn a_transport_that_takes_too_long_is_dropped_and_the_next_one_gets_its_turn() {
+        let mut dialer = dialer(2);
+        tell(&mut dialer, 0, DialInput::Credentials);
+        let mut now = 0;
+        for _ in 0..2 {
+            now += 10_000;
+            let slow = tell(&mut dialer, now, DialInput::Tick);
+            assert_eq!(slow.first(), Some(&DialAction::Abandon));
+            now = until(&slow);
+            tell(&mut dialer, now, DialInput::Tick);
+        }
+        assert_eq!(dialer.phase, Phase::Dialing(1, at(now)));
+    }
+
+    #[test]
+    fn a_better_transport_is_tried_beside_the_one_that_stands_and_a_failure_costs_nothing() {
+        let mut dialer = dialer(2);
+        tell(&mut dialer, 0, DialInput::Credentials);
+        tell(&mut dialer, 0, DialInput::Failed(Code::TransportLost, None));
+        tell(&mut dialer, 2000, DialInput::Tick);
+        let left = tell(&mut dialer, 2000, DialInput::Failed(Code::TransportLost, None));
+        let now = until(&left);
+        assert_eq!(tell(&mut dialer, now, DialInput::Tick).last(), Some(&DialAction::Dial(1)));
+        tell(&mut dialer, now, DialInput::Stands);
+        tell(&mut dialer, now, DialInput::Opened);
+        // It has rested.
+        let rested = dialer.poll_timeout().expect("the better one rests").as_millis() - 1_000_000;
+        assert_eq!(tell(&mut dialer, rested, DialInput::Tick), [DialAction::Dial(0)]);
+        assert_eq!(tell(&mut dialer, rested, DialInput::Failed(Code::TransportLost, None)), []);
+        assert_eq!(dialer.phase, Phase::Up(1, None));
+        let longer = dialer.poll_timeout().expect("it is tried again").as_millis() - 1_000_000;
+        assert!(longer >= rested + 40_000, "{longer} after {rested}");
+        assert_eq!(tell(&mut dialer, longer, DialInput::Tick), [DialAction::Dial(0)]);
+        assert_eq!(tell(&mut dialer, longer, DialInput::Stands), []);
+        let climbed = tell(&mut dialer, longer, DialInput::Opened);
+        assert_eq!(climbed, [DialAction::State(DialState::Online(0))]);
+    }
+
+    #[test]
+    fn a_poor_connection_is_left_for_the_next_transport_once_that_stands() {
+        let mut dialer = up(2);
+        assert_eq!(tell(&mut dialer, 8000, DialInput::Graded(Grade::Poor)), [DialAction::Dial(1)]);
+        assert_eq!(dialer.phase, Phase::Up(0, Some((1, at(8000)))));
+        // If that fails, nothing is left but the poor one.
+        tell(&mut dialer, 8000, DialInput::Failed(Code::TransportLost, None));
+        assert_eq!(dialer.phase, Phase::Up(0, None));
+    }
+
+    #[test]
+    fn what_breaks_for_good_closes_it_and_nothing_opens_it_again() {
+        let mut dialer = up(1);
+        let closed = tell(&mut dialer, 0, DialInput::Lost(Code::TakenOver, None));
+        assert_eq!(closed, [DialAction::State(DialState::Closed(Code::TakenOver))]);
+        for input in [DialInput::NetworkChanged(vec![]), DialInput::Credentials, DialInput::Tick] {
+            assert_eq!(tell(&mut dialer, 100_000, input), []);
+        }
+        assert_eq!(dialer.poll_timeout(), None);
+    }
+}
