@@ -1,0 +1,663 @@
+/** The client over databases in memory, a network that the test commands, and time that it makes. */
+import assert from "node:assert/strict";
+import { test } from "node:test";
+import { Busy, Client, Code, LastmileError, Reject } from "../client.mjs";
+import { Peer } from "./peer.mjs";
+import { Network, World } from "./world.mjs";
+
+/** A world with a peer and a network, and pages with clients of one user in it. */
+function setUp(peerOptions = {}, seed = 1) {
+  const world = new World(seed), accepted = [];
+  const peer = new Peer(world, { onAccept: (user, message) => accepted.push({ user, ...message }), ...peerOptions });
+  const network = new Network(world, peer);
+  /** Opens a page with a client. `handle` replaces the handler that writes to `history`. */
+  const open = (options = {}, { locks, connect = true, handle } = {}) => {
+    const page = world.page({ locks }), states = [], errors = [];
+    const client = new Client({
+      name: "alice", url: "http://server/lastmile", user: "alice", credentials: () => "secret", stores: { history: { keyPath: "id" } },
+      transports: network.transports(page), platform: page.platform, ...options,
+    });
+    client.watch("state", (state) => states.push(state));
+    client.watch("error", (error) => errors.push(error));
+    client.on("*", handle ?? ((message, writes) => writes.update("history", message.id, (row) => ({ id: message.id, payload: message.payload, times: (row?.times ?? 0) + 1 }))));
+    if (connect) client.connect();
+    return { page, client, states, errors };
+  };
+  /** What a promise gives, while time passes. */
+  const settle = async (promise, ms = 60_000) => {
+    let done;
+    promise.then((value) => { done = { value }; }, (error) => { done = { error }; });
+    await world.pass(ms, () => done !== undefined);
+    assert.ok(done, "it is not settled");
+    if (done.error) throw done.error;
+    return done.value;
+  };
+  const send = (client, payload, fields = {}) => settle(client.send({ to: "bob", event: "chat.message", payload, ...fields }));
+  const payloads = () => accepted.map(({ payload }) => payload);
+  return { world, peer, network, accepted, open, settle, send, payloads };
+}
+
+const online = ({ client }) => () => client.state.name === "online";
+
+test("a message is kept when send resolves, and accepted once when there is a connection", async () => {
+  const { world, open, send, settle, payloads, peer } = setUp();
+  const tab = open({}, { connect: false });
+  const sent = await send(tab.client, "one");
+  assert.match(sent.id, /^[0-9a-f]{12}7[0-9a-f]{3}[89ab][0-9a-f]{15}$/, "a version 7 UUID");
+  assert.deepEqual(tab.client.outbox().map(({ id, status, offered }) => [id, status, offered]), [[sent.id, "queued", false]]);
+  tab.client.connect();
+  assert.equal((await settle(sent.settled)).status, "accepted");
+  await world.pass(1000);
+  assert.deepEqual([payloads(), tab.client.outbox(), peer.violations], [["one"], [], []]);
+});
+
+test("messages that were never sent go out once after a reload, in their order", async () => {
+  const { world, open, send, payloads, peer } = setUp();
+  const first = open({}, { connect: false });
+  for (const payload of ["1", "2", "3"]) await send(first.client, payload);
+  first.page.kill();
+  const second = open();
+  await world.pass(1000);
+  assert.deepEqual([payloads(), second.client.outbox(), peer.violations], [["1", "2", "3"], [], []]);
+});
+
+test("a message whose receipt was lost with the page is sent again under a new number, and accepted once", async () => {
+  const { world, open, send, settle, payloads, peer } = setUp();
+  const first = open();
+  await world.pass(1000, online(first));
+  await send(first.client, "before");
+  await world.pass(1000);
+  let killed = false;
+  peer.options.onPublish = () => {
+    if (!killed) first.page.kill();
+    killed = true;
+  };
+  first.client.send({ to: "bob", event: "chat.message", payload: "one" });
+  await world.pass(1000, () => killed);
+  assert.deepEqual(payloads(), ["before", "one"]);
+  const second = open();
+  await world.pass(1000, online(second));
+  const [{ id, offered }] = second.client.outbox();
+  assert.equal(offered, true);
+  assert.equal((await settle(second.client.sent(id).settled)).status, "accepted");
+  assert.deepEqual([payloads(), peer.violations], [["before", "one"], []]);
+});
+
+test("what may have been accepted longer ago than ids are remembered is not repeated, and said to be unknown", async () => {
+  const { world, open, settle, payloads, peer } = setUp();
+  const first = open();
+  await world.pass(1000, online(first));
+  let killed = false;
+  peer.options.onPublish = () => {
+    if (!killed) first.page.kill();
+    killed = true;
+  };
+  first.client.send({ to: "bob", event: "chat.message", payload: "one" });
+  await world.pass(1000, () => killed);
+  await world.pass(3_600_001);
+  const second = open();
+  await world.pass(1000);
+  const [outgoing] = second.client.outbox();
+  assert.deepEqual([outgoing.status, outgoing.failure.kind, payloads()], ["failed", "unknown-outcome", ["one"]]);
+  assert.equal(await settle(second.client.cancel(outgoing.id)), true);
+  assert.deepEqual([second.client.outbox(), peer.violations], [[], []]);
+});
+
+test("a lost connection is resumed, and neither end repeats what the other has", async () => {
+  const { world, open, send, network, payloads, peer, settle } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  const sent = [];
+  for (let round = 0; round < 5; round += 1) {
+    sent.push(await send(tab.client, `out ${round}`));
+    peer.post("alice", { payload: `in ${round}` });
+    network.cut();
+    await world.pass(5000);
+  }
+  for (const each of sent) assert.equal((await settle(each.settled)).status, "accepted");
+  const rows = await settle(tab.client.rows("history"));
+  assert.deepEqual(rows.map(({ payload, times }) => [payload, times]), [0, 1, 2, 3, 4].map((round) => [`in ${round}`, 1]));
+  assert.deepEqual([payloads(), peer.violations], [[0, 1, 2, 3, 4].map((round) => `out ${round}`), []]);
+});
+
+test("what took effect before a crash is acknowledged after it without taking effect again", async () => {
+  const { world, open, network, peer, settle } = setUp();
+  let handled = 0;
+  const handle = (message, writes) => {
+    handled += 1;
+    writes.update("history", message.id, (row) => ({ id: message.id, times: (row?.times ?? 0) + 1 }));
+  };
+  const first = open({}, { handle });
+  await world.pass(1000, online(first));
+  first.client.watch("stored", () => first.page.kill());
+  const id = peer.post("alice", { payload: "one" });
+  await world.pass(1000);
+  assert.equal(peer.log.filter(({ ended }) => ended).length, 0, "the ack is lost");
+  network.cut();
+  const second = open({}, { handle });
+  await world.pass(60_000, () => peer.log.some(({ ended }) => ended === id));
+  const rows = await settle(second.client.rows("history"));
+  assert.deepEqual([rows, handled, peer.violations], [[{ id, times: 1 }], 1, []]);
+});
+
+test("an ack says that it is on disk, and a crash before that means that it comes again", async () => {
+  for (let seed = 1; seed <= 12; seed += 1) {
+    const { world, open, peer, settle } = setUp({}, seed);
+    const first = open({}, {
+      handle: (message, writes) => {
+        writes.put("history", { id: message.id });
+        queueMicrotask(() => setImmediate(() => first.page.kill()));
+      },
+    });
+    await world.pass(1000, online(first));
+    const id = peer.post("alice", {});
+    await world.pass(1000);
+    const acked = peer.log.some(({ ended }) => ended === id);
+    const second = open({}, { connect: false });
+    const rows = await settle(second.client.rows("history"));
+    if (acked) assert.deepEqual(rows, [{ id }]);
+    second.client.connect();
+    await world.pass(120_000, () => peer.log.some(({ ended }) => ended === id));
+    assert.equal((await settle(second.client.rows("history"))).length, 1, `seed ${seed}`);
+  }
+});
+
+test("when a handler fails nothing is written, the message comes again, and those behind it wait for it", async () => {
+  const { world, open, peer, settle } = setUp();
+  const order = [];
+  let failures = 2;
+  const tab = open({}, {
+    handle: (message, writes) => {
+      writes.put("history", { id: message.id });
+      if (message.payload === "1" && failures-- > 0) throw failures === 1 ? new Error("no") : new Busy(300);
+      order.push(message.payload);
+    },
+  });
+  await world.pass(1000, online(tab));
+  const ids = ["1", "2", "3"].map((payload) => peer.post("alice", { payload, ordering_key: "a" }));
+  peer.post("alice", { payload: "other", ordering_key: "b" });
+  await world.pass(10);
+  assert.equal((await settle(tab.client.rows("history"))).some(({ id }) => ids.includes(id)), false);
+  await world.pass(5000);
+  assert.deepEqual(order, ["other", "1", "2", "3"]);
+  assert.deepEqual(peer.log.filter(({ nacked }) => nacked === ids[0]).map(({ code }) => code), [Code.Failed, Code.Busy]);
+  assert.deepEqual([tab.errors.map(({ message }) => message), peer.violations], [["no"], []]);
+});
+
+test("a handler may refuse a message for good", async () => {
+  const { world, open, peer } = setUp();
+  const tab = open({}, { handle: () => { throw new Reject("spam"); } });
+  await world.pass(1000, online(tab));
+  const id = peer.post("alice", {});
+  await world.pass(1000);
+  assert.deepEqual(peer.log.filter(({ nacked }) => nacked), [{ nacked: id, code: Code.Rejected }]);
+  assert.deepEqual(peer.outboxes.get("alice"), []);
+});
+
+test("a handler that never returns is given up after its time, and the server hears that it works until then", async () => {
+  const { world, open, peer } = setUp();
+  const tab = open({ handlerTimeout: 25_000 }, { handle: (message) => (message.payload === "slow" ? new Promise(() => {}) : undefined) });
+  await world.pass(1000, online(tab));
+  const id = peer.post("alice", { payload: "slow", ordering_key: "a" });
+  peer.post("alice", { payload: "fast", ordering_key: "b" });
+  await world.pass(24_000);
+  assert.deepEqual(peer.log.map(({ how }) => how), ["ack"], "others are not held up");
+  await world.pass(1500);
+  assert.deepEqual(peer.log.filter(({ nacked }) => nacked === id).map(({ code }) => code), [Code.Failed]);
+});
+
+test("a request is answered with what its handler returns, and with the same again", async () => {
+  const { world, open, peer, network } = setUp();
+  let handled = 0;
+  const first = open({}, { handle: () => ({ answer: (handled += 1) }) });
+  await world.pass(1000, online(first));
+  first.client.watch("stored", () => {});
+  const id = peer.post("alice", { reply_within_ms: 5000 });
+  await world.pass(1000);
+  assert.deepEqual(peer.log, [{ ended: id, how: { answer: 1 } }]);
+  // The reply is lost with the page: it is on disk, and said again.
+  const request = peer.post("alice", { reply_within_ms: 5000 });
+  await world.pass(1000, () => handled === 2);
+  await world.idle();
+  network.links.forEach((link) => { link.silent = true; });
+  await world.idle();
+  first.page.kill();
+  const second = open({}, { handle: () => ({ answer: (handled += 1) }) });
+  await world.pass(60_000, () => peer.log.some(({ ended }) => ended === request));
+  assert.ok(peer.log.some(({ ended, how }) => ended === request && how.answer === handled));
+  assert.equal(second.client.state.name, "online");
+});
+
+test("a volatile message has no place: another one under the same sequence number is another one", async () => {
+  const { world, open, peer } = setUp();
+  const heard = [];
+  const tab = open({}, { handle: (message) => heard.push(message.payload) });
+  await world.pass(1000, online(tab));
+  peer.post("alice", { payload: "1", durability: "volatile" });
+  peer.post("alice", { payload: "2", durability: "volatile" });
+  for (const entry of peer.outboxes.get("alice")) entry.seq = "1";
+  peer.restart();
+  await world.pass(100);
+  await world.pass(5000, online(tab));
+  for (const payload of ["3", "4"]) {
+    peer.post("alice", { payload, durability: "volatile" });
+    await world.pass(100);
+  }
+  assert.deepEqual(heard.slice(-2), ["3", "4"]);
+});
+
+test("places are forgotten when their floor has passed, and not before", async () => {
+  const { world, open, peer, settle } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  for (let round = 0; round < 20; round += 1) peer.post("alice", { payload: String(round) });
+  await world.pass(5000);
+  const db = await settle(new Promise((resolve) => {
+    const request = world.indexedDB.open("lastmile.alice");
+    request.onsuccess = () => resolve(request.result);
+  }));
+  const count = () => settle(new Promise((resolve) => {
+    const request = db.transaction("lastmile.inbox").objectStore("lastmile.inbox").count();
+    request.onsuccess = () => resolve(request.result);
+  }));
+  assert.equal(await count(), 0);
+  peer.post("alice", { payload: "held", ordering_key: "z" });
+  const floor = Object.getPrototypeOf(peer.sessions.get("alice")).floor;
+  peer.sessions.get("alice").floor = () => {};
+  for (let round = 0; round < 7; round += 1) peer.post("alice", { payload: String(round) });
+  await world.pass(5000);
+  assert.ok((await count()) >= 7, "without a floor they are kept");
+  floor.call(peer.sessions.get("alice"), "normal");
+  await world.pass(5000);
+  assert.equal(await count(), 0);
+  db.close();
+});
+
+test("calls overtake what waits, and one recipient's backlog holds nobody else up", async () => {
+  const { world, open, send, accepted } = setUp();
+  const tab = open({}, { connect: false });
+  for (let n = 0; n < 5; n += 1) await send(tab.client, `low ${n}`, { priority: "low" });
+  await send(tab.client, "to carol", { to: "carol", priority: "low" });
+  await send(tab.client, "call", { event: "call.ring", priority: "critical" });
+  tab.client.connect();
+  await world.pass(1000);
+  const order = accepted.map(({ payload }) => payload);
+  assert.equal(order[0], "call");
+  assert.ok(order.indexOf("to carol") <= 2, String(order));
+  assert.deepEqual(order.filter((payload) => payload.startsWith("low")), [0, 1, 2, 3, 4].map((n) => `low ${n}`));
+});
+
+test("a message that is refused for now is sent again later, and those behind it wait for it", async () => {
+  let full = 2;
+  const { world, open, send, payloads, peer, settle } = setUp({
+    onPublish: (user, { payload }) => (payload === "1" && full-- > 0 ? { code: 4402, retry_after_ms: 2000, text: "full" } : undefined),
+  });
+  const tab = open();
+  await world.pass(1000, online(tab));
+  const sent = await Promise.all(["1", "2", "3"].map((payload) => send(tab.client, payload)));
+  await world.pass(3000);
+  assert.deepEqual(payloads(), []);
+  for (const each of sent) assert.equal((await settle(each.settled)).status, "accepted");
+  assert.deepEqual([payloads(), peer.violations], [["1", "2", "3"], []]);
+});
+
+test("a message that is refused for good fails with the server's code, and can be sent again or taken back", async () => {
+  let refuse = true;
+  const { world, open, send, payloads, settle } = setUp({ onPublish: () => (refuse ? { code: 4452, text: "blocked" } : undefined) });
+  const tab = open();
+  await world.pass(1000, online(tab));
+  const [one, two] = [await send(tab.client, "1"), await send(tab.client, "2")];
+  const { status, failure } = await settle(one.settled);
+  assert.deepEqual([status, failure], ["failed", { kind: "rejected", code: 4452, text: "blocked" }]);
+  await settle(two.settled);
+  tab.page.kill();
+  refuse = false;
+  const again = open();
+  await world.pass(1000, online(again));
+  assert.deepEqual(again.client.outbox().map(({ status }) => status), ["failed", "failed"], "it is still there after a reload, and was not sent again");
+  await settle(again.client.retry(one.id));
+  assert.equal(await settle(again.client.cancel(two.id)), true);
+  await world.pass(1000);
+  assert.deepEqual([payloads(), again.client.outbox()], [["1"], []]);
+});
+
+test("a message can be taken back until it is on the wire, and not after", async () => {
+  const { world, open, send, settle, payloads } = setUp({ onPublish: () => new Promise(() => {}) });
+  const tab = open({}, { connect: false });
+  const [one, two] = [await send(tab.client, "1"), await send(tab.client, "2")];
+  tab.client.connect();
+  await world.pass(1000);
+  assert.deepEqual([await settle(one.cancel()), await settle(two.cancel())], [false, true], "the first one is on the wire");
+  assert.equal((await settle(two.settled)).status, "cancelled");
+  assert.deepEqual(payloads(), []);
+});
+
+test("what is of no use any more is not sent, and says so, also while there is no connection", async () => {
+  const { world, open, send, settle, accepted, network } = setUp();
+  network.up = false;
+  const tab = open();
+  await world.pass(100);
+  const ring = await send(tab.client, "ring", { ttl: 30_000, priority: "critical" });
+  await world.pass(30_000);
+  const { status, failure } = await settle(ring.settled);
+  assert.deepEqual([status, failure.kind], ["failed", "expired"]);
+  const call = await send(tab.client, "again", { ttl: 60_000, priority: "critical" });
+  await world.pass(10_000);
+  network.up = true;
+  await settle(call.settled);
+  assert.equal(accepted.length, 1);
+  assert.ok(accepted[0].ttl_ms <= 50_000 && accepted[0].ttl_ms > 20_000, "the time that it waited here is taken off");
+});
+
+test("a volatile message goes out now or fails, and is never stored", async () => {
+  const { world, open, send, settle, payloads, network, peer } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  const sent = [];
+  for (let n = 0; n < 200; n += 1) sent.push(await send(tab.client, `typing ${n}`, { durability: "volatile", priority: "low" }));
+  for (const each of sent) assert.equal((await settle(each.settled)).status, "accepted");
+  network.up = false;
+  network.cut();
+  await world.pass(100);
+  const { status, failure } = await settle((await send(tab.client, "typing", { durability: "volatile" })).settled);
+  assert.deepEqual([status, failure.kind], ["failed", "unconfirmed"]);
+  await send(tab.client, "kept");
+  tab.page.kill();
+  network.up = true;
+  open();
+  await world.pass(5000);
+  assert.deepEqual([payloads().length, payloads().at(-1), peer.violations], [201, "kept", []]);
+});
+
+test("the outbox is bounded, and what does not fit is refused with the reason", async () => {
+  const { open, send } = setUp();
+  const tab = open({ maxOutbox: 3, maxOutboxBytes: 1000 }, { connect: false });
+  await assert.rejects(send(tab.client, "x".repeat(2000)), (error) => error instanceof LastmileError && error.kind === "outbox-full" && error.retryable);
+  for (const payload of ["1", "2", "3"]) await send(tab.client, payload);
+  await assert.rejects(send(tab.client, "4"), (error) => error.kind === "outbox-full");
+  assert.equal(tab.client.outbox().length, 3);
+});
+
+test("what is no message is refused before anything is kept", async () => {
+  const { open, settle } = setUp();
+  const tab = open({}, { connect: false }), good = { to: "bob", event: "a.b" };
+  const bad = [
+    { to: "" }, { to: "x".repeat(256) }, { event: "A" }, { event: "a..b" }, { event: "1a" }, { payload: 7 }, { payload: null }, { priority: "urgent" },
+    { durability: "forever" }, { ttl: -1 }, { ttl: 1.5 }, { notBefore: NaN }, { id: "7" }, { version: "x" }, { orderingKey: "" }, { headers: { a: "x".repeat(2048) } },
+  ];
+  for (const fields of bad) await assert.rejects(settle(tab.client.send({ ...good, ...fields })), (error) => error.kind === "invalid", JSON.stringify(fields));
+  await settle(tab.client.send({ ...good, id: "0".repeat(32) }));
+  await assert.rejects(settle(tab.client.send({ ...good, id: "0".repeat(32) })), (error) => error.kind === "invalid");
+});
+
+test("what the server would not read for its size fails, and breaks no connection", async () => {
+  const { world, open, send, settle, network } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  const sent = await send(tab.client, "x".repeat(2 << 20));
+  assert.equal((await settle(sent.settled)).failure.kind, "too-large");
+  assert.deepEqual([network.connections, tab.client.state.name], [["websocket"], "online"]);
+});
+
+test("trackers write in the transaction of the status that they hear of", async () => {
+  const { world, open, send, settle } = setUp({ onPublish: (user, { payload }) => (payload === "bad" ? { code: 4450, text: "no" } : undefined) });
+  const track = (client) => client.track("chat.*", ({ id, status }, writes) => writes.update("history", id, (row) => ({ id, statuses: [...(row?.statuses ?? []), status] })));
+  const first = open({}, { connect: false });
+  track(first.client);
+  const ids = [(await send(first.client, "good")).id, (await send(first.client, "bad")).id, (await send(first.client, "late")).id];
+  first.page.kill();
+  const second = open({}, { connect: false });
+  const off = track(second.client);
+  second.client.connect();
+  await world.pass(1000);
+  const statuses = async () => Object.fromEntries((await settle(second.client.rows("history"))).map((row) => [row.id, row.statuses]));
+  assert.deepEqual(await statuses(), { [ids[0]]: ["queued", "accepted"], [ids[1]]: ["queued", "failed"], [ids[2]]: ["queued", "accepted"] });
+  off();
+  await send(second.client, "untracked");
+  await world.pass(1000);
+  assert.equal(Object.keys(await statuses()).length, 3);
+});
+
+test("a tracker that throws keeps its message out of the outbox, and no other", async () => {
+  const { open, send } = setUp();
+  const tab = open({}, { connect: false });
+  tab.client.track("chat.message", ({ payload }) => { if (payload === "bad") throw new Error("no"); });
+  const results = await Promise.allSettled(["1", "bad", "2"].map((payload) => send(tab.client, payload)));
+  assert.deepEqual(results.map(({ status }) => status), ["fulfilled", "rejected", "fulfilled"]);
+  assert.deepEqual(tab.client.outbox().map(({ payload }) => payload), ["1", "2"]);
+});
+
+test("handlers are found by event, then by the longest prefix, and go when they are told to", async () => {
+  const { world, open, peer } = setUp();
+  const heard = [];
+  const tab = open({}, { connect: false, handle: () => heard.push("*") });
+  const off = tab.client.on("chat.message", () => heard.push("exact"));
+  tab.client.on("chat.*", () => heard.push("chat.*"));
+  tab.client.on("chat.room.*", () => heard.push("chat.room.*"));
+  assert.throws(() => tab.client.on("chat.*", () => {}), (error) => error.kind === "invalid");
+  tab.client.connect();
+  const events = ["chat.message", "chat.typing", "chat.room.x.y", "chat", "other.x"];
+  for (const event of events) peer.post("alice", { event });
+  await world.pass(1000);
+  assert.deepEqual(heard, ["exact", "chat.*", "chat.room.*", "*", "*"]);
+  off();
+  peer.post("alice", { event: "chat.message" });
+  await world.pass(1000);
+  assert.equal(heard.at(-1), "chat.*");
+});
+
+test("two tabs: one holds the connection and sends for both, and the other takes over when the first one goes", async () => {
+  const { world, open, send, payloads, peer } = setUp();
+  const first = open();
+  await world.pass(1000, online(first));
+  const second = open();
+  await world.pass(1000);
+  assert.deepEqual([second.client.state.name, second.client.state.why], ["offline", "another-tab"]);
+  await send(second.client, "from the second");
+  await world.pass(100);
+  assert.deepEqual([second.client.state.why, payloads()], ["another-tab", ["from the second"]]);
+  first.page.kill();
+  await send(second.client, "again");
+  await world.pass(60_000);
+  assert.deepEqual([second.client.state.name, payloads(), peer.violations], ["online", ["from the second", "again"], []]);
+});
+
+test("a tab may take over from another, which waits and gets it back", async () => {
+  const { world, open, settle, send, payloads, peer } = setUp();
+  const first = open(), second = open({}, { connect: false });
+  await world.pass(1000, online(first));
+  second.client.connect({ steal: true });
+  await world.pass(1000);
+  assert.deepEqual([first.client.state.why, second.client.state.name], ["another-tab", "online"]);
+  await assert.rejects(settle(first.client.cancel("0")), (error) => error.kind === "another-tab");
+  await send(second.client, "1");
+  await world.pass(100);
+  await settle(second.client.close());
+  await world.pass(5000);
+  assert.equal(first.client.state.name, "online");
+  await send(first.client, "2");
+  await world.pass(1000);
+  assert.deepEqual([payloads(), peer.violations], [["1", "2"], []]);
+});
+
+test("without Web Locks the fence alone keeps a tab that was overtaken from writing", async () => {
+  const { world, open, send, payloads, peer, settle } = setUp({ authenticate: () => "alice" });
+  const first = open({}, { locks: null });
+  await world.pass(1000, online(first));
+  const second = open({}, { locks: null });
+  await world.pass(1000, online(second));
+  await send(second.client, "second");
+  peer.sessions.get("alice").close(4000);
+  await world.pass(30_000);
+  const states = [first.client.state, second.client.state];
+  assert.ok(states.some(({ name }) => name === "online"), JSON.stringify(states));
+  for (let n = 0; n < 5; n += 1) {
+    await send(first.client, `first ${n}`).catch(() => {});
+    await send(second.client, `second ${n}`).catch(() => {});
+    peer.post("alice", { payload: `in ${n}` });
+    await world.pass(1000);
+  }
+  await world.pass(30_000);
+  first.client.disconnect();
+  second.client.connect();
+  await world.pass(30_000);
+  const rows = await settle(second.client.rows("history"));
+  assert.ok(rows.every(({ times }) => times === 1));
+  assert.equal(new Set(payloads()).size, payloads().length, "nothing is accepted twice");
+  assert.deepEqual(peer.violations, []);
+});
+
+test("what the server asked for is obeyed whoever wakes it; what it chose itself ends when the network is back", async () => {
+  const { world, open, network, peer } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  peer.sessions.get("alice").close(4103, { retry_after_ms: 30_000 });
+  await world.pass(100);
+  assert.equal(tab.client.state.name, "offline");
+  tab.page.wakes.forEach((wake) => wake());
+  await world.pass(29_000);
+  assert.equal(tab.client.state.name, "offline");
+  await world.pass(2_000);
+  assert.equal(tab.client.state.name, "online");
+  network.up = false;
+  network.cut();
+  await world.pass(120_000);
+  assert.equal(tab.client.state.name, "offline");
+  network.up = true;
+  tab.page.wakes.forEach((wake) => wake());
+  await world.pass(100);
+  assert.equal(tab.client.state.name, "online");
+});
+
+test("a server that goes away is left when all is quiet, and found again when it said", async () => {
+  const { world, open, peer, send, settle } = setUp();
+  let release;
+  const tab = open({}, { handle: () => new Promise((resolve) => { release = resolve; }) });
+  await world.pass(1000, online(tab));
+  const id = peer.post("alice", {});
+  await world.pass(100);
+  peer.sessions.get("alice").link.send({ frame: "go-away", code: 4103, retry_after_ms: 20_000, text: "deploying" });
+  await world.pass(100);
+  const sent = await send(tab.client, "later");
+  await world.pass(1000);
+  assert.equal(tab.client.state.name, "online", "it ends what is under way");
+  release();
+  await world.pass(200);
+  assert.ok(peer.log.some(({ ended }) => ended === id));
+  assert.equal(tab.client.state.name, "offline");
+  assert.deepEqual(peer.log.filter(({ close }) => close).map(({ close }) => close), [Code.Done]);
+  await world.pass(18_000);
+  assert.equal(tab.client.state.name, "offline");
+  await world.pass(2_500);
+  assert.equal(tab.client.state.name, "online");
+  assert.equal((await settle(sent.settled)).status, "accepted");
+});
+
+test("credentials that are refused are asked for again, and nothing is tried with the same", async () => {
+  const asked = [];
+  let token = "old";
+  const { world, open, network } = setUp({ authenticate: ({ credentials }) => (credentials === "new" ? "alice" : 4201) });
+  const tab = open({ credentials: (refused) => { asked.push(refused); return token; } });
+  await world.pass(60_000);
+  assert.deepEqual([tab.client.state.name, tab.client.state.code, asked, network.connections.length], ["needs-credentials", 4201, [undefined, 4201], 1]);
+  token = "new";
+  tab.client.connect();
+  await world.pass(1000);
+  assert.equal(tab.client.state.name, "online");
+});
+
+test("a client without credentials says so, and goes on when it is given some", async () => {
+  const { world, open } = setUp({ expiresIn: 8000 });
+  const tab = open({ credentials: () => undefined });
+  await world.pass(1000);
+  assert.equal(tab.client.state.name, "needs-credentials");
+  tab.client.connect({ credentials: "new" });
+  await world.pass(1000);
+  assert.equal(tab.client.state.name, "online");
+});
+
+test("credentials are renewed on the open session", async () => {
+  const { world, open, peer } = setUp({ expiresIn: 8000 });
+  let n = 0;
+  const tab = open({ credentials: () => `token ${(n += 1)}` });
+  await world.pass(13_000);
+  assert.deepEqual(peer.log, [{ renew: "token 2" }, { renew: "token 3" }]);
+  assert.equal(tab.client.state.name, "online");
+});
+
+test("a device that was taken over does not fight", async () => {
+  const { world, open, peer, network } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  peer.sessions.get("alice").close(4307);
+  await world.pass(600_000);
+  assert.deepEqual([tab.client.state.name, tab.client.state.code, network.connections.length], ["closed", 4307, 1]);
+  tab.client.connect();
+  await world.pass(1000);
+  assert.equal(tab.client.state.name, "online", "until its host says so");
+});
+
+test("a half-open connection is found within the heartbeat and its time-out", async () => {
+  const { world, open, network } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  network.links.forEach((link) => { link.silent = true; });
+  await world.pass(34_000);
+  assert.equal(network.connections.length, 1);
+  await world.pass(5_000);
+  assert.deepEqual([network.connections.length, tab.client.state.name], [2, "online"]);
+});
+
+test("a blocked transport is left within five seconds, also if it only swallows; the better one is climbed to when it works", async () => {
+  for (const way of ["blocked", "swallowed"]) {
+    const { world, open, network, send, payloads, peer } = setUp();
+    network[way] = new Set(["websocket"]);
+    const tab = open();
+    assert.ok(await world.pass(5000, online(tab)), `online within 5 s, ${way}`);
+    assert.equal(tab.client.state.transport, "sse");
+    await send(tab.client, "1");
+    await world.pass(60_000);
+    assert.equal(tab.client.state.transport, "sse");
+    network[way] = new Set();
+    assert.ok(await world.pass(300_000, () => tab.client.state.transport === "websocket"), "it climbs");
+    assert.equal(tab.states.filter(({ name }) => name === "offline").length, way === "blocked" ? 3 : 2, "without being offline on the way");
+    await send(tab.client, "2");
+    peer.post("alice", { payload: "in" });
+    await world.pass(1000);
+    assert.deepEqual([payloads(), peer.violations, peer.outboxes.get("alice")], [["1", "2"], [], []]);
+  }
+});
+
+test("the next page starts with what worked here", async () => {
+  const { world, open, network } = setUp();
+  network.blocked = new Set(["websocket", "sse"]);
+  const first = open();
+  await world.pass(30_000, online(first));
+  await world.pass(1000);
+  first.page.kill();
+  network.connections.length = 0;
+  const second = open();
+  assert.ok(await world.pass(500, online(second)));
+  assert.deepEqual(network.connections, ["long-poll"]);
+});
+
+test("the offline switch keeps what is sent, and the database is let go when the client is closed", async () => {
+  const { world, open, send, payloads, settle } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  tab.client.disconnect();
+  assert.deepEqual([tab.client.state.name, tab.client.state.why], ["offline", "disconnected"]);
+  await send(tab.client, "1");
+  await world.pass(600_000);
+  assert.deepEqual(payloads(), []);
+  tab.client.connect();
+  await world.pass(1000);
+  assert.deepEqual(payloads(), ["1"]);
+  await settle(tab.client.close());
+  assert.equal(tab.client.state.name, "closed");
+  await assert.rejects(settle(tab.client.send({ to: "bob", event: "a.b" })), (error) => error.kind === "closed");
+  assert.throws(() => tab.client.connect(), (error) => error.kind === "closed");
+  assert.equal(tab.page.wakes.size, 0, "no listener is left");
+  await world.pass(600_000);
+  assert.equal([...world.timers.values()].length <= 2, true, "no timer of the client is left");
+});

@@ -1,0 +1,150 @@
+/** Backoff, quality, ladder, recovery, event streams; and that the types are right and current. */
+import assert from "node:assert/strict";
+import { spawnSync } from "node:child_process";
+import { mkdtempSync, readFileSync, rmSync } from "node:fs";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { test } from "node:test";
+import { fileURLToPath } from "node:url";
+import { Backoff, Code, Ladder, Quality, readEvents, recovery } from "../client.mjs";
+import { npm } from "./tools.mjs";
+import { randomOf } from "./world.mjs";
+
+test("delays stay between floor and cap, use the whole range, and start over after a success", () => {
+  const backoff = new Backoff({ floor: 500, cap: 20_000 }, randomOf(7));
+  const delays = Array.from({ length: 1000 }, () => backoff.next());
+  assert.ok(delays.every((delay) => delay >= 500 && delay <= 20_000) && delays[0] <= 1000);
+  assert.ok(delays.slice(10).some((delay) => delay < 2000) && delays.slice(10).some((delay) => delay > 18_000));
+  backoff.reset();
+  assert.ok(backoff.next() <= 1000);
+});
+
+test("what the server asked for is obeyed, and not all at once", () => {
+  const backoff = new Backoff({ floor: 500, cap: 20_000 }, randomOf(3));
+  const delays = Array.from({ length: 100 }, () => backoff.next(60_000));
+  assert.ok(delays.every((delay) => delay >= 60_000 && delay <= 60_500) && new Set(delays).size > 50);
+});
+
+test("round trips are smoothed as RFC 6298 says, losses cost, and a grade does not flap", () => {
+  const quality = new Quality();
+  quality.sample(100);
+  assert.deepEqual([quality.rtt, quality.variation], [100, 50]);
+  quality.sample(180);
+  assert.deepEqual([quality.rtt, quality.variation], [110, 57.5]);
+  for (let n = 0; n < 40; n += 1) quality.lost();
+  assert.deepEqual([quality.grade, quality.score <= 56], ["fair", true]);
+  for (let n = 0; n < 60; n += 1) quality.sample(20);
+  assert.deepEqual(quality.report, { grade: "good", score: 100, rtt: 20 });
+  for (let n = 0; n < 200; n += 1) quality.sample(1700);
+  let [changes, before] = [0, quality.grade];
+  for (let n = 0; n < 400; n += 1) {
+    quality.sample(n % 2 ? 1500 : 1700);
+    if (quality.grade !== before) changes += 1;
+    before = quality.grade;
+  }
+  assert.ok(changes <= 1, `${changes} changes`);
+});
+
+const config = { failures: 2, coolDown: 20_000, maxCoolDown: 1_800_000, stable: 8000, openTimeout: 3000, lastOpenTimeout: 10_000 };
+const second = (n) => 1_000_000 + n * 1000;
+
+test("a transport that does not work is left, and tried again when it has rested, for twice as long each time", () => {
+  const ladder = new Ladder(config, 3, []);
+  ladder.failed(second(0), 0);
+  assert.equal(ladder.current, 0);
+  ladder.failed(second(1), 0);
+  assert.equal(ladder.current, 1);
+  ladder.connected(second(2), 1);
+  assert.equal(ladder.timeout, second(21));
+  assert.equal(ladder.better(second(20), "good"), undefined);
+  assert.equal(ladder.better(second(21), "good"), 0);
+  ladder.failed(second(21), 0);
+  ladder.failed(second(22), 0);
+  assert.equal(ladder.current, 1, "the connection that is there goes on");
+  assert.equal(ladder.better(second(61), "good"), undefined);
+  assert.equal(ladder.better(second(62), "good"), 0);
+  ladder.connected(second(63), 0);
+  ladder.better(second(72), "good");
+  assert.deepEqual(ladder.memory, [0, 1]);
+});
+
+test("a transport that does not even answer is left at once", () => {
+  const ladder = new Ladder(config, 3, []);
+  ladder.failed(second(0), 0, true);
+  ladder.failed(second(3), 1, true);
+  assert.equal(ladder.current, 2);
+});
+
+test("a connection that stood and broke does not count against its transport", () => {
+  const ladder = new Ladder(config, 3, []);
+  for (let round = 0; round < 10; round += 1) {
+    ladder.connected(second(round * 100), 0);
+    ladder.failed(second(round * 100 + 50), 0);
+    assert.equal(ladder.current, 0);
+  }
+});
+
+test("when no transport works for long, the best is not held to blame when the network is back", () => {
+  const ladder = new Ladder(config, 3, []), tried = [0, 0, 0];
+  for (let n = 0; n < 600; n += 1) {
+    tried[ladder.current] += 1;
+    ladder.failed(second(n), ladder.current);
+  }
+  assert.ok(tried.every((count) => count > 100), String(tried));
+  assert.ok(ladder.rungs.every((rung) => rung.restsUntil <= second(640)), "an outage of ten minutes costs no long rest");
+});
+
+test("a poor connection is left for another, without flapping", () => {
+  const ladder = new Ladder(config, 3, []);
+  let switches = 0;
+  ladder.connected(second(0), 0);
+  for (let n = 0; n < 3600; n += 1) {
+    const other = ladder.better(second(n), ladder.current === 0 ? "poor" : "good");
+    if (other === undefined) continue;
+    switches += 1;
+    ladder.connected(second(n), other);
+  }
+  assert.ok(switches >= 2 && switches <= 400, `${switches} switches in an hour`);
+  const alone = new Ladder(config, 1, []);
+  alone.connected(second(0), 0);
+  assert.equal(alone.better(second(100), "poor"), undefined);
+});
+
+test("what worked is remembered, and what is better is tried from there", () => {
+  const ladder = new Ladder(config, 3, [2]);
+  assert.equal(ladder.current, 2);
+  ladder.connected(second(0), 2);
+  assert.equal(ladder.better(second(8), "fair"), 0);
+});
+
+test("the recovery table says what the ranges of the document say", () => {
+  const doc = readFileSync(new URL("../../../../docs/PROTOCOL.md", import.meta.url), "utf8");
+  const codes = [...doc.matchAll(/^\| (4[0-3]\d\d) \| `\w+` \|/gm)].map(([, code]) => Number(code));
+  assert.ok(codes.length >= 24);
+  for (const code of codes) {
+    const expected = code === Code.Malformed ? "blame" : code < 4200 ? (code >= 4001 && code <= 4003 ? "blame" : "back-off") : code < 4300 ? "credentials" : "close";
+    assert.equal(recovery(code), expected, String(code));
+  }
+  assert.equal(recovery(Code.Malformed, 3), "close");
+  assert.equal(recovery(4299), "credentials");
+});
+
+test("event streams are read however their bytes are cut", async () => {
+  const text = 'event: open\ndata:\n\n: a comment\ndata: {"a":1}\r\n\r\ndata: two\ndata:lines\n\nevent: other\ndata: x\n\n';
+  for (let size = 1; size < text.length; size += 1) {
+    const chunks = Array.from({ length: Math.ceil(text.length / size) }, (_, at) => text.slice(at * size, (at + 1) * size)), heard = [];
+    await readEvents({ read: async () => (chunks.length > 0 ? { done: false, value: chunks.shift() } : { done: true }) }, (name, data) => heard.push([name, data]));
+    assert.deepEqual(heard, [["open", ""], ["message", '{"a":1}'], ["message", "two\nlines"], ["other", "x"]], `in pieces of ${size}`);
+  }
+});
+
+test("the types are right, and client.d.mts is what they say", () => {
+  const out = mkdtempSync(join(tmpdir(), "lastmile-types-")), home = fileURLToPath(new URL("..", import.meta.url));
+  try {
+    const { status, stdout } = spawnSync(process.execPath, [join(npm, "node_modules/typescript/bin/tsc"), "-p", home, "--outDir", out], { encoding: "utf8" });
+    assert.equal(status, 0, stdout);
+    assert.equal(readFileSync(join(home, "client.d.mts"), "utf8"), readFileSync(join(out, "client.d.mts"), "utf8"), "make it again: see README.md");
+  } finally {
+    rmSync(out, { recursive: true });
+  }
+});

@@ -1,0 +1,118 @@
+/** The transports over real sockets: what a network between does to them must not show in the frames. */
+import assert from "node:assert/strict";
+import { createServer } from "node:http";
+import { after, test } from "node:test";
+import { ConnectError, longPoll, serverSentEvents } from "../client.mjs";
+
+const servers = [];
+after(() => servers.forEach((server) => { server.close(); server.closeAllConnections(); }));
+
+/** A server of session endpoints; `broken(path, n)` says what becomes of a request: "before" or "after" it was served it breaks. */
+async function serve(broken = () => undefined) {
+  const state = { frames: [], ups: 0, waiting: [], polls: 0, answer: "", wake: () => {}, stream: undefined, requests: [] };
+  const server = createServer(async (request, response) => {
+    const url = new URL(request.url, "http://x"), path = url.pathname.split("/").at(-1), n = Number(url.searchParams.get("n"));
+    state.requests.push(`${request.method} ${path} ${n}`);
+    const fate = broken(path, n, state.requests.filter((each) => each.endsWith(`${path} ${n}`)).length);
+    let text = "";
+    for await (const chunk of request) text += chunk;
+    if (fate === "before") return request.socket.destroy();
+    if (typeof fate === "number") {
+      response.writeHead(fate, { "retry-after": "7" });
+      return response.end();
+    }
+    if (path === "up" && n > state.ups) {
+      state.ups = n;
+      state.frames.push(...text.split("\n"));
+    }
+    if (path === "poll" && n > state.polls) {
+      if (state.waiting.length === 0) await new Promise((resolve) => { state.wake = resolve; });
+      [state.answer, state.polls] = [state.waiting.splice(0).join("\n"), n];
+    }
+    if (fate === "after") return request.socket.destroy();
+    if (path === "sse") {
+      response.writeHead(200, { "content-type": "text/event-stream" });
+      state.stream = response;
+      return void response.write("event: open\ndata:\n\n");
+    }
+    return response.end(path === "open" ? '{"connection":"7"}' : path === "poll" ? state.answer : "");
+  });
+  servers.push(server);
+  await new Promise((resolve) => server.listen(0, "127.0.0.1", () => resolve(undefined)));
+  const say = (text) => {
+    if (state.stream) return void state.stream.write(`data: ${text}\n\n`);
+    state.waiting.push(text);
+    state.wake();
+  };
+  return { state, say, url: new URL(`http://127.0.0.1:${server.address().port}/lastmile`) };
+}
+
+/** Opens a transport; `until(test)` waits for what it does. */
+async function open(transport, url) {
+  const heard = [], ends = [], abort = new AbortController(), waiting = [];
+  const changed = () => waiting.splice(0).forEach((again) => again());
+  const until = async (test) => {
+    for (;;) {
+      if (test()) return;
+      await new Promise((resolve) => waiting.push(resolve));
+    }
+  };
+  const platform = { setTimeout: (run, ms) => setTimeout(() => { run(); changed(); }, ms / 10) };
+  const wire = await transport.open({ url, signal: abort.signal, platform, frame: (text) => { heard.push(text); changed(); }, closed: (end) => { ends.push(end); changed(); } });
+  return { wire, heard, ends, abort, until, changed };
+}
+
+for (const transport of [serverSentEvents, longPoll]) {
+  test(`${transport.name}: frames go both ways, in order and once, also when requests break`, { timeout: 20_000 }, async () => {
+    let breaks = 0;
+    const { state, say, url } = await serve((path, n, time) => {
+      // Each second request breaks before or after it was served.
+      if (time > 1 || path === "open" || path === "sse" || n % 2 === 0) return undefined;
+      breaks += 1;
+      return breaks % 2 ? "before" : "after";
+    });
+    const { wire, heard, ends, until, changed } = await open(transport, url);
+    const [up, down] = [[], []];
+    for (let n = 0; n < 20; n += 1) {
+      for (const part of ["a", "b"]) up.push(`{"up":"${n}${part}"}`);
+      wire.send(up.at(-2));
+      wire.send(up.at(-1));
+      down.push(`{"down":${n}}`);
+      say(down.at(-1));
+      await until(() => heard.length === down.length);
+      while (state.frames.length < up.length) await new Promise((resolve) => { setImmediate(resolve); changed(); });
+    }
+    assert.deepEqual([state.frames, heard, ends], [up, down, []]);
+    assert.ok(breaks >= 10, `${breaks} breaks`);
+  });
+
+  test(`${transport.name}: what the server says by status is handed on`, async () => {
+    for (const [status, code] of [[503, 4100], [429, 4101], [401, 4201], [403, 4003], [404, 4003]]) {
+      const { url } = await serve((path) => (path === "open" ? status : undefined));
+      await assert.rejects(open(transport, url), (error) => error instanceof ConnectError && error.code === code && error.retryAfter === (code < 4100 ? undefined : 7000), String(status));
+    }
+    const { url } = await serve((path) => (path === "up" ? 410 : undefined));
+    const { wire, ends, until } = await open(transport, url);
+    wire.send("{}");
+    await until(() => ends.length > 0);
+    assert.equal(ends[0].code, 4003);
+  });
+
+  test(`${transport.name}: what was said before it is closed still goes out, and nothing is left open`, async () => {
+    const { state, url } = await serve();
+    const { wire, abort, ends } = await open(transport, url);
+    wire.send("last");
+    wire.close(4000, "");
+    abort.abort();
+    while (state.frames.length === 0) await new Promise((resolve) => setImmediate(resolve));
+    assert.deepEqual([state.frames, ends.map(({ code }) => code)], [["last"], ends.map(() => 4003)]);
+  });
+}
+
+test("sse: a stream that ends is a connection that ended", async () => {
+  const { state, url } = await serve();
+  const { ends, until } = await open(serverSentEvents, url);
+  state.stream.end();
+  await until(() => ends.length > 0);
+  assert.equal(ends[0].code, 4003);
+});
