@@ -110,3 +110,8 @@ impl KeyError {
         }
     }
 }
+
+/// The engine is gone or going. What was accepted is safe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("the engine is shut down; what it accepted is safe in its outbox")]
+pub struct Closed;

@@ -25,7 +25,7 @@ pub mod storage;
 pub mod testing;
 
 pub use config::{Config, ConfigError, MAX_EVICTED, OnFailure, Overflow};
-pub use error::{InvalidMessage, KeyError, MessageFlaw};
+pub use error::{Closed, InvalidMessage, KeyError, MessageFlaw};
 pub use event::{EventName, InvalidEventName, MAX_EVENT_BYTES};
 pub use id::{
     CollapseKey, DeviceId, InvalidId, InvalidMessageId, KeyId, MAX_ID_BYTES, MessageId, OrderingKey,
@@ -36,12 +36,13 @@ pub use message::{
 };
 #[cfg(feature = "runtime")]
 pub use runtime::{
-    Acceptor, AcceptorBuilder, AcceptorStats, Acks, AttachError, Attachment, BatchError, BuildError, Client,
-    ClientBuildError, ClientBuilder, ClientState, Closed, Connection, ConnectionsWatch, Detached,
-    DevicePresence, DrainReport, Drained, Engine, EngineBuilder, Filter, HearError, Heard, Inbox,
-    MemoryReader, MemoryTransport, MemoryWriter, OperateError, OutboxLimit, Peer, PresenceChange,
-    PresenceKind, PresencePage, PresenceWatch, Reached, Receipt, SendError, Stage, StateWatch, Stats,
-    SubscribeError, Subscription, SystemClock, UserPresence, WatchError, memory_transport,
+    Acceptor, AcceptorBuilder, AcceptorStats, AttachError, Attachment, BatchError, BuildError, Client,
+    ClientBuildError, ClientBuilder, ClientState, Connection, ConnectionsWatch, Detached, DevicePresence,
+    DrainReport, Drained, Engine, EngineBuilder, Filter, HearError, Heard, Inbox, MemoryReader,
+    MemoryTransport, MemoryWriter, OperateError, OutboxLimit, Pattern, Peer, PresenceChange, PresenceKind,
+    PresencePage, PresenceWatch, Reached, Receipt, RegisterError, Registration, Router, RouterBuilder,
+    SendError, Stage, StateWatch, Stats, SubscribeError, Subscription, SystemClock, UserPresence, WatchError,
+    memory_transport,
 };
 pub use status::{EndReason, Status};
 pub use time::Timestamp;

@@ -2,6 +2,7 @@
 
 use core::future::Future;
 
+use super::acks::Acks;
 use crate::machine::{Delivery, EntryRef, Verdict};
 use crate::record::Gap;
 
@@ -26,7 +27,7 @@ pub trait Sink: Send + 'static {
     /// Takes a batch, in order, and says what became of each message.
     ///
     /// A message without a verdict counts as [`Verdict::AwaitingAck`]: report it later through
-    /// [`Acks`](crate::Acks), before the ack deadline.
+    /// [`Acks`], before the ack deadline.
     ///
     /// # To ensure correctness
     /// - Say [`Verdict::Delivered`] only when the receiver has the message for good.
@@ -36,6 +37,12 @@ pub trait Sink: Send + 'static {
     /// # Cancel safety
     /// The future is dropped when the attachment is; what was in flight is offered again.
     fn deliver(&mut self, batch: Vec<Delivery>) -> impl Future<Output = Vec<(EntryRef, Verdict)>> + Send;
+
+    /// It is attached, and this is how verdicts are reported that come after `deliver` has returned. Said once, before
+    /// anything else. Does nothing unless it is implemented.
+    fn attached(&mut self, acks: Acks) {
+        drop(acks);
+    }
 
     /// Takes note of messages that its user will not get: they expired, could not be delivered, or gave way in a full
     /// outbox. At most one gap for each lane, never between two calls of `deliver` that belong together. Does nothing

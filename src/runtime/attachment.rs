@@ -5,11 +5,12 @@ use core::fmt;
 use dashmap::DashMap;
 use tokio::sync::{mpsc, watch};
 
-use super::error::Closed;
 use super::mail::{Mail, Post};
 use super::presence::{Presences, Sign};
+use crate::error::Closed;
 use crate::id::{DeviceId, UserId};
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
+use crate::ports::{Acks, Report, Reporting};
 use crate::record::Gap;
 
 /// How long a sink whose queue is full counts as busy.
@@ -119,29 +120,26 @@ impl Registry {
     }
 }
 
-/// Reports verdicts that come after `deliver` has returned. Cheap to clone.
-#[derive(Clone, Debug)]
-pub struct Acks {
+/// A link's way back to its machine.
+struct Way {
     link: LinkId,
     post: Post,
     sign: Sign,
 }
 
-impl Acks {
-    /// Says what became of messages. Waits when the engine is busy.
-    ///
-    /// # Errors
-    /// [`Closed`] when the engine is gone: the messages will be offered again when it is back.
-    ///
-    /// # Cancel safety
-    /// Dropped before it returns, nothing was reported.
-    pub async fn report(&self, verdicts: Vec<(EntryRef, Verdict)>) -> Result<(), Closed> {
+impl Report for Way {
+    fn report(&self, verdicts: Vec<(EntryRef, Verdict)>) -> Reporting<'_> {
         if verdicts.iter().any(|(_, verdict)| verdict.is_sign_of_life()) {
             self.sign.seen();
         }
         let mail = Mail::Input(Input::Verdicts { link: self.link, verdicts });
-        self.post.mail.send(mail).await.map_err(|_| Closed)
+        Box::pin(async { self.post.mail.send(mail).await.map_err(|_| Closed) })
     }
+}
+
+/// For verdicts of this link that come after `deliver` has returned.
+pub(super) fn acks(link: LinkId, post: Post, sign: Sign) -> Acks {
+    Acks::new(Way { link, post, sign })
 }
 
 /// An attached sink. Dropping it detaches the sink; what was in flight is offered again to the next one.
@@ -167,7 +165,7 @@ impl Attachment {
     /// For verdicts that come after `deliver` has returned.
     #[must_use]
     pub fn acks(&self) -> Acks {
-        Acks { link: self.link, post: self.post.clone(), sign: self.sign.clone() }
+        acks(self.link, self.post.clone(), self.sign.clone())
     }
 
     /// The device gave a sign of life just now, by a heartbeat or whatever else the host hears of it: see

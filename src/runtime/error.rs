@@ -1,5 +1,6 @@
 //! Errors of the engine's operations.
 
+use crate::error::Closed;
 use crate::machine::{OperationError, Refusal};
 use crate::message::Message;
 
@@ -136,11 +137,6 @@ impl From<core::convert::Infallible> for OperateError {
         match never {}
     }
 }
-
-/// The engine is gone or going. What was accepted is safe.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("the engine is shut down; what it accepted is safe in its outbox")]
-pub struct Closed;
 
 /// A message cannot be watched. Its state is unaffected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]

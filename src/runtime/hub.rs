@@ -13,8 +13,8 @@ use hashbrown::HashMap;
 use parking_lot::{Mutex, RwLock};
 use tokio::sync::Notify;
 
-use super::error::Closed;
 use crate::config::Config;
+use crate::error::Closed;
 use crate::id::UserId;
 
 /// A subscription was refused. Nothing was changed.

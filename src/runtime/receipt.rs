@@ -2,8 +2,9 @@
 
 use tokio::sync::oneshot;
 
-use super::error::{Closed, WatchError};
+use super::error::WatchError;
 use super::mail::{Mail, Post};
+use crate::error::Closed;
 use crate::id::{MessageId, UserId};
 use crate::machine::{Accepted, EntryRef};
 use crate::record::Seq;

@@ -1,31 +1,29 @@
 //! A sink's task: one batch at a time, with whatever the host's code does kept inside.
 
-use std::future::{Future, poll_fn};
-use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::pin::{Pin, pin};
 use std::sync::Arc;
-use std::task::Poll;
 
 use tokio::sync::{mpsc, watch};
-use tracing::{Instrument, Span};
 
-use super::attachment::{Detached, Handed, Registry};
+use super::attachment::{Detached, Handed, Registry, acks};
+use super::contain::{Running, caught};
 use super::mail::{Mail, Post};
 use super::presence::Sign;
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
-use crate::ports::Sink;
+use crate::ports::{Acks, Sink};
 use crate::record::Gap;
-
-/// The host's code under way.
-pub(super) type Running<'a, T> = Pin<Box<dyn Future<Output = T> + Send + 'a>>;
 
 /// The erased twin of [`Sink`].
 pub(super) trait AnySink: Send {
+    fn attached(&mut self, acks: Acks);
     fn deliver(&mut self, batch: Vec<Delivery>) -> Running<'_, Vec<(EntryRef, Verdict)>>;
     fn gaps(&mut self, gaps: Vec<Gap>) -> Running<'_, ()>;
 }
 
 impl<S: Sink> AnySink for S {
+    fn attached(&mut self, acks: Acks) {
+        Sink::attached(self, acks);
+    }
+
     fn deliver(&mut self, batch: Vec<Delivery>) -> Running<'_, Vec<(EntryRef, Verdict)>> {
         Box::pin(Sink::deliver(self, batch))
     }
@@ -58,7 +56,8 @@ impl SinkTask {
     /// Runs until the attachment ends.
     pub(super) async fn run(mut self) {
         let mut end = self.end.clone();
-        loop {
+        let mut ends = self.introduce().await;
+        while ends.is_none() {
             let handed = tokio::select! {
                 biased;
                 _ = end.wait_for(Option::is_some) => return,
@@ -78,12 +77,22 @@ impl SinkTask {
             if self.post.mail.send(Mail::Input(done.input)).await.is_err() {
                 return;
             }
-            if let Some(why) = done.ends {
-                self.registry.end(self.link, why);
-                let _ = self.post.mail.send(Mail::Input(Input::Detach(self.link))).await;
-                return;
-            }
+            ends = done.ends;
         }
+        if let Some(why) = ends {
+            self.registry.end(self.link, why);
+            let _ = self.post.mail.send(Mail::Input(Input::Detach(self.link))).await;
+        }
+    }
+
+    /// Tells the sink how it reports; why the attachment ends, if it does.
+    async fn introduce(&mut self) -> Option<Detached> {
+        let (sink, acks) = (&mut *self.sink, acks(self.link, self.post.clone(), self.sign.clone()));
+        let told = caught(tracing::Span::none(), || {
+            sink.attached(acks);
+            Box::pin(core::future::ready(()))
+        });
+        told.await.is_none().then_some(Detached::Panicked)
     }
 }
 
@@ -97,6 +106,7 @@ async fn run(link: LinkId, sink: &mut dyn AnySink, handed: Handed) -> Done {
                 error.r#type = tracing::field::Empty
             );
             let told = caught(span, || sink.gaps(gaps)).await.is_some();
+            warn_of_panic(told);
             let ends = (!told).then_some(Detached::Panicked);
             Done { input: Input::GapsTold { link, told }, ends, seen: false }
         }
@@ -114,6 +124,7 @@ async fn deliver(link: LinkId, sink: &mut dyn AnySink, batch: Vec<Delivery>) -> 
         error.r#type = tracing::field::Empty,
     );
     let verdicts = caught(span, || sink.deliver(batch)).await;
+    warn_of_panic(verdicts.is_some());
     let panicked = verdicts.is_none().then_some(Detached::Panicked);
     let seen = verdicts.iter().flatten().any(|(_, verdict)| verdict.is_sign_of_life());
     let verdicts =
@@ -123,24 +134,8 @@ async fn deliver(link: LinkId, sink: &mut dyn AnySink, batch: Vec<Delivery>) -> 
     Done { input: Input::Verdicts { link, verdicts }, ends, seen }
 }
 
-/// Runs the host's code in a span of its own; `None` when it panics.
-async fn caught<'a, T>(span: Span, run: impl FnOnce() -> Running<'a, T>) -> Option<T> {
-    let future = catch_unwind(AssertUnwindSafe(run)).ok();
-    let done = match future {
-        Some(future) => {
-            let mut future = pin!(future.instrument(span.clone()));
-            poll_fn(|context| match catch_unwind(AssertUnwindSafe(|| future.as_mut().poll(context))) {
-                Ok(Poll::Ready(done)) => Poll::Ready(Some(done)),
-                Ok(Poll::Pending) => Poll::Pending,
-                Err(_) => Poll::Ready(None),
-            })
-            .await
-        }
-        None => None,
-    };
-    if done.is_none() {
-        span.record("error.type", "panic");
+fn warn_of_panic(is_well: bool) {
+    if !is_well {
         tracing::warn!("a sink panicked: what it had counts as a failed attempt, and it is detached");
     }
-    done
 }

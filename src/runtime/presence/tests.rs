@@ -1,5 +1,5 @@
 use super::*;
-use crate::runtime::error::Closed;
+use crate::error::Closed;
 
 #[derive(Debug, Default)]
 struct At(AtomicU64);

@@ -1,8 +1,8 @@
 use parking_lot::Mutex;
 
 use super::*;
+use crate::error::Closed;
 use crate::record::{LaneId, Seq};
-use crate::runtime::error::Closed;
 use crate::runtime::hub::Bounds;
 use crate::status::{EndReason, Status};
 

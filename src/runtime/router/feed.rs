@@ -1,0 +1,229 @@
+//! What one attachment or session has with a router: what it handed in, and what came of it.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use hashbrown::{HashMap, HashSet};
+use parking_lot::Mutex;
+use tokio::runtime::Handle;
+use tokio::sync::Notify;
+
+use super::Inner;
+use super::line::{Job, LineKey, work};
+use crate::machine::{self, EntryRef};
+use crate::ports::{Failure, Received};
+use crate::runtime::tasks;
+use crate::session::{self, Code, Inbound, InboundId};
+
+/// Which message, for whoever handed it in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(in crate::runtime) enum Tag {
+    Entry(EntryRef),
+    Inbound(InboundId),
+}
+
+/// What came of a message.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(in crate::runtime) enum Answer {
+    /// Handled for good, perhaps with an answer.
+    Handled(Option<Bytes>),
+    /// Still being worked on.
+    Progress,
+    /// Not handled.
+    Failed(Failure),
+}
+
+/// Both halves' state.
+#[derive(Debug, Default)]
+pub(super) struct Shared {
+    state: Mutex<State>,
+    news: Notify,
+}
+
+#[derive(Debug, Default)]
+struct State {
+    /// Whoever handed in is gone: nothing more is run for them.
+    closed: bool,
+    /// What has no final answer; whether there was progress since the last look.
+    open: HashMap<Tag, bool>,
+    answers: Vec<(Tag, Answer)>,
+    /// Of what something was not taken, and whoever handed it in has not collected that yet.
+    held: HashSet<LineKey>,
+}
+
+impl Shared {
+    pub(super) fn is_closed(&self) -> bool {
+        self.state.lock().closed
+    }
+
+    /// A final answer. After a failure that is not final, what was handed in with this key is not taken either, until
+    /// the answer was collected.
+    pub(super) fn answer(&self, key: &LineKey, tag: Tag, handled: Result<Option<Bytes>, Failure>) {
+        let mut state = self.state.lock();
+        if state.open.remove(&tag).is_none() {
+            return;
+        }
+        if handled.as_ref().is_err_and(|failure| !failure.is_final()) {
+            state.held.insert(key.clone());
+        }
+        let answer = handled.map_or_else(Answer::Failed, Answer::Handled);
+        state.answers.push((tag, answer));
+        drop(state);
+        self.news.notify_one();
+    }
+
+    pub(super) fn progress(&self, tags: impl Iterator<Item = Tag>) {
+        let mut state = self.state.lock();
+        let mut news = false;
+        for tag in tags {
+            if let Some(progress) = state.open.get_mut(&tag) {
+                *progress = true;
+                news = true;
+            }
+        }
+        drop(state);
+        if news {
+            self.news.notify_one();
+        }
+    }
+
+    fn close(&self) {
+        let mut state = self.state.lock();
+        state.closed = true;
+        state.open.clear();
+        drop(state);
+        self.news.notify_one();
+    }
+}
+
+/// Where messages are handed in. Dropping it gives up what waits; what runs finishes.
+pub(in crate::runtime) struct Feed {
+    router: Arc<Inner>,
+    shared: Arc<Shared>,
+    handle: Handle,
+}
+
+/// Where answers are collected.
+pub(in crate::runtime) struct Answers {
+    shared: Arc<Shared>,
+}
+
+pub(super) fn open(router: Arc<Inner>) -> (Feed, Answers) {
+    let shared = Arc::new(Shared::default());
+    (Feed { router, shared: shared.clone(), handle: Handle::current() }, Answers { shared })
+}
+
+impl Feed {
+    /// Hands a message in, in order. Never waits.
+    pub(in crate::runtime) fn hand(&self, tag: Tag, lane: crate::record::LaneId, received: Received) {
+        let key = LineKey::of(lane, &received);
+        // One lock over the look and the entry: a failure on that line must not fall between them.
+        let mut lines = self.router.lines.lock();
+        let mut state = self.shared.state.lock();
+        if state.open.contains_key(&tag) {
+            // It is being worked on, and one answer is enough.
+            return;
+        }
+        let full = state.open.len() >= self.router.limits.max_open.get();
+        state.open.insert(tag, false);
+        let refused = match (state.held.contains(&key), full) {
+            (true, _) => Some(Failure::busy(core::time::Duration::ZERO)),
+            (false, true) => Some(Failure::busy(self.router.limits.busy)),
+            (false, false) => None,
+        };
+        drop(state);
+        if let Some(failure) = refused {
+            return self.shared.answer(&key, tag, Err(failure));
+        }
+        let is_new = lines.push(&key, Job { tag, received, feed: self.shared.clone() });
+        drop(lines);
+        if is_new {
+            tasks::spawn(&self.handle, work(self.router.clone(), key));
+        }
+    }
+
+    /// Hands in what a session gave.
+    pub(in crate::runtime) fn hand_inbound(&self, inbound: Inbound) {
+        self.hand(Tag::Inbound(inbound.id), inbound.item.place.lane, inbound.into());
+    }
+}
+
+impl Drop for Feed {
+    fn drop(&mut self) {
+        self.shared.close();
+    }
+}
+
+impl Answers {
+    /// What came of messages since the last look, in the order in which it came; waits for something. `None` when the
+    /// feed is dropped. Say all of it to whoever the messages came from before more of theirs are handed in.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, nothing is lost.
+    pub(in crate::runtime) async fn next(&mut self) -> Option<Vec<(Tag, Answer)>> {
+        loop {
+            {
+                let mut state = self.shared.state.lock();
+                let mut answers = core::mem::take(&mut state.answers);
+                let progressed = state
+                    .open
+                    .iter_mut()
+                    .filter_map(|(tag, progress)| core::mem::take(progress).then_some(*tag));
+                answers.extend(progressed.map(|tag| (tag, Answer::Progress)));
+                state.held.clear();
+                if state.closed {
+                    return None;
+                }
+                if !answers.is_empty() {
+                    return Some(answers);
+                }
+            }
+            self.shared.news.notified().await;
+        }
+    }
+
+    /// Whether everything that was handed in was answered, and the answers collected.
+    pub(super) fn is_idle(&self) -> bool {
+        let state = self.shared.state.lock();
+        state.open.is_empty() && state.answers.is_empty()
+    }
+
+    /// The same as [`Answers::next`] for what a session gave.
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, nothing is lost.
+    pub(in crate::runtime) async fn verdicts(&mut self) -> Option<Vec<(InboundId, session::Verdict)>> {
+        let answers = self.next().await?;
+        let verdicts = answers.into_iter().filter_map(|(tag, answer)| match tag {
+            Tag::Inbound(id) => Some((id, answer.into_session_verdict())),
+            Tag::Entry(_) => None,
+        });
+        Some(verdicts.collect())
+    }
+}
+
+impl Answer {
+    pub(super) fn into_verdict(self) -> machine::Verdict {
+        match self {
+            Self::Handled(_) => machine::Verdict::Delivered,
+            Self::Progress => machine::Verdict::Progress,
+            Self::Failed(Failure::Retry { after, .. }) => machine::Verdict::Nack(after),
+            Self::Failed(Failure::Busy { after }) => machine::Verdict::Busy(after),
+            Self::Failed(Failure::Reject { .. }) => machine::Verdict::Rejected,
+        }
+    }
+
+    fn into_session_verdict(self) -> session::Verdict {
+        match self {
+            Self::Handled(Some(reply)) => session::Verdict::Replied(reply),
+            Self::Handled(None) => session::Verdict::Delivered,
+            Self::Progress => session::Verdict::Progress,
+            Self::Failed(Failure::Retry { after, .. }) => session::Verdict::Nack(after),
+            Self::Failed(Failure::Busy { after }) => session::Verdict::Busy(after),
+            Self::Failed(Failure::Reject { code, .. }) => {
+                let about_it = code.is_about_a_message() && code.is_terminal();
+                session::Verdict::Rejected(if about_it { code } else { Code::Rejected })
+            }
+        }
+    }
+}
