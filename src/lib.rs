@@ -36,13 +36,13 @@ pub use message::{
 };
 #[cfg(feature = "runtime")]
 pub use runtime::{
-    Acceptor, AcceptorBuilder, AcceptorStats, AttachError, Attachment, BatchError, BuildError, Client,
-    ClientBuildError, ClientBuilder, ClientState, Connection, ConnectionsWatch, Detached, DevicePresence,
-    DrainReport, Drained, Engine, EngineBuilder, Filter, HearError, Heard, Inbox, MemoryReader,
-    MemoryTransport, MemoryWriter, OperateError, OutboxLimit, Pattern, Peer, PresenceChange, PresenceKind,
-    PresencePage, PresenceWatch, Reached, Receipt, RegisterError, Registration, Router, RouterBuilder,
-    SendError, Stage, StateWatch, Stats, SubscribeError, Subscription, SystemClock, UserPresence, WatchError,
-    memory_transport,
+    Acceptor, AcceptorBuilder, AcceptorStats, Answers, AttachError, Attachment, BatchError, BuildError,
+    Client, ClientBuildError, ClientBuilder, ClientState, Connection, ConnectionsWatch, Detached,
+    DevicePresence, DrainReport, Drained, Engine, EngineBuilder, Feed, Filter, HearError, Heard, Inbox,
+    MemoryReader, MemoryTransport, MemoryWriter, OperateError, OutboxLimit, Pattern, Peer, PresenceChange,
+    PresenceKind, PresencePage, PresenceWatch, Reached, Receipt, RegisterError, Registration, Router,
+    RouterBuilder, SendError, Stage, StateWatch, Stats, SubscribeError, Subscription, SystemClock,
+    UserPresence, WatchError, memory_transport,
 };
 pub use status::{EndReason, Status};
 pub use time::Timestamp;

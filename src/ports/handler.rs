@@ -115,6 +115,7 @@ impl Received {
     }
 
     /// How often its handler asked for more time.
+    #[cfg(feature = "runtime")]
     pub(crate) fn extensions(&self) -> u32 {
         self.extensions.load(Ordering::Relaxed)
     }

@@ -2,7 +2,9 @@
 
 use bytes::Bytes;
 
+#[cfg(any(feature = "runtime", test))]
 use super::handler::Failure;
+#[cfg(any(feature = "runtime", test))]
 use crate::session::Code;
 
 /// Bytes that are not what the handler takes, or an answer that cannot be encoded. Says nothing of what they are.
@@ -21,12 +23,13 @@ impl PayloadError {
     }
 
     /// The same bytes will fail in the same way: refused for good.
+    #[cfg(any(feature = "runtime", test))]
     pub(crate) fn failure(&self) -> Failure {
         Failure::reject(Code::Invalid, self)
     }
 }
 
-/// What can be made of a payload. A message whose payload fails is refused for good, as [`Code::Invalid`]; a handler
+/// What can be made of a payload. A message whose payload fails is refused for good, as [`Code::Invalid`](crate::session::Code::Invalid); a handler
 /// that wants to decide otherwise takes [`Bytes`].
 pub trait FromPayload: Sized {
     /// Reads it.

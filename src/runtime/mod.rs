@@ -52,6 +52,6 @@ pub use peer::{
 pub use presence::{DevicePresence, PresenceChange, PresenceKind, PresencePage, PresenceWatch, UserPresence};
 pub use receipt::{Reached, Receipt, Stage};
 pub use report::DrainReport;
-pub use router::{Pattern, RegisterError, Registration, Router, RouterBuilder};
+pub use router::{Answers, Feed, Pattern, RegisterError, Registration, Router, RouterBuilder};
 pub use stats::Stats;
 pub use subscribe::{Filter, Heard, Subscription};

@@ -5,9 +5,9 @@ use std::task::{Context, Poll};
 
 use tokio::sync::{mpsc, watch};
 
+use crate::error::Closed;
 use crate::id::{DeviceId, UserId};
 use crate::machine::{EntryRef, Input, LinkId, Verdict};
-use crate::runtime::Closed;
 use crate::runtime::attachment::{Detached, Handed, Registry};
 use crate::runtime::engine::Engine;
 use crate::runtime::mail::{Mail, Post};

@@ -1,5 +1,6 @@
 //! What one attachment or session has with a router: what it handed in, and what came of it.
 
+use core::fmt;
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -17,14 +18,14 @@ use crate::session::{self, Code, Inbound, InboundId};
 
 /// Which message, for whoever handed it in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(in crate::runtime) enum Tag {
+pub(super) enum Tag {
     Entry(EntryRef),
     Inbound(InboundId),
 }
 
 /// What came of a message.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(in crate::runtime) enum Answer {
+pub(super) enum Answer {
     /// Handled for good, perhaps with an answer.
     Handled(Option<Bytes>),
     /// Still being worked on.
@@ -96,15 +97,16 @@ impl Shared {
     }
 }
 
-/// Where messages are handed in. Dropping it gives up what waits; what runs finishes.
-pub(in crate::runtime) struct Feed {
+/// Where a session hands in what its peer sent, for the router's handlers: see [`Router::feed`](crate::Router::feed).
+/// Dropping it gives up what waits; what runs finishes.
+pub struct Feed {
     router: Arc<Inner>,
     shared: Arc<Shared>,
     handle: Handle,
 }
 
-/// Where answers are collected.
-pub(in crate::runtime) struct Answers {
+/// What came of what was handed in through a [`Feed`].
+pub struct Answers {
     shared: Arc<Shared>,
 }
 
@@ -114,8 +116,13 @@ pub(super) fn open(router: Arc<Inner>) -> (Feed, Answers) {
 }
 
 impl Feed {
-    /// Hands a message in, in order. Never waits.
-    pub(in crate::runtime) fn hand(&self, tag: Tag, lane: crate::record::LaneId, received: Received) {
+    /// Hands in a message that a session gave, in the order in which it did. Never waits: what is over a bound is answered
+    /// busy.
+    pub fn hand(&self, inbound: Inbound) {
+        self.hand_in(Tag::Inbound(inbound.id), inbound.item.place.lane, inbound.into());
+    }
+
+    pub(super) fn hand_in(&self, tag: Tag, lane: crate::record::LaneId, received: Received) {
         let key = LineKey::of(lane, &received);
         // One lock over the look and the entry: a failure on that line must not fall between them.
         let mut lines = self.router.lines.lock();
@@ -141,11 +148,6 @@ impl Feed {
             tasks::spawn(&self.handle, work(self.router.clone(), key));
         }
     }
-
-    /// Hands in what a session gave.
-    pub(in crate::runtime) fn hand_inbound(&self, inbound: Inbound) {
-        self.hand(Tag::Inbound(inbound.id), inbound.item.place.lane, inbound.into());
-    }
 }
 
 impl Drop for Feed {
@@ -155,12 +157,25 @@ impl Drop for Feed {
 }
 
 impl Answers {
-    /// What came of messages since the last look, in the order in which it came; waits for something. `None` when the
-    /// feed is dropped. Say all of it to whoever the messages came from before more of theirs are handed in.
+    /// What came of messages since the last look; waits for something. `None` when the feed is dropped.
+    ///
+    /// # To ensure correctness
+    /// Say all of it to the session ([`Input::Verdicts`](crate::session::Input::Verdicts)) before you take more from it: after a
+    /// failure, the router holds back what has the same key until it was collected here, and from then on the session does.
     ///
     /// # Cancel safety
     /// Dropped before it returns, nothing is lost.
-    pub(in crate::runtime) async fn next(&mut self) -> Option<Vec<(Tag, Answer)>> {
+    pub async fn next(&mut self) -> Option<Vec<(InboundId, session::Verdict)>> {
+        let answers = self.collect().await?;
+        let verdicts = answers.into_iter().filter_map(|(tag, answer)| match tag {
+            Tag::Inbound(id) => Some((id, answer.into_session_verdict())),
+            Tag::Entry(_) => None,
+        });
+        Some(verdicts.collect())
+    }
+
+    /// The same for whatever was handed in.
+    pub(super) async fn collect(&mut self) -> Option<Vec<(Tag, Answer)>> {
         loop {
             {
                 let mut state = self.shared.state.lock();
@@ -187,18 +202,17 @@ impl Answers {
         let state = self.shared.state.lock();
         state.open.is_empty() && state.answers.is_empty()
     }
+}
 
-    /// The same as [`Answers::next`] for what a session gave.
-    ///
-    /// # Cancel safety
-    /// Dropped before it returns, nothing is lost.
-    pub(in crate::runtime) async fn verdicts(&mut self) -> Option<Vec<(InboundId, session::Verdict)>> {
-        let answers = self.next().await?;
-        let verdicts = answers.into_iter().filter_map(|(tag, answer)| match tag {
-            Tag::Inbound(id) => Some((id, answer.into_session_verdict())),
-            Tag::Entry(_) => None,
-        });
-        Some(verdicts.collect())
+impl fmt::Debug for Feed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Feed").field("open", &self.shared.state.lock().open.len()).finish_non_exhaustive()
+    }
+}
+
+impl fmt::Debug for Answers {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Answers").finish_non_exhaustive()
     }
 }
 

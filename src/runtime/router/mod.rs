@@ -35,7 +35,7 @@ use parking_lot::{Mutex, RwLock};
 use tokio::sync::Semaphore;
 
 pub use self::builder::RouterBuilder;
-pub(super) use self::feed::{Answers, Feed};
+pub use self::feed::{Answers, Feed};
 use self::line::Lines;
 pub use self::pattern::Pattern;
 use self::pattern::Table;
@@ -158,7 +158,6 @@ impl Router {
     }
 
     /// Starts building a router. See [`RouterBuilder`].
-    #[must_use]
     pub fn builder() -> RouterBuilder {
         RouterBuilder::default()
     }
@@ -234,8 +233,31 @@ impl Router {
         Ok(Registration { pattern, router: Arc::downgrade(&self.inner) })
     }
 
-    /// For a session or an attachment that hands messages in, and its answers. Must be called within a tokio runtime.
-    pub(super) fn feed(&self) -> (Feed, Answers) {
+    /// For whoever drives a [`Session`](crate::session::Session): its messages go straight to the handlers, without an inbox
+    /// before them, and answers to requests ride with the acknowledgements. One feed for each session, for as long as
+    /// that lives.
+    ///
+    /// ```
+    /// use lastmile::session::{Input, Session};
+    /// use lastmile::{Answers, Feed, Router, Timestamp};
+    ///
+    /// /// After `Event::Ready`.
+    /// fn ready(session: &mut Session, feed: &Feed) {
+    ///     session.take(64).into_iter().for_each(|inbound| feed.hand(inbound));
+    /// }
+    ///
+    /// /// In the select loop of the session's task.
+    /// async fn answered(session: &mut Session, answers: &mut Answers, now: Timestamp) {
+    ///     if let Some(verdicts) = answers.next().await {
+    ///         session.handle(now, Input::Verdicts(verdicts));
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Panics
+    /// Outside of a tokio runtime with a timer.
+    #[must_use]
+    pub fn feed(&self) -> (Feed, Answers) {
         feed::open(self.inner.clone())
     }
 }

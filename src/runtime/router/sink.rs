@@ -35,14 +35,14 @@ impl Sink for Router {
             State::Loose => {
                 let (feed, answers) = self.feed();
                 batch.into_iter().for_each(|delivery| hand(&feed, delivery));
-                collect(answers).await
+                all(answers).await
             }
         }
     }
 }
 
 fn hand(feed: &Feed, delivery: Delivery) {
-    feed.hand(Tag::Entry(delivery.entry), delivery.entry.lane, delivery.into());
+    feed.hand_in(Tag::Entry(delivery.entry), delivery.entry.lane, delivery.into());
 }
 
 fn verdict((tag, answer): (Tag, Answer)) -> Option<(EntryRef, Verdict)> {
@@ -54,7 +54,7 @@ fn verdict((tag, answer): (Tag, Answer)) -> Option<(EntryRef, Verdict)> {
 
 /// Until the attachment or the engine is gone.
 async fn report(mut answers: Answers, acks: Acks) {
-    while let Some(news) = answers.next().await {
+    while let Some(news) = answers.collect().await {
         if acks.report(news.into_iter().filter_map(verdict).collect()).await.is_err() {
             return;
         }
@@ -62,10 +62,10 @@ async fn report(mut answers: Answers, acks: Acks) {
 }
 
 /// All final answers.
-async fn collect(mut answers: Answers) -> Vec<(EntryRef, Verdict)> {
+async fn all(mut answers: Answers) -> Vec<(EntryRef, Verdict)> {
     let mut verdicts = Vec::new();
     while !answers.is_idle()
-        && let Some(news) = answers.next().await
+        && let Some(news) = answers.collect().await
     {
         let is_final = |verdict: &(EntryRef, Verdict)| verdict.1 != Verdict::Progress;
         verdicts.extend(news.into_iter().filter_map(verdict).filter(is_final));

@@ -20,11 +20,12 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 use self::task::Command;
+use crate::error::Closed;
 use crate::id::{DeviceId, UserId};
 use crate::message::Message;
 use crate::ports::Sink;
 use crate::runtime::engine::Engine;
-use crate::runtime::{AttachError, Attachment, Closed, DrainReport, Receipt, SendError};
+use crate::runtime::{AttachError, Attachment, DrainReport, Receipt, SendError};
 use crate::session::frame::Credentials;
 
 pub use builder::{ClientBuildError, ClientBuilder};
