@@ -1,12 +1,13 @@
-//! The router as an engine's sink.
+//! The router as an engine's sink, and as a session's receiver.
 
 use tokio::runtime::Handle;
 
 use super::Router;
 use super::feed::{Answer, Answers, Feed, Tag};
 use crate::machine::{Delivery, EntryRef, Verdict};
-use crate::ports::{Acks, Sink};
+use crate::ports::{Acks, Receiver, Sink};
 use crate::runtime::tasks;
+use crate::session::{self, Inbound, InboundId};
 
 /// What a router has of its attachment.
 #[derive(Default)]
@@ -38,6 +39,23 @@ impl Sink for Router {
                 all(answers).await
             }
         }
+    }
+}
+
+/// Straight from a peer's session, without an inbox before it: answers to requests ride with the acknowledgements. A batch is
+/// answered as a whole, so its slowest message holds up the session's next ones; whoever drives a session without that
+/// uses [`Router::feed`].
+impl Receiver for Router {
+    async fn receive(&mut self, batch: Vec<Inbound>) -> Vec<(InboundId, session::Verdict)> {
+        let (feed, mut answers) = self.feed();
+        batch.into_iter().for_each(|inbound| feed.hand(inbound));
+        let mut verdicts = Vec::new();
+        while !answers.is_idle()
+            && let Some(news) = answers.next().await
+        {
+            verdicts.extend(news.into_iter().filter(|(_, verdict)| *verdict != session::Verdict::Progress));
+        }
+        verdicts
     }
 }
 

@@ -498,13 +498,21 @@ async fn a_session_hands_messages_in_and_the_answer_rides_with_the_ack() {
         .unwrap();
     let mut pair = wire::Pair::open();
     let (feed, mut answers) = router.feed();
-    for (number, within) in [(1, Some(Duration::from_secs(5))), (2, None)] {
+    let mut receiver = router.clone();
+    for (number, within) in [(1, Some(Duration::from_secs(5))), (2, None), (3, Some(Duration::from_secs(5)))]
+    {
         assert!(pair.offer(wire::item(number, "echo", "hello", within)));
-        pair.receiver.take(9).into_iter().for_each(|inbound| feed.hand(inbound));
-        let verdicts = answers.next().await.unwrap();
+        let inbound = pair.receiver.take(9);
+        let verdicts = if number == 3 {
+            crate::ports::Receiver::receive(&mut receiver, inbound).await
+        } else {
+            inbound.into_iter().for_each(|inbound| feed.hand(inbound));
+            answers.next().await.unwrap()
+        };
         pair.receiver.handle(crate::time::Timestamp::from_millis(1000), Input::Verdicts(verdicts));
         pair.run();
     }
-    assert_eq!(pair.replies, ["hello"]);
-    assert_eq!(pair.outcomes, [Outcome::Delivered, Outcome::Rejected(Code::Rejected)]);
+    assert_eq!(pair.replies, ["hello", "hello"]);
+    let rejected = Outcome::Rejected(Code::Rejected);
+    assert_eq!(pair.outcomes, [Outcome::Delivered, rejected, Outcome::Delivered]);
 }
