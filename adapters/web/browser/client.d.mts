@@ -248,6 +248,8 @@ export class ConnectError extends Error {
     constructor(text: string, code?: number, retryAfter?: number);
     code: number;
     retryAfter: number | undefined;
+    /** Whether the same request may get another answer. */
+    passing: boolean;
 }
 /** Bytes that are no frame. */
 export class DecodeError extends Error {

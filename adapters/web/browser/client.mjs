@@ -261,6 +261,8 @@ export class ConnectError extends Error {
     super(text);
     this.code = code;
     this.retryAfter = retryAfter;
+    /** Whether the same request may get another answer. */
+    this.passing = false;
   }
 }
 
@@ -746,13 +748,14 @@ export const serverSentEvents = {
   name: "sse",
   async open(opening) {
     const { url, signal, frame } = opening;
-    const line = await openLine(opening);
+    const line = await openLine(opening, "sse");
     const response = await request(endpoint(url, "sse", { c: line.id }), { signal, headers: { accept: "text/event-stream" } });
     const reader = /** @type {ReadableStream<any>} */ (response.body).pipeThrough(new TextDecoderStream()).getReader();
     await new Promise((resolve, reject) => {
       readEvents(reader, (name, data) => {
         if (name === "open") resolve(undefined);
         else if (name === "message") frame(data);
+        else if (name === "close") line.end(refusal(data) ?? new ConnectError("closed"));
       }).then(() => new ConnectError("the stream ended"), (error) => error).then((error) => {
         reject(error);
         line.end(error);
@@ -767,7 +770,7 @@ export const longPoll = {
   name: "long-poll",
   async open(opening) {
     const { url, signal, frame, platform } = opening;
-    const line = await openLine(opening);
+    const line = await openLine(opening, "poll");
     (async () => {
       for (let n = 1; !signal.aborted; n += 1) {
         const query = { c: line.id, n: String(n) };
@@ -782,10 +785,10 @@ export const longPoll = {
 
 /**
  * Opens a connection of single requests: what both of these transports send by.
- * @param {Opening} opening
+ * @param {Opening} opening @param {string} by
  */
-async function openLine({ url, signal, platform, closed }) {
-  const { connection } = await (await request(endpoint(url, "open"), { method: "POST", signal })).json();
+async function openLine({ url, signal, platform, closed }, by) {
+  const { connection } = await (await request(endpoint(url, "open", { by }), { method: "POST", signal })).json();
   const id = String(connection);
   /** @type {string[]} */
   let waiting = [];
@@ -809,6 +812,10 @@ async function openLine({ url, signal, platform, closed }) {
       await repeat(platform, closing ? undefined : signal, () => request(address, { method: "POST", body, signal: closing ? undefined : signal, keepalive: closing }));
     }
     busy = false;
+    if (closing && !over) {
+      over = true;
+      await request(endpoint(url, "close", { c: id }), { method: "POST", keepalive: true });
+    }
   };
   return {
     id, end,
@@ -820,12 +827,13 @@ async function openLine({ url, signal, platform, closed }) {
     },
     close() {
       closing = true;
+      queueMicrotask(() => flush().catch(end));
     },
   };
 }
 
 /**
- * Tries a request three times, while the network is what fails.
+ * Tries a numbered request three times, while it is the network that fails, or a proxy that lost the answer.
  * @template T @param {Platform} platform @param {AbortSignal | undefined} signal @param {() => Promise<T>} run @returns {Promise<T>}
  */
 async function repeat(platform, signal, run) {
@@ -833,7 +841,7 @@ async function repeat(platform, signal, run) {
     try {
       return await run();
     } catch (error) {
-      if (signal?.aborted || tries === 3 || error instanceof ConnectError) throw error;
+      if (signal?.aborted || tries === 3 || (error instanceof ConnectError && !error.passing)) throw error;
       await new Promise((resolve) => platform.setTimeout(() => resolve(undefined), 200 * 2 ** tries));
     }
   }
@@ -843,9 +851,25 @@ async function repeat(platform, signal, run) {
 async function request(url, init) {
   const response = await fetch(url, { cache: "no-store", ...init });
   if (response.ok) return response;
+  const { status } = response, said = refusal(await response.text().catch(() => ""));
+  if (said) throw said;
+  // Any proxy may have said this: only what every one says in the same sense is believed.
   const after = Number(response.headers.get("retry-after") ?? NaN);
-  const code = { 401: Code.CredentialsRefused, 429: Code.RateLimited, 503: Code.Overloaded }[response.status];
-  throw new ConnectError(`HTTP status ${response.status}`, code, code && Number.isFinite(after) ? after * 1000 : undefined);
+  const code = { 401: Code.CredentialsRefused, 429: Code.RateLimited, 503: Code.Overloaded }[status];
+  const error = new ConnectError(`HTTP status ${status}`, code, code && Number.isFinite(after) ? after * 1000 : undefined);
+  error.passing = [408, 502, 503, 504].includes(status);
+  throw error;
+}
+
+/** What a server says when it refuses something, if it was the server. @param {string} text */
+function refusal(text) {
+  try {
+    const { code, retry_after_ms: after, text: why = "" } = JSON.parse(text);
+    if (!Number.isSafeInteger(code) || code < 4000 || code > 4399) return undefined;
+    return new ConnectError(String(why), code, Number.isSafeInteger(after) ? after : undefined);
+  } catch {
+    return undefined;
+  }
 }
 
 /**

@@ -89,6 +89,11 @@ export async function start(port = 0) {
       }
       return response.end(line.answer);
     }
+    if (path === "close") {
+      line.over = true;
+      line.end.closed();
+      return json(response, {});
+    }
     if (path !== "sse") return json(response, {}, 404);
     response.writeHead(200, { "content-type": "text/event-stream", "cache-control": "no-store" });
     response.flushHeaders();

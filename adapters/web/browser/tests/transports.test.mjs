@@ -21,6 +21,10 @@ async function serve(broken = () => undefined) {
       response.writeHead(fate, { "retry-after": "7" });
       return response.end();
     }
+    if (typeof fate === "object") {
+      response.writeHead(403);
+      return response.end(JSON.stringify(fate));
+    }
     if (path === "up" && n > state.ups) {
       state.ups = n;
       state.frames.push(...text.split("\n"));
@@ -69,7 +73,7 @@ for (const transport of [serverSentEvents, longPoll]) {
       // Each second request breaks before or after it was served.
       if (time > 1 || path === "open" || path === "sse" || n % 2 === 0) return undefined;
       breaks += 1;
-      return breaks % 2 ? "before" : "after";
+      return ["before", "after", 502][breaks % 3];
     });
     const { wire, heard, ends, until, changed } = await open(transport, url);
     const [up, down] = [[], []];
@@ -91,6 +95,8 @@ for (const transport of [serverSentEvents, longPoll]) {
       const { url } = await serve((path) => (path === "open" ? status : undefined));
       await assert.rejects(open(transport, url), (error) => error instanceof ConnectError && error.code === code && error.retryAfter === (code < 4100 ? undefined : 7000), String(status));
     }
+    const { url: own } = await serve((path) => (path === "open" ? { code: 4309, text: "this page may not", retry_after_ms: 5 } : undefined));
+    await assert.rejects(open(transport, own), (error) => error.code === 4309 && error.retryAfter === 5, "the server itself said so");
     const { url } = await serve((path) => (path === "up" ? 410 : undefined));
     const { wire, ends, until } = await open(transport, url);
     wire.send("{}");
@@ -104,10 +110,18 @@ for (const transport of [serverSentEvents, longPoll]) {
     wire.send("last");
     wire.close(4000, "");
     abort.abort();
-    while (state.frames.length === 0) await new Promise((resolve) => setImmediate(resolve));
+    while (!state.requests.includes("POST close 0")) await new Promise((resolve) => setImmediate(resolve));
     assert.deepEqual([state.frames, ends.map(({ code }) => code)], [["last"], ends.map(() => 4003)]);
   });
 }
+
+test("sse: the code with which the server closes is heard", async () => {
+  const { state, url } = await serve();
+  const { ends, until } = await open(serverSentEvents, url);
+  state.stream.end('event: close\ndata: {"code":4307}\n\n');
+  await until(() => ends.length > 0);
+  assert.equal(ends[0].code, 4307);
+});
 
 test("sse: a stream that ends is a connection that ended", async () => {
   const { state, url } = await serve();
