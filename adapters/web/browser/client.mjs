@@ -795,7 +795,7 @@ async function openLine({ url, signal, platform, closed }, by) {
   let [n, busy, over, closing] = [0, false, false, false];
   /** @param {unknown} error */
   const end = (error) => {
-    if (over) return;
+    if (over || closing) return;
     over = true;
     const known = error instanceof ConnectError ? error : new ConnectError(String(error));
     closed({ code: known.code, retryAfter: known.retryAfter, text: known.message });
