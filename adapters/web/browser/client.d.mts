@@ -21,6 +21,7 @@ export function encode(frame: Frame): string;
  * | other 4000–4199 | back off, no less than the server asked for |
  * | 4200–4299 | get new credentials first |
  * | 4303 malformed | blame the transport, as a proxy may have changed the bytes; close after three in a row |
+ * | 4307 taken over | back off once, as an earlier tab's hello may have come late; close when it comes again within a minute |
  * | other 4300–4399 | close |
  *
  * @param {number} code @param {number} malformed  How many times in a row.
@@ -179,6 +180,7 @@ export function readEvents(reader: ReadableStreamDefaultReader<string>, event: (
  * @property {string | URL} url  Where the server's session endpoints are, such as `/lastmile`.
  * @property {(refused: number | undefined) => string | undefined | Promise<string | undefined>} credentials  Asked before each
  *   connection, and before what it gave expires; with a code after a refusal. `undefined`: there are none, see {@link Client.connect}.
+ *   If it throws, it is asked again later, as if the server could not be reached.
  * @property {string} [user]  Who the hello says that this is; the credentials decide.
  * @property {Record<string, Table>} [stores]  Tables for the host's own data, written together with what was received.
  * @property {number} [version]  Of those tables: raise it when they change. Default: 1.
@@ -442,6 +444,7 @@ export class Session {
  * @property {Failure} [failure]
  */
 /** @typedef {{ message: Message, item: Wire, epoch: string, number: number, place: { stream: string, lane: string, seq: string } | undefined }} Job */
+/** @typedef {{ jobs: Job[], busy: boolean, writing: number, broken: boolean }} Queue  Broken: one of them was not taken. */
 /** @typedef {(message: any, writes: Writes) => any} Handler */
 /** @typedef {(outgoing: Outgoing, writes: Writes) => void} Tracker */
 /** @typedef {{ rung: number, abort: AbortController, wire: Connection | undefined }} Link */
@@ -496,6 +499,11 @@ export class Client {
         steal?: boolean;
         credentials?: string;
     }): void;
+    /**
+     * Makes the outbox this tab's without connecting, if no other tab has it: then {@link Client.outbox} shows what waits.
+     * @returns {Promise<boolean>}
+     */
+    claim(): Promise<boolean>;
     /** Keeps no connection from now on. What is sent waits. */
     disconnect(): void;
     /** Ends it: the connection, the lock, the database. What waits in the outbox stays there. @returns {Promise<void>} */
@@ -811,6 +819,7 @@ export type Options = {
     /**
      * Asked before each
      * connection, and before what it gave expires; with a code after a refusal. `undefined`: there are none, see {@link Client.connect}.
+     * If it throws, it is asked again later, as if the server could not be reached.
      */
     credentials: (refused: number | undefined) => string | undefined | Promise<string | undefined>;
     /**
@@ -969,6 +978,15 @@ export type Job = {
         lane: string;
         seq: string;
     } | undefined;
+};
+/**
+ * Broken: one of them was not taken.
+ */
+export type Queue = {
+    jobs: Job[];
+    busy: boolean;
+    writing: number;
+    broken: boolean;
 };
 export type Handler = (message: any, writes: Writes) => any;
 export type Tracker = (outgoing: Outgoing, writes: Writes) => void;

@@ -164,6 +164,7 @@
  * @property {string | URL} url  Where the server's session endpoints are, such as `/lastmile`.
  * @property {(refused: number | undefined) => string | undefined | Promise<string | undefined>} credentials  Asked before each
  *   connection, and before what it gave expires; with a code after a refusal. `undefined`: there are none, see {@link Client.connect}.
+ *   If it throws, it is asked again later, as if the server could not be reached.
  * @property {string} [user]  Who the hello says that this is; the credentials decide.
  * @property {Record<string, Table>} [stores]  Tables for the host's own data, written together with what was received.
  * @property {number} [version]  Of those tables: raise it when they change. Default: 1.
@@ -214,6 +215,8 @@ const NUMBER_BLOCK = 64;
 const PROGRESS_MS = 10_000;
 const FLOOR_DELAY_MS = 1_000;
 const GO_AWAY_MS = 5_000;
+/** A device that is taken over twice within this time does not come back by itself. */
+const TAKEN_OVER_MS = 60_000;
 const MAX_MALFORMED = 3;
 /** Logs of other servers whose places are remembered. */
 const MAX_STREAMS = 8;
@@ -699,6 +702,7 @@ export class Ladder {
  * | other 4000–4199 | back off, no less than the server asked for |
  * | 4200–4299 | get new credentials first |
  * | 4303 malformed | blame the transport, as a proxy may have changed the bytes; close after three in a row |
+ * | 4307 taken over | back off once, as an earlier tab's hello may have come late; close when it comes again within a minute |
  * | other 4300–4399 | close |
  *
  * @param {number} code @param {number} malformed  How many times in a row.
@@ -1489,6 +1493,7 @@ export class Session {
  */
 
 /** @typedef {{ message: Message, item: Wire, epoch: string, number: number, place: { stream: string, lane: string, seq: string } | undefined }} Job */
+/** @typedef {{ jobs: Job[], busy: boolean, writing: number, broken: boolean }} Queue  Broken: one of them was not taken. */
 /** @typedef {(message: any, writes: Writes) => any} Handler */
 /** @typedef {(outgoing: Outgoing, writes: Writes) => void} Tracker */
 /** @typedef {{ rung: number, abort: AbortController, wire: Connection | undefined }} Link */
@@ -1551,6 +1556,7 @@ export class Client {
   /** When to look for a better rung, at the earliest. */ #climbAt = 0;
   /** Before then nothing may wake it. */ #earliest = 0;
   #malformed = 0;
+  #takenOverAt = -Infinity;
   /** @type {string | undefined} Credentials that were given, until they are refused. */ #given = undefined;
   /** @type {string | undefined} The last that were shown. */ #shown = undefined;
   /** When to leave because the server asked for it, and when to come back. */ #leaveAt = Infinity;
@@ -1570,7 +1576,7 @@ export class Client {
   #resync = { due: false, fresh: false, published: 0 };
 
   /** @type {Map<string, Job>} By place: messages that handlers work on. */ #jobs = new Map();
-  /** @type {Map<string, Job[]>} */ #queues = new Map();
+  /** @type {Map<string, Queue>} By lane and key. */ #queues = new Map();
   /** @type {Map<string, { place: any, reply?: Payload }>} What took effect and may come again. */ #places = new Map();
   /** @type {Map<string, string>} By stream and lane. */ #floors = new Map();
   /** @type {Map<string, { stream: string, lane: string, seq: string }>} Floors that are not on disk. */ #risen = new Map();
@@ -1643,6 +1649,14 @@ export class Client {
     this.#malformed = 0;
     if (!this.#owner) return this.#own(steal);
     if (!this.#link && !this.#attempt) this.#open(this.#ladder.current);
+  }
+
+  /**
+   * Makes the outbox this tab's without connecting, if no other tab has it: then {@link Client.outbox} shows what waits.
+   * @returns {Promise<boolean>}
+   */
+  claim() {
+    return this.#asOwner().then(() => true, () => false);
   }
 
   /** Keeps no connection from now on. What is sent waits. */
@@ -1978,7 +1992,15 @@ export class Client {
     const link = { rung, abort: new AbortController(), wire: undefined };
     this.#attempt = link;
     if (!this.#link) this.#become({ name: "connecting", transport: transport.name });
-    const credentials = await this.#askForCredentials(undefined);
+    let credentials;
+    try {
+      credentials = await this.#askForCredentials(undefined);
+    } catch (error) {
+      if (this.#attempt !== link) return;
+      this.#attempt = undefined;
+      if (!this.#link) this.#retry(Code.TransportLost, String(error));
+      return;
+    }
     if (this.#attempt !== link) return;
     if (credentials === undefined) {
       this.#attempt = undefined;
@@ -2045,7 +2067,11 @@ export class Client {
     this.#malformed = code === Code.Malformed ? this.#malformed + 1 : 0;
     if (link && recovery(code, this.#malformed) === "blame") this.#ladder.failed(this.#platform.now(), link.rung);
     else this.#ladder.ended();
-    if (this.#wanted && this.#owner) this.#retry(code, text, retryAfter);
+    if (!this.#wanted || !this.#owner) return;
+    const now = this.#platform.now(), again = code === Code.TakenOver && now - this.#takenOverAt > TAKEN_OVER_MS;
+    if (code === Code.TakenOver) this.#takenOverAt = now;
+    // The hello of a tab that had the outbox before may come late: once that is no reason to give up what is this tab's.
+    this.#retry(again ? Code.Done : code, text, retryAfter);
   }
 
   /** What to do next. @param {number} code @param {string} text @param {number} [retryAfter] */
@@ -2074,7 +2100,13 @@ export class Client {
   async #askAgain(code, retryAfter) {
     const refused = this.#shown;
     this.#given = undefined;
-    const credentials = await this.#askForCredentials(code);
+    let credentials;
+    try {
+      credentials = await this.#askForCredentials(code);
+    } catch {
+      if (this.#state.name === "needs-credentials") this.#retry(Code.TransportLost, "no credentials could be got");
+      return;
+    }
     // The same again would be refused again.
     if (this.#state.name !== "needs-credentials" || credentials === undefined || credentials === refused) return;
     this.#given = credentials;
@@ -2084,18 +2116,9 @@ export class Client {
 
   /** @param {number | undefined} refused @returns {Promise<string | undefined>} */
   async #askForCredentials(refused) {
-    if (this.#given === undefined) {
-      try {
-        const given = await this.#options.credentials(refused);
-        if (refused === undefined) this.#shown = given;
-        return given;
-      } catch (error) {
-        this.#tell("error", error);
-        return undefined;
-      }
-    }
-    this.#shown = this.#given;
-    return this.#given;
+    const given = this.#given ?? await this.#options.credentials(refused);
+    if (refused === undefined) this.#shown = given;
+    return given;
   }
 
   /** @param {Link} link @param {string} text */
@@ -2201,8 +2224,13 @@ export class Client {
   async #renew() {
     const link = this.#link;
     this.#given = undefined;
-    const credentials = await this.#askForCredentials(undefined);
-    if (credentials !== undefined && this.#link === link) this.#session?.renew(credentials);
+    try {
+      const credentials = await this.#askForCredentials(undefined);
+      if (credentials !== undefined && this.#link === link) this.#session?.renew(credentials);
+    } catch (error) {
+      // The server will say that they have expired, and they are asked for again.
+      this.#tell("error", error);
+    }
   }
 
   /** The server asks to come back later: ends what is under way, then leaves. @param {number | undefined} retryAfter */
@@ -2443,65 +2471,81 @@ export class Client {
     /** @type {Job} */
     const job = { message: fromWire(item), item, epoch, number, place };
     if (place) this.#jobs.set(placeKey(place), job);
-    const order = orderOf(item), queue = this.#queues.get(order);
-    if (queue) {
-      queue.push(job);
-    } else {
-      this.#queues.set(order, [job]);
-      this.#work(order, [job]);
-    }
+    const order = orderOf(item), queue = this.#queues.get(order) ?? { jobs: [], busy: false, writing: 0, broken: false };
+    this.#queues.set(order, queue);
+    queue.jobs.push(job);
+    if (!queue.busy) this.#work(order, queue);
   }
 
-  /** Handles the messages of one lane and key, one after the other. @param {string} order @param {Job[]} first */
-  async #work(order, first) {
-    const queue = this.#queues.get(order) ?? first;
-    while (queue.length > 0) {
-      const job = queue[0], verdict = await this.#handle(job);
-      queue.shift();
-      if (job.place) this.#jobs.delete(placeKey(job.place));
-      if (!verdict) continue;
-      this.#session?.decide(job.epoch, job.number, verdict);
-      if (verdict.kind !== "nack" || verdict.code >= 4450) continue;
-      // What waits behind it must not be taken before it.
-      for (const behind of queue.splice(0)) {
-        if (behind.place) this.#jobs.delete(placeKey(behind.place));
-        this.#session?.decide(behind.epoch, behind.number, { kind: "nack", code: Code.Busy, delay: 0 });
-      }
+  /**
+   * Handles the messages of one lane and key, one after the other. What they write is written in the same order, and the next
+   * handler need not wait for it.
+   * @param {string} order @param {Queue} queue
+   */
+  async #work(order, queue) {
+    queue.busy = true;
+    while (queue.jobs.length > 0) {
+      const job = /** @type {Job} */ (queue.jobs.shift());
+      const done = queue.broken ? behind : await this.#handle(job);
+      if ("kind" in done || queue.broken) this.#decide(order, queue, job, "kind" in done ? done : behind);
+      else this.#apply(order, queue, job, done);
     }
-    this.#queues.delete(order);
-    if (this.#leaveAt < Infinity) this.#tick();
-    else this.#arm();
+    queue.busy = false;
+    this.#rest(order, queue);
   }
 
-  /** @param {Job} job @returns {Promise<Verdict | undefined>} */
-  async #handle({ message, item, place }) {
+  /** @param {Job} job @returns {Promise<Verdict | { writes: Writes, reply: Payload | undefined }>} */
+  async #handle({ message, item }) {
     const pattern = patterns(item.event).find((each) => this.#handlers.has(each));
     const handler = pattern === undefined ? undefined : this.#handlers.get(pattern);
     if (!handler) return { kind: "nack", code: Code.Failed, text: "nobody handles this event here" };
     const writes = new Writes();
-    /** @type {Payload | undefined} */
-    let reply;
     try {
       const answer = await this.#inTime(handler(message, writes));
-      reply = item.reply_within_ms === undefined ? undefined : answerOf(answer);
+      return { writes, reply: item.reply_within_ms === undefined ? undefined : answerOf(answer) };
     } catch (error) {
       return this.#refusal(error);
     }
-    const store = this.#store;
-    if (!store) return undefined;
+  }
+
+  /** The effect and the place in one transaction, then the acknowledgement. @param {string} order @param {Queue} queue @param {Job} job @param {{ writes: Writes, reply: Payload | undefined }} done */
+  async #apply(order, queue, job, { writes, reply }) {
+    const { place } = job, store = /** @type {Store} */ (this.#store);
+    /** @type {Verdict} */
+    let verdict = reply === undefined ? { kind: "ack" } : { kind: "reply", payload: reply };
+    queue.writing += 1;
     try {
       if (place || !writes.isEmpty) {
         await store.write((txn) => {
+          // One before it was not written: it must not take effect before that one.
+          if (queue.broken) throw new Busy(0);
           writes.apply(txn);
           if (place) txn.add(INBOX, { ...place, reply });
         });
       }
+      if (place) this.#places.set(placeKey(place), { place, reply });
     } catch (error) {
-      this.#failedToWrite(error);
-      return { kind: "nack", code: Code.Failed, text: "it could not be stored" };
+      verdict = error instanceof Busy ? behind : { kind: "nack", code: Code.Failed, text: "it could not be stored" };
+      if (!(error instanceof Busy)) this.#failedToWrite(error);
     }
-    if (place) this.#places.set(placeKey(place), { place, reply });
-    return reply === undefined ? { kind: "ack" } : { kind: "reply", payload: reply };
+    queue.writing -= 1;
+    this.#decide(order, queue, job, verdict);
+  }
+
+  /** @param {string} order @param {Queue} queue @param {Job} job @param {Verdict} verdict */
+  #decide(order, queue, job, verdict) {
+    // What waits behind it must not be taken before it.
+    if (verdict.kind === "nack" && verdict.code < 4450) queue.broken = true;
+    if (job.place) this.#jobs.delete(placeKey(job.place));
+    this.#session?.decide(job.epoch, job.number, verdict);
+    this.#rest(order, queue);
+  }
+
+  /** @param {string} order @param {Queue} queue */
+  #rest(order, queue) {
+    if (!queue.busy && queue.writing === 0 && queue.jobs.length === 0 && this.#queues.get(order) === queue) this.#queues.delete(order);
+    if (this.#leaveAt < Infinity) this.#tick();
+    else this.#arm();
   }
 
   /** @param {unknown} error @returns {Verdict} */
@@ -2584,6 +2628,8 @@ export class Client {
   }
 }
 
+/** @type {Verdict} What is said of those behind one that was not taken. */
+const behind = Object.freeze({ kind: "nack", code: Code.Busy, delay: 0 });
 /** @type {Failure} */
 const unconfirmed = Object.freeze({ kind: "unconfirmed", code: undefined, text: "nobody heard what became of it" });
 

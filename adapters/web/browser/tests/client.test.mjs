@@ -321,6 +321,19 @@ test("a message that is refused for good fails with the server's code, and can b
   assert.deepEqual([payloads(), again.client.outbox()], [["1"], []]);
 });
 
+test("what waits can be seen and taken back without a connection, in one tab at a time", async () => {
+  const { open, send, settle, network } = setUp();
+  const first = open({}, { connect: false });
+  const { id } = await send(first.client, "1");
+  first.page.kill();
+  const second = open({}, { connect: false }), third = open({}, { connect: false });
+  assert.deepEqual([await settle(second.client.claim()), await settle(third.client.claim())], [true, false]);
+  assert.deepEqual([second.client.outbox().map((each) => each.id), second.client.state.name], [[id], "offline"]);
+  await assert.rejects(settle(third.client.cancel(id)), (error) => error.kind === "another-tab");
+  assert.equal(await settle(second.client.cancel(id)), true);
+  assert.deepEqual([second.client.outbox(), network.connections], [[], []]);
+});
+
 test("a message can be taken back until it is on the wire, and not after", async () => {
   const { world, open, send, settle, payloads } = setUp({ onPublish: () => new Promise(() => {}) });
   const tab = open({}, { connect: false });
@@ -566,6 +579,17 @@ test("credentials that are refused are asked for again, and nothing is tried wit
   assert.equal(tab.client.state.name, "online");
 });
 
+test("credentials that cannot be got for now are asked for again", async () => {
+  let down = true;
+  const { world, open, network } = setUp();
+  const tab = open({ credentials: () => { if (down) throw new Error("no network"); return "secret"; } });
+  await world.pass(30_000);
+  assert.deepEqual([tab.client.state.name, network.connections], ["offline", []]);
+  down = false;
+  await world.pass(25_000);
+  assert.equal(tab.client.state.name, "online");
+});
+
 test("a client without credentials says so, and goes on when it is given some", async () => {
   const { world, open } = setUp({ expiresIn: 8000 });
   const tab = open({ credentials: () => undefined });
@@ -590,8 +614,11 @@ test("a device that was taken over does not fight", async () => {
   const tab = open();
   await world.pass(1000, online(tab));
   peer.sessions.get("alice").close(4307);
+  await world.pass(5000);
+  assert.equal(tab.client.state.name, "online", "it may have been an earlier tab's hello that came late");
+  peer.sessions.get("alice").close(4307);
   await world.pass(600_000);
-  assert.deepEqual([tab.client.state.name, tab.client.state.code, network.connections.length], ["closed", 4307, 1]);
+  assert.deepEqual([tab.client.state.name, tab.client.state.code, network.connections.length], ["closed", 4307, 2]);
   tab.client.connect();
   await world.pass(1000);
   assert.equal(tab.client.state.name, "online", "until its host says so");

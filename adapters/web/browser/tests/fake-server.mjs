@@ -120,7 +120,7 @@ export async function start(port = 0) {
       case "/api/cancel":
         return json(response, { cancelled: false });
       case "/api/flood":
-        for (let at = 0; at < input.count; at += 1) peer.post(input.to, { from: user, event: "flood.item", priority: "low", payload: { n: at } });
+        for (let at = 0; at < input.count; at += 1) peer.post(input.to, { from: user, event: "flood.item", priority: "low", payload: { n: at, of: input.count } }, at === input.count - 1);
         return json(response, { accepted: input.count });
       case "/api/engine": {
         response.writeHead(200, { "content-type": "text/event-stream" });

@@ -138,6 +138,12 @@ test("event streams are read however their bytes are cut", async () => {
   }
 });
 
+test("the chat's page is right by these types", () => {
+  const project = fileURLToPath(new URL("page.tsconfig.json", import.meta.url));
+  const { status, stdout } = spawnSync(process.execPath, [join(npm, "node_modules/typescript/bin/tsc"), "-p", project], { encoding: "utf8" });
+  assert.equal(status, 0, stdout);
+});
+
 test("the types are right, and client.d.mts is what they say", () => {
   const out = mkdtempSync(join(tmpdir(), "lastmile-types-")), home = fileURLToPath(new URL("..", import.meta.url));
   try {

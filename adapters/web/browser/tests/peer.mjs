@@ -44,7 +44,7 @@ export class Peer {
   }
 
   /** Puts a message into a user's outbox. */
-  post(user, fields) {
+  post(user, fields, pump = true) {
     const message = {
       id: id(), to: user, event: "test.event", priority: "normal", durability: "synced", headers: [], payload: "", ...fields,
     };
@@ -53,7 +53,7 @@ export class Peer {
     const entry = { message, seq: String(volatile ? BigInt(drawn) : this.seq), at: this.world.now(), attempts: 0, flying: false, readyAt: 0, offered: false };
     if (!this.outboxes.has(user)) this.outboxes.set(user, []);
     if (!volatile || this.sessions.get(user)?.link) this.outboxes.get(user).push(entry);
-    this.sessions.get(user)?.pump();
+    if (pump) this.sessions.get(user)?.pump();
     return message.id;
   }
 
@@ -221,6 +221,7 @@ class Session {
   }
 
   take(frame) {
+    this.risen = new Set();
     this.heardAt = this.peer.world.now();
     switch (frame.frame) {
       case "ack":
@@ -256,6 +257,7 @@ class Session {
       this.slots.delete(this.base);
       this.base += 1;
     }
+    for (const lane of this.risen) this.floor(lane);
     this.pump();
   }
 
@@ -267,7 +269,7 @@ class Session {
     if (!slot.entry) return;
     this.remove(slot.entry);
     this.peer.log.push({ ended: slot.entry.message.id, how });
-    if (slot.entry.message.durability !== "volatile") this.floor(slot.entry.message.priority);
+    if (slot.entry.message.durability !== "volatile") this.risen.add(slot.entry.message.priority);
   }
 
   nacked({ count, number, code, delay_ms: delay = 0 }) {
