@@ -28,10 +28,10 @@ const MARKS = /** @type {Record<string, [string, string]>} */ ({
   accepted: ["M5 9l3.5 3.5L16 4", "accepted by the server"],
   delivered: ["M2 9l3.5 3.5L13 4M9.5 12.2l.4.3L18 4", "delivered"],
   read: ["M2 9l3.5 3.5L13 4M9.5 12.2l.4.3L18 4", "read"],
-  failed: ["M11 2v7M11 13v.2", "failed"], expired: ["M11 2v7M11 13v.2", "not delivered in time"], cancelled: ["M5 3l12 11M17 3L5 14", "taken back"],
+  failed: ["M11 2v7M11 13v.2", "failed"], undelivered: ["M11 2v7M11 13v.2", "not delivered"], expired: ["M11 2v7M11 13v.2", "not delivered in time"], cancelled: ["M5 3l12 11M17 3L5 14", "taken back"],
 });
 /** A later status is never replaced by an earlier one. @type {Record<string, number>} */
-const RANK = { queued: 0, failed: 1, cancelled: 1, expired: 2, accepted: 2, delivered: 3, read: 4 };
+const RANK = { queued: 0, failed: 1, accepted: 2, cancelled: 3, expired: 3, undelivered: 3, delivered: 4, read: 5 };
 const priorities = ["critical", "high", "normal", "low"];
 
 const session = {
@@ -123,7 +123,7 @@ function start(name) {
   });
   client.on("chat.typing", (message) => typing(String(message.from), true));
   client.on("chat.read", (message, writes) => readUpTo(String(message.from), message.payload.up_to, writes));
-  client.on("chat.status", ({ payload: { id, status } }, writes) => mark(writes, id, RANK[status] === undefined ? "failed" : status));
+  client.on("chat.status", ({ payload: { id, status } }, writes) => heardOf(writes, id, status));
   client.on("flood.item", ({ payload }) => flooded(payload));
   for (const event of ["chat.message", "call.ring"]) {
     client.track(event, ({ id, to, payload, status, createdAt, failure }, writes) => {
@@ -141,6 +141,13 @@ function start(name) {
   client.watch("error", (error) => console.warn("lastmile:", error));
   client.watch("gap", ({ missing, reason }) => reason !== "volatile" && console.warn(`${missing} messages will not come: ${reason}`));
   return client;
+}
+
+/** What the server says became of a message, in the words of its ledger. @param {import("/client.mjs").Writes} writes @param {string} id @param {string} status */
+function heardOf(writes, id, status) {
+  const known = /** @type {Record<string, string>} */ ({ accepted: "accepted", sent: "accepted", retrying: "accepted", delivered: "delivered", expired: "expired", cancelled: "cancelled" })[status];
+  if (known) mark(writes, id, known);
+  else if (status !== "unknown") mark(writes, id, "undelivered", status === "rejected" ? "refused by the other side" : "not delivered");
 }
 
 /** @param {string} peer */
@@ -161,7 +168,7 @@ async function sayRead() {
   if (talk.unread > 0) await client.write((writes) => writes.update("talks", open, (/** @type {Talk} */ row) => row && { ...row, unread: 0 }));
   if (localStorage.getItem(said) === newest) return;
   localStorage.setItem(said, newest);
-  await client.send({ to: open, event: "chat.read", payload: { up_to: newest }, orderingKey: together(open), collapseKey: `read:${together(open)}` });
+  await client.send({ to: open, event: "chat.read", payload: { up_to: newest }, orderingKey: together(open), collapseKey: together(open) });
 }
 
 /** Learns what became of messages while this page did not listen. */
@@ -170,7 +177,7 @@ async function catchUp() {
   const open = rows.filter((row) => row.mine && ["accepted", "delivered"].includes(row.status)).sort((a, b) => b.order - a.order).slice(0, 200);
   if (open.length === 0) return;
   const { statuses } = await ask("/api/status", { ids: open.map((row) => ({ to: row.with, id: row.id })) });
-  await session.client?.write((writes) => statuses.forEach((/** @type {any} */ { id, status }) => RANK[status] !== undefined && mark(writes, id, status)));
+  await session.client?.write((writes) => statuses.forEach((/** @type {any} */ { id, status }) => heardOf(writes, id, status)));
 }
 
 // -------------------------------------------------------------------------------------------------------- the screen
@@ -293,6 +300,11 @@ function drawRow(row) {
   if (row.mine && status === "failed") {
     foot.append(make("span", { className: "why", textContent: row.why ?? "failed" }),
       act("Retry", () => session.client?.retry(id)), act("Cancel", () => session.client?.cancel(id)));
+  } else if (row.mine && row.kind === "message" && (status === "undelivered" || status === "expired")) {
+    foot.append(make("span", { className: "why", textContent: row.why ?? "not delivered in time" }), act("Send again", async () => {
+      await sendTo(row.with, row.text);
+      await session.client?.write((writes) => writes.delete("history", id));
+    }));
   } else if (row.mine && status === "queued") {
     foot.append(act("Cancel", () => session.client?.cancel(id)));
   } else if (row.mine && row.kind === "message" && status === "accepted") {
@@ -349,6 +361,14 @@ const HISTORY = 60;
 /** @type {any[]} */
 let snapshots = [];
 
+/** @param {string} d @param {string} color */
+function draw(d, color) {
+  const path = document.createElementNS("http://www.w3.org/2000/svg", "path");
+  path.setAttribute("d", d);
+  path.style.stroke = `var(${color})`;
+  return path;
+}
+
 /** @param {string} id @param {{ name: string, color: string, values: number[] }[]} lines */
 function plot(id, lines) {
   const most = Math.max(1e-9, ...lines.flatMap(({ values }) => values)), [width, height] = [300, 56];
@@ -356,7 +376,7 @@ function plot(id, lines) {
   const svg = $(id);
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("preserveAspectRatio", "none");
-  svg.innerHTML = `<path class="axis" d="M0 ${height - 1}H${width}"/>${lines.map(({ color, values }) => `<path d="${path(values)}" style="stroke:var(--${color})"/>`).join("")}`;
+  svg.replaceChildren(draw(`M0 ${height - 1}H${width}`, "--line"), ...lines.map(({ color, values }) => draw(path(values), `--${color}`)));
 }
 
 /** @param {string} id @param {{ name: string, color: string, text: string }[]} entries */
@@ -379,14 +399,15 @@ function showEngine(snapshot) {
   $("waiting-sum").textContent = sum.toLocaleString();
   $("oldest-max").textContent = sum === 0 ? "–" : age(oldest);
   $("dedup").textContent = snapshot.dedup_hits.toLocaleString();
-  $("commit-now").textContent = `${(snapshot.commit_ms.p50 ?? 0).toFixed(2)} ms`;
+  const commit = (/** @type {any} */ each, /** @type {string} */ field) => each.commit_ms?.[field] ?? 0;
+  $("commit-now").textContent = snapshot.commit_ms ? `${commit(snapshot, "p50").toFixed(2)} ms` : "–";
   const lines = (/** @type {string} */ field) => priorities.map((name) => ({ name, color: name, values: snapshots.map((each) => each[field][name] ?? 0) }));
   plot("waiting", lines("waiting"));
   plot("oldest", lines("oldest_ms"));
   legend("waiting-key", priorities.map((name) => ({ name, color: name, text: snapshot.waiting[name].toLocaleString() })));
   legend("oldest-key", priorities.map((name) => ({ name, color: name, text: snapshot.waiting[name] ? age(snapshot.oldest_ms[name] ?? 0) : "–" })));
-  plot("commit", [["p50", "high"], ["p99", "low"]].map(([name, color]) => ({ name, color, values: snapshots.map((each) => each.commit_ms[name] ?? 0) })));
-  legend("commit-key", [["median", "p50", "high"], ["p99", "p99", "low"]].map(([name, field, color]) => ({ name, color, text: `${(snapshot.commit_ms[field] ?? 0).toFixed(2)} ms` })));
+  plot("commit", [["p50", "high"], ["p99", "low"]].map(([name, color]) => ({ name, color, values: snapshots.map((each) => commit(each, name)) })));
+  legend("commit-key", [["median", "p50", "high"], ["p99", "p99", "low"]].map(([name, field, color]) => ({ name, color, text: `${commit(snapshot, field).toFixed(2)} ms` })));
   $("connections-sum").textContent = String(snapshot.connections.length);
   $("connections").replaceChildren(...snapshot.connections.slice(0, 50).map((/** @type {any} */ { user, transport, quality, rtt_ms: rtt }) =>
     make("li", {}, make("span", { textContent: user }), make("span", { textContent: [transport, quality, rtt === undefined || rtt === null ? undefined : `${Math.round(rtt)} ms`].filter(Boolean).join(" · ") }))));
@@ -406,11 +427,16 @@ async function sendText() {
   $("text").value = "";
   session.typedAt = 0;
   try {
-    await session.client?.send({ to, event: "chat.message", payload: { text }, priority: "high", orderingKey: together(to) });
+    await sendTo(to, text);
   } catch (error) {
     $("text").value = text;
     banner(String(error instanceof Error ? error.message : error), "", () => {});
   }
+}
+
+/** @param {string} to @param {string} text */
+async function sendTo(to, text) {
+  await session.client?.send({ to, event: "chat.message", payload: { text }, priority: "high", orderingKey: together(to) });
 }
 
 function sayTyping() {
@@ -460,7 +486,7 @@ function setUp() {
     event.preventDefault();
     const name = $("whom").value.trim();
     $("whom").value = "";
-    if (/^[\p{L}\p{N}_.-]{1,32}$/u.test(name) && name !== session.me) open(name);
+    if (/^[^|]{1,32}$/u.test(name) && name !== session.me) open(name);
     showPeople();
   };
   $("whom").oninput = showPeople;

@@ -156,7 +156,7 @@ export async function start(port = 0) {
     if (url.pathname.startsWith("/api/")) return api(url, request, response).catch(() => response.destroy());
     const file = FILES[url.pathname];
     if (!file) return json(response, {}, 404);
-    response.writeHead(200, { "content-type": file[1], "cache-control": "no-store" });
+    response.writeHead(200, { "content-type": file[1], "cache-control": "no-store", "content-security-policy": "default-src 'self'; img-src 'self' data:" });
     return response.end(readFileSync(fileURLToPath(new URL(file[0], repository))));
   });
   server.on("upgrade", (request, socket) => {
