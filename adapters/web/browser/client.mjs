@@ -1435,14 +1435,13 @@ export class Session {
   /** The connection is a new one: what the server may not have heard is said again. @param {number} base */
   #sayAgain(base) {
     this.#rebase(base);
-    const nacks = [];
     this.#acks = [];
+    // In the order in which it was said first: that of the nacks' counts.
     for (const [number, said] of this.#said) {
       if (said.kind === "ack") this.#acks.push(number);
       else if (said.kind === "reply") this.#say({ frame: "reply", number, payload: said.payload });
-      else nacks.push(said.frame);
+      else this.#say(said.frame);
     }
-    nacks.sort((a, b) => a.count - b.count).forEach((frame) => this.#say(frame));
     this.#flush();
   }
 
@@ -1768,6 +1767,7 @@ export class Client {
       });
     } catch (error) {
       this.#rows.set(id, row);
+      this.#failedToWrite(error);
       throw error;
     } finally {
       this.#cancelled.delete(id);
@@ -1785,10 +1785,15 @@ export class Client {
     if (!row?.failure) throw new LastmileError("not-found", "no such message has failed");
     const { failure: _, ...again } = row;
     const next = { ...again, number: null, offered: null, attempts: 0, retryAt: 0, createdAt: this.#platform.now() };
-    await store.write((txn) => {
-      txn.put(OUTBOX, next);
-      this.#track(txn, next, "queued");
-    });
+    try {
+      await store.write((txn) => {
+        txn.put(OUTBOX, next);
+        this.#track(txn, next, "queued");
+      });
+    } catch (error) {
+      this.#failedToWrite(error);
+      throw error;
+    }
     this.#rows.set(id, next);
     this.#tell("outbox", this.#outgoing(next, "queued"));
     this.#pump();

@@ -308,10 +308,10 @@ function drawRow(row) {
   } else if (row.mine && status === "queued") {
     foot.append(act("Cancel", () => session.client?.cancel(id)));
   } else if (row.mine && row.kind === "message" && status === "accepted") {
-    foot.append(act("Take back", async () => {
+    foot.append(Object.assign(act("Take back", async () => {
       const { cancelled } = await ask("/api/cancel", { to: row.with, id });
       if (cancelled) await session.client?.write((writes) => mark(writes, id, "cancelled"));
-    }));
+    }), { className: "act quiet" }));
   }
   foot.append(make("time", { textContent: clock.format(row.at), dateTime: new Date(row.at).toISOString() }));
   if (row.mine && MARKS[status]) {
@@ -337,7 +337,7 @@ function ringing(name) {
   const dialog = /** @type {HTMLDialogElement} */ ($("call")), { got, of } = session.flood;
   face($("caller-face"), name);
   $("caller").textContent = name;
-  $("call-text").textContent = got < of ? `is calling · ahead of ${(of - got).toLocaleString()} low-priority messages` : "is calling";
+  $("call-text").textContent = got < of ? `is calling · ahead of ${(of - got).toLocaleString()} low‑priority messages` : "is calling";
   if (got < of) $("flood-text").textContent = `The call came after ${got.toLocaleString()} of ${of.toLocaleString()}: it overtook ${(of - got).toLocaleString()} that were sent before it.`;
   if (!dialog.open) dialog.showModal();
   $("answer").focus();
@@ -352,7 +352,10 @@ function flooded({ of }) {
   if (flood.got % 25 && flood.got < flood.of) return;
   Object.assign(bar, { hidden: false, max: flood.of, value: flood.got });
   bar.setAttribute("aria-valuetext", `${flood.got} of ${flood.of}`);
-  if (flood.got >= flood.of) session.flood = { got: 0, of: 0 };
+  if (flood.got < flood.of) return;
+  $("flood-text").append(` All ${flood.of.toLocaleString()} have arrived.`);
+  $("flood-text").dataset.done = String(flood.got);
+  session.flood = { got: 0, of: 0 };
 }
 
 // --------------------------------------------------------------------------------------------------- the live engine

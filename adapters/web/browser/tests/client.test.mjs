@@ -520,6 +520,18 @@ test("without Web Locks the fence alone keeps a tab that was overtaken from writ
   assert.deepEqual(peer.violations, []);
 });
 
+test("a tab that was overtaken without hearing of it takes nothing back and applies nothing", async () => {
+  const { world, open, send, settle, network } = setUp();
+  network.up = false;
+  const first = open({}, { locks: null });
+  const { id } = await send(first.client, "1");
+  const second = open({}, { locks: null });
+  await settle(second.client.claim());
+  await assert.rejects(settle(first.client.cancel(id)), (error) => error.kind === "another-tab");
+  assert.deepEqual([first.client.state.why, second.client.outbox().map((each) => each.id)], ["another-tab", [id]]);
+  await world.pass(1000);
+});
+
 test("what the server asked for is obeyed whoever wakes it; what it chose itself ends when the network is back", async () => {
   const { world, open, network, peer } = setUp();
   const tab = open();

@@ -29,6 +29,7 @@ export class Peer {
     this.outboxes = new Map();
     this.accepted = new Map();
     this.marks = new Map();
+    this.numbers = new Map();
     this.seq = 1n << 40n;
     this.sessions = new Map();
     this.violations = [];
@@ -290,7 +291,9 @@ class Session {
   }
 
   publish({ frame: _, number, ...message }) {
-    const { publishes, peer } = this;
+    const { publishes, peer } = this, known = `${this.device} ${number}`;
+    if ((peer.numbers.get(known) ?? message.id) !== message.id) peer.violation(`the number ${number} stands for two messages`);
+    peer.numbers.set(known, message.id);
     if (number <= publishes.seen) {
       const outcome = publishes.outcomes.get(number);
       if (outcome) this.link.send({ frame: "receipt", number, ...outcome });
