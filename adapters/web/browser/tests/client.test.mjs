@@ -72,9 +72,10 @@ test("a message whose receipt was lost with the page is sent again under a new n
     if (!killed) first.page.kill();
     killed = true;
   };
-  first.client.send({ to: "bob", event: "chat.message", payload: "one" });
+  first.client.send({ to: "bob", event: "chat.message", payload: "one", ttl: 600_000 });
   await world.pass(1000, () => killed);
   assert.deepEqual(payloads(), ["before", "one"]);
+  await world.pass(5000);
   const second = open();
   await world.pass(1000, online(second));
   const [{ id, offered }] = second.client.outbox();
@@ -182,6 +183,21 @@ test("when a handler fails nothing is written, the message comes again, and thos
   assert.deepEqual(order, ["other", "1", "2", "3"]);
   assert.deepEqual(peer.log.filter(({ nacked }) => nacked === ids[0]).map(({ code }) => code), [Code.Failed, Code.Busy]);
   assert.deepEqual([tab.errors.map(({ message }) => message), peer.violations], [["no"], []]);
+});
+
+test("a message that comes again while its handler is at work is handled once, and acknowledged under its new number", async () => {
+  const { world, open, peer } = setUp();
+  const releases = [];
+  const tab = open({}, { handle: () => new Promise((resolve) => releases.push(resolve)) });
+  await world.pass(1000, online(tab));
+  const id = peer.post("alice", { ordering_key: "a" });
+  await world.pass(100, () => releases.length === 1);
+  peer.restart();
+  peer.post("alice", { ordering_key: "b" });
+  await world.pass(5000, () => releases.length === 2);
+  releases[0]();
+  await world.pass(1000);
+  assert.deepEqual([releases.length, peer.log.map(({ ended }) => ended), tab.errors, peer.violations], [2, [id], [], []]);
 });
 
 test("a handler may refuse a message for good", async () => {
@@ -343,6 +359,25 @@ test("a message can be taken back until it is on the wire, and not after", async
   assert.deepEqual([await settle(one.cancel()), await settle(two.cancel())], [false, true], "the first one is on the wire");
   assert.equal((await settle(two.settled)).status, "cancelled");
   assert.deepEqual(payloads(), []);
+});
+
+test("whenever it is asked for, a message that is said to be taken back is not accepted", async () => {
+  const seen = new Set();
+  for (let turns = 0; turns < 40; turns += 1) {
+    const { world, open, payloads } = setUp();
+    const tab = open();
+    await world.pass(1000, online(tab));
+    let cancelled;
+    tab.client.send({ to: "bob", event: "chat.message", payload: "1" }).then(async (sent) => {
+      for (let turn = 0; turn < turns % 10; turn += 1) await null;
+      for (let turn = 0; turn < turns / 10 - 1; turn += 1) await new Promise((resolve) => setImmediate(resolve));
+      cancelled = await sent.cancel();
+    });
+    await world.pass(1000);
+    seen.add(cancelled);
+    assert.deepEqual(payloads(), cancelled ? [] : ["1"], `after ${turns} turns`);
+  }
+  assert.ok(seen.has(false), "some came too late");
 });
 
 test("what is of no use any more is not sent, and says so, also while there is no connection", async () => {
