@@ -185,6 +185,21 @@ test("when a handler fails nothing is written, the message comes again, and thos
   assert.deepEqual([tab.errors.map(({ message }) => message), peer.violations], [["no"], []]);
 });
 
+test("when what a handler wrote does not go through, those behind it do not take effect before it", async () => {
+  const { world, open, peer, settle } = setUp();
+  let failures = 2;
+  const tab = open({}, {
+    handle: ({ payload }, writes) => writes.update("history", "all", (row) => {
+      if (payload === "1" && failures-- > 0) throw new Error("no");
+      return { id: "all", order: [...(row?.order ?? []), payload] };
+    }),
+  });
+  await world.pass(1000, online(tab));
+  for (const payload of ["1", "2", "3"]) peer.post("alice", { payload, ordering_key: "a" });
+  await world.pass(30_000);
+  assert.deepEqual([await settle(tab.client.rows("history")), failures, peer.violations], [[{ id: "all", order: ["1", "2", "3"] }], -1, []]);
+});
+
 test("a message that comes again while its handler is at work is handled once, and acknowledged under its new number", async () => {
   const { world, open, peer } = setUp();
   const releases = [];
