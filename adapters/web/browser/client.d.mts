@@ -272,8 +272,8 @@ export class Backoff {
     };
     random: () => number;
     failures: number;
-    /** @param {number} [retryAfter] */
-    next(retryAfter?: number): number;
+    /** @param {number} [retryAfter] @param {boolean} [other]  Whether something else is tried next, which did not fail yet. */
+    next(retryAfter?: number, other?: boolean): number;
     reset(): void;
 }
 /**
@@ -327,8 +327,11 @@ export class Ladder {
     connected(now: number, rung: number): void;
     /** The connection ended, and its rung is not to blame. */
     ended(): void;
-    /** A rung could not connect, or lost its connection; `silent` if nothing was heard at all. @param {number} now @param {number} index @param {boolean} [silent] */
-    failed(now: number, index: number, silent?: boolean): void;
+    /**
+     * A rung could not connect, or lost its connection; `silent` if nothing was heard at all.
+     * @param {number} now @param {number} index @param {boolean} [silent] @returns {boolean}  Whether there is another one to try, which did not fail yet.
+     */
+    failed(now: number, index: number, silent?: boolean): boolean;
     /** Another rung that should be tried while this one still stands. @param {number} now @param {"good" | "fair" | "poor"} grade */
     better(now: number, grade: "good" | "fair" | "poor"): number | undefined;
     /** When a better rung has rested, for {@link Ladder.better}. */

@@ -190,7 +190,7 @@ export const Code = Object.freeze({
 });
 
 /** Policies of the ladder: failures in a row after which a rung is left; rests and how long a connection must stand, in milliseconds. */
-const LADDER = { failures: 2, coolDown: 20_000, maxCoolDown: 1_800_000, stable: 8_000, openTimeout: 3_000, lastOpenTimeout: 10_000 };
+const LADDER = { failures: 2, coolDown: 20_000, maxCoolDown: 1_800_000, stable: 8_000, openTimeout: 2_500, lastOpenTimeout: 10_000 };
 /** Delays between attempts, in milliseconds. */
 const BACKOFF = { floor: 500, cap: 20_000 };
 
@@ -524,10 +524,11 @@ export class Backoff {
     this.failures = 0;
   }
 
-  /** @param {number} [retryAfter] */
-  next(retryAfter) {
+  /** @param {number} [retryAfter] @param {boolean} [other]  Whether something else is tried next, which did not fail yet. */
+  next(retryAfter, other = false) {
     const { floor, cap } = this.config;
     this.failures += 1;
+    if (other && retryAfter === undefined) return floor + Math.floor(this.random() * (floor + 1));
     const ceiling = Math.max(floor, Math.min(cap, floor * 2 ** Math.min(this.failures, 30)));
     // The server's slot is jittered already: a floor's worth of spread is enough.
     return retryAfter === undefined ? floor + Math.floor(this.random() * (ceiling - floor + 1)) : retryAfter + Math.floor(this.random() * (floor + 1));
@@ -631,15 +632,19 @@ export class Ladder {
     this.since = undefined;
   }
 
-  /** A rung could not connect, or lost its connection; `silent` if nothing was heard at all. @param {number} now @param {number} index @param {boolean} [silent] */
+  /**
+   * A rung could not connect, or lost its connection; `silent` if nothing was heard at all.
+   * @param {number} now @param {number} index @param {boolean} [silent] @returns {boolean}  Whether there is another one to try, which did not fail yet.
+   */
   failed(now, index, silent = false) {
     const rung = this.rungs[index], stood = index === this.current && this.#stands(now);
     if (index === this.current) this.since = undefined;
-    if (stood) return this.#works(rung);
-    rung.failures += 1;
-    if (!silent && rung.failures < this.config.failures) return;
+    if (stood) this.#works(rung);
+    else rung.failures += 1;
+    if (stood || (!silent && rung.failures < this.config.failures)) return false;
     this.#rest(now, index);
     if (index === this.current) this.current = this.#next(now);
+    return this.current !== index && this.exhausted.size > 0;
   }
 
   /** Another rung that should be tried while this one still stands. @param {number} now @param {"good" | "fair" | "poor"} grade */
@@ -2054,8 +2059,8 @@ export class Client {
     link.abort.abort();
     const { code, retryAfter, message } = error instanceof ConnectError ? error : new ConnectError(String(error));
     const now = this.#platform.now();
-    if (recovery(code, this.#malformed) === "blame") this.#ladder.failed(now, link.rung, silent);
-    if (!this.#link) return this.#retry(code, message, retryAfter);
+    const other = recovery(code, this.#malformed) === "blame" && this.#ladder.failed(now, link.rung, silent);
+    if (!this.#link) return this.#retry(code, message, retryAfter, other);
     // It was an attempt to climb: the connection that is there goes on.
     this.#climbAt = now + this.#backoff.next(retryAfter);
     this.#arm();
@@ -2070,17 +2075,18 @@ export class Client {
     this.#attempt = undefined;
     this.#leaveAt = Infinity;
     this.#malformed = code === Code.Malformed ? this.#malformed + 1 : 0;
-    if (link && recovery(code, this.#malformed) === "blame") this.#ladder.failed(this.#platform.now(), link.rung);
-    else this.#ladder.ended();
+    const blamed = link && recovery(code, this.#malformed) === "blame";
+    const other = blamed ? this.#ladder.failed(this.#platform.now(), link.rung) : false;
+    if (!blamed) this.#ladder.ended();
     if (!this.#wanted || !this.#owner) return;
     const now = this.#platform.now(), again = code === Code.TakenOver && now - this.#takenOverAt > TAKEN_OVER_MS;
     if (code === Code.TakenOver) this.#takenOverAt = now;
     // The hello of a tab that had the outbox before may come late: once that is no reason to give up what is this tab's.
-    this.#retry(again ? Code.Done : code, text, retryAfter);
+    this.#retry(again ? Code.Done : code, text, retryAfter, other);
   }
 
-  /** What to do next. @param {number} code @param {string} text @param {number} [retryAfter] */
-  #retry(code, text, retryAfter) {
+  /** What to do next. @param {number} code @param {string} text @param {number} [retryAfter] @param {boolean} [other]  Whether another transport is next. */
+  #retry(code, text, retryAfter, other) {
     const now = this.#platform.now();
     switch (recovery(code, this.#malformed)) {
       case "close":
@@ -2092,7 +2098,7 @@ export class Client {
         this.#askAgain(code, retryAfter);
         break;
       default: {
-        const delay = this.#backoff.next(retryAfter);
+        const delay = this.#backoff.next(retryAfter, other);
         this.#retryAt = now + delay;
         this.#earliest = retryAfter === undefined ? 0 : this.#retryAt;
         this.#become({ name: "offline", retryIn: delay, why: text, code });

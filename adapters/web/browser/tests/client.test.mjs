@@ -697,6 +697,21 @@ test("a half-open connection is found within the heartbeat and its time-out", as
   assert.deepEqual([network.connections.length, tab.client.state.name], [2, "online"]);
 });
 
+test("whatever the draws, another transport stands within five seconds of a cut where the first one is blocked or swallows", async () => {
+  for (let seed = 1; seed <= 40; seed += 1) {
+    const way = seed % 2 ? "blocked" : "swallowed", stands = seed % 4 < 2 ? 1000 : 20_000;
+    const { world, open, network } = setUp({}, seed);
+    const tab = open();
+    await world.pass(1000, online(tab));
+    await world.pass(stands);
+    network[way] = new Set(["websocket"]);
+    network.cut();
+    await world.idle();
+    assert.ok(await world.pass(5000, online(tab)), `seed ${seed}, ${way}`);
+    assert.equal(tab.client.state.transport, "sse");
+  }
+});
+
 test("a blocked transport is left within five seconds, also if it only swallows; the better one is climbed to when it works", async () => {
   for (const way of ["blocked", "swallowed"]) {
     const { world, open, network, send, payloads, peer } = setUp();

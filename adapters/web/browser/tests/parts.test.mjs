@@ -15,6 +15,7 @@ test("delays stay between floor and cap, use the whole range, and start over aft
   const delays = Array.from({ length: 1000 }, () => backoff.next());
   assert.ok(delays.every((delay) => delay >= 500 && delay <= 20_000) && delays[0] <= 1000);
   assert.ok(delays.slice(10).some((delay) => delay < 2000) && delays.slice(10).some((delay) => delay > 18_000));
+  assert.ok(backoff.next(undefined, true) <= 1000, "something else is tried at once");
   backoff.reset();
   assert.ok(backoff.next() <= 1000);
 });
@@ -45,14 +46,14 @@ test("round trips are smoothed as RFC 6298 says, losses cost, and a grade does n
   assert.ok(changes <= 1, `${changes} changes`);
 });
 
-const config = { failures: 2, coolDown: 20_000, maxCoolDown: 1_800_000, stable: 8000, openTimeout: 3000, lastOpenTimeout: 10_000 };
+const config = { failures: 2, coolDown: 20_000, maxCoolDown: 1_800_000, stable: 8000, openTimeout: 2500, lastOpenTimeout: 10_000 };
 const second = (n) => 1_000_000 + n * 1000;
 
 test("a transport that does not work is left, and tried again when it has rested, for twice as long each time", () => {
   const ladder = new Ladder(config, 3, []);
-  ladder.failed(second(0), 0);
+  assert.equal(ladder.failed(second(0), 0), false);
   assert.equal(ladder.current, 0);
-  ladder.failed(second(1), 0);
+  assert.equal(ladder.failed(second(1), 0), true, "there is another one to try");
   assert.equal(ladder.current, 1);
   ladder.connected(second(2), 1);
   assert.equal(ladder.timeout, second(21));
