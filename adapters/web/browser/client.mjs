@@ -2060,6 +2060,11 @@ export class Client {
     const { code, retryAfter, message } = error instanceof ConnectError ? error : new ConnectError(String(error));
     const now = this.#platform.now();
     const other = recovery(code, this.#malformed) === "blame" && this.#ladder.failed(now, link.rung, silent);
+    if (!this.#link && silent && other) {
+      // The wait for an answer was wait enough.
+      this.#become({ name: "offline", retryIn: 0, why: message, code });
+      return void this.#open(this.#ladder.current);
+    }
     if (!this.#link) return this.#retry(code, message, retryAfter, other);
     // It was an attempt to climb: the connection that is there goes on.
     this.#climbAt = now + this.#backoff.next(retryAfter);
