@@ -4,6 +4,8 @@
 //! cargo run --release --example simulate --features testing -- --seeds 20000
 //! cargo run --release --example simulate --features testing -- --seeds 10000 --defect no-fdatasync
 //! cargo run --release --example simulate --features testing -- --replay FILE --steps
+//! cargo run --release --example simulate --features testing -- --world peers --seeds 20000
+//! cargo run --release --example simulate --features testing -- --world peers --from SEED --seeds 1 --trace
 //! ```
 //!
 //! The last line is `seeds=N violations=M`; the exit status is 1 when there were any.
@@ -15,17 +17,30 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread;
 
-use clap::Parser;
+use clap::{Parser, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use lastmile::EndReason;
-use lastmile::testing::sim::{Defect, Outcome, Script, run, run_traced, shrink};
+use lastmile::testing::sim::peers::{self, Flaw, Lived};
+use lastmile::testing::sim::{Defect, Outcome, Script, Violation, run, run_traced, shrink};
 
 /// Kinds of violations of which one is shrunk and shown; the rest is counted.
 const SHOWN: usize = 12;
 
+/// What is simulated.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum World {
+    /// Two engines and what they are made of, by scripts that shrink.
+    Engines,
+    /// Servers and clients with sessions between them, by seeds.
+    Peers,
+}
+
 /// Looks for broken promises in simulated lives.
 #[derive(Clone, Debug, Parser)]
 struct Args {
+    /// What is simulated.
+    #[arg(long, value_enum, default_value_t = World::Engines)]
+    world: World,
     /// How many lives.
     #[arg(long, default_value_t = 1000)]
     seeds: u64,
@@ -41,10 +56,13 @@ struct Args {
     /// Breaks a promise on purpose: no-fdatasync, ack-before-persist, dedup-forgotten or replay-decides.
     #[arg(long, value_parser = defect)]
     defect: Option<Defect>,
+    /// With --world peers: breaks a rule of what lies around sessions on purpose, such as ack-before-durable.
+    #[arg(long, value_parser = flaw)]
+    flaw: Option<Flaw>,
     /// Prints the whole script of what failed, not only the shrunk one.
     #[arg(long)]
     steps: bool,
-    /// With --replay: prints everything the machines were told and did.
+    /// With --replay: prints everything the machines were told and did. With --world peers: the same of the sessions.
     #[arg(long)]
     trace: bool,
     /// Stops at the first violation.
@@ -63,6 +81,11 @@ fn defect(name: &str) -> Result<Defect, String> {
     Defect::named(name).ok_or_else(|| format!("no such defect; there are {known}"))
 }
 
+fn flaw(name: &str) -> Result<Flaw, String> {
+    let known = Flaw::ALL.map(|(_, name)| name).join(", ");
+    Flaw::named(name).ok_or_else(|| format!("no such flaw; there are {known}"))
+}
+
 /// What is known so far, shared by the threads.
 #[derive(Debug, Default)]
 struct Tally {
@@ -70,6 +93,7 @@ struct Tally {
     done: AtomicU64,
     violations: AtomicU64,
     total: Mutex<Outcome>,
+    lived: Mutex<Lived>,
     /// Violations by kind: how many, and the first seed.
     kinds: Mutex<BTreeMap<String, (u64, u64)>>,
 }
@@ -118,12 +142,30 @@ fn explore(args: &Args) -> Tally {
     });
     bar.finish_and_clear();
     let total = tally.total.lock().unwrap_or_else(PoisonError::into_inner).clone();
+    let lived = tally.lived.lock().unwrap_or_else(PoisonError::into_inner).clone();
     let ended: Vec<_> =
         EndReason::ALL.iter().map(|end| format!("{}={}", end.as_str(), total.ended[end.index()])).collect();
     for (kind, (count, seed)) in &*tally.kinds.lock().unwrap_or_else(PoisonError::into_inner) {
         println!("{count} lives, first seed {seed}: {kind}");
     }
-    println!("accepted={} duplicates={} {}", total.accepted, total.duplicates, ended.join(" "));
+    match args.world {
+        World::Engines => {
+            println!("accepted={} duplicates={} {}", total.accepted, total.duplicates, ended.join(" "));
+        }
+        World::Peers => println!(
+            "applied={} resumed={} fresh={} crashes={} takeovers={} switches={} renewals={} expired={} published={} jumps={}",
+            lived.applied,
+            lived.resumed,
+            lived.fresh,
+            lived.crashes,
+            lived.takeovers,
+            lived.switches,
+            lived.renewals,
+            lived.expired,
+            lived.published,
+            lived.jumps
+        ),
+    }
     tally
 }
 
@@ -134,6 +176,10 @@ fn work(args: &Args, tally: &Tally, bar: &ProgressBar) {
             return;
         }
         let seed = args.from.wrapping_add(n);
+        if args.world == World::Peers {
+            live_among_peers(args, tally, bar, seed);
+            continue;
+        }
         let script = args.script(seed);
         let outcome = run(&script, args.defect);
         tally.done.fetch_add(1, Ordering::SeqCst);
@@ -155,6 +201,28 @@ fn work(args: &Args, tally: &Tally, bar: &ProgressBar) {
         total.duplicates += outcome.duplicates;
         total.ended.iter_mut().zip(outcome.ended).for_each(|(sum, n)| *sum += n);
     }
+}
+
+/// One life of servers and clients.
+fn live_among_peers(args: &Args, tally: &Tally, bar: &ProgressBar, seed: u64) {
+    let mut trace = args.trace.then(Vec::new);
+    let lived = peers::live_traced(seed, args.flaw, &mut trace);
+    trace.iter().flatten().for_each(|line| println!("{line}"));
+    tally.done.fetch_add(1, Ordering::SeqCst);
+    bar.inc(1);
+    if let Some(what) = lived.violation.clone() {
+        tally.violations.fetch_add(1, Ordering::SeqCst);
+        let kind = Violation { step: 0, what: what.clone() }.kind();
+        let mut kinds = tally.kinds.lock().unwrap_or_else(PoisonError::into_inner);
+        let shown = kinds.len();
+        let (count, _) = kinds.entry(kind).or_insert((0, seed));
+        *count += 1;
+        if *count == 1 && shown < SHOWN {
+            bar.suspend(|| println!("# seed {seed}: {what}"));
+        }
+    }
+    let mut sum = tally.lived.lock().unwrap_or_else(PoisonError::into_inner);
+    sum.add(&lived);
 }
 
 /// Prints the violation and the smallest script that was found to show one.

@@ -1,20 +1,24 @@
 //! Two sessions over an adversarial network, with a durable outbox and inbox at either end, in virtual time.
 //!
 //! Connections break, stall, go half-open and overtake each other; there are partitions, switches of transport and
-//! restarts of either end. A seed decides everything. At the end the network heals, and then every message must have
+//! restarts of either end. Messages expire, and so do credentials; the connector publishes besides. A seed decides everything. At the end the network heals, and then every message must have
 //! been applied once and in order.
 
 mod end;
-mod net;
+pub(in crate::testing) mod inbox;
+pub(in crate::testing) mod net;
+pub(in crate::testing) mod publishing;
 
 use core::time::Duration;
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use self::end::End;
 use self::net::{Net, Side};
+use self::publishing::{Heard, Publishing};
 use super::sim::Random;
-use crate::id::{StreamId, UserId};
-use crate::session::frame::{Credentials, Hello, Limits, Token, decode};
+use crate::id::{MessageId, StreamId, UserId};
+use crate::message::Message;
+use crate::session::frame::{Credentials, Hello, Limits, Published, Refused, Token, decode};
 use crate::session::{
     Action, Backoff, Code, ConnId, Event, Grant, Greeted, Greeter, Input, Session, SessionConfig,
 };
@@ -54,6 +58,12 @@ pub struct Lived {
     pub gaps: u64,
     /// How often a consumer was parked.
     pub parked: u64,
+    /// Publishes that were accepted, once each.
+    pub published: u64,
+    /// Credentials that were renewed in time.
+    pub renewed: u64,
+    /// Sessions whose credentials were not.
+    pub expired: u64,
 }
 
 /// What is to happen.
@@ -69,6 +79,14 @@ enum Due {
     Granted(ConnId, Box<Hello>),
     /// A host decides what it has taken.
     Decide(Side),
+    /// The acceptor's host decides a publish.
+    Published(u64, Message),
+    /// The connector's host publishes what has no number.
+    Publish,
+    /// The connector's host has new credentials.
+    Renew,
+    /// The authenticator answers to those.
+    Renewed,
 }
 
 /// Both ends, and what lies between them.
@@ -86,6 +104,13 @@ struct World {
     backoff: Backoff,
     connecting: bool,
     calm: bool,
+    /// For how long credentials are good, if not for ever.
+    credentials: Option<Duration>,
+    publishing: Publishing,
+    /// Publishes that are still to be made.
+    to_publish: u32,
+    /// Durable, at the acceptor.
+    accepted: BTreeSet<MessageId>,
     lived: Lived,
 }
 
@@ -119,6 +144,9 @@ impl World {
         config.keep = Duration::from_secs(20 + random.below(120));
         config.stall_after = Duration::from_millis(200 + random.below(5000));
         config.park_after = config.stall_after + Duration::from_millis(random.below(10_000));
+        config.renew_before = Duration::from_millis(500 + random.below(5000));
+        config.max_publishes = 1 + random.index(6);
+        let credentials = random.chance(40).then(|| Duration::from_millis(8000 + random.below(30_000)));
         #[cfg(feature = "json")]
         if random.chance(30) {
             config.codecs = crate::session::frame::Codecs::JSON;
@@ -139,6 +167,10 @@ impl World {
             backoff,
             connecting: false,
             calm: false,
+            credentials,
+            publishing: Publishing::default(),
+            to_publish: weather.messages / 3,
+            accepted: BTreeSet::new(),
             lived: Lived::default(),
         };
         world.connect_in(Duration::ZERO);
@@ -163,8 +195,12 @@ impl World {
         }
         for side in [Side::Connector, Side::Acceptor] {
             if self.random.chance(40) {
-                self.ends[side.index()].send(&mut self.random);
+                let now = self.now;
+                self.ends[side.index()].send(&mut self.random, now);
             }
+        }
+        if self.random.chance(10) {
+            self.publish_one()?;
         }
         self.advance()
     }
@@ -219,10 +255,7 @@ impl World {
                 }
                 let conn = self.net.open();
                 self.greeters.insert(conn, Greeter::new(self.now, &self.config));
-                self.tell(
-                    Side::Connector,
-                    Input::Connected(conn, Credentials(bytes::Bytes::from_static(b"pass"))),
-                )
+                self.tell(Side::Connector, Input::Connected(conn, pass()))
             }
             Due::Arrive(conn, to, bytes) => self.arrive(conn, to, bytes),
             Due::Notice(conn, side) => {
@@ -230,10 +263,18 @@ impl World {
                 self.tell(side, Input::Lost(conn))
             }
             Due::Granted(conn, hello) => self.granted(conn, hello),
+            Due::Published(number, message) => self.decide_publish(number, &message),
+            Due::Publish => self.publish(),
+            Due::Renew => self.tell(Side::Connector, Input::Renew(pass())),
+            Due::Renewed => {
+                let until = self.credentials.map(|good| self.now.after(good));
+                self.lived.renewed += 1;
+                self.tell(Side::Acceptor, Input::Renewed(Ok(until)))
+            }
             Due::Decide(side) => {
-                let verdicts = self.ends[side.index()].decide(&mut self.random, self.calm);
-                self.lived.recognised += verdicts.1;
-                self.tell(side, Input::Verdicts(verdicts.0))?;
+                let decided = self.ends[side.index()].decide(&mut self.random, self.calm);
+                self.lived.recognised += decided.recognised;
+                self.tell(side, Input::Verdicts(decided.verdicts))?;
                 self.take(side)
             }
         }
@@ -274,7 +315,8 @@ impl World {
             end.open_session(&self.config);
         }
         let token = Token::from_u128(u128::from(self.random.next()));
-        let grant = Grant { user, expires: None, token, epoch: self.lives, published: 0 };
+        let expires = self.credentials.map(|good| self.now.after(good));
+        let grant = Grant { user, expires, token, epoch: self.lives, published: 0 };
         self.tell(Side::Acceptor, Input::Admit { conn, hello, grant })
     }
 
@@ -330,6 +372,25 @@ impl World {
             Event::Floor(_, place) => self.ends[side.index()].forget(place),
             Event::Gap(missing, _) => self.lived.gaps += missing,
             Event::Parked(true) => self.lived.parked += 1,
+            Event::Publish(number, message) => {
+                let delay = Duration::from_millis(self.random.below(300));
+                self.at(delay, Due::Published(number, message));
+            }
+            Event::Receipt(number, outcome) => {
+                let heard = self.publishing.receipt(number, outcome.as_ref())?;
+                self.lived.published += u64::from(heard == Heard::Accepted);
+                self.at(Duration::from_millis(50), Due::Publish);
+            }
+            // Most hosts are in time.
+            Event::RenewSoon if self.calm || self.random.chance(75) => {
+                let delay = Duration::from_millis(self.random.below(400));
+                self.at(delay, Due::Renew);
+            }
+            Event::Authenticate(_) => {
+                let delay = Duration::from_millis(self.random.below(50));
+                self.at(delay, Due::Renewed);
+            }
+            Event::Over(Code::SessionExpired) => self.lived.expired += 1,
             Event::Violation(code, text) => {
                 return Err(format!("{side:?} found a violation: {code:?} {text}"));
             }
@@ -398,6 +459,8 @@ impl World {
             self.hang_up(conn, side);
         }
         if side == Side::Connector {
+            self.publishing.restart();
+            self.at(Duration::from_millis(10), Due::Publish);
             self.connect_in(Duration::from_millis(100));
         }
         Ok(())
@@ -408,10 +471,14 @@ impl World {
         self.calm = true;
         self.net.heal();
         for side in [Side::Connector, Side::Acceptor] {
-            self.ends[side.index()].send_rest(&mut self.random);
+            let now = self.now;
+            self.ends[side.index()].send_rest(&mut self.random, now);
+        }
+        while self.to_publish > 0 {
+            self.publish_one()?;
         }
         for _ in 0..20_000 {
-            if self.ends.iter().all(End::is_done) {
+            if self.ends.iter().all(End::is_done) && self.publishing.left() == 0 {
                 return Ok(());
             }
             self.advance()?;
@@ -420,11 +487,48 @@ impl World {
         Err(format!("the ends never came to rest: {left:?}"))
     }
 
+    /// The connector hands over one more message.
+    fn publish_one(&mut self) -> Result<(), String> {
+        let Some(left) = self.to_publish.checked_sub(1) else { return Ok(()) };
+        self.to_publish = left;
+        let message =
+            Message::to("alice", "pair.published", "").id(MessageId::from_u128(1_000_000 + u128::from(left)));
+        self.publishing.add(message.build().expect("a small message is within the limits"));
+        self.publish()
+    }
+
+    fn publish(&mut self) -> Result<(), String> {
+        while let Some((number, message)) = self.publishing.next(self.config.max_publishes) {
+            self.tell(Side::Connector, Input::Publish(number, message))?;
+        }
+        Ok(())
+    }
+
+    /// The acceptor's host takes a publish, durably and once, or is busy.
+    fn decide_publish(&mut self, number: u64, message: &Message) -> Result<(), String> {
+        let busy = !self.calm && self.random.chance(15);
+        let outcome = if busy {
+            Published::Refused(Refused { code: Code::Busy, retry_after: None, text: String::new() })
+        } else {
+            self.accepted.insert(message.id());
+            Published::Accepted
+        };
+        self.tell(Side::Acceptor, Input::Published(number, outcome))
+    }
+
     fn judge(&mut self) -> Result<(), String> {
+        if let Some(id) = self.publishing.accepted().iter().find(|id| !self.accepted.contains(id)) {
+            return Err(format!("{id} was said to be accepted, and is not"));
+        }
         let [connector, acceptor] = &self.ends;
         self.lived.applied = acceptor.check_against(connector)? + connector.check_against(acceptor)?;
         Ok(())
     }
+}
+
+/// What the authenticator wants to see.
+const fn pass() -> Credentials {
+    Credentials(bytes::Bytes::from_static(b"pass"))
 }
 
 /// An end's log.
@@ -451,11 +555,15 @@ mod tests {
             sum.restarts += lived.restarts;
             sum.gaps += lived.gaps;
             sum.parked += lived.parked;
+            sum.published += lived.published;
+            sum.renewed += lived.renewed;
+            sum.expired += lived.expired;
         }
         // The weather was bad enough to show something.
         assert!(sum.applied > 5000 && sum.resumed > 100 && sum.fresh > 100, "{sum:?}");
         assert!(sum.recognised > 20 && sum.restarts > 100 && sum.gaps > 5, "{sum:?}");
         assert!(sum.parked > 20, "{sum:?}");
+        assert!(sum.published == 1500 && sum.renewed > 20 && sum.expired > 10, "{sum:?}");
     }
 
     #[test]

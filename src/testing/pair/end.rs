@@ -1,14 +1,16 @@
 //! One end: a session, and a host with a durable outbox and inbox.
 
+use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::inbox::{Decided, Inbox};
 use super::net::Side;
 use super::stream_of;
 use crate::id::{DeviceId, MessageId, UserId};
 use crate::message::{Durability, Message, Priority};
 use crate::record::{LaneId, Seq};
 use crate::session::frame::{Item, Place};
-use crate::session::{Inbound, InboundId, Outcome, Session, SessionConfig, Verdict};
+use crate::session::{Inbound, Outcome, Session, SessionConfig};
 use crate::testing::sim::Random;
 use crate::time::Timestamp;
 
@@ -18,6 +20,8 @@ enum State {
     Waiting,
     Offered,
     Delivered,
+    /// Its time is over; it may have arrived all the same.
+    Expired,
     /// A volatile message that may not have arrived.
     Dropped,
 }
@@ -27,7 +31,18 @@ struct Entry {
     place: Place,
     key: u8,
     state: State,
+    accepted_at: Timestamp,
     message: Message,
+}
+
+impl Entry {
+    fn is_over(&self) -> bool {
+        matches!(self.state, State::Delivered | State::Expired | State::Dropped)
+    }
+
+    fn expires(&self) -> Timestamp {
+        self.message.ttl().map_or(Timestamp::NEVER, |ttl| self.accepted_at.after(ttl))
+    }
 }
 
 /// A session and its host.
@@ -41,11 +56,8 @@ pub(super) struct End {
     left: u32,
     last_seq: u64,
     floors: BTreeMap<LaneId, Seq>,
-    /// Durable: what was applied, in order.
-    applied: Vec<(Place, MessageId)>,
-    /// Durable: what is remembered of it.
-    remembered: BTreeSet<Place>,
-    forgotten: BTreeMap<LaneId, Seq>,
+    /// Durable.
+    inbox: Inbox,
     /// In memory: taken from the session, undecided.
     pub(super) in_hand: Vec<Inbound>,
 }
@@ -67,9 +79,7 @@ impl End {
             left: messages,
             last_seq: 0,
             floors: BTreeMap::new(),
-            applied: Vec::new(),
-            remembered: BTreeSet::new(),
-            forgotten: BTreeMap::new(),
+            inbox: Inbox::default(),
             in_hand: Vec::new(),
         };
         if side == Side::Connector {
@@ -102,7 +112,7 @@ impl End {
     }
 
     /// Accepts one more message.
-    pub(super) fn send(&mut self, random: &mut Random) {
+    pub(super) fn send(&mut self, random: &mut Random, now: Timestamp) {
         if self.left == 0 {
             return;
         }
@@ -119,21 +129,29 @@ impl End {
             .id(MessageId::from_u128(u128::from(self.last_seq)))
             .ordering_key(format!("key-{key}"))
             .priority(priority)
-            .durability(if volatile { Durability::Volatile } else { Durability::Synced })
-            .build()
-            .expect("a small message is within the limits");
+            .durability(if volatile { Durability::Volatile } else { Durability::Synced });
+        let message = match random.below(12) {
+            0 => message.ttl(Duration::from_millis(1 + random.below(300))),
+            1 => message.ttl(Duration::from_millis(1 + random.below(30_000))),
+            _ => message,
+        };
+        let message = message.build().expect("a small message is within the limits");
         let place = Place { lane: priority.into(), seq };
-        self.outbox.push(Entry { place, key, state: State::Waiting, message });
+        self.outbox.push(Entry { place, key, state: State::Waiting, accepted_at: now, message });
     }
 
-    pub(super) fn send_rest(&mut self, random: &mut Random) {
+    pub(super) fn send_rest(&mut self, random: &mut Random, now: Timestamp) {
         while self.left > 0 {
-            self.send(random);
+            self.send(random, now);
         }
     }
 
     /// What may be offered now: nothing of a lane and key of which something is on offer, as a delivery machine does.
     pub(super) fn offers(&mut self, now: Timestamp) -> Vec<Item> {
+        // Wherever they are: as an engine ends them.
+        for entry in self.outbox.iter_mut().filter(|entry| !entry.is_over() && entry.expires() <= now) {
+            entry.state = State::Expired;
+        }
         if self.session.as_ref().is_none_or(|session| session.connection().is_none()) {
             return Vec::new();
         }
@@ -151,7 +169,7 @@ impl End {
             entry.state = State::Offered;
             Item {
                 place: entry.place,
-                accepted_at: now,
+                accepted_at: entry.accepted_at,
                 attempts: 0,
                 redelivered: false,
                 reply_within: None,
@@ -165,6 +183,13 @@ impl End {
     pub(super) fn outcome(&mut self, place: Place, outcome: &Outcome) -> Result<(), String> {
         let entry = self.outbox.iter_mut().find(|entry| entry.place == place);
         let entry = entry.ok_or_else(|| format!("{outcome:?} for {place:?}, which was never offered"))?;
+        if entry.state == State::Expired {
+            // A confirmation is true also when it comes late.
+            if *outcome == Outcome::Delivered {
+                entry.state = State::Delivered;
+            }
+            return Ok(());
+        }
         if entry.state != State::Offered {
             return Err(format!("{outcome:?} for {place:?}, which is {:?}", entry.state));
         }
@@ -190,7 +215,7 @@ impl End {
                 .outbox
                 .iter()
                 .filter(durable)
-                .take_while(|entry| entry.state == State::Delivered)
+                .take_while(|entry| matches!(entry.state, State::Delivered | State::Expired))
                 .last()
                 .map(|entry| entry.place.seq);
             if let Some(seq) = floor
@@ -202,52 +227,22 @@ impl End {
         risen
     }
 
-    /// The sender holds the acknowledgements of these: they are not remembered any more.
+    /// The peer's floor has risen.
     pub(super) fn forget(&mut self, floor: Place) {
-        self.forgotten.insert(floor.lane, floor.seq);
-        self.remembered
-            .retain(|place| place.lane != floor.lane || place.seq > floor.seq || place.seq.epoch().0 == 0);
+        self.inbox.forget(floor);
     }
 
-    /// Decides what is in hand, in order. What follows a message of its lane and key that was not taken is not taken.
-    pub(super) fn decide(&mut self, random: &mut Random, calm: bool) -> (Vec<(InboundId, Verdict)>, u64) {
-        let (mut held, mut verdicts, mut recognised) = (BTreeSet::new(), Vec::new(), 0);
-        for inbound in core::mem::take(&mut self.in_hand) {
-            let place = inbound.item.place;
-            let key = (place.lane, inbound.item.message.ordering_key().cloned());
-            let verdict = if held.contains(&key) {
-                Verdict::Busy(core::time::Duration::ZERO)
-            } else if self.remembered.contains(&place) {
-                recognised += 1;
-                Verdict::Delivered
-            } else if !calm && random.chance(10) {
-                held.insert(key);
-                if random.chance(50) {
-                    Verdict::Nack(None)
-                } else {
-                    Verdict::Busy(core::time::Duration::ZERO)
-                }
-            } else {
-                self.applied.push((place, inbound.item.message.id()));
-                self.remembered.insert(place);
-                if random.chance(5) {
-                    Verdict::Replied(bytes::Bytes::from_static(b"ok"))
-                } else {
-                    Verdict::Delivered
-                }
-            };
-            verdicts.push((inbound.id, verdict));
-        }
-        (verdicts, recognised)
+    /// Decides what is in hand.
+    pub(super) fn decide(&mut self, random: &mut Random, calm: bool) -> Decided {
+        self.inbox.decide(core::mem::take(&mut self.in_hand), random, calm)
     }
 
     pub(super) fn is_done(&self) -> bool {
-        self.outbox.iter().all(|entry| matches!(entry.state, State::Delivered | State::Dropped))
+        self.outbox.iter().all(Entry::is_over)
     }
 
     pub(super) fn describe(&self) -> String {
-        let open =
-            self.outbox.iter().filter(|entry| !matches!(entry.state, State::Delivered | State::Dropped));
+        let open = self.outbox.iter().filter(|entry| !entry.is_over());
         let open: Vec<_> = open.map(|entry| (entry.place, entry.state)).collect();
         format!(
             "{:?} has {open:?}, connection {:?}",
@@ -258,20 +253,15 @@ impl End {
 
     /// Whether this end applied what the other one sent: all of it, once, in order. Returns how much.
     pub(super) fn check_against(&self, sender: &Self) -> Result<u64, String> {
+        self.inbox.check().map_err(|what| format!("{what} at {:?}", self.side))?;
         let mut seen = BTreeSet::new();
-        let mut last: BTreeMap<(LaneId, u8), Seq> = BTreeMap::new();
-        for (place, id) in &self.applied {
-            if !seen.insert(*place) {
+        for place in self.inbox.applied() {
+            // Places of volatile messages are not given twice here.
+            if !seen.insert(place) {
                 return Err(format!("{place:?} was applied twice at {:?}", self.side));
             }
-            let entry = sender.outbox.iter().find(|entry| entry.place == *place && entry.message.id() == *id);
-            let entry = entry.ok_or_else(|| format!("{place:?} was never sent to {:?}", self.side))?;
-            if place.seq.epoch().0 == 0 {
-                continue;
-            }
-            let before = last.insert((place.lane, entry.key), place.seq);
-            if before.is_some_and(|before| before > place.seq) {
-                return Err(format!("{place:?} was applied after {before:?} at {:?}", self.side));
+            if !sender.outbox.iter().any(|entry| entry.place == place) {
+                return Err(format!("{place:?} was never sent to {:?}", self.side));
             }
         }
         for entry in sender.outbox.iter().filter(|entry| entry.state == State::Delivered) {
@@ -279,6 +269,6 @@ impl End {
                 return Err(format!("{:?} was said to be delivered, and was not applied", entry.place));
             }
         }
-        Ok(self.applied.len() as u64)
+        Ok(self.inbox.applied().len() as u64)
     }
 }

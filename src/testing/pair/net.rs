@@ -9,17 +9,17 @@ use crate::time::Timestamp;
 
 /// Which end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Side {
+pub(in crate::testing) enum Side {
     Connector,
     Acceptor,
 }
 
 impl Side {
-    pub(super) const fn index(self) -> usize {
+    pub(in crate::testing) const fn index(self) -> usize {
         self as usize
     }
 
-    pub(super) const fn other(self) -> Self {
+    pub(in crate::testing) const fn other(self) -> Self {
         match self {
             Self::Connector => Self::Acceptor,
             Self::Acceptor => Self::Connector,
@@ -43,14 +43,14 @@ struct Conn {
 
 /// All connections that were ever opened.
 #[derive(Debug, Default)]
-pub(super) struct Net {
+pub(in crate::testing) struct Net {
     conns: BTreeMap<ConnId, Conn>,
     count: u64,
     partition: Timestamp,
 }
 
 impl Net {
-    pub(super) fn open(&mut self) -> ConnId {
+    pub(in crate::testing) fn open(&mut self) -> ConnId {
         self.count += 1;
         let conn = Conn { latency: (self.count * 37) % 150, ..Conn::default() };
         self.conns.insert(ConnId(self.count), conn);
@@ -61,24 +61,24 @@ impl Net {
         ConnId(self.count)
     }
 
-    pub(super) fn newest(&self) -> ConnId {
+    pub(in crate::testing) fn newest(&self) -> ConnId {
         ConnId(self.count)
     }
 
-    pub(super) fn all(&self) -> Vec<ConnId> {
+    pub(in crate::testing) fn all(&self) -> Vec<ConnId> {
         self.conns.keys().copied().collect()
     }
 
-    pub(super) fn is_known(&self, conn: ConnId, side: Side) -> bool {
+    pub(in crate::testing) fn is_known(&self, conn: ConnId, side: Side) -> bool {
         self.conns.get(&conn).is_some_and(|conn| !conn.gone[side.index()])
     }
 
-    pub(super) fn is_partitioned(&self, now: Timestamp) -> bool {
+    pub(in crate::testing) fn is_partitioned(&self, now: Timestamp) -> bool {
         now < self.partition
     }
 
     /// When a frame arrives, if it does.
-    pub(super) fn carry(
+    pub(in crate::testing) fn carry(
         &mut self,
         conn: ConnId,
         from: Side,
@@ -100,7 +100,7 @@ impl Net {
     }
 
     /// One end has done with it: when the other one hears of that.
-    pub(super) fn hang_up(
+    pub(in crate::testing) fn hang_up(
         &mut self,
         id: ConnId,
         side: Side,
@@ -116,7 +116,12 @@ impl Net {
     }
 
     /// It breaks: what is under way is lost, and this end hears of it after a while.
-    pub(super) fn cut(&mut self, id: ConnId, side: Side, random: &mut Random) -> Option<Duration> {
+    pub(in crate::testing) fn cut(
+        &mut self,
+        id: ConnId,
+        side: Side,
+        random: &mut Random,
+    ) -> Option<Duration> {
         let conn = self.conns.get_mut(&id)?;
         if core::mem::replace(&mut conn.gone[side.index()], true) {
             return None;
@@ -124,24 +129,24 @@ impl Net {
         Some(Duration::from_millis(random.below(500)))
     }
 
-    pub(super) fn half_open(&mut self, id: ConnId) {
+    pub(in crate::testing) fn half_open(&mut self, id: ConnId) {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.silent = true;
         }
     }
 
-    pub(super) fn stall(&mut self, id: ConnId, until: Timestamp) {
+    pub(in crate::testing) fn stall(&mut self, id: ConnId, until: Timestamp) {
         if let Some(conn) = self.conns.get_mut(&id) {
             conn.stalled = until;
         }
     }
 
-    pub(super) fn partition(&mut self, until: Timestamp) {
+    pub(in crate::testing) fn partition(&mut self, until: Timestamp) {
         self.partition = self.partition.max(until);
     }
 
     /// Nothing new breaks. What is half-open stays so, until somebody finds out.
-    pub(super) fn heal(&mut self) {
+    pub(in crate::testing) fn heal(&mut self) {
         self.partition = Timestamp::ZERO;
     }
 }

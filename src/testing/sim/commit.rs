@@ -134,7 +134,8 @@ impl Node {
 
     /// Everything that was handed out fails, in order; the machines are told to wait.
     fn journal_failed(&mut self, error: &JournalError) {
-        if matches!(error, JournalError::Fenced { .. } | JournalError::TooLarge { .. }) {
+        let fenced = matches!(error, JournalError::Fenced { .. }) && !self.is_superseded;
+        if fenced || matches!(error, JournalError::TooLarge { .. }) {
             self.oracle.fail(format!("the journal refuses its owner: {error}"));
         }
         self.oracle.failed();

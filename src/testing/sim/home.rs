@@ -98,6 +98,22 @@ impl Home {
         (self.outbox, self.settlement, self.merge, self.failed) = (None, None, None, false);
     }
 
+    /// Another process opens it: what was opened here stays with the old one.
+    pub(super) fn split(&mut self) -> Self {
+        let old = Self {
+            store: self.store.clone(),
+            outbox: self.outbox.take(),
+            epoch: self.epoch,
+            cipher: self.cipher.clone(),
+            openings: self.openings,
+            settlement: self.settlement.take(),
+            merge: self.merge.take(),
+            failed: self.failed,
+        };
+        self.close();
+        old
+    }
+
     /// The process ends: of what no sync covered, the oldest part survives.
     pub(super) fn crash(&mut self, random: &mut Random) {
         self.close();

@@ -24,6 +24,7 @@ mod hosts;
 mod link;
 mod node;
 mod oracle;
+pub mod peers;
 mod plan;
 mod random;
 mod script;

@@ -113,13 +113,15 @@ pub(super) struct Node {
     /// Answers to deliveries that came from the other engine.
     pub(super) answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
     pub(super) tickets: u64,
-    last_link: u64,
+    pub(super) last_link: u64,
     /// Sinks of the past, for verdicts that come late.
     pub(super) ghosts: Vec<(LinkId, UserId, EntryRef)>,
     /// What machines were told and what they did, if somebody wants to know.
     pub(super) trace: Option<Vec<String>>,
     /// Whether it was told to refuse new sends.
     pub(super) draining: bool,
+    /// Another process has taken over, which it does not know.
+    pub(super) is_superseded: bool,
 }
 
 impl Node {
@@ -142,6 +144,7 @@ impl Node {
             ghosts: Vec::new(),
             trace: None,
             draining: false,
+            is_superseded: false,
             plan,
         };
         node.open();
@@ -377,15 +380,16 @@ impl Node {
 
     // ------------------------------------------------------------------------------------------------------ sinks
 
-    pub(super) fn attach(&mut self, user: UserId, device: u64, is_wire: bool) {
+    pub(super) fn attach(&mut self, user: UserId, device: u64, is_wire: bool) -> Option<LinkId> {
         self.last_link += 1;
         let id = LinkId(self.last_link);
-        let Some(engine) = &mut self.engine else { return };
+        let engine = self.engine.as_mut()?;
         let link =
             Link { id, user: user.clone(), is_wire, queue: VecDeque::new(), carrying: None, is_told: false };
         engine.links.insert(id, link);
         let shard = self.shard_of(&user);
         self.input(shard, Input::Attach { link: id, user, device: super::oracle::device(device) });
+        Some(id)
     }
 
     pub(super) fn detach(&mut self, id: LinkId) {

@@ -27,7 +27,7 @@ fn identity(message: &Message) -> Identity {
 }
 
 /// A message that was durable once.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Kept {
     pub(super) accept: Arc<Accept>,
     pub(super) end: Option<EndReason>,
@@ -43,7 +43,7 @@ pub(super) struct Kept {
 }
 
 /// Records that may or may not be stored.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Maybe {
     records: Vec<(Seq, Record)>,
     /// The operating system has them: a mere kill must not lose them.
@@ -51,7 +51,7 @@ pub(super) struct Maybe {
 }
 
 /// One engine's oracle.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Oracle {
     pub(super) messages: BTreeMap<Seq, Kept>,
     pub(super) counters: Counters,
@@ -424,6 +424,11 @@ impl Oracle {
         if self.moved_to.get(&from.seq) != Some(&to.seq) {
             self.fail(format!("{from:?} was said to have moved to {to:?}, which is not durable"));
         }
+    }
+
+    /// Whether a message of another engine was taken.
+    pub(super) fn has_taken(&self, user: &UserId, origin: Origin) -> bool {
+        self.origins.contains(&(user.clone(), origin))
     }
 
     /// Messages that have not ended.

@@ -165,7 +165,7 @@ impl Node {
     pub(super) fn attach_if_alone(&mut self, user: &UserId, is_wire: bool) {
         let alone = |engine: &super::node::Engine| engine.links.values().all(|link| &link.user != user);
         if self.engine.as_ref().is_some_and(alone) {
-            self.attach(user.clone(), 9, is_wire);
+            let _ = self.attach(user.clone(), 9, is_wire);
         }
     }
 

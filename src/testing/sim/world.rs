@@ -95,7 +95,7 @@ impl World {
                 self.pass(Duration::from_millis(random.below(longest)));
             }
             Op::Timer => self.timer(),
-            Op::Verdict => self.verdict_of_sink(usize::from(random.chance(40)), random),
+            Op::Verdict => self.nodes[usize::from(random.chance(40))].verdict_of_sink(random),
             Op::Kill | Op::PowerCut => self.crash(index, op == Op::PowerCut, random),
             op => self.act_on(op, index, random),
         }
@@ -116,7 +116,7 @@ impl World {
             Op::LoadFail => node.load_failed(random),
             Op::Attach => {
                 let user = random.below(plan.users);
-                node.attach(person(user), random.below(3), is_wire(index, user));
+                let _ = node.attach(person(user), random.below(3), is_wire(index, user));
             }
             Op::Detach => {
                 if let Some(id) = node.some_link(random) {
@@ -126,7 +126,7 @@ impl World {
             Op::Stray => node.stray(random),
             Op::Settle => node.settle(),
             Op::Keep => node.keep(),
-            Op::Merge => node.home.merge(ids_since(node, &plan)),
+            Op::Merge => node.merge(),
             Op::Heal => node.heal(),
             Op::Reopen => {
                 node.reopen(random);
@@ -312,25 +312,6 @@ impl World {
         self.nodes[0].react(link, &user, reaction);
     }
 
-    // ------------------------------------------------------------------------------------------------------- sinks
-
-    fn verdict_of_sink(&mut self, index: usize, random: &mut Random) {
-        let node = &mut self.nodes[index];
-        let Some(engine) = &mut node.engine else { return };
-        let mut sinks: Vec<_> =
-            engine.links.values_mut().filter(|link| !link.is_wire && !link.queue.is_empty()).collect();
-        let at = random.index(sinks.len());
-        let Some(link) = sinks.get_mut(at) else { return };
-        let mut reaction = Reaction::default();
-        for _ in 0..=random.below(3) {
-            let next = link.react(random);
-            reaction.applied.extend(next.applied);
-            reaction.verdicts.extend(next.verdicts);
-        }
-        let (id, user) = (link.id, link.user.clone());
-        node.react(id, &user, reaction);
-    }
-
     // -------------------------------------------------------------------------------------------------------- time
 
     pub(super) fn pass(&mut self, by: Duration) {
@@ -454,12 +435,6 @@ impl World {
     }
 }
 
-/// Ids accepted before this need not be remembered.
-fn ids_since(node: &Node, plan: &Plan) -> Timestamp {
-    let age = u64::try_from(plan.config.dedup_age.as_millis()).unwrap_or(u64::MAX);
-    Timestamp::from_millis(node.now.as_millis().saturating_sub(age))
-}
-
 fn fault(node: &mut Node, random: &mut Random) {
     let op = [DiskOp::Write, DiskOp::Sync, DiskOp::Sync, DiskOp::Create][random.index(4)];
     let lasting = if random.chance(30) { Fault::Forever } else { Fault::Once };
@@ -473,6 +448,30 @@ fn is_wire(index: usize, user: u64) -> bool {
 }
 
 impl Node {
+    /// One operation of merging.
+    pub(super) fn merge(&mut self) {
+        let age = u64::try_from(self.plan.config.dedup_age.as_millis()).unwrap_or(u64::MAX);
+        // Ids accepted before this need not be remembered.
+        self.home.merge(Timestamp::from_millis(self.now.as_millis().saturating_sub(age)));
+    }
+
+    /// Somebody's sink says something of what it holds.
+    pub(super) fn verdict_of_sink(&mut self, random: &mut Random) {
+        let Some(engine) = &mut self.engine else { return };
+        let mut sinks: Vec<_> =
+            engine.links.values_mut().filter(|link| !link.is_wire && !link.queue.is_empty()).collect();
+        let at = random.index(sinks.len());
+        let Some(link) = sinks.get_mut(at) else { return };
+        let mut reaction = Reaction::default();
+        for _ in 0..=random.below(3) {
+            let next = link.react(random);
+            reaction.applied.extend(next.applied);
+            reaction.verdicts.extend(next.verdicts);
+        }
+        let (id, user) = (link.id, link.user.clone());
+        self.react(id, &user, reaction);
+    }
+
     pub(super) fn some_link(&self, random: &mut Random) -> Option<LinkId> {
         let links = &self.engine.as_ref()?.links;
         links.keys().nth(random.index(links.len())).copied()

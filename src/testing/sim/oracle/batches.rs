@@ -8,7 +8,7 @@ use crate::message::Message;
 const MAX_WATCHED: usize = 32;
 
 /// Messages that were sent together.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Batch {
     members: Vec<(Ticket, Identity)>,
     /// None of them was ever sent otherwise.

@@ -10,7 +10,7 @@ use crate::record::{End, Gap, LaneId, LedgerRow, LedgerRows, Seq, Told};
 use crate::status::{EndReason, Status};
 
 /// What one user's ledger should say.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Expected {
     /// All rows there ever were and still should be, by the place of the message.
     rows: BTreeMap<Seq, LedgerRow>,

@@ -13,7 +13,7 @@ use crate::record::{Accept, Admission, End, LaneId, Record, Seq};
 use crate::status::EndReason;
 
 /// An operation that waits for its answer.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(in super::super) struct Asked {
     operation: Operation,
     /// What lived and was known to the machine when it was asked, if that was all that lived.
