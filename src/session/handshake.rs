@@ -126,6 +126,14 @@ impl Session {
             .resume
             .filter(|(token, position)| self.life == Some(Life { token: *token, epoch: position.epoch }));
         let resumed = asked.filter(|(_, position)| self.can_resume(*position));
+        // A hello that was held up: its connector has gone on to the connection that is open, and would lose that to one it
+        // has left.
+        if let Link::Up(up) = &self.link
+            && conn < up.conn
+            && hello.stream == self.peer_stream
+        {
+            return self.actions.push_back(Action::Disconnect(conn, Code::TransportSwitched));
+        }
         // The old connection says nothing more, and hears nothing more, before the new one says anything.
         if matches!(self.link, Link::Up(_)) {
             let code = if asked.is_some() { Code::TransportSwitched } else { Code::TakenOver };

@@ -14,7 +14,7 @@ use crate::message::Message;
 use crate::record::Seq;
 use crate::time::Timestamp;
 
-/// Names one connection; chosen by the shell, never reused.
+/// Names one connection; chosen by the shell, in the order in which they come, never reused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnId(pub u64);
 

@@ -69,9 +69,6 @@ pub(super) struct Receiver {
     max: usize,
     seen: u64,
     published: u64,
-    /// Nothing was published in this life yet: what comes first says where the device is, unless it was decided before.
-    /// A host whose memory of the high-water mark is gone must not refuse a device for ever.
-    fresh: bool,
     undecided: BTreeSet<u64>,
     /// Outcomes above the high-water mark, or as many as there may be publishes without a receipt.
     outcomes: BTreeMap<u64, Published>,
@@ -79,14 +76,7 @@ pub(super) struct Receiver {
 
 impl Receiver {
     pub(super) const fn new(max: usize) -> Self {
-        Self {
-            max,
-            seen: 0,
-            published: 0,
-            fresh: true,
-            undecided: BTreeSet::new(),
-            outcomes: BTreeMap::new(),
-        }
+        Self { max, seen: 0, published: 0, undecided: BTreeSet::new(), outcomes: BTreeMap::new() }
     }
 
     pub(super) const fn published(&self) -> u64 {
@@ -102,19 +92,17 @@ impl Receiver {
         *self = Self { published, seen: published, ..Self::new(self.max) };
     }
 
-    /// A publish came: `None` if it is new, otherwise what to answer, if anything is known already.
+    /// A publish came: `None` if it is new, otherwise what to answer, if anything is known already. Numbers that are left out
+    /// were decided: whoever has their receipts does not send them again, in whatever life, and a host whose memory of the
+    /// high-water mark is gone must not refuse a device for that.
     pub(super) fn publish(&mut self, number: u64) -> Result<Option<Option<Frame>>, Code> {
         if number <= self.seen {
             let outcome = self.outcomes.get(&number).cloned();
             return Ok(Some(outcome.map(|outcome| Frame::Receipt { number, outcome })));
         }
-        if number != self.seen.saturating_add(1) && !self.fresh {
-            return Err(Code::OutOfOrder);
-        }
         if self.undecided.len() >= self.max {
             return Err(Code::WindowExceeded);
         }
-        self.fresh = false;
         self.seen = number;
         self.undecided.insert(number);
         Ok(None)

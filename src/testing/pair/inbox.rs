@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use crate::id::OrderingKey;
 use crate::record::{LaneId, Seq};
 use crate::session::frame::Place;
-use crate::session::{Inbound, InboundId, Verdict};
+use crate::session::{Code, Inbound, InboundId, Verdict};
 use crate::testing::sim::Random;
 
 /// What an end without an engine keeps of what it got, through restarts too.
@@ -15,6 +15,8 @@ pub(in crate::testing) struct Inbox {
     /// What was applied, in order.
     applied: Vec<(Place, Option<OrderingKey>)>,
     remembered: BTreeSet<Place>,
+    /// Everything of a lane up to there has ended at the sender.
+    floors: BTreeMap<LaneId, Seq>,
 }
 
 /// What became of messages.
@@ -45,6 +47,11 @@ impl Inbox {
             } else if self.remembered.contains(&place) {
                 decided.recognised += 1;
                 Verdict::Delivered
+            } else if place.seq.epoch().0 != 0
+                && self.floors.get(&place.lane).is_some_and(|floor| place.seq <= *floor)
+            {
+                // A copy that was under way when its time was over: whether it was applied is forgotten.
+                Verdict::Rejected(Code::Rejected)
             } else if !calm && random.chance(10) {
                 held.insert(key);
                 match random.chance(50) {
@@ -67,6 +74,8 @@ impl Inbox {
 
     /// The sender holds the acknowledgements of these: they are not remembered any more.
     pub(in crate::testing) fn forget(&mut self, floor: Place) {
+        let known = self.floors.entry(floor.lane).or_default();
+        *known = floor.seq.max(*known);
         self.remembered
             .retain(|place| place.lane != floor.lane || place.seq > floor.seq || place.seq.epoch().0 == 0);
     }

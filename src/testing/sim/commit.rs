@@ -250,7 +250,7 @@ impl Node {
     fn recycle(&mut self, before: Seq) {
         let Some(engine) = &mut self.engine else { return };
         engine.settling = Settling::Idle;
-        if engine.journal.recycle(engine.epoch, before).is_err() {
+        if engine.journal.recycle(engine.epoch, before).is_err() && !self.is_superseded {
             self.oracle.fail("the journal does not let its owner recycle");
         }
         self.oracle.recycled(before);

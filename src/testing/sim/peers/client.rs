@@ -11,7 +11,7 @@ use super::{Due, Who, World};
 use crate::id::{StreamId, UserId};
 use crate::session::frame::Credentials;
 use crate::session::{
-    Backoff, Code, ConnId, Input, Ladder, LadderConfig, Recovery, Session, SessionConfig, Step,
+    Code, ConnId, DialAction, DialInput, DialState, Dialer, DialerConfig, Input, Session, SessionConfig,
 };
 use crate::testing::pair::net::{Net, Side};
 use crate::testing::sim::compose::person;
@@ -37,15 +37,13 @@ pub(super) struct Client {
     config: SessionConfig,
     /// The clock of a client without an engine.
     pub(super) clock: Timestamp,
-    backoff: Backoff,
-    recovery: Recovery,
-    ladder: Ladder,
-    connecting: bool,
+    dialer: Dialer,
+    /// Counts dials: those of before are given up.
+    attempt: u64,
+    seed: u64,
     /// The better transport does not work until then.
     blocked: Timestamp,
     credentials: Credentials,
-    /// It waits for new ones.
-    needs_credentials: bool,
 }
 
 impl Client {
@@ -57,7 +55,7 @@ impl Client {
         seed: u64,
     ) -> Self {
         let node = (!light).then(|| Node::new(Arc::clone(plan), 1 + index as u64, None));
-        let mut client = Self {
+        Self {
             node,
             light: light.then(Light::default),
             end: None,
@@ -65,16 +63,12 @@ impl Client {
             index,
             config: config.clone(),
             clock: Timestamp::from_millis(1_800_000_000_000),
-            backoff: Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed ^ index as u64),
-            recovery: Recovery::default(),
-            ladder: Ladder::new(LadderConfig::default(), 2, &[]),
-            connecting: false,
+            dialer: dialer(&[], seed ^ index as u64),
+            attempt: 0,
+            seed: seed ^ index as u64,
             blocked: Timestamp::ZERO,
             credentials: Credentials(Bytes::new()),
-            needs_credentials: false,
-        };
-        client.open_session();
-        client
+        }
     }
 
     pub(super) fn now(&self) -> Timestamp {
@@ -102,15 +96,10 @@ impl Client {
         self.end = Some(End::new(session, person(HUB)));
     }
 
-    /// The handshake is done.
-    pub(super) fn is_up(&mut self, now: Timestamp) {
-        self.backoff.reset();
-        self.ladder.connected(now);
-    }
-
-    /// How long until a better transport may be tried.
-    pub(super) fn next_climb(&self, now: Timestamp) -> Option<Duration> {
-        self.ladder.poll_timeout().map(|at| at.since(now))
+    /// How long until its dialer wants to know that time has passed.
+    pub(super) fn next_dial(&self) -> Option<Duration> {
+        let runs = self.end.is_some();
+        self.dialer.poll_timeout().filter(|_| runs).map(|at| at.since(self.now()))
     }
 
     pub(super) fn pass(&mut self, by: Duration) {
@@ -129,28 +118,59 @@ impl World {
         self.clients[client].credentials = Credentials(Bytes::copy_from_slice(&good.to_le_bytes()));
     }
 
-    pub(super) fn connect_in(&mut self, client: usize, after: Duration) {
-        if !core::mem::replace(&mut self.clients[client].connecting, true) {
-            self.at(after, Due::Connect(client));
+    /// Tells a client's dialer something, and does what it says.
+    pub(super) fn dial(&mut self, client: usize, input: DialInput) -> Result<(), String> {
+        let now = self.clients[client].now();
+        if self.clients[client].end.is_none() {
+            return Ok(());
+        }
+        self.clients[client].dialer.handle(now, input);
+        while let Some(action) = self.clients[client].dialer.poll_action() {
+            match action {
+                DialAction::AskCredentials(why) => {
+                    self.lived.expired += u64::from(why.is_some());
+                    let delay = self.millis(2000);
+                    self.at(delay, Due::Credentials(client));
+                }
+                DialAction::Dial(rung) => {
+                    self.clients[client].attempt += 1;
+                    let (delay, attempt) = (self.millis(100), self.clients[client].attempt);
+                    self.at(delay, Due::Connect(client, rung, attempt));
+                }
+                DialAction::Abandon => self.clients[client].attempt += 1,
+                DialAction::State(DialState::Closed(code)) => {
+                    return Err(format!("client {client} gives up: {code}"));
+                }
+                DialAction::State(_) => {}
+            }
+        }
+        Ok(())
+    }
+
+    /// A dial comes to something, or not.
+    pub(super) fn connect(&mut self, client: usize, rung: usize, attempt: u64) -> Result<(), String> {
+        let found = &self.clients[client];
+        if found.end.is_none() || found.attempt != attempt {
+            return Ok(());
+        }
+        let blocked = rung == 0 && found.blocked > self.clock;
+        let parted = found.net.is_partitioned(self.clock);
+        let Some(server) = self.some_server().filter(|_| !blocked && !parted) else {
+            return self.dial(client, DialInput::Failed(Code::TransportLost, None));
+        };
+        self.dial(client, DialInput::Stands)?;
+        self.connect_to(client, server)
+    }
+
+    /// Another connection, of which the dialer knows nothing, whatever stands.
+    pub(super) fn switch(&mut self, client: usize) -> Result<(), String> {
+        match self.some_server().filter(|_| self.clients[client].end.is_some()) {
+            Some(server) => self.connect_to(client, server),
+            None => Ok(()),
         }
     }
 
-    /// Makes a connection to the newest server, or to one that should be no more.
-    pub(super) fn connect(&mut self, client: usize) -> Result<(), String> {
-        let clock = self.clock;
-        let found = &mut self.clients[client];
-        found.connecting = false;
-        if found.end.is_none() || found.needs_credentials {
-            return Ok(());
-        }
-        let blocked = found.ladder.current() == 0 && found.blocked > clock;
-        let parted = found.net.is_partitioned(clock);
-        let old = self.servers.len() > 1 && self.random.chance(30);
-        let server = usize::from(old);
-        let runs = self.servers.get(server).is_some_and(|server| server.node.engine.is_some());
-        if blocked || parted || !runs {
-            return self.try_again(client, Code::TransportLost, None);
-        }
+    fn connect_to(&mut self, client: usize, server: usize) -> Result<(), String> {
         if self.clients[client].end.as_ref().is_some_and(|end| end.session.connection().is_some()) {
             self.lived.switches += 1;
         }
@@ -160,34 +180,17 @@ impl World {
         self.tell(Who::Client(client), Input::Connected(conn, credentials))
     }
 
-    /// What a client's policies say about the end of a connection.
-    fn try_again(&mut self, client: usize, code: Code, after: Option<Duration>) -> Result<(), String> {
-        let clock = self.clock;
-        let found = &mut self.clients[client];
-        match found.recovery.next(code, after, &mut found.backoff) {
-            Step::Reconnect(delay) => self.connect_in(client, delay),
-            Step::SwitchTransport(delay) => {
-                found.ladder.failed(clock);
-                self.connect_in(client, delay);
-            }
-            Step::WaitForCredentials => {
-                found.needs_credentials = true;
-                self.lived.expired += 1;
-                let delay = self.millis(3000);
-                self.at(delay, Due::Credentials(client));
-            }
-            Step::GiveUp => return Err(format!("client {client} gives up: {code}")),
-        }
-        Ok(())
+    /// The newest server, or one that should be no more.
+    fn some_server(&mut self) -> Option<usize> {
+        let old = self.servers.len() > 1 && self.random.chance(30);
+        let server = usize::from(old);
+        self.servers.get(server).is_some_and(|server| server.node.engine.is_some()).then_some(server)
     }
 
-    /// New credentials have come.
+    /// A client's host has new credentials.
     pub(super) fn new_credentials(&mut self, client: usize) -> Result<(), String> {
         self.issue(client);
-        if core::mem::take(&mut self.clients[client].needs_credentials) {
-            self.connect_in(client, Duration::ZERO);
-            return Ok(());
-        }
+        self.dial(client, DialInput::Credentials)?;
         let credentials = self.clients[client].credentials.clone();
         self.tell(Who::Client(client), Input::Renew(credentials))
     }
@@ -206,12 +209,11 @@ impl World {
             }
             return Ok(());
         };
-        match code {
-            // Another transport of its own takes over.
-            Code::TransportSwitched => Ok(()),
-            Code::TakenOver => Err(format!("client {client} was taken over by itself")),
-            code => self.try_again(client, code, after),
+        // Another connection has taken its place.
+        if self.clients[client].end.as_ref().is_some_and(|end| end.session.is_linked()) {
+            return Ok(());
         }
+        self.dial(client, DialInput::Lost(code, after))
     }
 
     pub(super) fn over(&mut self, who: Who, code: Code) -> Result<(), String> {
@@ -221,16 +223,6 @@ impl World {
                 self.detach(who);
                 Ok(())
             }
-        }
-    }
-
-    /// What is due on the ladder: a better transport is tried while the other one stands.
-    pub(super) fn climb(&mut self, client: usize) {
-        let clock = self.clock;
-        let found = &mut self.clients[client];
-        let Some(grade) = found.end.as_ref().map(|end| end.session.quality().grade()) else { return };
-        if found.ladder.graded(clock, grade).is_some() {
-            self.connect_in(client, Duration::ZERO);
         }
     }
 
@@ -255,8 +247,8 @@ impl World {
             return;
         }
         self.lived.crashes += 1;
-        found.needs_credentials = false;
-        found.recovery = Recovery::default();
+        found.attempt += 1;
+        found.dialer = dialer(&found.dialer.memory(), found.seed ^ found.attempt);
         if let Some(light) = &mut found.light {
             light.crash();
         }
@@ -275,10 +267,10 @@ impl World {
         self.at(delay, Due::StartClient(client));
     }
 
-    pub(super) fn start_client(&mut self, client: usize) {
+    pub(super) fn start_client(&mut self, client: usize) -> Result<(), String> {
         let found = &mut self.clients[client];
         if found.end.is_some() {
-            return;
+            return Ok(());
         }
         if let Some(node) = &mut found.node {
             node.open();
@@ -286,10 +278,11 @@ impl World {
         found.open_session();
         let runs = found.end.is_some();
         if !runs {
-            return self.at(Duration::from_secs(1), Due::StartClient(client));
+            self.at(Duration::from_secs(1), Due::StartClient(client));
+            return Ok(());
         }
-        self.connect_in(client, Duration::from_millis(10));
         self.at(Duration::from_millis(20), Due::Publish(client));
+        self.dial(client, DialInput::Start)
     }
 
     /// One end has done with a connection; the other one hears of it later, behind what is under way, or never.
@@ -302,6 +295,13 @@ impl World {
             self.at(delay, Due::Notice(client, conn, side.other()));
         }
     }
+}
+
+fn dialer(worked: &[usize], seed: u64) -> Dialer {
+    let backoff_cap = Duration::from_secs(5);
+    let config =
+        DialerConfig { backoff_floor: Duration::from_millis(200), backoff_cap, ..DialerConfig::default() };
+    Dialer::new(config, 2, worked, seed)
 }
 
 /// The wall clock may have been set while nobody looked.

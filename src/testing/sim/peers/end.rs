@@ -8,7 +8,7 @@ use crate::id::UserId;
 use crate::machine::{Accepted, Delivery, EntryRef, Input as Told, LinkId, Refusal, Ticket, Verdict};
 use crate::record::Seq;
 use crate::session::frame::{Credentials, GapReason, Item, Place, Published, Refused, encode};
-use crate::session::{self, Action, Code, Event, Inbound, InboundId, Input, Outcome, Session};
+use crate::session::{self, Action, Code, DialInput, Event, Inbound, InboundId, Input, Outcome, Session};
 use crate::testing::sim::link::Reaction;
 use crate::testing::sim::node::Node;
 
@@ -122,6 +122,11 @@ impl World {
                 return Err(format!("{who:?} found a violation: {code:?} {text}"));
             }
             Event::Over(code) => self.over(who, code)?,
+            Event::Quality(grade) => {
+                if let Who::Client(client) = who {
+                    self.dial(client, DialInput::Graded(grade))?;
+                }
+            }
             Event::GapsHeard(told) => {
                 let link = self.end_mut(who).and_then(|end| end.telling.take());
                 if let (Some(link), Some(node)) = (link, self.node_mut(who)) {
@@ -133,7 +138,6 @@ impl World {
             | Event::ReplyTimedOut(_)
             | Event::NoReply(_)
             | Event::GoingAway(_)
-            | Event::Quality(_)
             | Event::Parked(_) => {}
         }
         Ok(())
@@ -141,7 +145,7 @@ impl World {
 
     fn opened(&mut self, who: Who, resumed: bool) -> Result<(), String> {
         if let Who::Client(client) = who {
-            self.clients[client].is_up(self.clock);
+            self.dial(client, DialInput::Opened)?;
             match resumed {
                 true => self.lived.resumed += 1,
                 false => self.lived.fresh += 1,

@@ -2,9 +2,15 @@
 
 use std::sync::Arc;
 
+use crate::machine::Input;
 use crate::testing::sim::node::Node;
 
 impl Node {
+    /// A send may wait in a machine for another one to meet: nobody else comes.
+    pub(super) fn wake(&mut self) {
+        self.broadcast(&Input::Tick);
+    }
+
     /// Another process takes over: this one opens anew, and what it was is handed out as it runs, with its machines, its
     /// sinks, and its handles of the disk and the store. Whatever that writes from the next opening on is refused.
     pub(super) fn supersede(&mut self) -> Self {

@@ -47,7 +47,7 @@ impl World {
                 node.recover(&mut random);
             }
             if self.clients[client].end.is_none() {
-                self.start_client(client);
+                self.start_client(client)?;
             }
             self.at(Duration::from_millis(1), Due::Publish(client));
         }
@@ -83,11 +83,13 @@ impl World {
         let hub = person(HUB);
         let server = &mut self.servers[0].node;
         server.attach_if_alone(&hub, false);
+        server.wake();
         server.work(random);
         server.deliver_all();
         for (index, client) in self.clients.iter_mut().enumerate() {
             if let Some(node) = &mut client.node {
                 node.attach_if_alone(&person(index as u64), false);
+                node.wake();
                 node.work(random);
                 node.deliver_all();
             }

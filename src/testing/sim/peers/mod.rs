@@ -136,8 +136,8 @@ impl Who {
 /// What is to happen.
 #[derive(Debug)]
 pub(super) enum Due {
-    /// A client tries to connect.
-    Connect(usize),
+    /// A client's dial over a transport comes to something.
+    Connect(usize, usize, u64),
     /// A frame arrives.
     Arrive(usize, ConnId, Side, Vec<u8>),
     /// An end learns that a connection is gone.
@@ -217,7 +217,7 @@ impl World {
         for client in 0..world.clients.len() {
             world.issue(client);
             let after = world.millis(500);
-            world.connect_in(client, after);
+            world.at(after, Due::StartClient(client));
         }
         world
     }

@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
-use super::client::set_clock;
+use super::client::{Client, set_clock};
 use super::end::{End, good_until, receipt};
 use super::{Due, Who, World};
 use crate::machine::{Accepted, Input as Told, Refusal, Ticket};
@@ -321,7 +321,7 @@ impl World {
             Some(since(at, self.now_of(who)))
         });
         let nodes = self.nodes().filter_map(|node| Some(since(node.next_timer()?, node.now)));
-        let ladders = self.clients.iter().filter_map(|client| client.next_climb(self.clock));
-        sessions.chain(nodes).chain(ladders).min()
+        let dialers = self.clients.iter().filter_map(Client::next_dial);
+        sessions.chain(nodes).chain(dialers).min()
     }
 }

@@ -6,7 +6,7 @@ use super::client::HUB;
 use super::end::End;
 use super::{Due, Who, World};
 use crate::machine::{Input as Told, Ticket};
-use crate::session::{Input, Session};
+use crate::session::{DialInput, Input, Session};
 use crate::testing::sim::compose::{compose_for, person};
 use crate::testing::sim::node::Node;
 use crate::testing::sim::random::Random;
@@ -15,7 +15,7 @@ impl World {
     /// Something breaks, somebody sends, an engine works, or time passes to what is due.
     pub(super) fn step(&mut self) -> Result<(), String> {
         match self.random.below(100) {
-            0..7 => self.break_something(),
+            0..7 => self.break_something()?,
             7..35 => self.send()?,
             35..75 => self.work_a_little(),
             75..80 => self.people(),
@@ -137,7 +137,7 @@ impl World {
 
     // ------------------------------------------------------------------------------------------------------ trouble
 
-    fn break_something(&mut self) {
+    fn break_something(&mut self) -> Result<(), String> {
         let client = self.random.index(self.clients.len());
         let clock = self.clock;
         let (conn, power) = (self.clients[client].net.newest(), self.random.chance(40));
@@ -157,7 +157,8 @@ impl World {
                 self.clients.iter_mut().for_each(|client| client.net.partition(until));
             }
             // Another connection while the old one still works, and with it two at once.
-            9..12 => self.connect_in(client, Duration::ZERO),
+            9..11 => self.switch(client)?,
+            11 => self.dial(client, DialInput::NetworkChanged(Vec::new()))?,
             12 => self.block(client),
             13..15 => self.crash_client(client, power),
             15 => self.crash_server(power),
@@ -165,6 +166,7 @@ impl World {
             17 => self.end_old_server(),
             _ => self.jump(),
         }
+        Ok(())
     }
 
     /// A connection breaks, with what is under way, and both ends hear of it by and by.
@@ -204,14 +206,16 @@ impl World {
             }
         }
         for client in 0..self.clients.len() {
-            self.climb(client);
+            if self.clients[client].next_dial().is_some_and(|left| left.is_zero()) {
+                self.dial(client, DialInput::Tick)?;
+            }
         }
         Ok(())
     }
 
     fn happen(&mut self, due: Due) -> Result<(), String> {
         match due {
-            Due::Connect(client) => self.connect(client),
+            Due::Connect(client, rung, attempt) => self.connect(client, rung, attempt),
             Due::Arrive(client, conn, to, bytes) => self.arrive(client, conn, to, bytes),
             Due::Notice(client, conn, side) => self.notice(client, conn, side),
             Due::Granted(client, conn, hello) => self.granted(client, conn, hello),
@@ -219,10 +223,7 @@ impl World {
             Due::Credentials(client) => self.new_credentials(client),
             Due::Decide(client) => self.decide(client),
             Due::Publish(client) => self.publish(client),
-            Due::StartClient(client) => {
-                self.start_client(client);
-                Ok(())
-            }
+            Due::StartClient(client) => self.start_client(client),
             Due::StartServer => {
                 self.start_server();
                 Ok(())
