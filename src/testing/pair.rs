@@ -8,6 +8,7 @@ mod end;
 pub(in crate::testing) mod inbox;
 pub(in crate::testing) mod net;
 pub(in crate::testing) mod publishing;
+mod trouble;
 
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
@@ -18,7 +19,7 @@ use self::publishing::{Heard, Publishing};
 use super::sim::Random;
 use crate::id::{MessageId, StreamId, UserId};
 use crate::message::Message;
-use crate::session::frame::{Credentials, Hello, Limits, Published, Refused, Token, decode};
+use crate::session::frame::{Credentials, Hello, Limits, Token, decode};
 use crate::session::{
     Action, Backoff, Code, ConnId, Event, Grant, Greeted, Greeter, Input, Session, SessionConfig,
 };
@@ -424,48 +425,6 @@ impl World {
         }
     }
 
-    fn break_something(&mut self) -> Result<(), String> {
-        let conn = self.net.newest();
-        match self.random.below(7) {
-            0 => {
-                for side in [Side::Connector, Side::Acceptor] {
-                    if let Some(delay) = self.net.cut(conn, side, &mut self.random) {
-                        self.at(delay, Due::Notice(conn, side));
-                    }
-                }
-            }
-            1 => self.net.half_open(conn),
-            2 => {
-                let until = self.now.after(Duration::from_millis(self.random.below(8000)));
-                self.net.stall(conn, until);
-            }
-            3 => {
-                let until = self.now.after(Duration::from_millis(self.random.below(30_000)));
-                self.net.partition(until);
-            }
-            // Another transport, while the old one still works.
-            4 => self.connect_in(Duration::ZERO),
-            5 => return self.restart(Side::Connector),
-            _ => return self.restart(Side::Acceptor),
-        }
-        Ok(())
-    }
-
-    /// The process ends and starts again: what was in memory is gone.
-    fn restart(&mut self, side: Side) -> Result<(), String> {
-        self.lived.restarts += 1;
-        self.ends[side.index()].restart(&self.config);
-        for conn in self.net.all() {
-            self.hang_up(conn, side);
-        }
-        if side == Side::Connector {
-            self.publishing.restart();
-            self.at(Duration::from_millis(10), Due::Publish);
-            self.connect_in(Duration::from_millis(100));
-        }
-        Ok(())
-    }
-
     /// The network heals, and everything comes to rest.
     fn heal(&mut self) -> Result<(), String> {
         self.calm = true;
@@ -485,35 +444,6 @@ impl World {
         }
         let left = self.ends.each_ref().map(End::describe);
         Err(format!("the ends never came to rest: {left:?}"))
-    }
-
-    /// The connector hands over one more message.
-    fn publish_one(&mut self) -> Result<(), String> {
-        let Some(left) = self.to_publish.checked_sub(1) else { return Ok(()) };
-        self.to_publish = left;
-        let message =
-            Message::to("alice", "pair.published", "").id(MessageId::from_u128(1_000_000 + u128::from(left)));
-        self.publishing.add(message.build().expect("a small message is within the limits"));
-        self.publish()
-    }
-
-    fn publish(&mut self) -> Result<(), String> {
-        while let Some((number, message)) = self.publishing.next(self.config.max_publishes) {
-            self.tell(Side::Connector, Input::Publish(number, message))?;
-        }
-        Ok(())
-    }
-
-    /// The acceptor's host takes a publish, durably and once, or is busy.
-    fn decide_publish(&mut self, number: u64, message: &Message) -> Result<(), String> {
-        let busy = !self.calm && self.random.chance(15);
-        let outcome = if busy {
-            Published::Refused(Refused { code: Code::Busy, retry_after: None, text: String::new() })
-        } else {
-            self.accepted.insert(message.id());
-            Published::Accepted
-        };
-        self.tell(Side::Acceptor, Input::Published(number, outcome))
     }
 
     fn judge(&mut self) -> Result<(), String> {

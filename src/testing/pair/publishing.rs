@@ -2,9 +2,12 @@
 
 use std::collections::BTreeMap;
 
+use super::World;
+use super::net::Side;
 use crate::id::MessageId;
 use crate::message::Message;
-use crate::session::frame::Published;
+use crate::session::frame::{Published, Refused};
+use crate::session::{Code, Input};
 
 /// Kept through restarts, except for the numbers of a session that is no more.
 #[derive(Debug, Default)]
@@ -78,5 +81,37 @@ impl Publishing {
 
     pub(in crate::testing) fn accepted(&self) -> &[MessageId] {
         &self.accepted
+    }
+}
+
+/// Two ends of which the connector publishes.
+impl World {
+    /// The connector hands over one more message.
+    pub(super) fn publish_one(&mut self) -> Result<(), String> {
+        let Some(left) = self.to_publish.checked_sub(1) else { return Ok(()) };
+        self.to_publish = left;
+        let message =
+            Message::to("alice", "pair.published", "").id(MessageId::from_u128(1_000_000 + u128::from(left)));
+        self.publishing.add(message.build().expect("a small message is within the limits"));
+        self.publish()
+    }
+
+    pub(super) fn publish(&mut self) -> Result<(), String> {
+        while let Some((number, message)) = self.publishing.next(self.config.max_publishes) {
+            self.tell(Side::Connector, Input::Publish(number, message))?;
+        }
+        Ok(())
+    }
+
+    /// The acceptor's host takes a publish, durably and once, or is busy.
+    pub(super) fn decide_publish(&mut self, number: u64, message: &Message) -> Result<(), String> {
+        let busy = !self.calm && self.random.chance(15);
+        let outcome = if busy {
+            Published::Refused(Refused { code: Code::Busy, retry_after: None, text: String::new() })
+        } else {
+            self.accepted.insert(message.id());
+            Published::Accepted
+        };
+        self.tell(Side::Acceptor, Input::Published(number, outcome))
     }
 }
