@@ -74,6 +74,7 @@ fn records(size: usize) -> Result<Vec<Record>, Box<dyn std::error::Error>> {
             at: Timestamp::ZERO,
             origin: None,
             admission: Admission::New,
+            parent: None,
         })))
     };
     (0..BATCH).map(record).collect()

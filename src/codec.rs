@@ -148,6 +148,9 @@ const SCHEDULED: u8 = 20;
 const BURIED: u8 = 23;
 /// Of a message that was a dead letter, and whether it may have arrived.
 const REQUEUED: u8 = 24;
+/// Of a message that waits for another one: what for, where that was, its time if that is still to come, and what brought
+/// it there.
+const WAITING: u8 = 26;
 /// As the acceptance before it in the same group, for somebody else: see [`encode_records`].
 const LIKE: u8 = 25;
 /// That a receiver was told of a gap.
@@ -265,7 +268,7 @@ fn decode_plain_or_sealed(
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
-    if !matches!(plain_of(kind), ACCEPT | MOVED | COLLAPSING | SCHEDULED | BURIED..=LIKE) {
+    if !matches!(plain_of(kind), ACCEPT | MOVED | COLLAPSING | SCHEDULED | BURIED..=WAITING) {
         return Ok((decode_fact(kind, *version, body)?, None));
     }
     check_version(kind, *version)?;

@@ -137,6 +137,11 @@ pub struct Config {
     /// Collapse keys remembered of one user; beyond, the one whose message was accepted longest ago is forgotten, and its
     /// message waits like any other. 64.
     pub max_collapse_keys: NonZeroUsize,
+    /// Messages of one user that wait for another one at the same time ([`MessageBuilder::after`]); more are refused. Their
+    /// places are part of the user's row, which is written as a whole: 18 bytes each.
+    ///
+    /// [`MessageBuilder::after`]: crate::MessageBuilder::after
+    pub max_dependents: NonZeroUsize,
     /// Volatile messages waiting for one user; more are refused. 256.
     pub max_volatile: NonZeroUsize,
     /// The most sinks attached to one user. 16.
@@ -195,6 +200,7 @@ impl Default for Config {
             max_inbox_seen: nz!(NonZeroUsize, 4096),
             max_inbox_lanes: nz!(NonZeroUsize, 1024),
             max_collapse_keys: nz!(NonZeroUsize, 64),
+            max_dependents: nz!(NonZeroUsize, 256),
             max_volatile: nz!(NonZeroUsize, 256),
             max_devices: nz!(NonZeroUsize, 16),
             max_subscriptions: 65_536,

@@ -40,6 +40,15 @@ pub enum MessageFlaw {
     /// A volatile message is for somebody who is there now.
     #[error("a volatile message cannot wait for its time: leave not_before out, or make it durable")]
     VolatileSchedule,
+    /// A message would wait for itself.
+    #[error("a message cannot wait for itself: give after the id of another one")]
+    AfterItself,
+    /// A volatile message is for somebody who is there now.
+    #[error("a volatile message cannot wait for another one: leave after out, or make it durable")]
+    VolatileDependent,
+    /// What takes the place of others cannot wait for one of them.
+    #[error("a message that waits for another one cannot have a collapse key: leave one of them out")]
+    CollapsingDependent,
     /// A version is that of what a collapse key stands for.
     #[error("a version needs a collapse key, which says of what")]
     VersionOfNothing,

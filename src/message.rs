@@ -2,6 +2,7 @@
 
 #[cfg(feature = "runtime")]
 mod address;
+mod after;
 mod priority;
 
 use core::fmt;
@@ -26,6 +27,7 @@ pub const MAX_HEADER_BYTES: usize = 2048;
 /// The length of a W3C `traceparent`.
 const TRACEPARENT_BYTES: usize = 55;
 
+pub use after::{After, Otherwise};
 pub use priority::Priority;
 
 /// What an `Ok` from `send` means.
@@ -66,6 +68,7 @@ struct Parts {
     not_before: Option<Timestamp>,
     collapse_key: Option<CollapseKey>,
     version: Option<u64>,
+    after: Option<After>,
     traceparent: Option<String>,
     /// Shared, as the payload is, by what is sent to many.
     headers: Option<Arc<Vec<(String, Bytes)>>>,
@@ -152,10 +155,19 @@ impl Message {
         self.0.version
     }
 
-    /// Where it waits: in the lane of its priority, unless its time is still to come.
+    /// What it waits for, if that is another message.
+    #[must_use]
+    pub fn after(&self) -> Option<After> {
+        self.0.after
+    }
+
+    /// Where it waits: in the lane of its priority, unless its time is still to come or it waits for another message.
     #[must_use]
     pub fn lane(&self) -> LaneId {
-        self.not_before().map_or(self.priority().into(), |_| LaneId::Scheduled)
+        match (self.not_before(), self.after()) {
+            (None, None) => self.priority().into(),
+            _ => LaneId::Scheduled,
+        }
     }
 
     /// The same message, which may be delivered at once.
@@ -163,6 +175,15 @@ impl Message {
     pub(crate) fn without_schedule(self) -> Self {
         match self.0.not_before {
             Some(_) => Self(Arc::new(Parts { not_before: None, ..(*self.0).clone() })),
+            None => self,
+        }
+    }
+
+    /// The same message, which waits for no other.
+    #[must_use]
+    pub(crate) fn without_parent(self) -> Self {
+        match self.0.after {
+            Some(_) => Self(Arc::new(Parts { after: None, ..(*self.0).clone() })),
             None => self,
         }
     }
@@ -214,8 +235,8 @@ impl Message {
         let (a, b) = (&*self.0, &*other.0);
         (a.payload.as_ptr(), a.payload.len()) == (b.payload.as_ptr(), b.payload.len())
             && a.id == b.id
-            && (a.priority, a.durability, a.ttl_ms, a.not_before)
-                == (b.priority, b.durability, b.ttl_ms, b.not_before)
+            && (a.priority, a.durability, a.ttl_ms, a.not_before, a.after)
+                == (b.priority, b.durability, b.ttl_ms, b.not_before, b.after)
             && a.event == b.event
             && a.sender == b.sender
             && a.ordering_key == b.ordering_key
@@ -247,6 +268,15 @@ impl Parts {
         self.headers.iter().flat_map(|all| all.iter()).map(|(name, value)| name.len() + value.len()).sum()
     }
 
+    fn check_after(&self, after: After) -> Result<(), MessageFlaw> {
+        match () {
+            () if after.id == self.id => Err(MessageFlaw::AfterItself),
+            () if self.durability == Durability::Volatile => Err(MessageFlaw::VolatileDependent),
+            () if self.collapse_key.is_some() => Err(MessageFlaw::CollapsingDependent),
+            () => Ok(()),
+        }
+    }
+
     fn check(&self) -> Result<(), MessageFlaw> {
         if self.payload.len() > MAX_PAYLOAD_BYTES {
             return Err(MessageFlaw::PayloadTooLarge { bytes: self.payload.len(), max: MAX_PAYLOAD_BYTES });
@@ -260,6 +290,9 @@ impl Parts {
         }
         if self.durability == Durability::Volatile && self.not_before.is_some() {
             return Err(MessageFlaw::VolatileSchedule);
+        }
+        if let Some(after) = self.after {
+            self.check_after(after)?;
         }
         if self.version.is_some() && self.collapse_key.is_none() {
             return Err(MessageFlaw::VersionOfNothing);
@@ -312,6 +345,7 @@ impl MessageBuilder {
                 not_before: None,
                 collapse_key: None,
                 version: None,
+                after: None,
                 traceparent: None,
                 headers: None,
                 payload,
@@ -440,6 +474,27 @@ impl MessageBuilder {
         })
     }
 
+    /// Keeps the message back until another one of the same sender to the same recipient has ended: its parent, which must
+    /// have been accepted before. When the parent has been delivered, this one takes its place behind what waits already;
+    /// if it ends otherwise, `otherwise` says what becomes of this one. Its TTL goes on all the while.
+    ///
+    /// It cannot have a collapse key. A repeat that waits for something else is a repeat: what the first one waits for stands.
+    ///
+    /// ```
+    /// # use lastmile::{Message, Otherwise};
+    /// let photo = Message::to("alice", "chat.photo", vec![1, 2, 3]).sender("bob").build()?;
+    /// let caption = Message::to("alice", "chat.caption", "the lake").sender("bob");
+    /// let caption = caption.after(photo.id(), Otherwise::Cancel).build()?;
+    /// # Ok::<(), lastmile::InvalidMessage>(())
+    /// ```
+    #[must_use]
+    pub fn after(self, id: MessageId, otherwise: Otherwise) -> Self {
+        self.with(|parts| {
+            parts.after = Some(After { id, otherwise });
+            Ok(())
+        })
+    }
+
     /// Adds a header. At most 32, together at most 2 KiB.
     #[must_use]
     pub fn header(self, name: impl Into<String>, value: impl Into<Bytes>) -> Self {
@@ -513,6 +568,18 @@ mod tests {
         let headers =
             |n: usize| (0..n).fold(Message::to("a", "b", ""), |m, _| m.header("h", "v")).build().is_ok();
         assert!(headers(MAX_HEADERS - 1) && headers(MAX_HEADERS) && !headers(MAX_HEADERS + 1));
+    }
+
+    #[test]
+    fn a_message_cannot_wait_for_itself_nor_be_volatile_or_collapse_while_it_waits() {
+        let flaw = |builder: MessageBuilder| builder.build().unwrap_err().flaw().clone();
+        let (id, other) = (MessageId::from_u128(1), MessageId::from_u128(2));
+        let dependent = |parent| Message::to("a", "b", "x").id(id).after(parent, Otherwise::Release);
+        assert!(dependent(other).build().is_ok());
+        assert!(matches!(flaw(dependent(id)), MessageFlaw::AfterItself));
+        let volatile = dependent(other).durability(Durability::Volatile);
+        assert!(matches!(flaw(volatile), MessageFlaw::VolatileDependent));
+        assert!(matches!(flaw(dependent(other).collapse_key("k")), MessageFlaw::CollapsingDependent));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The records: the spine of everything. The machine's state is a fold of them.
 
+mod dependent;
 mod lane;
 mod ledger;
 
@@ -12,6 +13,7 @@ use crate::message::Message;
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
+pub use dependent::{DependentRow, Parent, ParentEnd};
 pub use lane::LaneId;
 pub use ledger::{Gap, LedgerRow, LedgerRows, Told};
 
@@ -86,8 +88,8 @@ impl Epoch {
 /// A fact about the outbox. State is a fold of these, live and in replay; nothing is decided twice.
 ///
 /// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below. Further kinds
-/// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter), 24 (sent once more) and
-/// 25 (as the one before it, for somebody else); 22 says that a receiver was told of a gap. Each kind of acceptance has a
+/// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter), 24 (sent once more),
+/// 25 (as the one before it, for somebody else) and 26 (waits for another one); 22 says that a receiver was told of a gap. Each kind of acceptance has a
 /// sealed form, which is 32 more, so that no other kind may be above 31. 16 devices and 21 receipt are reserved for what is
 /// to come and refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,6 +145,8 @@ pub struct Accept {
     pub origin: Option<Origin>,
     /// What brought it here.
     pub admission: Admission,
+    /// Of a message that waits for another one ([`Message::after`]): where that one was.
+    pub parent: Option<Parent>,
 }
 
 /// What brought a message to its place.
@@ -180,7 +184,7 @@ impl Accept {
     /// A new message.
     #[must_use]
     pub fn new(message: Message, at: Timestamp) -> Self {
-        Self { message, at, origin: None, admission: Admission::New }
+        Self { message, at, origin: None, admission: Admission::New, parent: None }
     }
 
     /// Whether it says what another one says, for whomever and whenever, in the same memory.
@@ -188,13 +192,14 @@ impl Accept {
         self.message.is_shared_with(&other.message)
             && self.admission == other.admission
             && self.origin == other.origin
+            && self.parent == other.parent
     }
 
     /// The same for somebody else, at another time. It shares payload and headers.
     #[cfg(feature = "storage")]
     pub(crate) fn for_recipient(&self, recipient: UserId, at: Timestamp) -> Self {
-        let (origin, admission) = (self.origin, self.admission);
-        Self { message: self.message.for_recipient(recipient), at, origin, admission }
+        let (origin, admission, parent) = (self.origin, self.admission, self.parent);
+        Self { message: self.message.for_recipient(recipient), at, origin, admission, parent }
     }
 
     /// When it expires ([`Timestamp::NEVER`] without a TTL, and for a dead letter).
@@ -211,6 +216,8 @@ impl Accept {
     #[must_use]
     pub fn due(&self) -> Timestamp {
         match self.lane() {
+            // What it waits for comes when it comes.
+            LaneId::Scheduled if self.message.after().is_some() => self.expires(),
             LaneId::Scheduled => self.message.not_before().unwrap_or(self.at),
             _ => self.expires(),
         }
@@ -333,6 +340,8 @@ pub struct UserRow {
     pub newest: Vec<NewestRow>,
     /// What ended undelivered, and what the receiver has not been told of it.
     pub ledger: LedgerRows,
+    /// What waits for another message, in the order of places.
+    pub dependents: Vec<DependentRow>,
 }
 
 /// The newest message of one collapse key.

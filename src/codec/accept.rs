@@ -7,13 +7,13 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::seal::{ContentsIn, ContentsOut, SEALED};
 use super::{
-    ACCEPT, BURIED, Blob, COLLAPSING, Cipher, CodecError, KeyMark, MOVED, REQUEUED, SCHEDULED, body_error,
-    decode_borrowed, encode_kind,
+    ACCEPT, BURIED, Blob, COLLAPSING, Cipher, CodecError, KeyMark, MOVED, REQUEUED, SCHEDULED, WAITING,
+    body_error, decode_borrowed, encode_kind,
 };
 use crate::event::EventName;
 use crate::id::{CollapseKey, MessageId, OrderingKey, UserId};
-use crate::message::{Durability, MAX_HEADERS, Message, MessageBuilder, Priority};
-use crate::record::{Accept, Admission, Burial, Origin, Seq};
+use crate::message::{After, Durability, MAX_HEADERS, Message, MessageBuilder, Priority};
+use crate::record::{Accept, Admission, Burial, Origin, Parent, Seq};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -38,6 +38,12 @@ fn append_body(accept: &Accept, sealed: u8, contents: ContentsOut<'_>, out: &mut
     if let Some(key) = message.collapse_key() {
         let more = (Blob(key.as_bytes()), message.version(), message.not_before(), accept.admission);
         return encode_kind(sealed + COLLAPSING, &(body, more), out);
+    }
+    // What goes on in any other way waits no more.
+    if let (Some(after), Admission::New | Admission::Moved) = (message.after(), accept.admission) {
+        let parent = accept.parent.unwrap_or(Parent::ENDED);
+        let more = (after, parent, message.not_before(), accept.admission);
+        return encode_kind(sealed + WAITING, &(body, more), out);
     }
     match (accept.admission, message.not_before()) {
         (Admission::Buried(burial), _) => encode_kind(sealed + BURIED, &(body, burial), out),
@@ -74,12 +80,13 @@ struct Read<'a, C> {
     admission: Admission,
     not_before: Option<Timestamp>,
     collapse: Option<(Blob<'a>, Option<u64>)>,
+    waits: Option<(After, Parent)>,
 }
 
 impl<'a, C: Deserialize<'a>> Read<'a, C> {
     /// `kind` is that of the plain form.
     fn of(kind: u8, body: &'a [u8]) -> Result<Self, CodecError> {
-        let read = |body, admission| Self { body, admission, not_before: None, collapse: None };
+        let read = |body, admission| Self { body, admission, not_before: None, collapse: None, waits: None };
         Ok(match kind {
             ACCEPT => read(decode_borrowed(body)?, Admission::New),
             MOVED => read(decode_borrowed(body)?, Admission::Moved),
@@ -91,12 +98,17 @@ impl<'a, C: Deserialize<'a>> Read<'a, C> {
                 let (body, (key, version, not_before, admission)): (_, Collapsing<'_>) =
                     decode_borrowed(body)?;
                 check_schedule(admission, not_before)?;
-                Self { body, admission, not_before, collapse: Some((key, version)) }
+                Self { not_before, collapse: Some((key, version)), ..read(body, admission) }
             }
             SCHEDULED => {
                 let (body, at, admission) = decode_borrowed(body)?;
                 check_schedule(admission, Some(at))?;
                 Self { not_before: Some(at), ..read(body, admission) }
+            }
+            WAITING => {
+                let (body, (after, parent, not_before, admission)): (_, Waiting) = decode_borrowed(body)?;
+                check_waiting(admission)?;
+                Self { not_before, waits: Some((after, parent)), ..read(body, admission) }
             }
             BURIED => {
                 let (body, burial): (_, Burial) = decode_borrowed(body)?;
@@ -110,14 +122,27 @@ impl<'a, C: Deserialize<'a>> Read<'a, C> {
 
 impl<'a, C> Read<'a, C> {
     fn with<D>(self, contents: D) -> Read<'a, D> {
-        let Self { body, admission, not_before, collapse } = self;
-        Read { body: body.with(contents), admission, not_before, collapse }
+        let Self { body, admission, not_before, collapse, waits } = self;
+        Read { body: body.with(contents), admission, not_before, collapse, waits }
     }
 }
 
 impl Read<'_, ContentsIn<'_>> {
     fn build(self) -> Result<Accept, CodecError> {
-        self.body.build(self.admission, self.not_before, self.collapse)
+        let Self { body, admission, not_before, collapse, waits } = self;
+        let mut builder = body.builder()?;
+        if let Some(at) = not_before {
+            builder = builder.not_before(at);
+        }
+        if let Some((key, version)) = collapse {
+            builder = builder.collapse_key(CollapseKey::new(key.0).map_err(body_error)?);
+            builder = version.into_iter().fold(builder, MessageBuilder::version);
+        }
+        if let Some((After { id, otherwise }, _)) = waits {
+            builder = builder.after(id, otherwise);
+        }
+        let (message, parent) = (builder.build()?, waits.map(|(_, parent)| parent));
+        Ok(Accept { message, at: body.at, origin: body.origin, admission, parent })
     }
 }
 
@@ -126,6 +151,14 @@ fn check_schedule(admission: Admission, at: Option<Timestamp>) -> Result<(), Cod
     match at.is_none() || matches!(admission, Admission::New | Admission::Moved) {
         true => Ok(()),
         false => Err(CodecError::Body("it was scheduled and is not".to_owned())),
+    }
+}
+
+/// Only what is new, was moved or replaced waits.
+fn check_waiting(admission: Admission) -> Result<(), CodecError> {
+    match admission {
+        Admission::New | Admission::Moved => Ok(()),
+        _ => Err(CodecError::Body("it waited for another one and does not".to_owned())),
     }
 }
 
@@ -139,6 +172,9 @@ fn check_burial(reason: EndReason) -> Result<(), CodecError> {
 
 /// What [`COLLAPSING`] says besides.
 type Collapsing<'a> = (Blob<'a>, Option<u64>, Option<Timestamp>, Admission);
+
+/// What [`WAITING`] says besides.
+type Waiting = (After, Parent, Option<Timestamp>, Admission);
 
 /// An accepted message on its way to bytes. Field for field as [`AcceptIn`].
 #[derive(Serialize)]
@@ -240,22 +276,17 @@ impl<'a, C> AcceptIn<'a, C> {
 }
 
 impl AcceptIn<'_, ContentsIn<'_>> {
-    fn build(
-        self,
-        admission: Admission,
-        not_before: Option<Timestamp>,
-        collapse: Option<(Blob<'_>, Option<u64>)>,
-    ) -> Result<Accept, CodecError> {
+    fn builder(&self) -> Result<MessageBuilder, CodecError> {
         let recipient = UserId::new(self.recipient.0).map_err(body_error)?;
         let event = EventName::new(self.event).map_err(body_error)?;
         let mut builder = Message::to(recipient, event, Bytes::copy_from_slice(self.contents.payload.0))
             .id(MessageId::from_u128(self.id))
             .priority(self.priority)
             .durability(self.durability);
-        if let Some(sender) = self.sender {
+        if let Some(sender) = &self.sender {
             builder = builder.sender(UserId::new(sender.0).map_err(body_error)?);
         }
-        if let Some(key) = self.ordering_key {
+        if let Some(key) = &self.ordering_key {
             builder = builder.ordering_key(OrderingKey::new(key.0).map_err(body_error)?);
         }
         if let Some(ttl) = self.ttl_ms {
@@ -264,17 +295,10 @@ impl AcceptIn<'_, ContentsIn<'_>> {
         if let Some(text) = self.traceparent {
             builder = builder.traceparent(text);
         }
-        if let Some(at) = not_before {
-            builder = builder.not_before(at);
+        for (name, value) in &self.contents.headers.0 {
+            builder = builder.header(*name, Bytes::copy_from_slice(value.0));
         }
-        if let Some((key, version)) = collapse {
-            builder = builder.collapse_key(CollapseKey::new(key.0).map_err(body_error)?);
-            builder = version.into_iter().fold(builder, MessageBuilder::version);
-        }
-        for (name, value) in self.contents.headers.0 {
-            builder = builder.header(name, Bytes::copy_from_slice(value.0));
-        }
-        Ok(Accept { message: builder.build()?, at: self.at, origin: self.origin, admission })
+        Ok(builder)
     }
 }
 

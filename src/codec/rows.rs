@@ -3,9 +3,12 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Blob, CodecError, Fields, RECORD_VERSION, check_version, decode_borrowed, encode_value};
+use super::{Blob, CodecError, Fields, RECORD_VERSION, decode_borrowed, encode_value};
 use crate::id::{MessageId, StreamId};
-use crate::record::{Epoch, Gap, InboxRow, LaneId, LaneRow, LedgerRow, LedgerRows, NewestRow, Seq, UserRow};
+use crate::record::{
+    DependentRow, Epoch, Gap, InboxRow, LaneId, LaneRow, LedgerRow, LedgerRows, NewestRow, Parent, ParentEnd,
+    Seq, UserRow,
+};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -36,6 +39,9 @@ struct LaneWire<'a> {
     attempts: Blob<'a>,
 }
 
+/// The version of a row of somebody who has messages that wait for others: that of the first one, and those.
+const WITH_DEPENDENTS: u8 = 2;
+
 const PLACE_BYTES: usize = 8;
 const ATTEMPT_BYTES: usize = 20;
 
@@ -47,12 +53,17 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
         *wire = LaneWire { cursor: lane.cursor, ended: Blob(ended), attempts: Blob(attempts) };
     }
     let (inbox, newest) = (pack_inbox(&row.inbox), pack_newest(&row.newest));
-    out.push(RECORD_VERSION);
     let (reflects, exposed) = (row.reflects, row.exposed);
     let (ledger, gaps) = (pack_ledger(&row.ledger.rows), pack_gaps(&row.ledger.gaps));
     let (inbox, newest) = (Blob(&inbox), Blob(&newest));
     let (ledger, gaps, forgotten) = (Blob(&ledger), Blob(&gaps), row.ledger.forgotten);
-    encode_value(&RowWire { reflects, exposed, lanes, inbox, newest, ledger, forgotten, gaps }, out);
+    let wire = RowWire { reflects, exposed, lanes, inbox, newest, ledger, forgotten, gaps };
+    if row.dependents.is_empty() {
+        out.push(RECORD_VERSION);
+        return encode_value(&wire, out);
+    }
+    out.push(WITH_DEPENDENTS);
+    encode_value(&(wire, Blob(&pack_dependents(&row.dependents))), out);
 }
 
 /// What [`encode_row`] wrote.
@@ -61,8 +72,12 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
 /// [`CodecError`].
 pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
     let (version, body) = bytes.split_first().ok_or(CodecError::Truncated { bytes: 0, needed: 1 })?;
-    check_version(0, *version)?;
-    let wire: RowWire<'_> = decode_borrowed(body)?;
+    let (wire, dependents): (RowWire<'_>, Blob<'_>) = match *version {
+        RECORD_VERSION => (decode_borrowed(body)?, Blob(&[])),
+        WITH_DEPENDENTS => decode_borrowed(body)?,
+        0 => return Err(CodecError::Body("version 0".to_owned())),
+        found => return Err(CodecError::NewerVersion { kind: 0, found }),
+    };
     let mut row = UserRow { reflects: wire.reflects, exposed: wire.exposed, ..UserRow::default() };
     for (lane, wire) in row.lanes.iter_mut().zip(wire.lanes) {
         lane.cursor = wire.cursor;
@@ -76,6 +91,7 @@ pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
         forgotten: wire.forgotten,
         gaps: unpack(wire.gaps.0, unpack_gap)?.into_iter().collect::<Result<_, _>>()?,
     };
+    row.dependents = unpack(dependents.0, unpack_dependent)?.into_iter().collect::<Result<_, _>>()?;
     Ok(row)
 }
 
@@ -148,6 +164,37 @@ fn unpack_newest(item: &[u8; NEWEST_BYTES]) -> Result<NewestRow, CodecError> {
 fn unpack_lane(fields: &mut Fields<'_>) -> Result<LaneId, CodecError> {
     let [lane] = fields.take::<1>().unwrap_or([u8::MAX]);
     LaneId::from_index(lane).ok_or_else(|| CodecError::Body(format!("lane {lane}")))
+}
+
+const DEPENDENT_BYTES: usize = 18;
+
+/// `place u64 · parent u64 · parent's lane u8 · how that ended u8 (0: it waits, 1: delivered, 2: otherwise)`
+fn pack_dependents(rows: &[DependentRow]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rows.len().saturating_mul(DEPENDENT_BYTES));
+    for row in rows {
+        out.extend_from_slice(&row.seq.get().to_le_bytes());
+        out.extend_from_slice(&row.parent.seq.get().to_le_bytes());
+        let ended = match row.ended {
+            None => 0,
+            Some(ParentEnd::Delivered) => 1,
+            Some(ParentEnd::Otherwise) => 2,
+        };
+        out.extend_from_slice(&[row.parent.lane as u8, ended]);
+    }
+    out
+}
+
+fn unpack_dependent(item: &[u8; DEPENDENT_BYTES]) -> Result<DependentRow, CodecError> {
+    let mut fields = Fields(item);
+    let [seq, parent] = [(); 2].map(|()| Seq::new(fields.u64().unwrap_or_default()));
+    let lane = unpack_lane(&mut fields)?;
+    let ended = match fields.take::<1>() {
+        Some([0]) => None,
+        Some([1]) => Some(ParentEnd::Delivered),
+        Some([2]) => Some(ParentEnd::Otherwise),
+        other => return Err(CodecError::Body(format!("a parent that ended as {other:?}"))),
+    };
+    Ok(DependentRow { seq, parent: Parent { lane, seq: parent }, ended })
 }
 
 const LEDGER_BYTES: usize = 48;

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize, Serializer};
 use super::accept::{self, HeadersIn, HeadersOut};
 use super::group::{self, Before};
 use super::{
-    ACCEPT, BURIED, Blob, COLLAPSING, CodecError, Fields, MOVED, REQUEUED, Records, SCHEDULED,
+    ACCEPT, BURIED, Blob, COLLAPSING, CodecError, Fields, MOVED, REQUEUED, Records, SCHEDULED, WAITING,
     decode_borrowed, decode_plain_or_sealed, encode_bare, encode_value, with_len,
 };
 use crate::error::KeyError;
@@ -39,7 +39,7 @@ pub(crate) const TAG_BYTES: usize = 16;
 /// The kind that this one is when it is not sealed. Only acceptances that are written in full are sealed.
 pub(super) fn plain_of(kind: u8) -> u8 {
     match kind.checked_sub(SEALED) {
-        Some(plain @ (ACCEPT | MOVED | COLLAPSING | SCHEDULED | BURIED | REQUEUED)) => plain,
+        Some(plain @ (ACCEPT | MOVED | COLLAPSING | SCHEDULED | BURIED | REQUEUED | WAITING)) => plain,
         _ => kind,
     }
 }

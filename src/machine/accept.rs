@@ -142,6 +142,9 @@ impl Machine {
             Known::Seen(slot) => return self.answer_repeat(ticket, key, slot, &message),
             Known::New => {}
         }
+        if message.after().is_some() {
+            return self.send_dependent(now, ticket, message);
+        }
         if message.collapse_key().is_some() {
             return self.send_newest(now, (ticket, message), key, found);
         }
@@ -347,10 +350,8 @@ impl Machine {
         }
         self.claim(&delivery.message, Totals::default())?;
         self.user_mut(&recipient).inbound.insert(origin, Inbound { lane, waiting: Vec::new() });
-        let accept = Arc::new(Accept {
-            origin: Some(origin),
-            ..Accept::new(delivery.message.without_schedule(), now)
-        });
+        let message = delivery.message.without_schedule().without_parent();
+        let accept = Arc::new(Accept { origin: Some(origin), ..Accept::new(message, now) });
         self.push_accept(accept, None, ticket, Unit::Alone);
         Ok(None)
     }

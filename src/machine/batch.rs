@@ -114,6 +114,9 @@ impl Machine {
             if message.collapse_key().is_some() {
                 return Err(refused(Refusal::CollapseInBatch));
             }
+            if message.after().is_some() {
+                return Err(refused(Refusal::DependentInBatch));
+            }
         }
         Ok(())
     }

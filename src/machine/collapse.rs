@@ -97,7 +97,7 @@ impl Machine {
     pub(super) fn coalesced(&self, message: Message) -> Message {
         let event = message.event();
         let is_meant = self.config.coalesce.iter().any(|of| event.is_within(of));
-        if !is_meant || message.collapse_key().is_some() {
+        if !is_meant || message.collapse_key().is_some() || message.after().is_some() {
             return message;
         }
         let mut key = event.as_str().as_bytes().to_vec();

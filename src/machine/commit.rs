@@ -249,6 +249,9 @@ impl Machine {
         let inbound = accept.origin.and_then(|origin| {
             self.users.get_mut(accept.message.recipient()).and_then(|user| user.inbound.remove(&origin))
         });
+        if ticket.is_some() {
+            self.dependent_decided(&accept);
+        }
         let attached = self.apply_accept(seq, &accept, key, true);
         if let Some(ticket) = ticket.filter(|_| !answered) {
             self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
@@ -263,6 +266,7 @@ impl Machine {
         if attached {
             self.offer_accepted(now, seq, &accept);
         }
+        self.free_dependents(accept.message.recipient());
         // Now that it is wherever it may be offered from, the next of its collapse key may take its place.
         if ticket.is_some() {
             self.collapsed(now, &accept, None);
@@ -319,6 +323,7 @@ impl Machine {
     fn undo(&mut self, pending: PendingAccept, refusal: &Refusal) {
         self.pending = self.pending.saturating_sub(1);
         self.unclaim(&pending.accept);
+        self.dependent_decided(&pending.accept);
         if let Some(key) = pending.key {
             self.dedup.cancel(key);
         }

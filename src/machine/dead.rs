@@ -33,7 +33,8 @@ impl Machine {
         let burial =
             Burial { reason, attempts: end.attempts, possibly_delivered: end.possibly_delivered, at: now };
         let admission = Admission::Buried(burial);
-        let letter = Accept { message: accept.message.clone(), at: accept.at, origin: None, admission };
+        let letter =
+            Accept { message: accept.message.clone(), at: accept.at, origin: None, admission, parent: None };
         self.user_mut(id).dying.add(accept.message.cost());
         self.push_unsent(Arc::new(letter), None, None);
         self.current.push(Pending::Joined(Record::End(end)));

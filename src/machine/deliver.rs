@@ -186,7 +186,7 @@ impl Machine {
                 lane.enqueue(seq, accept);
             }
         }
-        self.arm_user(now, id, accept.message.not_before().unwrap_or(accept.expires()));
+        self.arm_user(now, id, accept.due());
         self.mark_ready(id);
     }
 

@@ -11,7 +11,6 @@ use super::settle::Logged;
 use super::user::User;
 use crate::id::UserId;
 use crate::record::{Accept, Attempt, End, Exposed, LaneId, Record, Seq};
-use crate::time::Timestamp;
 
 impl Machine {
     /// Applies a record of the journal, decided in an earlier life. Only before the first
@@ -77,6 +76,7 @@ impl Machine {
         self.resident += 1;
         self.taken += 1;
         self.fold_newest(seq, accept);
+        self.fold_dependent(seq, accept);
         self.fold_ledger_accept(seq, accept);
         self.last_accept = Some((lane, seq));
         let user = self.user_mut(message.recipient());
@@ -87,7 +87,9 @@ impl Machine {
             held.add(lane, cost);
         }
         let attached = user.is_attached();
-        user.next_ripe = user.next_ripe.min(message.not_before().unwrap_or(Timestamp::NEVER));
+        if lane == LaneId::Scheduled && message.after().is_none() {
+            user.next_ripe = user.next_ripe.min(accept.due());
+        }
         user.lane(lane).insert(seq, accept.clone());
         if let Some(origin) = accept.origin {
             user.inbox.entry((origin.stream, lane)).or_default().above.insert(origin.seq);
@@ -143,6 +145,7 @@ impl Machine {
             self.touch(&end.user, seq);
         }
         self.fold_newest_end(seq, end);
+        self.fold_dependent_end(seq, end, on_disk);
     }
 
     fn count_end(&mut self, end: &End) {

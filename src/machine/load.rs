@@ -162,6 +162,7 @@ impl Machine {
 
     /// After a user's row was read: goes on with what waited for it.
     fn settle_into_memory(&mut self, id: &UserId) {
+        self.free_dependents(id);
         match self.users.get(id) {
             Some(user) if user.is_attached() && user.is_known() => self.open_lanes(id),
             // They came while only their row was being read.

@@ -85,7 +85,8 @@ impl Machine {
 
     /// It has ended while it was looked for, and that is durable.
     pub(super) fn locate_ended(work: &Work, end: &End) -> Option<Located> {
-        let is_meant = matches!(work, Work::Asked(_, Operation::Locate(_))) && end.counts();
+        let locates = matches!(work, Work::Asked(_, Operation::Locate(_)) | Work::FindParent(_));
+        let is_meant = locates && end.counts();
         is_meant.then(|| Located::ended(end))
     }
 

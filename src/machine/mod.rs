@@ -34,6 +34,7 @@ mod commit;
 mod dead;
 mod dedup;
 mod deliver;
+mod dependents;
 mod entry;
 mod fanout;
 mod fold;

@@ -9,18 +9,18 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::accept::{Newcomer, Parked};
-use super::commit::{Instead, Repeat};
+use super::commit::Repeat;
+use super::dependents::Orphan;
 use super::entry::EntryState;
 use super::io::{Accepted, Action, EntryRef, LoadId, Ticket};
 use super::operation::{DeadLetter, Operation, Outcome};
 use super::overflow::Room;
 use super::refusal::OperationError;
 use super::search::Search;
-use super::user::Totals;
 use super::verdict::may_be_known;
 use crate::id::UserId;
 use crate::message::Durability;
-use crate::record::{Accept, Admission, End, LaneId, Seq};
+use crate::record::{Accept, End, LaneId, Seq};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -36,10 +36,10 @@ pub(super) struct Operations {
     ready: VecDeque<OperationId>,
     /// The others that have one.
     ready_behind: VecDeque<OperationId>,
-    /// Those that a host waits for, by user.
-    asked_for: BTreeMap<UserId, Vec<OperationId>>,
+    /// Those that follow what moves, by user.
+    pub(super) asked_for: BTreeMap<UserId, Vec<OperationId>>,
     /// Who waits for the end of a message to be durable.
-    ends: BTreeMap<Seq, Vec<OperationId>>,
+    pub(super) ends: BTreeMap<Seq, Vec<OperationId>>,
     pub(super) loads: BTreeMap<LoadId, OperationId>,
     last: u64,
     /// Those that a host waits for.
@@ -64,7 +64,7 @@ pub(super) struct Open {
     /// Ends that are being recorded.
     recording: usize,
     /// What it withdrew last, rather than found ending.
-    own: Option<Seq>,
+    pub(super) own: Option<Seq>,
     pub(super) done: Outcome,
 }
 
@@ -79,6 +79,10 @@ pub(super) enum Work {
     Sweep,
     /// Finds what a message can take the place of in a full outbox.
     MakeRoom(Room),
+    /// Finds what a message is to wait for.
+    FindParent(Orphan),
+    /// Lets those go (or end) whose parents have ended, which are in these places.
+    Free(VecDeque<Seq>),
 }
 
 impl Work {
@@ -86,21 +90,32 @@ impl Work {
     pub(super) fn means(&self, accept: &Accept) -> bool {
         match self {
             Self::Asked(_, operation) => operation.means(accept),
+            Self::FindParent(orphan) => orphan.target().is(accept),
+            Self::Free(_) => accept.message.after().is_some(),
             Self::Ripen(_) | Self::Sweep | Self::MakeRoom(_) => true,
         }
     }
 
     /// Whether it is about one message, so that the search ends with it.
     pub(super) fn is_about_one(&self) -> bool {
-        matches!(self, Self::Asked(_, operation) if operation.target().is_some())
+        match self {
+            Self::Asked(_, operation) => operation.target().is_some(),
+            Self::FindParent(_) => true,
+            _ => false,
+        }
     }
 
     /// How the places end that it ends for somebody who asked for that.
     fn reason(&self) -> Option<EndReason> {
         match self {
             Self::Asked(_, operation) => operation.reason(),
-            Self::Ripen(_) | Self::Sweep | Self::MakeRoom(_) => None,
+            _ => None,
         }
+    }
+
+    /// Whether it follows what moves away from where it looks.
+    fn follows(&self) -> bool {
+        matches!(self, Self::Asked(..) | Self::FindParent(_))
     }
 }
 
@@ -117,8 +132,8 @@ impl Operations {
     /// One has a slice to do.
     pub(super) fn make_ready(&mut self, id: OperationId) {
         match self.open.get(&id).map(|open| &open.work) {
-            Some(Work::Asked(..) | Work::MakeRoom(_)) => self.ready.push_back(id),
-            Some(Work::Ripen(_) | Work::Sweep) => self.ready_behind.push_back(id),
+            Some(Work::Asked(..) | Work::MakeRoom(_) | Work::FindParent(_)) => self.ready.push_back(id),
+            Some(Work::Ripen(_) | Work::Sweep | Work::Free(_)) => self.ready_behind.push_back(id),
             None => {}
         }
     }
@@ -185,7 +200,7 @@ impl Machine {
         let done = Outcome::default();
         self.operations.last += 1;
         let id = OperationId(self.operations.last);
-        if matches!(work, Work::Asked(..)) {
+        if work.follows() {
             self.operations.asked_for.entry(user.clone()).or_default().push(id);
         }
         let first_live = None;
@@ -206,9 +221,10 @@ impl Machine {
     fn work_on_operation(&mut self, id: OperationId) {
         let Some(open) = self.operations.open.get(&id) else { return };
         match open.search {
+            Search::Over => self.finish_if_recorded(id),
+            _ if matches!(open.work, Work::Free(_)) => self.free_next(id),
             Search::Before(lane, after) | Search::Memory(lane, after) => self.search_memory(id, lane, after),
             Search::Store(lane, after) => self.search_store(id, lane, after),
-            Search::Over => self.finish_if_recorded(id),
         }
     }
 
@@ -240,6 +256,13 @@ impl Machine {
         let is_ending = matches!(state, Some(EntryState::Ending { .. }));
         let is_first = !core::mem::replace(&mut open.has_found, true);
         match &mut open.work {
+            Work::Ripen(_) | Work::Sweep | Work::Free(_) if accept.message.after().is_some() => {
+                if !is_ending {
+                    self.tend_dependent(id, entry, &accept, is_first && crowded);
+                }
+                return true;
+            }
+            Work::Free(_) => return true,
             Work::Ripen(next) => {
                 let at = accept.message.not_before().unwrap_or(Timestamp::ZERO);
                 if !is_ending && at > self.now && accept.expires() > self.now {
@@ -284,7 +307,15 @@ impl Machine {
                 self.locate(operation, entry, &accept, (state, known));
                 return true;
             }
-            Work::Asked(..) => {}
+            Work::FindParent(_) if !is_ending => {
+                let known = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
+                self.locate(operation, entry, &accept, (state, known));
+                // At once: a moment later it may be about to go elsewhere.
+                let done = self.operations.open.get(&operation).map(|open| open.done.clone());
+                self.finish(operation, Ok(done.unwrap_or_default()));
+                return true;
+            }
+            Work::Asked(..) | Work::FindParent(_) => {}
         }
         if is_ending {
             self.wait_for_end(operation, entry.seq, false);
@@ -297,58 +328,6 @@ impl Machine {
             Err(result) => self.finish(operation, *result),
         }
         true
-    }
-
-    /// Records what comes instead of a message, if something does: then its end must be joined to that. `Err` with the
-    /// answer when the message stays where it is.
-    fn put_in_place(
-        &mut self,
-        operation: OperationId,
-        entry: EntryRef,
-        old: &Accept,
-        offered: bool,
-    ) -> Result<bool, Box<Result<Outcome, OperationError>>> {
-        let stays = |answer| Err(Box::new(answer));
-        let Some(Open { work: Work::Asked(_, asked), .. }) = self.operations.open.get(&operation) else {
-            return Ok(false);
-        };
-        let cost = Totals::one(old.message.cost());
-        let (accept, key, gives_back) = match asked {
-            Operation::Cancel(_) | Operation::Purge(_) | Operation::Discard(_) => return Ok(false),
-            Operation::Inspect(..) | Operation::Locate(_) | Operation::Ledger(_) => return Ok(false),
-            Operation::Reprioritise(_, priority) if *priority == old.message.priority() => {
-                return stays(Ok(Outcome::known(Accepted { entry, duplicate: true })));
-            }
-            Operation::Reprioritise(..) if offered => return stays(Err(OperationError::Offered)),
-            Operation::Reprioritise(_, priority) => {
-                let message = old.message.with_priority(*priority);
-                (Accept { message, at: old.at, origin: None, admission: Admission::Moved }, None, cost)
-            }
-            Operation::Requeue(_) => {
-                let message = old.message.clone();
-                let possibly_delivered =
-                    matches!(old.admission, Admission::Buried(burial) if burial.possibly_delivered);
-                let admission = Admission::Requeued { possibly_delivered };
-                let accept = Accept { message, at: self.now, origin: None, admission };
-                (accept, None, Totals::default())
-            }
-            Operation::Replace(_, message) => {
-                let message = super::accept::at_once_if_due(message.clone(), self.now);
-                let key = match self.judge_newcomer(&message) {
-                    Ok(Newcomer::Fits(key)) => Some(key),
-                    // Somebody else sent it meanwhile, or what was read of its sender has left memory again.
-                    Ok(_) => return stays(Err(OperationError::Overloaded)),
-                    Err(refusal) => return stays(Err(refusal.into())),
-                };
-                (Accept::new(message, self.now), key, cost)
-            }
-        };
-        let instead = Instead { operation: Some(operation), seq: entry.seq, gives_back };
-        if let Err(refusal) = self.claim(&accept.message, gives_back) {
-            return stays(Err(refusal.into()));
-        }
-        self.push_newcomer(Arc::new(accept), key, instead);
-        Ok(true)
     }
 
     /// Ends a message for an operation.
@@ -379,35 +358,6 @@ impl Machine {
         }
         if own {
             open.own = Some(seq);
-        }
-    }
-
-    /// A message lives on in another place. Whoever looks for it has found it only where it was, or not at all: its new
-    /// place lies behind everything that they look at.
-    pub(super) fn follow_moved(&mut self, end: &End, entry: EntryRef, only_purges: bool) {
-        // Most who have something moved have asked for nothing.
-        let Some(asked) = self.operations.asked_for.get(&end.user) else { return };
-        let user = self.users.get(&end.user);
-        let Some(found) = user.and_then(|user| user.lane_ref(entry.lane).entry(entry.seq)) else { return };
-        let looks = |open: &Open| match &open.work {
-            Work::Asked(_, operation) if operation.target().is_some() => {
-                // Another one with the same id is not meant as well.
-                let has_one = open.own.is_some() || open.done.messages > 0 || open.done.located.is_some();
-                let follows = !only_purges || operation.only_reads();
-                follows && !has_one && operation.means(&found.accept)
-            }
-            Work::Asked(_, operation) => matches!(operation, Operation::Purge(_)),
-            Work::Ripen(_) | Work::Sweep | Work::MakeRoom(_) => false,
-        };
-        // What has moved before it was found where it had moved to.
-        let waiting = self.operations.ends.get(&end.seq).map_or(&[][..], Vec::as_slice);
-        let looking = asked.iter().copied().filter(|id| {
-            let open = self.operations.open.get(id);
-            open.is_some_and(|open| (end.seq < open.before || waiting.contains(id)) && looks(open))
-        });
-        let looking: Vec<_> = looking.collect();
-        for operation in looking {
-            self.act_on(operation, &end.user, entry, None);
         }
     }
 
@@ -449,6 +399,12 @@ impl Machine {
                 let user = user.clone();
                 Ok(Outcome { ledger: self.read_ledger(&user), ..Outcome::default() })
             }
+            (Work::FindParent(orphan), _) => {
+                let (target, before) = (orphan.target().clone(), open.before);
+                let known = open.done.located;
+                let located = known.or_else(|| self.locate_in_ledger(&target, before));
+                Ok(Outcome { located, ..Outcome::default() })
+            }
             (_, true) => Ok(open.done.clone()),
             (Work::Asked(_, Operation::Locate(target)), false) => {
                 let (target, before) = (target.clone(), open.before);
@@ -474,15 +430,17 @@ impl Machine {
             user.operations = user.operations.saturating_sub(1);
         }
         self.spill_aside(&open.user);
+        if open.work.follows()
+            && let Some(asked) = self.operations.asked_for.get_mut(&open.user)
+        {
+            asked.retain(|other| *other != id);
+            if asked.is_empty() {
+                self.operations.asked_for.remove(&open.user);
+            }
+        }
         match open.work {
             Work::Asked(ticket, _) => {
                 self.operations.asked = self.operations.asked.saturating_sub(1);
-                if let Some(asked) = self.operations.asked_for.get_mut(&open.user) {
-                    asked.retain(|other| *other != id);
-                    if asked.is_empty() {
-                        self.operations.asked_for.remove(&open.user);
-                    }
-                }
                 self.actions.push_back(Action::Done { ticket, result });
             }
             Work::Ripen(next) => {
@@ -494,6 +452,8 @@ impl Machine {
                 return self.sweep_looked(result.is_err());
             }
             Work::MakeRoom(room) => self.room_searched(&open.user, room, result.is_err()),
+            Work::FindParent(orphan) => self.parent_searched(orphan, result.map(|done| done.located)),
+            Work::Free(_) => self.dependents_freed(&open.user, result.is_err()),
         }
         self.let_go(&open.user);
     }

@@ -195,7 +195,7 @@ impl Outcome {
 }
 
 impl Target {
-    fn is(&self, accept: &Accept) -> bool {
+    pub(super) fn is(&self, accept: &Accept) -> bool {
         let message = &accept.message;
         message.id() == self.id
             && self.sender.as_ref().is_none_or(|sender| sender.as_ref() == message.sender())

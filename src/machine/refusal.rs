@@ -79,6 +79,25 @@ pub enum Refusal {
     /// A message with a collapse key in a batch, which could not be undone as a whole.
     #[error("a batch takes no message with a collapse key")]
     CollapseInBatch,
+    /// A message that waits for another one in a batch, where that one has no place yet.
+    #[error("a batch takes no message that waits for another one: send it by itself, behind the batch")]
+    DependentInBatch,
+    /// Nothing is known of the message that this one is to wait for: the same sender has sent none with that id to the
+    /// same recipient, or it ended so long ago that it has been forgotten.
+    #[error("nothing is known of the message that this one is to wait for")]
+    UnknownParent,
+    /// The message that this one is to wait for has ended already, and was not delivered.
+    #[error("the message that this one is to wait for has ended already ({})", reason.as_str())]
+    ParentEnded {
+        /// How it ended.
+        reason: crate::status::EndReason,
+    },
+    /// As many of the recipient's messages wait for others as may.
+    #[error("{max} of the recipient's messages wait for others already")]
+    TooManyDependents {
+        /// The limit: [`Config::max_dependents`](crate::Config::max_dependents).
+        max: usize,
+    },
     /// An old copy of a delivery whose sender is done with it, however it ended. Whether it was applied is not known
     /// any more, and makes no difference to the sender.
     #[error("the sender of this delivery is done with it: this is an old copy")]
@@ -98,6 +117,9 @@ impl Refusal {
                 | Self::VolatileInBatch
                 | Self::Outdated { .. }
                 | Self::CollapseInBatch
+                | Self::DependentInBatch
+                | Self::UnknownParent
+                | Self::ParentEnded { .. }
         )
     }
 
@@ -125,6 +147,10 @@ impl Refusal {
             Self::OtherRefused => "other_refused",
             Self::Outdated { .. } => "outdated",
             Self::CollapseInBatch => "collapse_in_batch",
+            Self::DependentInBatch => "dependent_in_batch",
+            Self::UnknownParent => "unknown_parent",
+            Self::ParentEnded { .. } => "parent_ended",
+            Self::TooManyDependents { .. } => "too_many_dependents",
             Self::ShuttingDown => "shutting_down",
             Self::Obsolete => "obsolete",
         }
@@ -144,9 +170,11 @@ pub enum OperationError {
     /// The new message was not accepted; the old one waits as before.
     #[error("the new message was refused ({0}): the old one waits as before")]
     Refused(#[from] Refusal),
-    /// The new message is for somebody else, volatile, or has a collapse key.
+    /// The new message is for somebody else, volatile, has a collapse key, or waits for something that the old one does
+    /// not wait for.
     #[error(
-        "a replacement must be for the same recipient, durable, and without a collapse key: nothing was changed"
+        "a replacement must be for the same recipient, durable, without a collapse key, and wait for nothing else than the \
+         old message does: nothing was changed"
     )]
     Unfit,
     /// Too many operations wait.

@@ -45,7 +45,7 @@ impl Machine {
             Some(at) if at > self.now => Accept { origin: None, admission, ..accept.clone() },
             at => {
                 let message = accept.message.clone().without_schedule();
-                Accept { message, at: at.unwrap_or(accept.at), origin: None, admission }
+                Accept { message, at: at.unwrap_or(accept.at), origin: None, admission, parent: None }
             }
         };
         self.reserve(&moved.message);

@@ -41,6 +41,8 @@ impl Work {
             Self::Ripen(_) => &[LaneId::Scheduled],
             Self::Sweep => waiting,
             Self::MakeRoom(room) => room.lanes(),
+            Self::Free(_) => &[LaneId::Scheduled],
+            Self::FindParent(_) => &LaneId::ALL,
             Self::Asked(_, Operation::Ledger(_)) => &[],
             Self::Asked(_, Operation::Purge(_) | Operation::Locate(_)) => &LaneId::ALL,
             Self::Asked(_, operation) if operation.is_about_dead() => core::slice::from_ref(dead),
@@ -52,12 +54,17 @@ impl Work {
     fn starts_behind(&self) -> Seq {
         match self {
             Self::Asked(_, Operation::Inspect(_, after, _)) => *after,
+            Self::Free(_) => Seq::MAX,
             _ => Seq::ZERO,
         }
     }
 
     fn only_reads(&self) -> bool {
-        matches!(self, Self::Asked(_, operation) if operation.only_reads())
+        match self {
+            Self::Asked(_, operation) => operation.only_reads(),
+            Self::FindParent(_) => true,
+            _ => false,
+        }
     }
 
     /// Whether it takes what it finds lane by lane and in the order of places: what is in the store comes before what is
@@ -73,12 +80,23 @@ impl Work {
 
     /// How many messages it reads at once.
     fn page(&self) -> usize {
-        if matches!(self, Self::MakeRoom(_)) { MAX_EVICTED } else { SLICE }
+        match self {
+            Self::MakeRoom(_) => MAX_EVICTED,
+            Self::Free(_) => 1,
+            _ => SLICE,
+        }
     }
 }
 
 impl Machine {
-    fn go_on(&mut self, id: OperationId, search: Search) {
+    /// An operation waits for a page.
+    pub(super) fn wait_in_store(&mut self, id: OperationId, after: Seq) {
+        if let Some(open) = self.operations.open.get_mut(&id) {
+            open.search = Search::Store(0, after);
+        }
+    }
+
+    pub(super) fn go_on(&mut self, id: OperationId, search: Search) {
         if let Some(open) = self.operations.open.get_mut(&id) {
             open.search = search;
             self.operations.make_ready(id);

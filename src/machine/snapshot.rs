@@ -3,7 +3,7 @@
 use super::Machine;
 use super::query::Holdings;
 use crate::id::UserId;
-use crate::record::{Epoch, InboxRow, LaneId, LedgerRows, Seq};
+use crate::record::{DependentRow, Epoch, InboxRow, LaneId, LedgerRows, Seq};
 use crate::time::Timestamp;
 
 /// One lane.
@@ -32,6 +32,8 @@ pub struct UserSnapshot {
     pub inbox: Vec<InboxRow>,
     /// The ledger, if what the store has of it is known.
     pub ledger: Option<LedgerRows>,
+    /// What waits for another message, if what the store has of that is known.
+    pub dependents: Option<Vec<DependentRow>>,
 }
 
 impl Machine {
@@ -56,8 +58,9 @@ impl Machine {
             seen: seen.above.iter().copied().collect(),
         });
         let ledger = user.row_known.then(|| user.ledger.known());
+        let dependents = user.row_known.then(|| user.dependents.rows());
         let (totals, exposed, inbox) = (user.held, user.exposed, inbox.collect());
-        Some(UserSnapshot { lanes, totals, exposed, inbox, ledger })
+        Some(UserSnapshot { lanes, totals, exposed, inbox, ledger, dependents })
     }
 
     /// The users in memory, in no particular order. For tests.

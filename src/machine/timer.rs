@@ -35,7 +35,10 @@ impl Machine {
             match self.timers.pop_first() {
                 Some((_, TimerKey::Link(link))) => self.link_due(now, link),
                 Some((_, TimerKey::User(id))) => self.user_due(now, &id),
-                Some((_, TimerKey::Reload(id))) => self.reload(&id),
+                Some((_, TimerKey::Reload(id))) => {
+                    self.reload(&id);
+                    self.free_dependents(&id);
+                }
                 Some((_, TimerKey::Sweep)) => self.sweep(now),
                 None => break,
             }

@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use super::collapse::{Newest, has_ended};
+use super::dependents::Dependents;
 use super::io::{LinkId, LoadId, Ticket};
 use super::lane::Lane;
 use super::ledger::{Keep, Ledger};
@@ -101,6 +102,8 @@ pub(super) struct User {
     /// The newest message of each collapse key.
     pub(super) newest: Newest,
     pub(super) ledger: Ledger,
+    /// What waits for another message.
+    pub(super) dependents: Dependents,
     pub(super) exposed: Epoch,
     /// An exposure is being committed.
     pub(super) exposing: bool,
@@ -149,6 +152,7 @@ impl User {
             inbound: BTreeMap::new(),
             newest: Newest::default(),
             ledger: Ledger::default(),
+            dependents: Dependents::default(),
             exposed: Epoch::default(),
             exposing: false,
             exposed_unread: false,
@@ -242,6 +246,7 @@ impl User {
             && self.early_ends.is_empty()
             && self.dying.messages == 0
             && !self.ledger.is_recording()
+            && self.dependents.is_idle()
             && self
                 .all_lanes()
                 .all(|lane| lane.entries.is_empty() && lane.loading.is_none() && lane.ending.is_empty())
@@ -297,6 +302,7 @@ impl User {
             inbox: inbox.collect(),
             newest: self.newest.rows(),
             ledger: self.ledger.rows(keep),
+            dependents: self.dependents.rows(),
             lanes: LaneId::ALL.map(|lane| self.lane_ref(lane).row()),
         }
     }
@@ -319,6 +325,9 @@ impl User {
         let mut newest = core::mem::take(&mut self.newest);
         newest.merge(&row.newest, |row| has_ended(self.lane_ref(row.lane), row.seq));
         self.newest = newest;
+        let mut dependents = core::mem::take(&mut self.dependents);
+        dependents.merge(&row.dependents, |lane, seq| has_ended(self.lane_ref(lane), seq));
+        self.dependents = dependents;
         self.ledger.merge(&row.ledger, row.reflects, keep);
     }
 }

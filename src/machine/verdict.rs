@@ -349,6 +349,7 @@ impl Machine {
                     self.follow_moved(end, to, true);
                 }
                 self.end_durable_for_operations(end);
+                self.free_dependents(&end.user);
                 self.mark_ready(&end.user);
                 self.let_go(&end.user);
             }

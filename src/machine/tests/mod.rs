@@ -6,6 +6,7 @@ mod batch;
 mod collapse;
 mod dead;
 mod deliver;
+mod dependents;
 mod fanout;
 mod inbox;
 mod ledger;

@@ -7,12 +7,15 @@ use super::{
     Range, Refused, Token, Welcome, Window,
 };
 use crate::id::{CollapseKey, DeviceId, MAX_ID_BYTES, MessageId, OrderingKey, StreamId, UserId};
-use crate::message::{Durability, MAX_HEADER_BYTES, MAX_HEADERS, Message, MessageBuilder, Priority};
+use crate::message::{
+    Durability, MAX_HEADER_BYTES, MAX_HEADERS, Message, MessageBuilder, Otherwise, Priority,
+};
 use crate::record::{LaneId, Seq};
 use crate::time::Timestamp;
 
 const PRIORITIES: [&str; 4] = ["critical", "high", "normal", "low"];
 const DURABILITIES: [&str; 3] = ["synced", "buffered", "volatile"];
+const OTHERWISE: [&str; 2] = ["release", "cancel"];
 const GAPS: [&str; 5] = ["volatile", "expired", "overflow", "withdrawn", "damaged"];
 
 /// The kinds of frames, by their numbers in binary.
@@ -292,6 +295,10 @@ fn put_message(message: &Message, w: &mut impl Put) {
     w.option(message.not_before(), |w, at| w.number("not_before", at.as_millis().min(MAX_NUMBER)));
     w.option(message.collapse_key(), |w, key| w.bytes("collapse_key", key.as_bytes()));
     w.option(message.version(), |w, version| w.wide("version", version));
+    w.option(message.after(), |w, after| {
+        w.id("after", after.id.as_u128());
+        w.choice("otherwise", &OTHERWISE, after.otherwise as usize);
+    });
     w.option(message.traceparent(), |w, text| w.text("traceparent", text));
     let headers: Vec<_> = message.headers().collect();
     w.list("headers", headers.into_iter(), |w, (name, value)| {
@@ -318,6 +325,7 @@ fn take_message<R: Take>(r: &mut R) -> Result<Message, DecodeError> {
     let not_before = r.option("not_before", |r| r.number("not_before").map(Timestamp::from_millis))?;
     let collapse = r.option("collapse_key", |r| opaque(r, "collapse_key", CollapseKey::new))?;
     let version = r.option("version", |r| r.wide("version"))?;
+    let after = r.option("after", |r| Ok((r.id("after")?, r.choice("otherwise", &OTHERWISE)?)))?;
     let trace = r.option("traceparent", |r| r.text("traceparent", 55))?;
     let headers = r.list("headers", MAX_HEADERS, |r| {
         Ok((r.text("name", MAX_HEADER_BYTES)?, r.bytes("value", MAX_HEADER_BYTES)?))
@@ -332,6 +340,10 @@ fn take_message<R: Take>(r: &mut R) -> Result<Message, DecodeError> {
     builder = not_before.into_iter().fold(builder, MessageBuilder::not_before);
     builder = collapse.into_iter().fold(builder, MessageBuilder::collapse_key);
     builder = version.into_iter().fold(builder, MessageBuilder::version);
+    if let Some((parent, otherwise)) = after {
+        let otherwise = if otherwise == 0 { Otherwise::Release } else { Otherwise::Cancel };
+        builder = builder.after(MessageId::from_u128(parent), otherwise);
+    }
     builder = trace.into_iter().fold(builder, MessageBuilder::traceparent);
     builder = headers.into_iter().fold(builder, |builder, (name, value)| builder.header(name, value));
     Ok(builder.build()?)

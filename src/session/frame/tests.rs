@@ -2,7 +2,7 @@ use core::time::Duration;
 
 use super::*;
 use crate::id::MessageId;
-use crate::message::Priority;
+use crate::message::{Otherwise, Priority};
 
 pub(in crate::session) fn message(payload: impl Into<Bytes>) -> Message {
     Message::to("alice", "chat.message", payload)
@@ -47,6 +47,8 @@ fn every_frame() -> Vec<Frame> {
         .header("quoted \"", "x\n")
         .build()
         .unwrap();
+    let dependent = Message::to("alice", "a.b", "x").after(MessageId::from_u128(5), Otherwise::Cancel);
+    let dependent = dependent.build().unwrap();
     vec![
         Frame::Hello(Box::new(Hello {
             versions: (1, 3),
@@ -98,6 +100,7 @@ fn every_frame() -> Vec<Frame> {
         }),
         Frame::Progress(Range { from: 5, to: 5 }),
         Frame::Publish { number: 12, message: full },
+        Frame::Publish { number: 13, message: dependent },
         Frame::Receipt { number: 12, outcome: Published::Accepted },
         Frame::Receipt { number: 13, outcome: Published::Refused(refused()) },
         Frame::Reply { number: 5, payload: Bytes::from_static(b"[1]") },
@@ -186,6 +189,7 @@ fn binary_frames_have_these_bytes() {
         "626f62", // event, from
         "00",
         "01",
+        "00",
         "00",
         "00",
         "00",

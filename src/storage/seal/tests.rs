@@ -3,7 +3,7 @@ use crate::codec::{CodecError, decode_accept, decode_records, encode_accept, enc
 use crate::id::{KeyId, MessageId, StreamId, UserId};
 use crate::message::{MAX_HEADERS, Message, Priority};
 use crate::ports::Keyring;
-use crate::record::{Accept, Admission, Burial, Epoch, Exposed, Origin, Record, Seq};
+use crate::record::{Accept, Admission, Burial, Epoch, Exposed, LaneId, Origin, Parent, Record, Seq};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -37,6 +37,7 @@ fn accept(to: &str, sender: Option<&str>, id: u128) -> Accept {
         at: Timestamp::from_millis(7),
         origin,
         admission: Admission::New,
+        parent: None,
     }
 }
 
@@ -67,6 +68,7 @@ fn of_each_kind() -> Vec<(u8, Accept)> {
             if full { builder.header("x-canary", CANARY).sender("bob") } else { builder }
         };
         let keyed = || plain().collapse_key("score").version(7);
+        let after = || plain().after(MessageId::from_u128(77), crate::Otherwise::Cancel);
         for (kind, builder, admission) in [
             (1, plain(), Admission::New),
             (18, plain(), Admission::Moved),
@@ -77,9 +79,12 @@ fn of_each_kind() -> Vec<(u8, Accept)> {
             (20, plain().not_before(at), Admission::New),
             (23, plain(), Admission::Buried(burial)),
             (24, plain(), requeued),
+            (26, after(), Admission::New),
+            (26, after().not_before(at), Admission::Moved),
         ] {
             let message = builder.build().unwrap();
-            all.push((kind, Accept { message, at: Timestamp::ZERO, origin: None, admission }));
+            let parent = message.after().map(|_| Parent { lane: LaneId::Low, seq: Seq::new(9) });
+            all.push((kind, Accept { message, at: Timestamp::ZERO, origin: None, admission, parent }));
         }
     }
     all
@@ -286,6 +291,7 @@ fn a_message_at_its_limits_is_sealed_without_growing_out_of_its_room() {
         at: Timestamp::ZERO,
         origin: None,
         admission: Admission::New,
+        parent: None,
     };
     let cipher = sealing(1, &[]);
     assert_eq!(cipher.decode_accept(&sealed(&cipher, &accept)), Ok(accept));

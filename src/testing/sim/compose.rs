@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::plan::Plan;
 use super::random::Random;
 use crate::id::{MessageId, UserId};
-use crate::message::{Durability, Message, MessageBuilder, Priority};
+use crate::message::{Durability, Message, MessageBuilder, Otherwise, Priority};
 use crate::time::Timestamp;
 
 /// A recipient.
@@ -70,6 +70,29 @@ pub(super) fn compose_for(
         4 => builder.not_before(now.after(Duration::from_secs(random.below(1000)))),
         _ => builder,
     };
+    builder.build().expect("a simulated message is within the limits")
+}
+
+/// The `number`th message, which waits for another one.
+pub(super) fn compose_after(
+    plan: &Plan,
+    random: &mut Random,
+    number: usize,
+    parent: &Message,
+    now: Timestamp,
+) -> Message {
+    let base = compose_for(plan, random, number, parent.recipient().clone(), now);
+    let durability = if random.chance(20) { Durability::Buffered } else { Durability::Synced };
+    let otherwise = if random.chance(50) { Otherwise::Release } else { Otherwise::Cancel };
+    let mut builder = Message::to(base.recipient(), base.event().clone(), base.payload().clone())
+        .id(base.id())
+        .priority(base.priority())
+        .durability(durability)
+        .after(parent.id(), otherwise);
+    builder = base.ordering_key().into_iter().fold(builder, |builder, key| builder.ordering_key(key));
+    builder = base.ttl().into_iter().fold(builder, MessageBuilder::ttl);
+    builder = base.not_before().into_iter().fold(builder, MessageBuilder::not_before);
+    builder = parent.sender().into_iter().fold(builder, |builder, sender| builder.sender(sender));
     builder.build().expect("a simulated message is within the limits")
 }
 

@@ -2,6 +2,7 @@
 
 mod batches;
 mod collapse;
+mod dependents;
 mod ends;
 mod ledger;
 mod operations;
@@ -74,6 +75,10 @@ pub(super) struct Oracle {
     went_to: HashMap<Seq, Seq>,
     /// The newest message of each user and collapse key, and its version.
     newest: HashMap<(UserId, CollapseKey), (Seq, Option<u64>)>,
+    /// What waits for another message, and how that has ended.
+    dependents: BTreeMap<Seq, dependents::Waits>,
+    /// Where the parents were of what was sent, if they waited then.
+    parents: HashMap<Ticket, Seq>,
     /// What each user's ledger should say.
     ledgers: HashMap<UserId, ledger::Expected>,
     pub(super) latest: Timestamp,
@@ -128,6 +133,7 @@ impl Oracle {
         }
         self.check_batches();
         self.check_newest();
+        self.check_dependents(plan);
     }
 
     /// What was not synced is fenced off for good; or nothing of it was written at all.
@@ -183,6 +189,7 @@ impl Oracle {
             None => self.check_window(plan, seq, accept),
         }
         self.fold_newest(seq, accept);
+        self.fold_dependent(seq, accept);
         if matches!(accept.admission, Admission::Requeued { .. }) {
             self.lives_again(message.recipient(), message.id());
         }
@@ -235,6 +242,7 @@ impl Oracle {
             return self.fail(format!("{ticket:?} was answered twice, or never asked"));
         };
         self.answered_in_batch(ticket, result);
+        self.check_parent(ticket, &message, result);
         match result {
             Ok(accepted) => self.check_promise(&message, *accepted),
             Err(Refusal::Conflict) => {

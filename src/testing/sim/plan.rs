@@ -97,6 +97,7 @@ fn config(random: &mut Random) -> Config {
         }),
         max_dead_letters: random.below(8) as u32,
         max_dead_bytes: 100 + random.below(20 << 10),
+        max_dependents: of_usize(1 + random.below(6)),
         ledger_rows: random.index(12),
         max_gaps: of_usize(
             (in_flight + u64::from(reserve)) * devices + [random.below(16), 2048][random.index(2)],

@@ -27,6 +27,8 @@ macro_rules! ops {
 ops! {
     /// A sender sends a new message.
     Send "send" 150,
+    /// A sender sends a message that waits for another one.
+    After "after" 36,
     /// A sender repeats a message with the same id.
     Repeat "repeat" 40,
     /// A sender uses an id again for another content.

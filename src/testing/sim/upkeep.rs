@@ -227,7 +227,9 @@ impl Node {
         let soon = self.now.after(Duration::from_secs(2000));
         let is_due =
             |kept: &super::oracle::Kept| kept.accept.message.not_before().is_none_or(|at| at <= soon);
-        self.oracle.live().all(|(_, kept)| !is_due(kept))
+        // What waits for such a repeat waits as long.
+        let waits = |seq| self.oracle.waits_for_another(seq);
+        self.oracle.live().all(|(seq, kept)| !is_due(kept) || waits(*seq))
             && self.oracle.operations.is_empty()
             && self.engine.as_ref().is_some_and(idle)
     }

@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::compose::{altered, compose, compose_for_many, person};
+use super::compose::{altered, compose, compose_after, compose_for_many, person};
 use super::defect::Defect;
 use super::link::{self, Reaction};
 use super::node::Node;
@@ -76,6 +76,7 @@ impl World {
         let index = usize::from(random.chance(25));
         match op {
             Op::Send => self.send(random),
+            Op::After => self.send_after(random),
             Op::Repeat => self.repeat(random, false),
             Op::Forge => self.repeat(random, true),
             Op::Batch => self.send_batch(random),
@@ -157,6 +158,16 @@ impl World {
         self.submit(index, message);
     }
 
+    /// A message that waits for one that was sent before, wherever that may be by now.
+    fn send_after(&mut self, random: &mut Random) {
+        let recent = random.index(self.sent.len().min(12));
+        let Some((index, parent)) = self.sent.iter().rev().nth(recent).cloned() else { return };
+        let (number, now) = (self.sent.len(), self.nodes[index].now);
+        let message = compose_after(&self.plan, random, number, &parent, now);
+        self.sent.push((index, message.clone()));
+        self.submit(index, message);
+    }
+
     fn repeat(&mut self, random: &mut Random, forge: bool) {
         let recent = random.index(self.sent.len().min(12));
         let Some((index, message)) = self.sent.iter().rev().nth(recent).cloned() else { return };
@@ -189,7 +200,9 @@ impl World {
             let shard = self.nodes[index].shard_of(message.recipient());
             let first = batch.first().map_or(shard, |first| self.nodes[index].shard_of(first.recipient()));
             // Refused there, and with it the whole batch.
-            let is_fit = message.collapse_key().is_none() && message.durability() != Durability::Volatile;
+            let is_fit = message.collapse_key().is_none()
+                && message.after().is_none()
+                && message.durability() != Durability::Volatile;
             if (shard == first || !within) && (is_fit || random.chance(5)) {
                 batch.push(message);
             }
@@ -227,7 +240,9 @@ impl World {
         }
         node.tickets += 1;
         let ticket = Ticket(node.tickets);
+        let told = node.engine.as_ref().is_some_and(|engine| engine.flight.is_none());
         node.oracle.sent(ticket, message.clone());
+        node.oracle.sent_after(ticket, &message, told);
         let shard = node.shard_of(message.recipient());
         node.input(shard, Input::Send { ticket, message });
     }

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use super::super::plan::Plan;
+use super::dependents::Waits;
 use super::{Kept, Oracle, identity};
 use crate::config::Overflow;
 use crate::id::UserId;
@@ -30,7 +31,13 @@ impl Oracle {
             EndReason::Replaced if message.collapse_key().is_some() => true,
             // To another place of its lane, which it was about to crowd.
             EndReason::Moved if moved_within => true,
-            EndReason::Moved if message.not_before().is_some_and(|at| at <= end.at) => true,
+            EndReason::Moved if self.dependents.get(&end.seq).is_some_and(Waits::may_go) => true,
+            EndReason::Cancelled if self.dependents.get(&end.seq).is_some_and(Waits::must_end) => true,
+            EndReason::Moved
+                if message.after().is_none() && message.not_before().is_some_and(|at| at <= end.at) =>
+            {
+                true
+            }
             // Joined to what has taken its place, too.
             EndReason::Evicted => plan.config.overflow != Overflow::Reject,
             EndReason::Expired => end.at >= kept.accept.expires(),
@@ -64,6 +71,7 @@ impl Oracle {
             ));
         }
         self.note_withdrawn(end.seq, end.reason);
+        self.fold_dependent_end(end);
         self.fold_ledger(seq, end);
         self.counters.unburied += u64::from(end.lane == LaneId::Dead);
         if end.counts() {
@@ -144,6 +152,8 @@ impl Oracle {
         if held.totals.is_some_and(|held| held != totals) {
             wrong.push(format!("totals are {totals:?}, in memory {:?}", held.totals));
         }
+        let dependents = held.dependents.as_deref();
+        wrong.extend(dependents.and_then(|rows| self.what_is_wrong_with_dependents(user, rows)));
         let ledger = held.ledger.as_ref().and_then(|ledger| self.what_is_wrong_with_ledger(user, ledger));
         wrong.extend(ledger.map(|what| format!("the ledger has {what}: {:?}", held.ledger)));
         if let Some(what) = wrong.into_iter().next() {

@@ -11,7 +11,7 @@ use crate::status::EndReason;
 
 /// A message without what a move may change.
 fn bare(message: &Message) -> Message {
-    message.clone().without_schedule().with_priority(Priority::Normal)
+    message.clone().without_schedule().without_parent().with_priority(Priority::Normal)
 }
 
 impl Oracle {

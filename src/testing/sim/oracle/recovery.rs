@@ -11,6 +11,7 @@ impl Oracle {
     pub(in super::super) fn crashed(&mut self, power_cut: bool) {
         self.waiting.clear();
         self.operations.clear();
+        self.parents.clear();
         self.promised.clear();
         self.messages.values_mut().for_each(|kept| kept.status = None);
         if power_cut {

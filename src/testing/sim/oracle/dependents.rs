@@ -1,0 +1,150 @@
+//! That nothing goes before what it waits for, and nothing waits for ever.
+
+use super::super::plan::Plan;
+use super::{Oracle, identity};
+use crate::id::UserId;
+use crate::machine::{Accepted, Refusal, Ticket};
+use crate::message::{Message, Otherwise};
+use crate::record::{Accept, DependentRow, End, LaneId, Parent, ParentEnd, Seq};
+use crate::status::EndReason;
+
+/// What waits for another message.
+#[derive(Debug)]
+pub(super) struct Waits {
+    user: UserId,
+    otherwise: Otherwise,
+    parent: Seq,
+    /// Whether that was delivered, once it has ended.
+    delivered: Option<bool>,
+}
+
+impl Waits {
+    /// Whether it may take its place.
+    pub(super) fn may_go(&self) -> bool {
+        self.delivered.is_some_and(|delivered| delivered || self.otherwise == Otherwise::Release)
+    }
+
+    /// Whether it ends because of its parent.
+    pub(super) fn must_end(&self) -> bool {
+        self.delivered == Some(false) && self.otherwise == Otherwise::Cancel
+    }
+}
+
+impl Oracle {
+    /// Whether a message waits for one that has not ended.
+    pub(in super::super) fn waits_for_another(&self, seq: Seq) -> bool {
+        self.dependents.get(&seq).is_some_and(|waits| waits.delivered.is_none())
+    }
+
+    pub(super) fn fold_dependent(&mut self, seq: Seq, accept: &Accept) {
+        let message = &accept.message;
+        let Some((after, parent)) = message.after().zip(accept.parent) else {
+            if message.after().is_some() || accept.parent.is_some() {
+                self.fail(format!("{seq:?} waits for something, but not for what: {accept:?}"));
+            }
+            return;
+        };
+        let parent_identity = (message.sender().cloned(), message.recipient().clone(), after.id);
+        let is_parent = |place: &Seq| {
+            let kept = self.messages.get(place);
+            kept.filter(|kept| identity(&kept.accept.message) == parent_identity)
+        };
+        let has_ended = |delivered: bool| {
+            let ended = |kept: &super::Kept| match kept.end {
+                Some(end) => !delivered || end == EndReason::Delivered,
+                None => kept.accept.lane() == LaneId::Dead && !delivered,
+            };
+            self.messages.keys().filter_map(is_parent).any(ended)
+        };
+        let is_true = match parent == Parent::ENDED {
+            true => has_ended(after.otherwise == Otherwise::Cancel),
+            false => is_parent(&parent.seq).is_some_and(|kept| kept.end.is_none()),
+        };
+        let delivered = (parent == Parent::ENDED).then_some(true);
+        let (user, otherwise) = (message.recipient().clone(), after.otherwise);
+        self.dependents.insert(seq, Waits { user, otherwise, parent: parent.seq, delivered });
+        if !is_true {
+            self.fail(format!("{seq:?} waits for {parent:?}, which is not what it was to wait for"));
+        }
+    }
+
+    /// Folds an end, independently of how the machine does it.
+    pub(super) fn fold_dependent_end(&mut self, end: &End) {
+        if end.upgrades.is_some() || end.lane == LaneId::Dead {
+            return;
+        }
+        self.dependents.remove(&end.seq);
+        let moved_to = self.moved_to.get(&end.seq).filter(|_| end.reason == EndReason::Moved);
+        for waits in self.dependents.values_mut() {
+            if waits.parent != end.seq || waits.delivered.is_some() {
+                continue;
+            }
+            match moved_to {
+                Some(to) => waits.parent = *to,
+                None => waits.delivered = Some(end.reason == EndReason::Delivered),
+            }
+        }
+    }
+
+    /// After every group: nobody has more of them than may be.
+    pub(super) fn check_dependents(&mut self, plan: &Plan) {
+        let max = plan.config.max_dependents.get();
+        let of = |user: &UserId| self.dependents.values().filter(|waits| &waits.user == user).count();
+        let over = self.dependents.values().find(|waits| of(&waits.user) > max);
+        if let Some(user) = over.map(|waits| waits.user.clone()) {
+            self.fail(format!("{user} has more than {max} messages that wait for others"));
+        }
+    }
+
+    pub(super) fn what_is_wrong_with_dependents(
+        &self,
+        user: &UserId,
+        rows: &[DependentRow],
+    ) -> Option<String> {
+        let ours = self.dependents.iter().filter(|(_, waits)| &waits.user == user);
+        let ours = ours.map(|(seq, waits)| (*seq, waits.parent, waits.delivered));
+        let ended = |row: &DependentRow| row.ended.map(|ended| ended == ParentEnd::Delivered);
+        let theirs = rows.iter().map(|row| (row.seq, row.parent.seq, ended(row)));
+        let is_same = |(ours, theirs): ((Seq, Seq, Option<bool>), (Seq, Seq, Option<bool>))| {
+            // Where the parent was matters no more once it has ended.
+            (ours.0, ours.2) == (theirs.0, theirs.2) && (ours.1 == theirs.1 || ours.2.is_some())
+        };
+        let same = ours.clone().count() == rows.len() && ours.clone().zip(theirs).all(is_same);
+        let ours: Vec<_> = ours.collect();
+        (!same).then(|| format!("{ours:?} wait for others, in memory {rows:?}"))
+    }
+
+    /// A message was handed to the engine. `told` says whether the machines know all that is durable.
+    pub(in super::super) fn sent_after(&mut self, ticket: Ticket, message: &Message, told: bool) {
+        let Some(after) = message.after().filter(|_| told) else { return };
+        let parent = (message.sender().cloned(), message.recipient().clone(), after.id);
+        let is_it = |(_, kept): &(&Seq, &super::Kept)| identity(&kept.accept.message) == parent;
+        let place = self.live().find(is_it).map(|(seq, _)| *seq);
+        self.parents.extend(place.map(|place| (ticket, place)));
+    }
+
+    /// What was said of a parent is true.
+    pub(super) fn check_parent(
+        &mut self,
+        ticket: Ticket,
+        message: &Message,
+        result: &Result<Accepted, Refusal>,
+    ) {
+        let place = self.parents.remove(&ticket).map(|place| self.place_of(place));
+        let lives = place.filter(|place| self.messages.get(place).is_some_and(|kept| kept.end.is_none()));
+        let Some(after) = message.after() else { return };
+        let parent = (message.sender().cloned(), message.recipient().clone(), after.id);
+        let mut theirs = self.messages.values().filter(|kept| identity(&kept.accept.message) == parent);
+        let wrong = match result {
+            Err(Refusal::UnknownParent) => lives.is_some(),
+            Err(Refusal::ParentEnded { .. }) => {
+                let ended = |kept: &super::Kept| kept.end.is_some() || kept.accept.lane() == LaneId::Dead;
+                lives.is_some() || after.otherwise == Otherwise::Release || !theirs.any(ended)
+            }
+            _ => false,
+        };
+        if wrong {
+            self.fail(format!("{} was refused ({result:?}), but {lives:?} waits", message.id()));
+        }
+    }
+}
