@@ -1,6 +1,6 @@
 //! What hosts do with messages besides sending them.
 
-use super::compose::{compose_for, person};
+use super::compose::{compose_after, compose_for, person};
 use super::random::Random;
 use super::script::Op;
 use super::world::World;
@@ -10,6 +10,16 @@ use crate::record::Seq;
 use crate::status::EndReason;
 
 impl World {
+    /// A message that waits for one that was sent before, wherever that may be by now.
+    pub(super) fn send_after(&mut self, random: &mut Random) {
+        let recent = random.index(self.sent.len().min(12));
+        let Some((index, parent)) = self.sent.iter().rev().nth(recent).cloned() else { return };
+        let (number, now) = (self.sent.len(), self.nodes[index].now);
+        let message = compose_after(&self.plan, random, number, &parent, now);
+        self.sent.push((index, message.clone()));
+        self.submit(index, message);
+    }
+
     /// Withdraws, replaces or moves a message where it was sent, or where the network may have carried it.
     pub(super) fn operate_on_one(&mut self, op: Op, random: &mut Random) {
         let recent = random.index(self.sent.len().min(40));

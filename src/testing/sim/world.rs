@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use super::compose::{altered, compose, compose_after, compose_for_many, person};
+use super::compose::{altered, compose, compose_for_many, person};
 use super::defect::Defect;
 use super::link::{self, Reaction};
 use super::node::Node;
@@ -158,16 +158,6 @@ impl World {
         self.submit(index, message);
     }
 
-    /// A message that waits for one that was sent before, wherever that may be by now.
-    fn send_after(&mut self, random: &mut Random) {
-        let recent = random.index(self.sent.len().min(12));
-        let Some((index, parent)) = self.sent.iter().rev().nth(recent).cloned() else { return };
-        let (number, now) = (self.sent.len(), self.nodes[index].now);
-        let message = compose_after(&self.plan, random, number, &parent, now);
-        self.sent.push((index, message.clone()));
-        self.submit(index, message);
-    }
-
     fn repeat(&mut self, random: &mut Random, forge: bool) {
         let recent = random.index(self.sent.len().min(12));
         let Some((index, message)) = self.sent.iter().rev().nth(recent).cloned() else { return };
@@ -233,7 +223,7 @@ impl World {
         }
     }
 
-    fn submit(&mut self, index: usize, message: Message) {
+    pub(super) fn submit(&mut self, index: usize, message: Message) {
         let node = &mut self.nodes[index];
         if node.engine.is_none() {
             return;

@@ -101,16 +101,14 @@ impl Oracle {
         user: &UserId,
         rows: &[DependentRow],
     ) -> Option<String> {
-        let ours = self.dependents.iter().filter(|(_, waits)| &waits.user == user);
-        let ours = ours.map(|(seq, waits)| (*seq, waits.parent, waits.delivered));
-        let ended = |row: &DependentRow| row.ended.map(|ended| ended == ParentEnd::Delivered);
-        let theirs = rows.iter().map(|row| (row.seq, row.parent.seq, ended(row)));
-        let is_same = |(ours, theirs): ((Seq, Seq, Option<bool>), (Seq, Seq, Option<bool>))| {
+        let ours: Vec<_> = self.dependents.iter().filter(|(_, waits)| &waits.user == user).collect();
+        let is_same = |((seq, waits), row): (&(&Seq, &Waits), &DependentRow)| {
+            let ended = row.ended.map(|ended| ended == ParentEnd::Delivered);
             // Where the parent was matters no more once it has ended.
-            (ours.0, ours.2) == (theirs.0, theirs.2) && (ours.1 == theirs.1 || ours.2.is_some())
+            let same_parent = waits.parent == row.parent.seq || ended.is_some();
+            **seq == row.seq && waits.delivered == ended && same_parent
         };
-        let same = ours.clone().count() == rows.len() && ours.clone().zip(theirs).all(is_same);
-        let ours: Vec<_> = ours.collect();
+        let same = ours.len() == rows.len() && ours.iter().zip(rows).all(is_same);
         (!same).then(|| format!("{ours:?} wait for others, in memory {rows:?}"))
     }
 
