@@ -117,6 +117,15 @@ pub struct Config {
     pub max_dead_letters: u32,
     /// Bytes of dead letters kept for one user, which do not count as live ones. 16 MiB.
     pub max_dead_bytes: u64,
+    /// Dead letters kept of all users; at that many, further ones are not kept either. Each shard has its part. A million.
+    pub max_total_dead_letters: u64,
+    /// Their bytes. 16 GiB.
+    pub max_total_dead_bytes: u64,
+    /// What the store may take on disk, in bytes ([`Store::disk_bytes`](crate::ports::Store::disk_bytes)): from there on
+    /// new messages are refused, until it takes less. The journal is not in it, which has a size of its own, and what it
+    /// holds then settles all the same, so the store may take that much more; merging runs needs room as well. sled's file
+    /// never shrinks: it takes `export` and `import` to make it small again. No bound.
+    pub max_disk_bytes: Option<NonZeroU64>,
     /// Rows of the loss ledger kept for each user: how so many messages ended that were not delivered, the newest of them.
     /// At most 1,024; 64, which takes 3 KiB of the user's row.
     pub ledger_rows: usize,
@@ -192,6 +201,9 @@ impl Default for Config {
             on_failure: [OnFailure::Park; 4],
             max_dead_letters: 1000,
             max_dead_bytes: 16 << 20,
+            max_total_dead_letters: 1_000_000,
+            max_total_dead_bytes: 16 << 30,
+            max_disk_bytes: None,
             ledger_rows: 64,
             ledger_age: Duration::from_secs(30 * 24 * 60 * 60),
             max_gaps: nz!(NonZeroUsize, 2048),

@@ -417,6 +417,10 @@ pub struct Counters {
     pub buried: u64,
     /// Dead letters that were sent again or dropped.
     pub unburied: u64,
+    /// Bytes of messages that were kept as dead letters.
+    pub buried_bytes: u64,
+    /// Bytes of dead letters that were sent again or dropped.
+    pub unburied_bytes: u64,
 }
 
 impl Counters {
@@ -431,6 +435,12 @@ impl Counters {
     #[must_use]
     pub fn dead_letters(&self) -> u64 {
         positive(self.buried.wrapping_sub(self.unburied))
+    }
+
+    /// Their bytes.
+    #[must_use]
+    pub fn dead_bytes(&self) -> u64 {
+        positive(self.buried_bytes.wrapping_sub(self.unburied_bytes))
     }
 
     /// Bytes of messages that have not ended.
@@ -451,6 +461,8 @@ impl Counters {
         self.ended_bytes = self.ended_bytes.wrapping_add(other.ended_bytes);
         self.buried = self.buried.wrapping_add(other.buried);
         self.unburied = self.unburied.wrapping_add(other.unburied);
+        self.buried_bytes = self.buried_bytes.wrapping_add(other.buried_bytes);
+        self.unburied_bytes = self.unburied_bytes.wrapping_add(other.unburied_bytes);
     }
 
     /// Shard `i`'s part, when these counters are divided among `shards`. The parts sum up to the whole.
@@ -466,6 +478,8 @@ impl Counters {
             ended_bytes: part(self.ended_bytes),
             buried: part(self.buried),
             unburied: part(self.unburied),
+            buried_bytes: part(self.buried_bytes),
+            unburied_bytes: part(self.unburied_bytes),
         }
     }
 }

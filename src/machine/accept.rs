@@ -247,6 +247,9 @@ impl Machine {
         let messages = messages.saturating_sub(leaving.messages.into());
         let bytes = (totals.live_bytes() + reserved.bytes).saturating_sub(leaving.bytes);
         let config = &self.config;
+        if let Some(max) = config.max_disk_bytes.filter(|max| self.disk_bytes >= max.get()) {
+            return Err(Refusal::DiskFull { bytes: self.disk_bytes, max: max.get() });
+        }
         if messages >= config.max_total_messages.get()
             || bytes.saturating_add(cost) > config.max_total_bytes.get()
         {

@@ -36,16 +36,22 @@ impl Machine {
         let letter =
             Accept { message: accept.message.clone(), at: accept.at, origin: None, admission, parent: None };
         self.user_mut(id).dying.add(accept.message.cost());
+        self.dying.add(accept.message.cost());
         self.push_unsent(Arc::new(letter), None, None);
         self.current.push(Pending::Joined(Record::End(end)));
     }
 
     fn has_room_for_letter(&mut self, id: &UserId, accept: &Accept) -> bool {
         let (max, max_bytes) = (self.config.max_dead_letters, self.config.max_dead_bytes);
+        let all = self.counters.dead_letters().saturating_add(self.dying.messages.into());
+        let all_bytes = self.counters.dead_bytes().saturating_add(self.dying.bytes);
+        let fits_in_all = all < self.config.max_total_dead_letters
+            && all_bytes.saturating_add(accept.message.cost()) <= self.config.max_total_dead_bytes;
         let user = self.user_mut(id);
         let held = user.held.unwrap_or_default();
         let bytes = held.dead_bytes.saturating_add(user.dying.bytes).saturating_add(accept.message.cost());
-        let has_room = held.dead.saturating_add(user.dying.messages) < max && bytes <= max_bytes;
+        let has_room =
+            fits_in_all && held.dead.saturating_add(user.dying.messages) < max && bytes <= max_bytes;
         self.stats.dead_letters_dropped += u64::from(!has_room);
         has_room
     }

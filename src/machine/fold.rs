@@ -58,6 +58,7 @@ impl Machine {
         let lane = accept.lane();
         if counts && lane == LaneId::Dead {
             self.counters.buried += 1;
+            self.counters.buried_bytes += cost;
         }
         if counts && accept.counts() {
             self.counters.accepted += 1;
@@ -79,6 +80,9 @@ impl Machine {
         self.fold_dependent(seq, accept);
         self.fold_ledger_accept(seq, accept);
         self.last_accept = Some((lane, seq));
+        if lane == LaneId::Dead {
+            self.dying.sub(cost);
+        }
         let user = self.user_mut(message.recipient());
         // What was reserved for it; nothing in a replay.
         let reserved = if lane == LaneId::Dead { &mut user.dying } else { &mut user.reserved };
@@ -104,6 +108,7 @@ impl Machine {
         }
         if counts && end.lane == LaneId::Dead {
             self.counters.unburied += 1;
+            self.counters.unburied_bytes = self.counters.unburied_bytes.wrapping_add(end.cost);
         }
         self.fold_ledger(seq, end);
         if end.upgrades.is_some() {

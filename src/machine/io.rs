@@ -161,6 +161,11 @@ pub enum Input {
     },
     /// The journal takes commits again (`true`), or not (`false`: new sends are refused until it does).
     Writable(bool),
+    /// What the store takes on disk now, for [`Config::max_disk_bytes`](crate::Config::max_disk_bytes).
+    Disk {
+        /// In bytes.
+        bytes: u64,
+    },
     /// A sink is attached.
     Attach {
         /// Chosen by the shell.

@@ -223,6 +223,10 @@ pub struct Machine {
     taken: usize,
     /// Totals of messages whose place others take, until their ends are durable.
     leaving: Totals,
+    /// Totals of dead letters that are being committed.
+    dying: Totals,
+    /// What the store takes on disk, as far as was said.
+    disk_bytes: u64,
     resident: u64,
     stats: MachineStats,
 }
@@ -295,6 +299,8 @@ impl Machine {
             slice_due: true,
             taken: 0,
             leaving: Totals::default(),
+            dying: Totals::default(),
+            disk_bytes: 0,
             resident: 0,
             stats: MachineStats::default(),
             config: birth.config,
@@ -325,6 +331,7 @@ impl Machine {
             Input::JointPersisted { joint, first } => self.handle_joint_persisted(now, joint, first),
             Input::JointFailed { joint, unknown } => self.handle_joint_failed(joint, unknown),
             Input::Writable(writable) => self.handle_writable(writable),
+            Input::Disk { bytes } => self.disk_bytes = bytes,
             Input::Attach { link, user, device } => self.handle_attach(link, user, device),
             Input::Detach(link) => self.handle_detach(link),
             Input::Verdicts { link, verdicts } => self.handle_verdicts(now, link, verdicts),

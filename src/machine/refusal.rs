@@ -28,6 +28,17 @@ pub enum Refusal {
         /// Live bytes now.
         bytes: u64,
     },
+    /// The store takes as much on disk as it may. Deliveries go on, and what is in the journal settles.
+    #[error(
+        "the store takes {bytes} bytes on disk, of at most {max}: raise Config::max_disk_bytes, or, since sled's file \
+         never shrinks, export the outbox and import it into a fresh store"
+    )]
+    DiskFull {
+        /// What it takes.
+        bytes: u64,
+        /// What it may take: [`Config::max_disk_bytes`](crate::Config::max_disk_bytes).
+        max: u64,
+    },
     /// Too much is waiting to be committed or loaded.
     #[error("too many messages wait to be committed: try again")]
     Overloaded,
@@ -136,6 +147,7 @@ impl Refusal {
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::OutboxFull { .. } => "outbox_full",
             Self::EngineFull { .. } => "engine_full",
+            Self::DiskFull { .. } => "disk_full",
             Self::Overloaded => "overloaded",
             Self::Conflict => "conflict",
             Self::OutcomeUnknown => "outcome_unknown",

@@ -16,7 +16,7 @@ use super::committer::{Committer, JournalGauge};
 use super::driver::{Driver, DriverState, MAX_OPEN_COMMITS};
 use super::engine::{Engine, Inner};
 use super::hub::Bounds;
-use super::keeper::{Keeper, KeeperGauge};
+use super::keeper::{DiskGauge, Keeper, KeeperGauge};
 use super::mail::Post;
 use super::presence::Presences;
 use super::subscribe::Changes;
@@ -346,6 +346,8 @@ impl EngineBuilder {
         let part = |n: NonZeroU64| NonZeroU64::new(n.get() / shards as u64).unwrap_or(NonZeroU64::MIN);
         config.max_total_messages = part(config.max_total_messages);
         config.max_total_bytes = part(config.max_total_bytes);
+        config.max_total_dead_letters = config.max_total_dead_letters.div_ceil(shards as u64);
+        config.max_total_dead_bytes = config.max_total_dead_bytes.div_ceil(shards as u64);
         Birth {
             config,
             stream: opened.identity.stream,
@@ -422,7 +424,8 @@ impl Assembly {
             gauge: journal_gauge.clone(),
             generation: 0,
         };
-        let keeper = Keeper {
+        let mut keeper = Keeper {
+            disk: DiskGauge::new(self.builder.config.max_disk_bytes),
             outbox: self.outbox.clone(),
             epoch: self.opened.epoch,
             events: keeper_events,
@@ -436,6 +439,8 @@ impl Assembly {
             sealed: (self.recovered.replay.records > 0).then_some(self.recovered.next_seq),
             loads,
         };
+        // Before anything is sent.
+        keeper.weigh();
         let failed = |source| BuildError::Io { op: "start a thread", source };
         let threads = vec![
             tasks::thread("committer", || committer.run()).map_err(failed)?,

@@ -1,5 +1,6 @@
 //! The keeper: settles sealed journal segments into the store, merges runs, and heals the store.
 
+use core::num::NonZeroU64;
 use core::time::Duration;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -51,7 +52,28 @@ pub(super) struct KeeperGauge {
     pub(super) failures: AtomicU64,
 }
 
+/// Tells the machines what the store takes on disk, if there is a bound on that.
+pub(super) struct DiskGauge {
+    max: Option<NonZeroU64>,
+    /// What they were told last.
+    told: u64,
+}
+
+impl DiskGauge {
+    pub(super) fn new(max: Option<NonZeroU64>) -> Self {
+        Self { max, told: 0 }
+    }
+
+    /// What to tell them, if that changed since.
+    fn changed(&mut self, outbox: &OutboxStore) -> Option<u64> {
+        self.max?;
+        let bytes = outbox.disk_bytes();
+        (core::mem::replace(&mut self.told, bytes) != bytes).then_some(bytes)
+    }
+}
+
 pub(super) struct Keeper {
+    pub(super) disk: DiskGauge,
     pub(super) outbox: OutboxStore,
     pub(super) epoch: Epoch,
     pub(super) events: Receiver<Event>,
@@ -82,6 +104,7 @@ impl Keeper {
         let mut wait = HEAL_FLOOR;
         let mut merge: Option<Merge> = None;
         loop {
+            self.weigh();
             match self.events.recv_timeout(self.rest(merge.as_ref())) {
                 Ok(Event::Sealed(before)) => self.sealed = self.sealed.max(Some(before)),
                 Ok(Event::Full) | Err(RecvTimeoutError::Timeout) => {}
@@ -107,6 +130,13 @@ impl Keeper {
                     wait = (wait * 2).min(HEAL_CAP);
                 }
             }
+        }
+    }
+
+    /// Tells the machines what the store takes on disk.
+    pub(super) fn weigh(&mut self) {
+        if let Some(bytes) = self.disk.changed(&self.outbox) {
+            self.shards.iter().for_each(|post| post.note(Input::Disk { bytes }));
         }
     }
 
@@ -251,6 +281,7 @@ mod tests {
         let (outbox, epoch) = outbox(runs);
         let merge = Merge::plan(&outbox, 1, Timestamp::ZERO).unwrap();
         let keeper = Keeper {
+            disk: DiskGauge::new(None),
             outbox,
             epoch,
             events: crossbeam_channel::unbounded().1,

@@ -259,3 +259,71 @@ fn senders_who_have_nothing_remembered_leave_memory() {
     assert!(rig.answers.iter().all(|(_, result)| matches!(result, Err(Refusal::OutboxFull { .. }))));
     assert!(rig.machine.dedup.senders() <= 8, "{}", rig.machine.dedup.senders());
 }
+
+#[test]
+fn a_full_disk_refuses_what_is_new_at_minus_one_zero_and_plus_one_and_nothing_else() {
+    let max_disk_bytes = core::num::NonZeroU64::new(1000);
+    let mut rig = Rig::with(Config { max_disk_bytes, ..Config::default() });
+    rig.attach(1, "alice", "phone");
+    let entry = rig.accept(&message("alice"));
+    for (bytes, fits) in [(999, true), (1000, false), (1001, false)] {
+        rig.input(Input::Disk { bytes });
+        let ticket = rig.send(&message("bob"));
+        rig.commit();
+        let full = Err(Refusal::DiskFull { bytes, max: 1000 });
+        assert_eq!(rig.answer(ticket).unwrap().is_ok(), fits);
+        assert!(fits || rig.answer(ticket) == Some(&full));
+    }
+    let batch = [Ticket(90), Ticket(91)].map(|ticket| (ticket, message("carol")));
+    rig.input(Input::SendBatch(batch.to_vec()));
+    assert!(matches!(rig.answer(Ticket(90)), Some(Err(Refusal::DiskFull { .. }))));
+    // Nobody's messages give way for that, and what is there is delivered, and can be withdrawn.
+    rig.say(1, entry, Verdict::Delivered);
+    let ticket = rig.operate(Operation::Purge(UserId::new("bob").unwrap()));
+    rig.commit();
+    assert_eq!(rig.done(ticket).unwrap().unwrap().messages, 1);
+    let volatile = to("alice").durability(Durability::Volatile).build().unwrap();
+    let ticket = rig.send(&volatile);
+    assert!(rig.answer(ticket).unwrap().is_ok());
+    assert_eq!((rig.machine.stats().counters.live(), rig.machine.stats().pending), (0, 0));
+    rig.input(Input::Disk { bytes: 999 });
+    rig.accept(&message("bob"));
+}
+
+#[test]
+fn quotas_in_messages_and_bytes_hold_at_minus_one_zero_and_plus_one() {
+    let cost = message("alice").cost();
+    let nz = |n| core::num::NonZeroU64::new(n).unwrap();
+    let engine = |messages, bytes| Config {
+        max_total_messages: nz(messages),
+        max_total_bytes: nz(bytes),
+        ..Config::default()
+    };
+    let user = |messages, bytes| Config {
+        max_user_messages: core::num::NonZeroU32::new(messages).unwrap(),
+        max_user_bytes: nz(bytes),
+        ..Config::default()
+    };
+    for (config, fit) in [
+        (user(1, u64::MAX), 1),
+        (user(2, u64::MAX), 2),
+        (user(3, u64::MAX), 3),
+        (user(9, 2 * cost - 1), 1),
+        (user(9, 2 * cost), 2),
+        (user(9, 2 * cost + 1), 2),
+        (engine(1, u64::MAX), 1),
+        (engine(2, u64::MAX), 2),
+        (engine(3, u64::MAX), 3),
+        (engine(9, 2 * cost - 1), 1),
+        (engine(9, 2 * cost), 2),
+        (engine(9, 2 * cost + 1), 2),
+    ] {
+        let mut rig = Rig::with(config);
+        // All at once: what is on its way to the disk counts.
+        let tickets = [0; 4].map(|_| rig.send(&message("alice")));
+        rig.commit();
+        let accepted = tickets.iter().filter(|ticket| rig.answer(**ticket).unwrap().is_ok());
+        assert_eq!(accepted.count(), fit);
+        assert_eq!(rig.machine.stats().counters.live(), fit as u64);
+    }
+}

@@ -239,3 +239,40 @@ fn settled_letters_are_read_page_by_page_in_their_order_and_are_sent_again_from_
     assert_eq!(rig.done(ticket).unwrap().unwrap().messages, 1);
     assert_eq!(ask(&mut rig, Seq::ZERO, 9).len(), 2);
 }
+
+#[test]
+fn dead_letters_of_all_users_together_are_bounded_at_minus_one_zero_and_plus_one() {
+    let cost = message("alice").cost();
+    for (letters, bytes) in
+        [(2, u64::MAX), (u64::MAX, 2 * cost), (u64::MAX, 2 * cost + 1), (u64::MAX, 3 * cost - 1)]
+    {
+        let config = Config { max_total_dead_letters: letters, max_total_dead_bytes: bytes, ..config() };
+        let mut rig = attached(config);
+        // One by one, and two of which the first is on its way to the disk.
+        rig.kill(&message("alice"));
+        let entries = [0; 2].map(|_| {
+            let ordering = MessageId::random().to_string();
+            rig.accept(&to("alice").ordering_key(ordering).build().unwrap())
+        });
+        rig.input(Input::Verdicts {
+            link: LinkId(1),
+            verdicts: entries.map(|entry| (entry, Verdict::Rejected)).into(),
+        });
+        rig.commit();
+        let stats = rig.machine.stats();
+        assert_eq!((stats.counters.dead_letters(), stats.dead_letters_dropped), (2, 1));
+        assert_eq!(stats.counters.dead_bytes(), 2 * cost);
+        assert_eq!(rig.replayed().stats().counters, stats.counters);
+        // What goes makes room.
+        rig.do_with(Operation::Discard(DeadLetters { reason: Some(EndReason::Dead), ..all() })).unwrap();
+        assert_eq!(rig.machine.stats().counters.dead_bytes(), cost);
+        rig.kill(&message("alice"));
+        let counters = rig.machine.stats().counters;
+        assert_eq!((counters.dead_letters(), counters.dead_bytes()), (2, 2 * cost));
+        rig.kill(&message("alice"));
+        assert_eq!((rig.ids().len(), rig.machine.stats().dead_letters_dropped), (2, 2));
+    }
+    let mut rig = attached(Config { max_total_dead_letters: 0, ..config() });
+    rig.kill(&message("alice"));
+    assert_eq!(rig.machine.stats().counters.dead_letters(), 0);
+}

@@ -172,7 +172,10 @@ impl Oracle {
     fn fold_accept(&mut self, plan: &Plan, seq: Seq, accept: &Arc<Accept>) {
         let message = &accept.message;
         self.latest = self.latest.max(accept.at);
-        self.counters.buried += u64::from(accept.lane() == LaneId::Dead);
+        if accept.lane() == LaneId::Dead {
+            self.counters.buried += 1;
+            self.counters.buried_bytes += message.cost();
+        }
         if accept.counts() {
             self.counters.accepted += 1;
             self.counters.accepted_bytes += message.cost();

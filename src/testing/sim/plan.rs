@@ -97,6 +97,9 @@ fn config(random: &mut Random) -> Config {
         }),
         max_dead_letters: random.below(8) as u32,
         max_dead_bytes: 100 + random.below(20 << 10),
+        max_total_dead_letters: if random.chance(30) { random.below(6) } else { 1000 },
+        max_total_dead_bytes: if random.chance(30) { random.below(4 << 10) } else { 1 << 20 },
+        max_disk_bytes: NonZeroU64::new(1000),
         max_dependents: of_usize(1 + random.below(6)),
         ledger_rows: random.index(12),
         max_gaps: of_usize(

@@ -105,6 +105,8 @@ ops! {
     DiskFault "diskfault" 7,
     /// An operation of the store fails, once or for ever.
     StoreFault "storefault" 7,
+    /// The store takes more or less on disk.
+    Disk "disk" 5,
     /// Every fault is over.
     Relief "relief" 16,
     /// The process is killed and started again.

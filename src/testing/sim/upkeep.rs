@@ -126,6 +126,7 @@ impl Node {
     pub(super) fn recover(&mut self, random: &mut Random) {
         self.reopen(random);
         self.open();
+        self.broadcast(&Input::Disk { bytes: 0 });
         if self.engine.is_none() {
             self.oracle.fail("does not open although every fault is over");
         }

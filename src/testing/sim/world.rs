@@ -137,7 +137,9 @@ impl World {
             Op::StoreFault if random.chance(plan.faults) => {
                 node.home.fail(random.below(6), random.chance(30), random.chance(40));
             }
+            Op::Disk => node.broadcast(&Input::Disk { bytes: random.below(1200) }),
             Op::Relief => {
+                node.broadcast(&Input::Disk { bytes: 0 });
                 node.disk.heal();
                 node.home.relieve();
             }

@@ -73,7 +73,10 @@ impl Oracle {
         self.note_withdrawn(end.seq, end.reason);
         self.fold_dependent_end(end);
         self.fold_ledger(seq, end);
-        self.counters.unburied += u64::from(end.lane == LaneId::Dead);
+        if end.lane == LaneId::Dead {
+            self.counters.unburied += 1;
+            self.counters.unburied_bytes += end.cost;
+        }
         if end.counts() {
             self.count(end, before);
         }

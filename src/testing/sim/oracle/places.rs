@@ -30,6 +30,8 @@ impl Oracle {
             kept.accept.lane() == LaneId::Dead && kept.accept.message.recipient() == &end.user
         };
         let has_kept = self.messages.values().filter(|found| kept(found)).count() + letters;
+        let dead = self.kept().filter(|(_, kept)| kept.accept.lane() == LaneId::Dead);
+        let all = dead.count() as u64;
         let keeps = self.messages.values().filter(|found| kept(found) && found.end.is_none()).count();
         let wrong = match accept.map(|accept| (accept, accept.admission)) {
             Some((accept, Admission::Moved)) if end.reason == EndReason::Moved => {
@@ -62,13 +64,19 @@ impl Oracle {
                         Some("kept with a lie")
                     }
                     () if keeps >= plan.config.max_dead_letters as usize => Some("kept over the bound"),
+                    // Each shard holds its part, which is the whole where there is one.
+                    () if plan.shards == 1 && !plan.reshards && all >= plan.config.max_total_dead_letters => {
+                        Some("kept over the bound of all")
+                    }
                     () => None,
                 }
             }
             _ => {
                 let policy = end.lane.priority().map(|priority| plan.config.on_failure[priority.index()]);
-                let fits =
-                    plan.config.max_dead_letters > 0 && old.message.cost() <= plan.config.max_dead_bytes;
+                let fits = plan.config.max_dead_letters > 0
+                    && plan.config.max_total_dead_letters >= 1000
+                    && plan.config.max_total_dead_bytes >= 1 << 20
+                    && old.message.cost() <= plan.config.max_dead_bytes;
                 let undeliverable = matches!(end.reason, EndReason::Dead | EndReason::Rejected);
                 let must_be_kept = undeliverable && end.upgrades.is_none() && policy == Some(OnFailure::Park);
                 (must_be_kept && fits && has_kept == 0).then_some("not kept, though there was room")
