@@ -139,7 +139,6 @@ impl World {
             }
             Op::Disk => node.broadcast(&Input::Disk { bytes: random.below(1200) }),
             Op::Relief => {
-                node.broadcast(&Input::Disk { bytes: 0 });
                 node.disk.heal();
                 node.home.relieve();
             }
