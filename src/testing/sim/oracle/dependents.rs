@@ -9,7 +9,7 @@ use crate::record::{Accept, DependentRow, End, LaneId, Parent, ParentEnd, Seq};
 use crate::status::EndReason;
 
 /// What waits for another message.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Waits {
     user: UserId,
     otherwise: Otherwise,
