@@ -44,3 +44,8 @@ pub use server::{
 };
 #[cfg(all(feature = "server", feature = "tls"))]
 pub use server::{TlsError, tls_from_pem};
+
+/// Compiles the README's examples.
+#[cfg(all(doctest, feature = "server", feature = "client", feature = "jwt"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -2,6 +2,7 @@
 
 #![allow(dead_code, reason = "each test uses some of it")]
 
+pub(crate) mod light;
 pub(crate) mod proxy;
 
 use std::net::SocketAddr;
