@@ -258,7 +258,7 @@ async fn durable_person(number: usize, address: SocketAddr, time: Duration, seen
     seen.go.wait().await;
     let (other, began) = (name(number ^ 1), clock());
     let message = || Message::to(other.as_str(), "chat.message", body(began)).build().expect("a message");
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         session.publish(message()).await;
     }
     let end = Instant::now() + time;
@@ -287,7 +287,7 @@ async fn plain_person(number: usize, address: SocketAddr, time: Duration, seen: 
     seen.go.wait().await;
     let (other, began) = (name(number ^ 1), clock());
     let message = || tokio_tungstenite::tungstenite::Message::text(format!("{other} {}", body(began)));
-    if number % 2 == 0 {
+    if number.is_multiple_of(2) {
         sink.send(message()).await.expect("the connection stands");
     }
     let end = Instant::now() + time;
