@@ -55,10 +55,15 @@ async fn take(chat: &Chat) -> Option<Value> {
 
 async fn engine(engine: &Engine) -> Option<Value> {
     let stats = engine.stats().await.ok()?;
+    // How it is by priority, the engine does not say; null is what the page shows as unknown.
+    let unknown = json!({ "critical": null, "high": null, "normal": null, "low": null });
     Some(json!({
-        "waiting": stats.waiting,
+        "waiting": unknown,
+        "oldest_ms": unknown,
+        "waiting_in_all": stats.waiting,
         "in_flight": stats.in_flight,
         "dedup_hits": stats.duplicates,
+        "commit_ms": { "p50": null, "p99": null },
         "commits": stats.commits,
         "journal": { "segments": stats.segments, "free": stats.free_segments, "degraded": stats.degraded },
         "disk_bytes": stats.disk_bytes,

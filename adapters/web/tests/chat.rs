@@ -208,8 +208,7 @@ async fn a_call_overtakes_a_flood_and_the_panel_shows_it() {
     let event = within(events.chunk()).await.unwrap().unwrap();
     let event = String::from_utf8(event.to_vec()).unwrap();
     let snapshot: Value = serde_json::from_str(event.strip_prefix("data: ").unwrap().trim()).unwrap();
-    assert_eq!(snapshot["waiting"]["low"], 1000, "{snapshot}");
-    assert_eq!(snapshot["waiting"]["critical"], 1, "{snapshot}");
+    assert_eq!(snapshot["waiting_in_all"], 1001, "{snapshot}");
     let connection = &snapshot["connections"][0];
     assert_eq!(
         (connection["user"].as_str(), connection["transport"].as_str()),

@@ -399,7 +399,7 @@ function showEngine(snapshot) {
   snapshots = [...snapshots, snapshot].slice(-HISTORY);
   if ($("panel").hidden) return;
   const sum = priorities.reduce((all, name) => all + snapshot.waiting[name], 0), oldest = Math.max(...priorities.map((name) => snapshot.oldest_ms[name] ?? 0));
-  $("waiting-sum").textContent = sum.toLocaleString();
+  $("waiting-sum").textContent = (snapshot.waiting_in_all ?? sum).toLocaleString();
   $("oldest-max").textContent = sum === 0 ? "–" : age(oldest);
   $("dedup").textContent = snapshot.dedup_hits.toLocaleString();
   const commit = (/** @type {any} */ each, /** @type {string} */ field) => each.commit_ms?.[field] ?? 0;
@@ -407,7 +407,7 @@ function showEngine(snapshot) {
   const lines = (/** @type {string} */ field) => priorities.map((name) => ({ name, color: name, values: snapshots.map((each) => each[field][name] ?? 0) }));
   plot("waiting", lines("waiting"));
   plot("oldest", lines("oldest_ms"));
-  legend("waiting-key", priorities.map((name) => ({ name, color: name, text: snapshot.waiting[name].toLocaleString() })));
+  legend("waiting-key", priorities.map((name) => ({ name, color: name, text: (snapshot.waiting[name] ?? "–").toLocaleString() })));
   legend("oldest-key", priorities.map((name) => ({ name, color: name, text: snapshot.waiting[name] ? age(snapshot.oldest_ms[name] ?? 0) : "–" })));
   plot("commit", [["p50", "high"], ["p99", "low"]].map(([name, color]) => ({ name, color, values: snapshots.map((each) => commit(each, name)) })));
   legend("commit-key", [["median", "p50", "high"], ["p99", "p99", "low"]].map(([name, field, color]) => ({ name, color, text: `${commit(snapshot, field).toFixed(2)} ms` })));
