@@ -1,6 +1,8 @@
 //! The engine from end to end: send, deliver, acknowledge, reopen.
 #![cfg(all(feature = "runtime", feature = "sled", feature = "testing"))]
 
+mod common;
+
 use std::num::NonZeroU32;
 use std::time::Duration;
 
@@ -93,6 +95,39 @@ async fn many_messages_settle_and_come_back_from_the_store() {
     let report = engine.shutdown(LONG).await;
     assert_eq!(report.waiting, 0, "{report}");
     drop(attached);
+}
+
+#[tokio::test]
+async fn an_engine_opens_whatever_part_of_its_database_is_overwritten() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = |dir: &std::path::Path| {
+        let mut config = lastmile::Config::default();
+        config.max_payload_bytes = (8 << 10).try_into().unwrap();
+        let store = SledStore::open(dir).unwrap();
+        Engine::builder(store).config(config).journal_size(64 << 10, 4).build().unwrap()
+    };
+    for opening in 0..4 {
+        let engine = open(dir.path());
+        for i in 0..200 {
+            engine.send(message(&format!("user-{}", i % 20), &format!("{opening} {i}"))).await.unwrap();
+        }
+        engine.shutdown(LONG).await;
+    }
+    let sound = std::fs::read(dir.path().join("db/db")).unwrap();
+    let mut lost = 0;
+    for i in 0..24 {
+        let copy = tempfile::tempdir().unwrap();
+        common::copy_dir(dir.path(), copy.path());
+        let mut damaged = sound.clone();
+        let at = sound.len() / 24 * i;
+        damaged[at..(at + 6_000).min(sound.len())].fill(0xA5);
+        std::fs::write(copy.path().join("db/db"), damaged).unwrap();
+        let engine = open(copy.path());
+        lost += usize::from(!engine.lost().is_empty());
+        engine.send(message("bob", "afterwards")).await.unwrap();
+        engine.shutdown(LONG).await;
+    }
+    assert!(lost > 0, "nothing was damaged");
 }
 
 #[tokio::test]

@@ -48,6 +48,10 @@ impl Store for Temporary {
         self.store.reopen()
     }
 
+    fn set_aside(&self, reason: &str) -> Result<(), StoreError> {
+        self.store.set_aside(reason)
+    }
+
     fn disk_bytes(&self) -> u64 {
         self.store.disk_bytes()
     }

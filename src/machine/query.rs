@@ -125,7 +125,8 @@ impl Holdings {
 pub struct Page {
     /// The messages, in order, without those the row says have ended.
     pub entries: Vec<(Seq, Arc<Accept>)>,
-    /// Messages that are damaged on disk and cannot be delivered, and what they cost: 0 where that is lost too.
+    /// Messages that are damaged on disk and cannot be delivered, and what they cost: 0 where that is lost too. The place
+    /// zero stands for any number of which nothing else is known.
     pub damaged: Vec<(Seq, u64)>,
     /// Set when there are more, all of them above this place.
     pub more_after: Option<Seq>,

@@ -208,7 +208,7 @@ impl Machine {
             .first()
             .map(|(seq, _)| *seq)
             .into_iter()
-            .chain(page.damaged.first().map(|d| d.0))
+            .chain(page.damaged.iter().map(|d| d.0).find(|seq| *seq > Seq::ZERO))
             .min();
         if let Some(open) = self.operations.open.get_mut(&id) {
             let known = open.first_live.filter(|(of, _)| *of == lane);
@@ -224,6 +224,11 @@ impl Machine {
         });
         if let Some(next) = enough {
             self.go_on(id, next);
+            return true;
+        }
+        // What is damaged may be the one that is looked for: then nothing is known of it, least of all that it has ended.
+        if !page.damaged.is_empty() && matches!(work, Work::Asked(_, Operation::Locate(_))) {
+            self.finish(id, Err(OperationError::StoreUnreadable));
             return true;
         }
         if !work.is_about_one() && !work.only_reads() {

@@ -124,6 +124,16 @@ pub enum StoreError {
     /// What was asked for is sealed with a key that is not there. It is whole, and nothing was changed.
     #[error(transparent)]
     Sealed(#[from] KeyError),
+    /// The database itself is damaged, not one row of it: nothing that is read from it can be believed to be all. Nothing
+    /// was changed; it is read-only from now on. The next opening moves it aside and names what was lost, unless reopening
+    /// it heals.
+    #[error(
+        "the database is damaged ({reason}): it is read-only, and is moved aside by the next opening, which says what was lost"
+    )]
+    Corrupt {
+        /// What was seen.
+        reason: String,
+    },
     /// A write failed, or an earlier one did. Nothing that was synced is lost; the store is read-only until it is
     /// reopened.
     #[error("store cannot write ({reason}): what was synced is safe and readable; it heals by reopening")]
@@ -168,7 +178,7 @@ pub trait Store: Send + Sync {
     /// [`StoreError::Damaged`], never a wrong value and never `None`.
     ///
     /// # Errors
-    /// [`StoreError::Damaged`], [`StoreError::Io`]. Nothing is changed.
+    /// [`StoreError::Damaged`], [`StoreError::Corrupt`], [`StoreError::Io`]. Nothing is changed.
     fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError>;
 
     /// Hands the rows with `from <= key < to` to `visit`, in key order, until it says [`Flow::Stop`].
@@ -178,7 +188,7 @@ pub trait Store: Send + Sync {
     /// call `read` and `scan`, but not `apply`.
     ///
     /// # Errors
-    /// [`StoreError::Io`] when the scan cannot go on.
+    /// [`StoreError::Corrupt`] or [`StoreError::Io`] when the scan cannot go on.
     fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError>;
 
     /// The last row with `from <= key < to`, if any.
@@ -221,6 +231,17 @@ pub trait Store: Send + Sync {
     /// # Errors
     /// [`StoreError::ReadOnly`] when the cause is still there.
     fn reopen(&self) -> Result<(), StoreError>;
+
+    /// Gives up what is stored, after [`StoreError::Corrupt`], and begins empty. Called by an opening only, before anything
+    /// of this store was promised; a store on disk keeps the old data, apart, for whoever may want to look at it.
+    ///
+    /// # To ensure correctness
+    /// After `Ok` no row is there. An epoch that is given later need not be above those of before: whoever opens names
+    /// one to be above.
+    ///
+    /// # Errors
+    /// [`StoreError::Io`], [`StoreError::ReadOnly`]: what was stored is still where it was, or already apart.
+    fn set_aside(&self, reason: &str) -> Result<(), StoreError>;
 
     /// Bytes the store takes on disk now (0 in memory).
     fn disk_bytes(&self) -> u64;

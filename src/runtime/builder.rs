@@ -306,7 +306,8 @@ impl EngineBuilder {
             // The store has forgotten its epochs, as one does that was moved to quarantine. The journal has not.
             let lost = opened.lost;
             (outbox, opened) = open(recovered.replay.epoch, opened.identity)?;
-            opened.lost = lost;
+            opened.lost.retain(|loss| !lost.contains(loss));
+            opened.lost.extend(lost);
             (machines, recovered) = self.recover(&opened, &mut *journal)?;
         }
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(recovered.latest)));

@@ -323,7 +323,7 @@ impl Driver {
 
     fn load(&self, load: LoadId, query: Query) {
         let (outbox, post, handle) = (self.outbox.clone(), self.post.clone(), self.handle.clone());
-        let loads = self.loads.clone();
+        let (loads, keeper) = (self.loads.clone(), self.keeper.clone());
         tasks::spawn(&self.handle, async move {
             let Ok(_permit) = loads.acquire().await else { return };
             let found = handle.spawn_blocking(move || outbox.load(&query)).await;
@@ -332,6 +332,7 @@ impl Driver {
                 Ok(Err(error)) => {
                     tracing::warn!(%error, "the store could not be read");
                     post.note(Input::LoadFailed(load));
+                    let _ = keeper.send(Event::Unreadable(error));
                 }
                 Err(_) => post.note(Input::LoadFailed(load)),
             }

@@ -200,7 +200,8 @@ impl Engine {
         &self.inner.recovered
     }
 
-    /// What should have been in the store at opening, and was not.
+    /// What should have been in the store at opening, and was not: also what earlier openings have found missing, until
+    /// something has settled since.
     #[must_use]
     pub fn lost(&self) -> &[Loss] {
         &self.inner.lost

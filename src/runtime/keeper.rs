@@ -38,6 +38,8 @@ pub(super) enum Event {
     Sealed(Seq),
     /// The journal has no room.
     Full,
+    /// The store could not be read.
+    Unreadable(StoreError),
     /// Part of what a shard wants settled.
     Survivors(usize, Box<Survivors>),
     Stop,
@@ -103,17 +105,25 @@ impl Keeper {
     pub(super) fn run(mut self) {
         let mut wait = HEAL_FLOOR;
         let mut merge: Option<Merge> = None;
+        // What keeps the store from being used; until it could be opened again, whether there is something to write or not.
+        let mut down = None;
         loop {
             self.weigh();
             match self.events.recv_timeout(self.rest(merge.as_ref())) {
+                // What would be read again as it is now is not helped by opening it again.
+                Ok(Event::Unreadable(error @ (StoreError::Corrupt { .. } | StoreError::ReadOnly { .. }))) => {
+                    down = Some(error);
+                }
+                Ok(Event::Unreadable(_)) => {}
                 Ok(Event::Sealed(before)) => self.sealed = self.sealed.max(Some(before)),
                 Ok(Event::Full) | Err(RecvTimeoutError::Timeout) => {}
                 Ok(Event::Survivors(..)) => {}
                 Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return,
             }
-            let result = match self.wants_to_settle() {
-                Some(before) => self.settle(before),
-                None => self.merge(&mut merge),
+            let result = match (down.take(), self.wants_to_settle()) {
+                (Some(error), _) => Err(Left::Store(error)),
+                (None, Some(before)) => self.settle(before),
+                (None, None) => self.merge(&mut merge),
             };
             match result {
                 Ok(()) => {
@@ -124,9 +134,11 @@ impl Keeper {
                 Err(Left::Store(error)) => {
                     self.journal.store_down.store(true, Ordering::Relaxed);
                     merge = None;
-                    if !self.heal(&error, wait) {
-                        return;
-                    }
+                    down = match self.heal(&error, wait) {
+                        Ok(()) => None,
+                        Err(Left::Store(error)) => Some(error),
+                        Err(Left::Stop) => return,
+                    };
                     wait = (wait * 2).min(HEAL_CAP);
                 }
             }
@@ -198,7 +210,7 @@ impl Keeper {
                     parts.push(*part);
                 }
                 Ok(Event::Sealed(newer)) => self.sealed = self.sealed.max(Some(newer)),
-                Ok(Event::Survivors(..) | Event::Full) => {}
+                Ok(Event::Survivors(..) | Event::Full | Event::Unreadable(_)) => {}
                 Ok(Event::Stop) | Err(_) => return Err(Left::Stop),
             }
         }
@@ -224,22 +236,22 @@ impl Keeper {
         Ok(())
     }
 
-    /// Waits, then reopens the store. `false` when told to stop.
-    fn heal(&mut self, error: &StoreError, wait: Duration) -> bool {
+    /// Waits, then reopens the store.
+    fn heal(&mut self, error: &StoreError, wait: Duration) -> Result<(), Left> {
         self.gauge.failures.fetch_add(1, Ordering::Relaxed);
-        tracing::warn!(%error, "settling failed: what was accepted is safe in the journal; trying again");
+        tracing::warn!(%error, "the store failed: what is in the journal is safe; trying again");
         let watch = Stopwatch::start();
         while watch.nanos() < wait.as_nanos() as u64 {
             match self.events.recv_timeout(Duration::from_millis(20)) {
                 Ok(Event::Sealed(newer)) => self.sealed = self.sealed.max(Some(newer)),
-                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
+                Ok(Event::Stop) | Err(RecvTimeoutError::Disconnected) => return Err(Left::Stop),
                 _ => {}
             }
         }
-        if let Err(error) = self.outbox.reopen() {
+        self.outbox.reopen().map_err(|error| {
             tracing::warn!(%error, "the store could not be reopened yet");
-        }
-        true
+            Left::Store(error)
+        })
     }
 }
 
@@ -249,6 +261,7 @@ mod tests {
     use super::*;
     use crate::id::StreamId;
     use crate::message::Message;
+    use crate::ports::Store;
     use crate::record::Accept;
     use crate::storage::MemoryStore;
     use crate::storage::outbox::Identity;
@@ -307,6 +320,34 @@ mod tests {
         assert_eq!(keeper.rest(None), REST, "there is nothing to give way with");
         drop(load);
         assert_eq!(keeper.rest(Some(&merge)), Duration::ZERO);
+    }
+
+    #[cfg(feature = "testing")]
+    #[test]
+    fn a_store_that_could_not_be_read_is_reopened_until_it_can_though_nothing_is_to_be_written() {
+        let store = crate::testing::FaultyStore::new();
+        let fresh = Identity { stream: StreamId::from_u128(1), digest_key: 2 };
+        let (outbox, _) = OutboxStore::open(Arc::new(store.clone()), None, Epoch(0), fresh).unwrap();
+        let (events, keeper_events) = crossbeam_channel::unbounded();
+        let (mut keeper, _) = keeper(2);
+        keeper.max_runs = 16;
+        (keeper.outbox, keeper.events) = (outbox, keeper_events);
+        let gauge = keeper.gauge.clone();
+        store.set_disk_full(true);
+        assert!(store.sync().is_err());
+        let down = StoreError::Corrupt { reason: "of a page".to_owned() };
+        events.send(Event::Unreadable(down)).unwrap();
+        let thread = std::thread::spawn(|| keeper.run());
+        while gauge.failures.load(Ordering::Relaxed) < 3 {
+            assert!(!thread.is_finished());
+            std::thread::yield_now();
+        }
+        store.set_disk_full(false);
+        while store.sync().is_err() {
+            std::thread::yield_now();
+        }
+        events.send(Event::Stop).unwrap();
+        thread.join().unwrap();
     }
 
     #[test]

@@ -67,6 +67,11 @@ impl Store for MemoryStore {
         Ok(())
     }
 
+    fn set_aside(&self, _reason: &str) -> Result<(), StoreError> {
+        self.state.write().rows = Rows::default();
+        Ok(())
+    }
+
     fn disk_bytes(&self) -> u64 {
         0
     }

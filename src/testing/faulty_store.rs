@@ -1,6 +1,7 @@
 //! A store that fails and crashes on demand, the same way every time.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::RwLock;
 
@@ -61,6 +62,23 @@ impl Survivors {
 #[derive(Clone, Debug, Default)]
 pub struct FaultyStore {
     state: Arc<RwLock<State>>,
+    reads: Arc<Reads>,
+}
+
+/// Reads of all kinds, and the one from which on they panic.
+#[derive(Debug, Default)]
+struct Reads {
+    count: AtomicU64,
+    /// The number of the first that panics; 0 is none.
+    broken_at: AtomicU64,
+}
+
+impl Reads {
+    fn next(&self) {
+        let n = self.count.fetch_add(1, Ordering::Relaxed).saturating_add(1);
+        let at = self.broken_at.load(Ordering::Relaxed);
+        assert!(at == 0 || n < at, "scripted panic of a read");
+    }
 }
 
 #[derive(Debug, Default)]
@@ -143,6 +161,19 @@ impl FaultyStore {
         self.state.write().on_reopen = Some(survivors);
     }
 
+    /// Lets read number `n` from now on panic, and all that follow, as a store does whose data is beyond repair: `read`,
+    /// `scan` and `last` alike. Nothing heals that but [`Store::set_aside`].
+    pub fn break_reads_at(&self, n: u64) {
+        let at = self.reads.count.load(Ordering::Relaxed).saturating_add(n);
+        self.reads.broken_at.store(at, Ordering::Relaxed);
+    }
+
+    /// How many reads there were.
+    #[must_use]
+    pub fn reads(&self) -> u64 {
+        self.reads.count.load(Ordering::Relaxed)
+    }
+
     /// Crashes and restarts: synced batches stay, and of the unsynced ones a prefix. Returns its length.
     ///
     /// The epoch stays, so whoever held one before the crash and is not the newest owner stays fenced. Scripted
@@ -214,15 +245,18 @@ impl State {
 
 impl Store for FaultyStore {
     fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
+        self.reads.next();
         Ok(self.state.read_recursive().visible.read(key))
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
+        self.reads.next();
         self.state.read_recursive().visible.scan(from, to, visit);
         Ok(())
     }
 
     fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Row>, StoreError> {
+        self.reads.next();
         Ok(self.state.read_recursive().visible.last(from, to))
     }
 
@@ -268,6 +302,15 @@ impl Store for FaultyStore {
             let survivors = state.on_reopen.take().unwrap_or(Survivors::All);
             state.keep(survivors);
         }
+        Ok(())
+    }
+
+    fn set_aside(&self, _reason: &str) -> Result<(), StoreError> {
+        let mut state = self.state.write();
+        state.check_writable()?;
+        (state.durable, state.visible) = (Rows::default(), Rows::default());
+        state.unsynced.clear();
+        self.reads.broken_at.store(0, Ordering::Relaxed);
         Ok(())
     }
 

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lastmile::machine::{Delivery, EntryRef, Verdict};
-use lastmile::ports::{Batch, Sink, Store};
+use lastmile::ports::{Batch, Flow, Sink, Store};
 use lastmile::record::Epoch;
 use lastmile::storage::SledStore;
 use lastmile::{Config, Engine, Message, MessageId, Priority, Reached, Receipt, Stage};
@@ -148,18 +148,34 @@ pub(crate) fn live(home: &Path, told: &Path, life: usize) {
     });
 }
 
-/// A process that fills its store and never asks for a sync.
+/// A process that fills its store, removes most of it again while others read, and never asks for a sync.
 pub(crate) fn fill(home: &Path, told: &Path) {
     let store = SledStore::open(home).unwrap();
     let epoch = store.take_epoch(Epoch(0)).unwrap();
     let mut dice = Dice::new(1);
-    for _ in 0..150 {
-        let mut batch = Batch::new();
-        for _ in 0..60 {
-            batch.put((dice.below(2_000) as u32).to_be_bytes().to_vec(), vec![dice.next() as u8; 1_000]);
+    let done = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        for _ in 0..2 {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    store.scan(b"", &[0xFF; 5], &mut |_, _| Flow::Continue).unwrap();
+                }
+            });
         }
-        store.apply(epoch, batch).unwrap();
-    }
+        for round in 0..400 {
+            let mut batch = Batch::new();
+            let removes = round % 8 > 3;
+            for _ in 0..if removes { 400 } else { 60 } {
+                let key = (dice.below(4_000) as u32).to_be_bytes().to_vec();
+                match removes {
+                    true => batch.delete(key),
+                    false => batch.put(key, vec![dice.next() as u8; 1_000]),
+                }
+            }
+            store.apply(epoch, batch).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+    });
     std::fs::write(told, "open\n").unwrap();
 }
 

@@ -255,6 +255,27 @@ fn where_a_message_stands_is_read_from_the_store_and_is_not_guessed_of_what_came
 }
 
 #[test]
+fn of_a_message_that_may_be_among_damaged_ones_it_is_not_said_that_it_was_delivered() {
+    for named in [false, true] {
+        let mut rig = Rig::new();
+        let message = message("alice");
+        let entry = rig.accept(&message);
+        let (_, reflects) = settled_with(&mut rig);
+        let asked = rig.operate(Operation::Locate(anonymous(&message)));
+        while let Some((load, query)) = rig.loads.pop() {
+            let Query::Page { lane: LaneId::Normal, .. } = query else {
+                rig.load_one(load, query, &[], reflects);
+                continue;
+            };
+            let damaged = vec![(if named { entry.seq } else { Seq::ZERO }, 0)];
+            let page = Page { entries: Vec::new(), damaged, more_after: None, reflects };
+            rig.input(Input::Loaded { load, found: Box::new(Found::Page(page)) });
+        }
+        assert_eq!(rig.done(asked), Some(Err(OperationError::StoreUnreadable)), "{named}");
+    }
+}
+
+#[test]
 fn a_dead_letter_is_located_as_what_it_ended_as_and_lives_when_it_is_sent_again() {
     let mut rig = Rig::new();
     rig.machine.config.max_attempts = NonZeroU32::MIN;

@@ -4,6 +4,7 @@
 
 use std::ops::ControlFlow;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::chunk::{Body, Entry, entries, part_numbers};
 use super::keys::{self, Key};
@@ -44,6 +45,7 @@ impl OutboxStore {
                     }
                     row => row?,
                 };
+                let row = self.doubted(row);
                 let held = match query {
                     Query::Row(_) => None,
                     _ => Some(self.holdings(&table, user, row.as_ref())?),
@@ -59,6 +61,18 @@ impl OutboxStore {
             Query::Due { until, since, after } => self.due(&table, *until, *since, *after),
             Query::Sender { sender, since } => self.ids(&table, *sender, *since).map(Found::Sender),
         }
+    }
+
+    /// A user's row when a whole run is missing: of what may have been in it, nothing may be said that follows from its not
+    /// being there.
+    fn doubted(&self, row: Option<UserRow>) -> Option<UserRow> {
+        let doubt = self.inner.missing_through.load(Ordering::Relaxed);
+        if doubt == 0 {
+            return row;
+        }
+        let mut row = row.unwrap_or_default();
+        row.ledger.forgotten = row.ledger.forgotten.max(Seq::new(doubt));
+        Some(row)
     }
 
     /// What a user has, judged by their row.
@@ -345,8 +359,11 @@ impl<'a> PageLoad<'a> {
 
     fn damage(&mut self, first: Option<Seq>) -> Flow {
         let first = first.filter(|seq| *seq > self.after && self.ended.binary_search(seq).is_err());
-        // What it cost went with it.
+        // What it cost went with it, and how many there were behind the first.
         self.damaged.extend(first.map(|seq| (seq, 0)));
+        if !self.damaged.iter().any(|(seq, _)| *seq == Seq::ZERO) {
+            self.damaged.push((Seq::ZERO, 0));
+        }
         Flow::Continue
     }
 

@@ -28,6 +28,7 @@ mod export;
 mod filter;
 pub mod keys;
 mod load;
+mod loss;
 mod manifest;
 mod mark;
 mod merge;
@@ -39,6 +40,7 @@ mod rows;
 mod sealed;
 mod settle;
 mod shared;
+mod shield;
 mod standing;
 mod suspects;
 mod verify;
@@ -99,6 +101,8 @@ struct Inner {
     recent: Recent,
     /// What loads have found damaged.
     suspects: Mutex<Vec<Damage>>,
+    /// The last place of the runs that this opening has found missing.
+    missing_through: AtomicU64,
     next_run: AtomicU64,
     next_version: AtomicU64,
 }
@@ -129,6 +133,7 @@ impl OutboxStore {
             retired: Mutex::new(Vec::new()),
             recent: Recent::new(),
             suspects: Mutex::new(Vec::new()),
+            missing_through: AtomicU64::new(0),
             next_run: AtomicU64::new(last.map_or(1, |last| last.saturating_add(1))),
             next_version: AtomicU64::new(u64::from(epoch.0) << 32),
         };

@@ -2,11 +2,13 @@
 
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use super::keys::{self, Range};
 use super::meta::{META_VERSION, Meta, MetaError, RunInfo};
+use super::shield::Shield;
 use super::writer::Pending;
-use super::{OutboxStore, Recovered, manifest, mark, rows::Change};
+use super::{OutboxStore, Recovered, loss, manifest, mark, rows::Change};
 use crate::codec::Cipher;
 use crate::error::KeyError;
 use crate::id::{StreamId, UserId};
@@ -121,7 +123,9 @@ impl OutboxStore {
     /// Opens the outbox in `store`, making it `fresh` when there is none, and takes ownership with an epoch above
     /// `journal_epoch` and all before. The manifest, if a path is given, names what a damaged store has lost.
     ///
-    /// What a crash left of unfinished settlements and merges is removed; nothing is read in full.
+    /// What a crash left of unfinished settlements and merges is removed; nothing is read in full. A store that is
+    /// [`Corrupt`](StoreError::Corrupt), or panics, is set aside; what it has lost is named from the manifest, by each
+    /// opening until there was a settlement.
     ///
     /// # Errors
     /// [`OpenError`].
@@ -145,19 +149,40 @@ impl OutboxStore {
         fresh: Identity,
         cipher: Cipher,
     ) -> Result<(Self, Opened), OpenError> {
+        let store = Shield::over(store);
+        match Self::try_open(store.clone(), manifest.clone(), journal_epoch, fresh, cipher.clone()) {
+            Err(OpenError::Store(StoreError::Corrupt { reason })) => {
+                tracing::error!(%reason, "the database is beyond repair: it is moved aside");
+                store.set_aside(&reason)?;
+                Self::try_open(store, manifest, journal_epoch, fresh, cipher)
+            }
+            opened => opened,
+        }
+    }
+
+    fn try_open(
+        store: Arc<dyn Store>,
+        manifest: Option<PathBuf>,
+        journal_epoch: Epoch,
+        fresh: Identity,
+        cipher: Cipher,
+    ) -> Result<(Self, Opened), OpenError> {
         let marks = mark::check(&*store, &cipher)?;
         let named = manifest.as_deref().map(|path| manifest::read(path, &cipher)).transpose()?.flatten();
         let (mut meta, is_new) = match find_table(&*store, named.as_ref(), &cipher)? {
             Some(meta) => (meta, false),
             None => (Meta::new(fresh.stream, fresh.digest_key), true),
         };
-        let lost = losses(&*store, &meta, named.as_ref())?;
+        let mut lost = losses(&*store, &meta, named.as_ref())?;
+        loss::remember(manifest.as_deref(), &mut lost, &meta)?;
         for run in &mut meta.runs {
             run.read_filter(&*store)?;
         }
         let epoch = store.take_epoch(journal_epoch.max(meta.epoch))?;
         let is_sealed_so = meta.sealed == cipher.current();
         let outbox = Self::new(store, manifest, cipher, meta, epoch);
+        let missing_through = lost.iter().map(|loss| loss.run.last.get()).max().unwrap_or(0);
+        outbox.inner.missing_through.store(missing_through, Ordering::Relaxed);
         outbox.sweep(epoch)?;
         mark::write(outbox.dyn_store(), outbox.cipher(), &marks)?;
         outbox.warn_of_missing_keys();

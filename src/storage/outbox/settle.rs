@@ -119,7 +119,7 @@ impl Settlement {
                 }
                 Phase::SyncTable => return self.then(Phase::Manifest, outbox.sync_table()),
                 Phase::Manifest => {
-                    self.then(Phase::Done, outbox.write_manifest())?;
+                    self.then(Phase::Done, outbox.write_manifest().and_then(|()| outbox.forget_losses()))?;
                     return Ok(Progress::Done);
                 }
                 Phase::Done => return Ok(Progress::Done),

@@ -11,6 +11,7 @@ use crate::storage::MemoryStore;
 use crate::testing::{FaultyStore, Survivors as Kept};
 use crate::time::Timestamp;
 
+mod beyond;
 mod crash;
 mod damage;
 mod due;

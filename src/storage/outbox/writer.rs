@@ -18,6 +18,10 @@ use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
 use crate::record::{Accept, DedupRow, Seq};
 use crate::time::Timestamp;
 
+/// Changes in one batch, at most. A store that writes whole pages writes for each as much as for a large one: in sled, a
+/// batch of deletes was over a segment of its file, which a power cut can part.
+const MAX_BATCH_CHANGES: usize = 64;
+
 /// Changes that wait for a batch, in order.
 #[derive(Debug, Default)]
 pub(super) struct Pending {
@@ -37,7 +41,7 @@ impl Pending {
 
     /// Whether there is enough for one batch.
     pub(super) fn is_full(&self) -> bool {
-        self.bytes >= MAX_BATCH_BYTES
+        self.bytes >= MAX_BATCH_BYTES || self.changes.len() >= MAX_BATCH_CHANGES
     }
 
     pub(super) fn is_empty(&self) -> bool {
@@ -47,7 +51,9 @@ impl Pending {
     /// The next batch: as much as one takes.
     pub(super) fn take(&mut self) -> Batch {
         let mut batch = Batch::new();
-        while let Some(change) = self.changes.pop_front() {
+        while batch.ops().len() < MAX_BATCH_CHANGES
+            && let Some(change) = self.changes.pop_front()
+        {
             let bytes = change.bytes();
             if !batch.is_empty() && batch.bytes() + bytes > MAX_BATCH_BYTES {
                 self.changes.push_front(change);

@@ -7,17 +7,22 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, ErrorKind};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicI64, Ordering};
 use std::sync::mpsc::{self, RecvTimeoutError};
 use std::time::Duration;
+
+use parking_lot::RwLock;
 
 use super::dir::{Dir, LOCK_PAUSE, LOCK_TRIES};
 
 /// How often a flush that takes long looks whether sled has failed meanwhile.
 const FLUSH_LOOK: Duration = Duration::from_millis(100);
-/// Bytes applied after which the file is synced, asked or not; see [`OpenDb::apply`]. Small, because what sled writes for
-/// them is several times as much, and a segment of its file has 512 KiB.
-const EARLY_SYNC: usize = 16 << 10;
+/// sled's segments: its log goes on in another one after so many bytes.
+const SEGMENT: i64 = 512 << 10;
+/// So near to the end of a segment, whatever comes next may begin another one.
+const LAST_BYTES: i64 = 4 << 10;
+/// What asking for the log's end leaves in it, at most.
+const PROBE: i64 = 64;
 /// How many looks until a flush counts as failed: 30 s, longer than a busy card takes.
 const FLUSH_LOOKS: u32 = 300;
 
@@ -28,8 +33,10 @@ pub(super) enum Failure {
     Locked,
     /// The file system refused; the database itself may be sound.
     Io(io::Error),
-    /// The database is damaged: sled said so, or panicked.
+    /// The database is damaged, in a page or more: sled said so.
     Damage(String),
+    /// sled panicked: what it has in its file does not hang together.
+    Panic(String),
 }
 
 impl std::fmt::Display for Failure {
@@ -37,7 +44,7 @@ impl std::fmt::Display for Failure {
         match self {
             Self::Locked => f.write_str("the database file is locked"),
             Self::Io(e) => write!(f, "{e}"),
-            Self::Damage(reason) => f.write_str(reason),
+            Self::Damage(reason) | Self::Panic(reason) => f.write_str(reason),
         }
     }
 }
@@ -75,8 +82,13 @@ pub(super) struct OpenDb {
     /// Always there until `drop`.
     db: Option<Arc<sled::Db>>,
     file: File,
-    /// Bytes applied since the last sync began.
-    unsynced: AtomicUsize,
+    /// The last place in sled's log that a sync has covered.
+    durable: AtomicI64,
+    /// A sync has failed. A reader may have asked for it, so the next writer is told as well.
+    failed: AtomicBool,
+    /// Held alone over a batch and the sync that it needs, shared by reads, which write when they come upon a page that
+    /// wants to be split or merged. So nothing begins a segment between a batch and that sync.
+    gate: RwLock<()>,
 }
 
 impl OpenDb {
@@ -96,37 +108,87 @@ impl OpenDb {
         let config = sled::Config::new().path(dir.db()).cache_capacity(cache_bytes).flush_every_ms(None);
         let db = guarded(|| config.open())?;
         let file = OpenOptions::new().read(true).write(true).open(dir.db_file()).map_err(Failure::Io)?;
-        Ok(Self { db: Some(Arc::new(db)), file, unsynced: AtomicUsize::new(0) })
+        Ok(Self {
+            db: Some(Arc::new(db)),
+            file,
+            durable: AtomicI64::new(-1),
+            failed: AtomicBool::new(false),
+            gate: RwLock::new(()),
+        })
     }
 
     pub(super) fn get(&self, key: &[u8]) -> Result<Option<sled::IVec>, Failure> {
-        guarded(|| self.db()?.get(key))
+        self.reading(|| self.db()?.get(key))
     }
 
     pub(super) fn insert(&self, key: &[u8], value: Vec<u8>) -> Result<(), Failure> {
+        let _alone = self.gate.write();
         guarded(|| self.db()?.insert(key, value).map(drop))
     }
 
-    /// Applies a batch of so many bytes, and syncs when a full segment of sled's file might not be durable otherwise.
+    /// Applies a batch, and syncs when sled's log has gone on to another segment since the last sync.
     ///
-    /// sled takes for durable what its `sync_file_range` has covered. The header of a segment says so of the segment
-    /// before the last, and what has become free by that one is written over. Should the later ones survive a power cut
-    /// and that one not, the database is beyond repair. So each is synced before the next is full.
-    pub(super) fn apply(&self, batch: sled::Batch, bytes: usize) -> Result<(), Failure> {
+    /// sled takes for durable what its `sync_file_range` has covered. The header of a segment vouches for all of the log
+    /// before the last segment that was being written when it was made, which a recovery then takes for whole and does not
+    /// check; and what has become free by that is written over. So no segment may begin while the one before is not
+    /// durable as far as it is written. What a batch adds to the log has nothing to do with its size: each tenth change
+    /// of a page writes it anew, with up to sixteen values, and another page with it while space is reclaimed. (Ten
+    /// thousand bytes of keys to be deleted wrote more than a segment.) So the log itself is asked how long it is.
+    pub(super) fn apply(&self, batch: sled::Batch) -> Result<(), Failure> {
+        let _alone = self.gate.write();
+        // Reads may have written meanwhile.
+        self.sync_if_needed()?;
         guarded(|| self.db()?.apply_batch(batch))?;
-        let unsynced = self.unsynced.fetch_add(bytes, Ordering::Relaxed).saturating_add(bytes);
-        if unsynced >= EARLY_SYNC { self.sync() } else { Ok(()) }
+        self.sync_if_needed()
+    }
+
+    fn sync_if_needed(&self) -> Result<(), Failure> {
+        if self.must_sync(self.end_of_log()?) { self.sync() } else { Ok(()) }
+    }
+
+    /// Whether the log, which reaches up to `end`, may go on to another segment only after a sync.
+    fn must_sync(&self, end: i64) -> bool {
+        let durable = self.durable.load(Ordering::Relaxed);
+        end - durable > PROBE && (end + LAST_BYTES).div_euclid(SEGMENT) > durable.div_euclid(SEGMENT)
+    }
+
+    /// The last place of the log up to which sled has written it.
+    fn written(&self) -> Result<i64, Failure> {
+        guarded(|| Ok(self.db()?.context.pagecache.log.stable_offset()))
+    }
+
+    /// The end of the log, whether it is written yet or not: where a message would come, which is then called off.
+    fn end_of_log(&self) -> Result<i64, Failure> {
+        guarded(|| {
+            let guard = sled::pin();
+            let log = &self.db()?.context.pagecache.log;
+            log.reserve(sled::LogKind::Free, 0, &(), &guard)?.abort().map(|(place, _)| place)
+        })
+    }
+
+    /// A call that only reads. When earlier ones have made the log go on to another segment, it is synced before.
+    fn reading<T>(&self, call: impl FnOnce() -> sled::Result<T>) -> Result<T, Failure> {
+        if self.must_sync(self.written()?) && !self.failed.load(Ordering::Relaxed) {
+            let _alone = self.gate.write();
+            if self.must_sync(self.written()?) {
+                // Who reads is not concerned: the next writer is told.
+                let _ = self.sync();
+            }
+        }
+        let _shared = self.gate.read();
+        guarded(call)
     }
 
     /// The rows with `from <= key < to`, in order.
-    pub(super) fn range(&self, from: &[u8], to: &[u8]) -> Result<Range, Failure> {
-        guarded(|| Ok(Range { rows: self.db()?.range(from..to) }))
+    pub(super) fn range(self: Arc<Self>, from: &[u8], to: &[u8]) -> Result<Range, Failure> {
+        let rows = guarded(|| Ok(self.db()?.range(from..to)))?;
+        Ok(Range { rows, db: self })
     }
 
     /// Reads every row, so that damage in any page shows.
     pub(super) fn read_all(&self) -> Result<(), Failure> {
-        let mut rows = guarded(|| Ok(Range { rows: self.db()?.iter() }))?;
-        while rows.next()?.is_some() {}
+        let mut rows = guarded(|| Ok(self.db()?.iter()))?;
+        while self.reading(|| rows.next().transpose())?.is_some() {}
         Ok(())
     }
 
@@ -134,9 +196,16 @@ impl OpenDb {
     ///
     /// In this order: sled's flush returns when the writes are done, but asks the drive for nothing.
     pub(super) fn sync(&self) -> Result<(), Failure> {
-        self.unsynced.store(0, Ordering::Relaxed);
-        self.flush()?;
-        self.file.sync_data().map_err(Failure::Io)
+        if self.failed.load(Ordering::Relaxed) {
+            return Err(Failure::Io(io::Error::other("an earlier sync failed")));
+        }
+        let synced = self.flush().and_then(|()| {
+            let written = self.written()?;
+            self.file.sync_data().map_err(Failure::Io)?;
+            self.durable.fetch_max(written, Ordering::Relaxed);
+            Ok(())
+        });
+        synced.inspect_err(|_| self.failed.store(true, Ordering::Relaxed))
     }
 
     fn flush(&self) -> Result<(), Failure> {
@@ -183,22 +252,23 @@ impl Drop for OpenDb {
     }
 }
 
-/// A scan from either end.
+/// A scan from either end. The database stays open as long as it lives.
 pub(super) struct Range {
     rows: sled::Iter,
+    db: Arc<OpenDb>,
 }
 
 impl Range {
     pub(super) fn next(&mut self) -> Result<Option<Row>, Failure> {
-        guarded(|| self.rows.next().transpose())
+        self.db.reading(|| self.rows.next().transpose())
     }
 
     pub(super) fn last(&mut self) -> Result<Option<Row>, Failure> {
-        guarded(|| self.rows.next_back().transpose())
+        self.db.reading(|| self.rows.next_back().transpose())
     }
 }
 
-/// Calls sled; a panic becomes [`Failure::Damage`].
+/// Calls sled; a panic becomes [`Failure::Panic`].
 fn guarded<T>(call: impl FnOnce() -> sled::Result<T>) -> Result<T, Failure> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(Failure::from),
@@ -208,7 +278,7 @@ fn guarded<T>(call: impl FnOnce() -> sled::Result<T>) -> Result<T, Failure> {
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied())
                 .unwrap_or("no message");
-            Err(Failure::Damage(format!("sled panicked: {text}")))
+            Err(Failure::Panic(format!("sled panicked: {text}")))
         }
     }
 }

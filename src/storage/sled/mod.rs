@@ -16,11 +16,13 @@
 //! - One tree, batches only: no transactions (process-wide lock), no `len()` (O(n)), no background flusher (it logs a
 //!   failed fsync and goes on).
 //! - Durable means: sled's buffers written *and* the `db` file fdatasynced through our own handle. sled's own flush
-//!   is a `sync_file_range`, which survives no power cut. As sled builds upon that, no more than a few batches are ever
-//!   applied without an fdatasync behind them.
+//!   is a `sync_file_range`, which survives no power cut. As sled builds upon that, its log never begins a segment
+//!   before the one before is fdatasynced as far as it is written.
 //! - After the first failed write the store is read-only until `reopen`. `reopen` writes the whole file again before
 //!   it trusts it, because a page whose fdatasync failed counts as clean; and it never gives data up.
 //! - `open` gives up a database only when sled reports damage, or panics, twice, and the disk is seen to take writes.
+//!   A database that opens and panics when it is read is given up by `set_aside`, which an opening outbox asks for, or by
+//!   the next opening, which reads all of it first.
 //!   A full disk, a missing right or an I/O error of the device is an error, not damage.
 //!
 //! # What it does not promise
@@ -97,6 +99,7 @@ impl SledOptions {
         let inner = Inner {
             state: RwLock::new(None),
             opened: OnceLock::new(),
+            quarantined: Mutex::new(None),
             owner: Mutex::new(Epoch::default()),
             syncing: Mutex::new(()),
             failed: Mutex::new(None),
@@ -120,8 +123,10 @@ pub struct SledStore {
 struct Inner {
     /// Empty before the first use of a sealed directory, and when a `reopen` could not open the database again.
     state: RwLock<Option<Arc<OpenDb>>>,
-    /// Set when the database was opened: what had to be given up for that, if anything.
-    opened: OnceLock<Option<Quarantine>>,
+    /// Set when the database was opened.
+    opened: OnceLock<()>,
+    /// What had to be given up for that, or since, if anything.
+    quarantined: Mutex<Option<Quarantine>>,
     /// The newest epoch. Held over the check and the batch, which makes the two atomic.
     owner: Mutex<Epoch>,
     /// Held over a sync, so that none overlaps a `reopen`. Taken after `owner` where both are.
@@ -154,22 +159,24 @@ impl SledStore {
         self.inner.dir.journal()
     }
 
-    /// The database that this opening had to give up, if any. Of a sealed directory nothing is known before its first use.
+    /// The database that this opening had to give up, if any: the store's, or that of the engine upon it, which may be the
+    /// first to find out. Of a sealed directory nothing is known before its first use.
     #[must_use]
-    pub fn quarantined(&self) -> Option<&Quarantine> {
-        self.inner.opened.get().and_then(Option::as_ref)
+    pub fn quarantined(&self) -> Option<Quarantine> {
+        self.inner.quarantined.lock().clone()
     }
 }
 
 impl Store for SledStore {
     fn read(&self, key: &[u8]) -> Result<Option<Vec<u8>>, StoreError> {
-        let found = self.inner.db()?.get(&stored_key(key)).map_err(|e| row_error(key, e))?;
+        let found = self.inner.db()?.get(&stored_key(key));
+        let found = found.map_err(|e| self.inner.read_failed(Some(key), "read", e))?;
         found.map(|framed| unframe(key, &framed).map(<[u8]>::to_vec)).transpose()
     }
 
     fn scan(&self, from: &[u8], to: &[u8], visit: &mut Visit<'_>) -> Result<(), StoreError> {
-        let Some((_db, mut rows)) = self.inner.range(from, to)? else { return Ok(()) };
-        while let Some((stored, framed)) = rows.next().map_err(scan_error)? {
+        let Some(mut rows) = self.inner.range(from, to)? else { return Ok(()) };
+        while let Some((stored, framed)) = rows.next().map_err(|e| self.inner.read_failed(None, "scan", e))? {
             let Some((_, key)) = stored.split_first() else { continue };
             if visit(key, unframe(key, &framed)) == Flow::Stop {
                 break;
@@ -179,8 +186,10 @@ impl Store for SledStore {
     }
 
     fn last(&self, from: &[u8], to: &[u8]) -> Result<Option<Row>, StoreError> {
-        let Some((_db, mut rows)) = self.inner.range(from, to)? else { return Ok(None) };
-        let Some((stored, framed)) = rows.last().map_err(scan_error)? else { return Ok(None) };
+        let Some(mut rows) = self.inner.range(from, to)? else { return Ok(None) };
+        let Some((stored, framed)) = rows.last().map_err(|e| self.inner.read_failed(None, "scan", e))? else {
+            return Ok(None);
+        };
         let key = stored.get(1..).unwrap_or_default();
         Ok(Some((key.to_vec(), unframe(key, &framed)?.to_vec())))
     }
@@ -203,8 +212,7 @@ impl Store for SledStore {
         let owner = self.inner.owner.lock();
         self.inner.check_writable()?;
         check_epoch(epoch, *owner)?;
-        let bytes = batch.bytes();
-        self.inner.db()?.apply(sled_batch(batch), bytes).map_err(|e| self.inner.fail("apply", &e))
+        self.inner.db()?.apply(sled_batch(batch)).map_err(|e| self.inner.fail("apply", &e))
     }
 
     fn sync(&self) -> Result<(), StoreError> {
@@ -221,6 +229,13 @@ impl Store for SledStore {
         let epoch = self.inner.reopen()?;
         *owner = epoch.max(*owner);
         Ok(())
+    }
+
+    fn set_aside(&self, reason: &str) -> Result<(), StoreError> {
+        self.inner.open()?;
+        let _owner = self.inner.owner.lock();
+        let _alone = self.inner.syncing.lock();
+        self.inner.set_aside(reason)
     }
 
     fn disk_bytes(&self) -> u64 {
@@ -243,7 +258,8 @@ impl Inner {
             let (opened, quarantined) = open_or_quarantine(&self.dir, self.cache_bytes)?;
             *owner = opened.epoch;
             *self.state.write() = Some(Arc::new(opened.db));
-            self.opened.get_or_init(|| quarantined);
+            *self.quarantined.lock() = quarantined;
+            self.opened.get_or_init(|| ());
         }
         Ok(())
     }
@@ -256,14 +272,14 @@ impl Inner {
         self.state.read_recursive().clone().ok_or_else(closed)
     }
 
-    /// The rows of a range of the caller's keys, and what keeps the database open meanwhile. None when it is empty.
-    fn range(&self, from: &[u8], to: &[u8]) -> Result<Option<(Arc<OpenDb>, Range)>, StoreError> {
+    /// The rows of a range of the caller's keys. None when it is empty.
+    fn range(&self, from: &[u8], to: &[u8]) -> Result<Option<Range>, StoreError> {
         let db = self.db()?;
         if from >= to {
             return Ok(None);
         }
-        let rows = db.range(&stored_key(from), &stored_key(to)).map_err(scan_error)?;
-        Ok(Some((db, rows)))
+        let rows = db.range(&stored_key(from), &stored_key(to)).map(Some);
+        rows.map_err(|e| self.read_failed(None, "scan", e))
     }
 
     fn check_writable(&self) -> Result<(), StoreError> {
@@ -279,6 +295,34 @@ impl Inner {
         self.dir.mark_suspect(&reason);
         self.failed.lock().get_or_insert_with(|| reason.clone());
         StoreError::ReadOnly { reason }
+    }
+
+    /// What a failed read says. After a panic nothing is written any more, and the next opening reads everything before it
+    /// trusts it. A page that sled cannot read costs the rows in it, and whoever has to scan over it.
+    fn read_failed(&self, key: Option<&[u8]>, op: &'static str, failure: Failure) -> StoreError {
+        match (failure, key) {
+            (failure @ Failure::Panic(_), _) => {
+                let reason = failure.to_string();
+                self.fail(op, &failure);
+                StoreError::Corrupt { reason }
+            }
+            (Failure::Damage(reason), Some(key)) => damaged(key, reason),
+            (Failure::Damage(reason), None) => StoreError::Corrupt { reason },
+            (other, _) => io_error(op)(other.into()),
+        }
+    }
+
+    /// Moves the database to quarantine and opens an empty one.
+    fn set_aside(&self, reason: &str) -> Result<(), StoreError> {
+        self.dir.probe().map_err(io_error("probe before quarantine"))?;
+        let mut state = self.state.write();
+        close(&mut state)?;
+        let quarantine = self.dir.quarantine(reason.to_owned()).map_err(io_error("quarantine"))?;
+        let opened = open_checked(&self.dir, self.cache_bytes).map_err(|e| open_error(&self.dir, e))?;
+        *state = Some(Arc::new(opened.db));
+        *self.failed.lock() = None;
+        *self.quarantined.lock() = Some(quarantine);
+        Ok(())
     }
 
     /// Closes and opens sled. While the disk refuses writes, the old database stays open for reads.
@@ -325,13 +369,15 @@ fn open_or_quarantine(dir: &Dir, cache_bytes: u64) -> Result<(Opened, Option<Qua
     for attempt in [1, 2] {
         match open_checked(dir, cache_bytes) {
             Ok(opened) => return Ok((opened, None)),
-            Err(Failure::Damage(reason)) if attempt == 2 => {
+            Err(Failure::Damage(reason) | Failure::Panic(reason)) if attempt == 2 => {
                 dir.probe().map_err(io_error("probe before quarantine"))?;
                 let quarantine = dir.quarantine(reason).map_err(io_error("quarantine"))?;
                 let opened = open_checked(dir, cache_bytes).map_err(|e| open_error(dir, e))?;
                 return Ok((opened, Some(quarantine)));
             }
-            Err(Failure::Damage(_)) => dir.remove_conf().map_err(io_error("remove conf"))?,
+            Err(Failure::Damage(_) | Failure::Panic(_)) => {
+                dir.remove_conf().map_err(io_error("remove conf"))?
+            }
             Err(other) => return Err(open_error(dir, other)),
         }
     }
@@ -396,15 +442,4 @@ fn unframe<'a>(key: &[u8], framed: &'a [u8]) -> Result<&'a [u8], StoreError> {
 
 fn damaged(key: &[u8], reason: String) -> StoreError {
     StoreError::Damaged { key: key.iter().map(|byte| format!("{byte:02x}")).collect(), reason }
-}
-
-fn row_error(key: &[u8], failure: Failure) -> StoreError {
-    match failure {
-        Failure::Damage(reason) => damaged(key, reason),
-        other => io_error("read")(other.into()),
-    }
-}
-
-fn scan_error(failure: Failure) -> StoreError {
-    io_error("scan")(failure.into())
 }

@@ -155,3 +155,33 @@ fn half_written_snapshot_of_a_failed_reopen_is_removed_too() {
     store.reopen().unwrap();
     assert_eq!(rows(&store).len(), 1);
 }
+
+#[test]
+fn after_a_panic_of_a_read_nothing_is_written_and_the_next_opening_reads_everything_first() {
+    let (dir, store, epoch) = open();
+    store.apply(epoch, put(b"k", b"v")).unwrap();
+    store.sync().unwrap();
+    let error = store.inner.read_failed(Some(b"k"), "read", Failure::Panic("cannot find pid".to_owned()));
+    assert!(matches!(error, StoreError::Corrupt { .. }), "{error:?}");
+    assert!(matches!(store.apply(epoch, put(b"k", b"w")), Err(StoreError::ReadOnly { .. })));
+    assert!(dir.path().join("SUSPECT").exists());
+    drop(store);
+    // It was sound after all.
+    let store = SledStore::open(dir.path()).unwrap();
+    assert_eq!((store.quarantined(), rows(&store).len()), (None, 1));
+}
+
+#[test]
+fn what_is_set_aside_is_in_quarantine_and_the_store_is_empty_and_takes_writes() {
+    let (dir, store, epoch) = open();
+    store.apply(epoch, put(b"k", b"v")).unwrap();
+    fail(&store);
+    store.set_aside("beyond repair").unwrap();
+    let quarantine = store.quarantined().unwrap();
+    assert_eq!(quarantine.path, dir.path().join("quarantine/0"));
+    assert_eq!(std::fs::read_to_string(quarantine.path.join("REASON")).unwrap(), "beyond repair\n");
+    assert_eq!(rows(&store).len(), 0);
+    let epoch = store.take_epoch(epoch).unwrap();
+    store.apply(epoch, put(b"l", b"v")).unwrap();
+    store.sync().unwrap();
+}

@@ -32,6 +32,10 @@ impl Store for Rotten {
         row.map(|row| self.check(&row.0).map(|()| row)).transpose()
     }
 
+    fn set_aside(&self, reason: &str) -> Result<(), StoreError> {
+        self.store.set_aside(reason)
+    }
+
     fn take_epoch(&self, above: Epoch) -> Result<Epoch, StoreError> {
         self.store.take_epoch(above)
     }
