@@ -146,7 +146,8 @@ impl Admission {
     /// device of its hello) that tells clients behind one address apart when they come back in their slots.
     ///
     /// # Errors
-    /// [`Refused`] with when to come back. Nothing was taken from any bucket, except a slot.
+    /// [`Refused`] with when to come back. Nothing was taken from any bucket, unless a slot was given: it takes a token of
+    /// its address and one of all, so that one address can take no more slots than it may connect.
     pub fn arrive(&mut self, now: Timestamp, address: &[u8], client: &[u8]) -> Result<(), Refused> {
         let (now, config) = (now.as_millis().saturating_mul(1000), self.config.clone());
         let key = self.digester.hash_one(address);
@@ -154,20 +155,21 @@ impl Admission {
         if known.barred > now {
             return Err(self.refuse(Code::Penalised, known.barred, now));
         }
-        let ready = known.bucket.ready(config.address);
-        if ready > now {
-            return Err(self.refuse(Code::RateLimited, ready, now));
-        }
         let slot = self.digester.hash_one((address, client));
         let reserved = self.slots.peek(&slot).copied();
         match reserved {
             // Too early: the slot stands, whoever asks how often.
             Some(at) if at > now => return Err(self.refuse(Code::Overloaded, at, now)),
-            // In time: its token was taken when the slot was given.
+            // In time: its tokens were taken when the slot was given.
             Some(at) if now <= at.saturating_add(SLOT_GRACE) => {
                 self.slots.pop(&slot);
+                Ok(())
             }
             _ => {
+                let ready = known.bucket.ready(config.address);
+                if ready > now {
+                    return Err(self.refuse(Code::RateLimited, ready, now));
+                }
                 let ready = self.global.ready(config.global);
                 let max_wait = micros(config.max_wait);
                 if ready.saturating_sub(now) > max_wait {
@@ -176,16 +178,16 @@ impl Admission {
                     return Err(self.refuse(Code::Overloaded, back, now));
                 }
                 self.global.take(now, config.global);
+                if let Some(known) = self.addresses.get_mut(&key) {
+                    known.bucket.take(now, config.address);
+                }
                 if ready > now {
                     self.slots.put(slot, ready);
                     return Err(self.refuse(Code::Overloaded, ready, now));
                 }
+                Ok(())
             }
         }
-        if let Some(known) = self.addresses.get_mut(&key) {
-            known.bucket.take(now, config.address);
-        }
-        Ok(())
     }
 
     /// A connection turned out to be this user's.
@@ -358,6 +360,27 @@ mod tests {
         assert!((10..=21).contains(&wait.as_secs()), "{wait:?}");
         let wait = admission.arrive(at(9_000), b"honest", b"").unwrap_err().retry_after.unwrap();
         assert!(wait.as_secs() <= 3, "the slots that nobody came for are over: {wait:?}");
+    }
+
+    #[test]
+    fn one_address_takes_no_more_slots_than_it_may_connect_whatever_its_clients_call_themselves() {
+        let config = AdmissionConfig {
+            address: Rate { every: Duration::from_secs(1), burst: 10 },
+            global: Rate { every: Duration::from_secs(1), burst: 1 },
+            jitter: Duration::ZERO,
+            ..generous()
+        };
+        let mut admission = Admission::new(config, 1, 2);
+        assert!(admission.arrive(at(0), b"first", b"").is_ok());
+        let codes = (0..1000_u32)
+            .map(|client| admission.arrive(at(0), b"greedy", &client.to_be_bytes()).unwrap_err().code)
+            .collect::<Vec<_>>();
+        assert_eq!(codes.iter().filter(|code| **code == Code::Overloaded).count(), 10);
+        assert_eq!(codes.iter().filter(|code| **code == Code::RateLimited).count(), 990);
+        let wait = admission.arrive(at(0), b"honest", b"").unwrap_err().retry_after.unwrap();
+        assert_eq!(wait, Duration::from_secs(11));
+        // Whoever has a slot has paid for it.
+        assert!(admission.arrive(at(1000), b"greedy", &0_u32.to_be_bytes()).is_ok());
     }
 
     #[test]

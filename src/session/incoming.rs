@@ -28,6 +28,15 @@ struct Undecided {
     cost: u64,
 }
 
+/// A lane and key of which something was not taken.
+#[derive(Clone, Debug)]
+struct Hold {
+    key: Key,
+    /// The number of what was not taken, and of the nack that says so.
+    number: u64,
+    nack: u64,
+}
+
 /// A verdict that the peer may not have heard.
 #[derive(Clone, Debug)]
 enum Said {
@@ -49,8 +58,9 @@ pub(super) struct Incoming {
     undecided_bytes: u64,
     said: BTreeMap<u64, Said>,
     nacks: u64,
-    /// What must not be taken, until the peer has heard so many nacks.
-    held: Vec<(Key, u64)>,
+    /// What must not be taken until the peer has heard of it. Of a number that is behind its base it hears nothing more,
+    /// so there are no more than the span of a window has numbers.
+    held: Vec<Hold>,
     acks: Vec<u64>,
     ack_at: Option<Timestamp>,
     window_changed: bool,
@@ -118,7 +128,7 @@ impl Incoming {
                 return Err(Code::WindowExceeded);
             }
             let key = (item.place.lane, item.message.ordering_key().cloned());
-            let held = self.held.iter().any(|(held, _)| *held == key);
+            let held = self.held.iter().any(|hold| hold.key == key);
             self.undecided.insert(number, Undecided { key, cost });
             self.undecided_bytes = bytes;
             match held {
@@ -159,7 +169,7 @@ impl Incoming {
         if last.saturating_sub(base).saturating_add(1) > self.granted.span() {
             return Err(Code::WindowExceeded);
         }
-        self.held.retain(|(_, count)| *count > heard);
+        self.held.retain(|hold| hold.nack > heard && hold.number >= base);
         self.base = base;
         self.said = self.said.split_off(&base);
         self.seen = last;
@@ -247,8 +257,8 @@ impl Incoming {
         let key = self.close(number)?;
         self.nacks = self.nacks.saturating_add(1);
         if !code.is_terminal() {
-            self.held.retain(|(held, _)| *held != key);
-            self.held.push((key, self.nacks));
+            self.held.retain(|hold| hold.key != key);
+            self.held.push(Hold { key, number, nack: self.nacks });
         }
         let nack = Nack { count: self.nacks, number, code, delay, text: String::new() };
         self.said.insert(number, Said::Nack(nack.clone()));
@@ -316,5 +326,32 @@ impl Incoming {
         // Nacks in the order in which they were said first.
         again.sort_by_key(|(count, _)| *count);
         again.into_iter().map(|(_, frame)| frame).collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::message::Message;
+
+    /// A hostile one could make this end remember without bound.
+    #[test]
+    fn of_a_peer_that_says_it_heard_of_no_nack_no_more_is_held_than_a_window_has_numbers() {
+        let window = Window { messages: 4, bytes: 1 << 20, reserve: 0 };
+        let mut incoming = Incoming::new(window);
+        for number in 1..=1000_u64 {
+            let key = format!("key-{number}");
+            let message = Message::to("alice", "chat.message", "hi").ordering_key(key).build().unwrap();
+            let place = Place { lane: LaneId::Normal, seq: Seq::new(number) };
+            let (accepted_at, attempts, redelivered, reply_within) = (Timestamp::ZERO, 0, false, None);
+            let item = Item { place, accepted_at, attempts, redelivered, reply_within, message };
+            let deliver = Deliver { first: number, base: number, heard: 0, items: vec![item] };
+            assert_eq!(incoming.deliver(deliver), Ok(Vec::new()));
+            assert_eq!(incoming.take(1).len(), 1);
+            let nacks =
+                incoming.decide(number, Verdict::Busy(Duration::ZERO), Timestamp::ZERO, Duration::ZERO);
+            assert_eq!(nacks.len(), 1);
+            assert!(incoming.held.len() as u64 <= window.span(), "{} are held", incoming.held.len());
+        }
     }
 }

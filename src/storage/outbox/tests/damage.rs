@@ -197,10 +197,12 @@ fn a_user_whose_only_chunk_is_damaged_is_asked_for_a_page_and_the_message_is_nam
     let key = keys::chunk(outbox.runs()[0].number, &user("bob"), LaneId::Normal, Seq::new(7));
     let (outbox, _) = open(&Rotten { store, key });
     assert_eq!(totals(&outbox, "bob").1, Holdings { messages: 1, ..Holdings::default() });
-    assert_eq!(page(&outbox, "bob", LaneId::Normal, 0, &[], 9).damaged, [(Seq::new(7), 0)]);
+    // There may have been more of theirs in it.
+    let others = (Seq::ZERO, 0);
+    assert_eq!(page(&outbox, "bob", LaneId::Normal, 0, &[], 9).damaged, [(Seq::new(7), 0), others]);
     // Behind the cursor the first one's place names nothing; that something may be lost is said all the same.
     let known = outbox.suspects().len();
-    assert!(page(&outbox, "bob", LaneId::Normal, 7, &[], 9).damaged.is_empty());
+    assert_eq!(page(&outbox, "bob", LaneId::Normal, 7, &[], 9).damaged, [others]);
     assert_eq!((known, outbox.suspects().len()), (1, 1));
 }
 
