@@ -229,7 +229,7 @@ pub trait Store: Send + Sync {
     /// the caller applies again what it needs.
     ///
     /// # Errors
-    /// [`StoreError::ReadOnly`] when the cause is still there.
+    /// [`StoreError::ReadOnly`] when the cause is still there; [`StoreError::Corrupt`] when it is damage.
     fn reopen(&self) -> Result<(), StoreError>;
 
     /// Gives up what is stored, after [`StoreError::Corrupt`], and begins empty. Called by an opening only, before anything

@@ -30,6 +30,8 @@ const MAX_LAG: usize = 2;
 const HEAL_FLOOR: Duration = Duration::from_millis(50);
 /// The longest.
 const HEAL_CAP: Duration = Duration::from_secs(5);
+/// The longest when the database is damaged: each attempt writes and reads all of it.
+const REPAIR_CAP: Duration = Duration::from_secs(300);
 
 /// What reaches the keeper.
 #[derive(Debug)]
@@ -139,7 +141,8 @@ impl Keeper {
                         Err(Left::Store(error)) => Some(error),
                         Err(Left::Stop) => return,
                     };
-                    wait = (wait * 2).min(HEAL_CAP);
+                    let is_damaged = matches!(down, Some(StoreError::Corrupt { .. }));
+                    wait = (wait * 2).min(if is_damaged { REPAIR_CAP } else { HEAL_CAP });
                 }
             }
         }

@@ -159,7 +159,7 @@ impl Admission {
         let reserved = self.slots.peek(&slot).copied();
         match reserved {
             // Too early: the slot stands, whoever asks how often.
-            Some(at) if at > now => return Err(self.refuse(Code::Overloaded, at, now)),
+            Some(at) if at > now => Err(self.refuse(Code::Overloaded, at, now)),
             // In time: its tokens were taken when the slot was given.
             Some(at) if now <= at.saturating_add(SLOT_GRACE) => {
                 self.slots.pop(&slot);

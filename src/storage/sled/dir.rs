@@ -135,6 +135,11 @@ impl Dir {
         }
     }
 
+    /// Makes the names of the database's files durable: which snapshot there is.
+    pub(super) fn sync_names(&self) -> io::Result<()> {
+        sync_dir(&self.db)
+    }
+
     /// Sets every file of the database to its owner alone, and makes the directory's own entries durable.
     pub(super) fn secure(&self) -> io::Result<()> {
         for entry in fs::read_dir(&self.db)? {

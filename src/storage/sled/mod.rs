@@ -331,7 +331,10 @@ impl Inner {
         let mut state = self.state.write();
         close(&mut state)?;
         self.dir.mark_suspect("reopen");
-        let opened = open_checked(&self.dir, self.cache_bytes).map_err(|e| not_yet("reopen", &e))?;
+        let opened = open_checked(&self.dir, self.cache_bytes).map_err(|e| match e {
+            Failure::Damage(reason) | Failure::Panic(reason) => StoreError::Corrupt { reason },
+            other => not_yet("reopen", &other),
+        })?;
         *state = Some(Arc::new(opened.db));
         *self.failed.lock() = None;
         Ok(opened.epoch)
@@ -393,6 +396,8 @@ fn open_checked(dir: &Dir, cache_bytes: u64) -> Result<Opened, Failure> {
         dir.sync_db_file().map_err(Failure::Io)?;
     }
     let db = OpenDb::open(dir, cache_bytes)?;
+    // Before what sled has wiped as free: with the snapshot from before, that may still be needed.
+    dir.sync_names().map_err(Failure::Io)?;
     if suspect {
         db.read_all()?;
     }

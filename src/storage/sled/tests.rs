@@ -99,7 +99,7 @@ fn reopen_gives_nothing_up_and_heals_when_the_damage_is_gone() {
     store.sync().unwrap();
     let bad = dir.path().join("db/snap.FFFFFFFFFFFFFFF0");
     std::fs::write(&bad, b"not a snapshot").unwrap();
-    assert!(matches!(store.reopen(), Err(StoreError::ReadOnly { .. })));
+    assert!(matches!(store.reopen(), Err(StoreError::Corrupt { .. })));
     assert!(store.read(b"k").is_err(), "a row was read from a closed database");
     assert!(!dir.path().join("quarantine/0").exists());
     std::fs::remove_file(bad).unwrap();
