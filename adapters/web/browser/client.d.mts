@@ -1019,6 +1019,10 @@ declare class Txn {
     changes: Change[];
     /** @type {unknown} What a step threw. */
     error: unknown;
+    /** Runs steps one after the other: each sees what those before it wrote. @param {(() => void)[]} steps */
+    last(steps: (() => void)[]): void;
+    /** Parts of the step that runs: they come before those that wait. @param {(() => void)[]} steps */
+    first(steps: (() => void)[]): void;
     /** @param {string} store @param {any} row @param {IDBValidKey} [key] */
     put(store: string, row: any, key?: IDBValidKey): void;
     /** @param {string} store @param {any} row @param {(key: IDBValidKey) => void} [then] */

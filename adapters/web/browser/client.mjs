@@ -942,7 +942,7 @@ export class Writes {
 
   /** @param {Txn} txn */
   apply(txn) {
-    for (const step of this.#steps) step(txn);
+    txn.first(this.#steps.map((step) => () => step(txn)));
   }
 }
 
@@ -957,9 +957,34 @@ class Txn {
     this.error = undefined;
   }
 
+  /** @type {(() => void)[]} */
+  #steps = [];
+  #reading = 0;
+
+  /** Runs steps one after the other: each sees what those before it wrote. @param {(() => void)[]} steps */
+  last(steps) {
+    this.#steps.push(...steps);
+    this.#next();
+  }
+
+  /** Parts of the step that runs: they come before those that wait. @param {(() => void)[]} steps */
+  first(steps) {
+    this.#steps.unshift(...steps);
+    this.#next();
+  }
+
+  #next() {
+    while (this.#reading === 0 && this.error === undefined) {
+      const step = this.#steps.shift();
+      if (!step) return;
+      this.attempt(step);
+    }
+  }
+
   /** @param {string} store @param {any} row @param {IDBValidKey} [key] */
   put(store, row, key) {
-    this.on(this.raw.objectStore(store).put(row, key), (result) => this.#changed(store, result, row));
+    const request = this.raw.objectStore(store).put(row, key);
+    request.onsuccess = () => this.#changed(store, request.result, row);
   }
 
   /** @param {string} store @param {any} row @param {(key: IDBValidKey) => void} [then] */
@@ -988,7 +1013,12 @@ class Txn {
 
   /** Runs a step when a request has its result; what it throws ends the transaction. @template T @param {IDBRequest<T>} request @param {(result: T) => void} step */
   on(request, step) {
-    request.onsuccess = () => this.attempt(() => step(request.result));
+    this.#reading += 1;
+    request.onsuccess = () => {
+      this.attempt(() => step(request.result));
+      this.#reading -= 1;
+      this.#next();
+    };
   }
 
   /** @param {() => void} step */
@@ -1102,7 +1132,7 @@ class Store {
         if (txn.changes.length > 0) this.changed(txn.changes);
       };
       txn.raw.onabort = () => resolve(txn.error ?? new LastmileError("storage", "nothing was written", txn.raw.error));
-      const run = () => batch.forEach(({ step }) => txn.attempt(() => step(txn)));
+      const run = () => txn.last(batch.map(({ step }) => () => step(txn)));
       if (batch.every(({ owned }) => !owned)) return run();
       txn.read(META, "owner", (owner) => {
         if (owner !== this.owner) throw new LastmileError("another-tab", "another tab has taken over");

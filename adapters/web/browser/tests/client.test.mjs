@@ -200,6 +200,20 @@ test("when what a handler wrote does not go through, those behind it do not take
   assert.deepEqual([await settle(tab.client.rows("history")), failures, peer.violations], [[{ id: "all", order: ["1", "2", "3"] }], -1, []]);
 });
 
+test("changes of one row that share a transaction see each other, in their order", async () => {
+  const { world, open, peer, settle } = setUp();
+  const tab = open({}, {
+    handle: ({ payload }, writes) => {
+      for (const half of ["a", "b"]) writes.update("history", "all", (row) => ({ id: "all", order: [...(row?.order ?? []), payload + half] }));
+      if (payload === "3") writes.put("history", { id: "all", order: ["put"] });
+    },
+  });
+  await world.pass(1000, online(tab));
+  for (let n = 1; n <= 6; n += 1) peer.post("alice", { payload: String(n) });
+  await world.pass(1000);
+  assert.deepEqual(await settle(tab.client.rows("history")), [{ id: "all", order: ["put", "4a", "4b", "5a", "5b", "6a", "6b"] }]);
+});
+
 test("a message that comes again while its handler is at work is handled once, and acknowledged under its new number", async () => {
   const { world, open, peer } = setUp();
   const releases = [];
