@@ -1,9 +1,12 @@
-//! What sessions cost: encoding and decoding a frame with one message, and the memory of an idle session.
+//! What sessions cost: encoding and decoding a frame with one message, messages from end to end over a transport in memory
+//! (beside a bare channel of the same bytes), and the memory of an idle session, alone and with its task.
 //!
 //! ```console
 //! cargo bench --bench session --features json [-- --quick]
 //! ```
 
+#[path = "support/peers.rs"]
+mod peers;
 mod support;
 
 use std::hint::black_box;
@@ -41,7 +44,10 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             }
         }
     }
-    idle(options.pick(10_000, 1_000))
+    idle(options.pick(10_000, 1_000))?;
+    peers::idle_tasks(options.pick(10_000, 500), || HEAP.current_usage())?;
+    let (messages, rounds) = options.pick((100_000, 5), (2_000, 1));
+    peers::end_to_end(messages, rounds)
 }
 
 /// Text, which JSON takes as it is, and bytes, which it takes as base64.
@@ -111,6 +117,20 @@ fn idle(count: usize) -> Result<(), Box<dyn std::error::Error>> {
     println!("{count} idle sessions: {each} bytes each");
     drop(sessions);
     Ok(())
+}
+
+/// A hello as it is on the wire.
+pub(crate) fn hello(n: u64) -> Result<Bytes, Box<dyn std::error::Error>> {
+    let user = format!("user-{n}").try_into()?;
+    let mut client =
+        Session::connector(SessionConfig::default(), StreamId::from_u128(1), Some(user), "phone".try_into()?);
+    client.handle(Timestamp::from_millis(1), Input::Connected(ConnId(n), Credentials(Bytes::new())));
+    let Some(Action::Send(_, frame, codec)) = client.poll_action() else {
+        return Err("a connector says hello".into());
+    };
+    let mut bytes = Vec::new();
+    encode(&frame, codec, &mut bytes);
+    Ok(bytes.into())
 }
 
 fn open(n: u64) -> Result<Session, Box<dyn std::error::Error>> {

@@ -41,8 +41,8 @@ pub use runtime::{
     Client, ClientBuildError, ClientBuilder, ClientState, Connection, ConnectionsWatch, Detached,
     DevicePresence, DrainReport, Drained, Engine, EngineBuilder, Feed, Filter, HearError, Heard, Inbox,
     MemoryReader, MemoryTransport, MemoryWriter, OperateError, OutboxLimit, Pattern, Peer, PresenceChange,
-    PresenceKind, PresencePage, PresenceWatch, Reached, Receipt, RegisterError, Registration, Router,
-    RouterBuilder, SendError, Stage, StateWatch, Stats, SubscribeError, Subscription, SystemClock,
+    PresenceKind, PresencePage, PresenceWatch, Reached, Receipt, RegisterError, Registration, RequestError,
+    Router, RouterBuilder, SendError, Stage, StateWatch, Stats, SubscribeError, Subscription, SystemClock,
     UserPresence, WatchError, memory_transport,
 };
 pub use status::{EndReason, Status};

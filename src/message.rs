@@ -4,6 +4,7 @@
 mod address;
 mod after;
 mod priority;
+mod request;
 mod variant;
 
 use core::fmt;

@@ -64,3 +64,18 @@ async fn one_full_outbox_does_not_hold_back_what_is_for_others() {
     let receipt = alice.send(support::message("carol", "free")).await.unwrap();
     tokio::time::timeout(LONG, receipt.reached(Stage::Delivered)).await.unwrap().unwrap();
 }
+
+#[tokio::test]
+async fn somebody_to_whom_more_devices_write_than_an_inbox_remembers_gets_all_of_it() {
+    let mut config = lastmile::Config::default();
+    config.max_inbox_lanes = 1.try_into().unwrap();
+    let server = Server::with(config);
+    let bob = client("bob", &server).build().unwrap();
+    let screen = support::screen(&bob);
+    for sender in ["alice", "carol", "dave"] {
+        let client = client(sender, &server).build().unwrap();
+        let receipt = client.send(support::message("bob", sender)).await.unwrap();
+        tokio::time::timeout(LONG, receipt.reached(Stage::Delivered)).await.unwrap().unwrap();
+        assert_eq!(texts(&screen, 1).await, [(sender.to_owned(), sender.to_owned())]);
+    }
+}

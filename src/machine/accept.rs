@@ -1,6 +1,6 @@
 //! Admission: limits, dedup, quotas; and the records that are on their way to the disk.
 
-use std::collections::HashSet;
+use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::Machine;
@@ -19,8 +19,8 @@ use crate::message::{Durability, Message};
 use crate::record::{Accept, LaneId, Origin, Record, Seq};
 use crate::time::Timestamp;
 
-/// Lines in which a delivery was refused for now: what follows in the same line may not overtake it.
-type Held = HashSet<(UserId, LaneId, Option<OrderingKey>)>;
+/// Lines in which a delivery was refused for now, and what with: what follows in the same line may not overtake it.
+type Held = HashMap<(UserId, LaneId, Option<OrderingKey>), Refusal>;
 
 /// A send that waits for the store.
 #[derive(Debug)]
@@ -293,15 +293,19 @@ impl Machine {
         let recipient = message.recipient().clone();
         let line = (recipient.clone(), delivery.entry.lane, message.ordering_key().cloned());
         let ordered = !super::verdict::is_volatile(delivery.entry);
-        if ordered && held.contains(&line) {
-            return self.answer(ticket, Err(Refusal::Overloaded));
+        if let Some(refusal) = held.get(&line).filter(|_| ordered) {
+            let refusal = match refusal {
+                Refusal::InboxFull => Refusal::InboxFull,
+                _ => Refusal::Overloaded,
+            };
+            return self.answer(ticket, Err(refusal));
         }
         match self.try_receive(now, ticket, delivery) {
             Ok(None) => {}
             Ok(Some(accepted)) => self.answer(ticket, Ok(accepted)),
             Err(refusal) => {
                 if ordered && !refusal.is_final() {
-                    held.insert(line);
+                    held.insert(line, refusal.clone());
                 }
                 self.answer(ticket, Err(refusal));
             }
@@ -332,7 +336,7 @@ impl Machine {
         let origin = Origin { stream: delivery.stream, seq: delivery.entry.seq };
         let (max_seen, max_lanes) = (self.config.max_inbox_seen.get(), self.config.max_inbox_lanes.get());
         if !self.user_mut(&recipient).has_inbox_room(origin.stream, lane, max_lanes) {
-            return Err(Refusal::Overloaded);
+            return Err(Refusal::InboxFull);
         }
         self.note_floor(&recipient, origin.stream, lane, delivery.floor);
         let user = self.user_mut(&recipient);

@@ -3,6 +3,8 @@
 use core::time::Duration;
 use std::sync::Arc;
 
+use bytes::Bytes;
+
 use super::joint::{JointId, JointPart, Word};
 use super::operation::{Operation, Outcome};
 use super::query::{Found, Query};
@@ -64,6 +66,8 @@ pub struct Delivery {
 pub enum Verdict {
     /// The receiver has it for good. True also when it comes late.
     Delivered,
+    /// As `Delivered`, with the answer to a request. The answer to what is no request is dropped.
+    Replied(Bytes),
     /// It is on its way; the verdict follows. The ack deadline starts anew.
     AwaitingAck,
     /// It was handed to a transport that cannot confirm anything. Ends as `Unconfirmed`.
@@ -85,7 +89,12 @@ impl Verdict {
     #[must_use]
     pub fn is_sign_of_life(&self) -> bool {
         match self {
-            Self::Delivered | Self::Progress | Self::Nack(_) | Self::Busy(_) | Self::Rejected => true,
+            Self::Delivered
+            | Self::Replied(_)
+            | Self::Progress
+            | Self::Nack(_)
+            | Self::Busy(_)
+            | Self::Rejected => true,
             Self::AwaitingAck | Self::Unconfirmed | Self::Disconnected => false,
         }
     }
@@ -309,6 +318,13 @@ pub enum Action {
         /// Where it is.
         to: EntryRef,
     },
+    /// The receiver of this message has answered it.
+    Replied {
+        /// The message.
+        message: Message,
+        /// The answer.
+        answer: Bytes,
+    },
     /// A part of what must settle; complete when `last` is set.
     Survivors(Survivors),
     /// An attachment was refused or replaced by a newer one of the same device; it will be offered nothing more.
@@ -407,7 +423,7 @@ pub struct MachineStats {
 impl Verdict {
     pub(super) fn end(&self) -> Option<EndReason> {
         match self {
-            Self::Delivered => Some(EndReason::Delivered),
+            Self::Delivered | Self::Replied(_) => Some(EndReason::Delivered),
             Self::Unconfirmed => Some(EndReason::Unconfirmed),
             Self::Rejected => Some(EndReason::Rejected),
             _ => None,

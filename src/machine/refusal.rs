@@ -42,6 +42,10 @@ pub enum Refusal {
     /// Too much is waiting to be committed or loaded.
     #[error("too many messages wait to be committed: try again")]
     Overloaded,
+    /// The recipient's inbox remembers as many other engines' lanes as it may. A message that is sent, and recognised by its id,
+    /// needs no such memory.
+    #[error("the recipient's inbox has no room to remember one more engine's places")]
+    InboxFull,
     /// The same sender used this id for another message to this recipient.
     #[error("this id was used for a message with another content")]
     Conflict,
@@ -149,6 +153,7 @@ impl Refusal {
             Self::EngineFull { .. } => "engine_full",
             Self::DiskFull { .. } => "disk_full",
             Self::Overloaded => "overloaded",
+            Self::InboxFull => "inbox_full",
             Self::Conflict => "conflict",
             Self::OutcomeUnknown => "outcome_unknown",
             Self::Degraded => "degraded",

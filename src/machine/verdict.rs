@@ -66,6 +66,16 @@ impl Machine {
     }
 
     fn verdict(&mut self, now: Timestamp, link: LinkId, user: &UserId, entry: EntryRef, verdict: &Verdict) {
+        if let Verdict::Replied(answer) = verdict {
+            let found = self.users.get(user).and_then(|user| user.lane_ref(entry.lane).entry(entry.seq));
+            let live = found.map(|found| &found.accept);
+            let flight = self.links.get(&link).and_then(|link| link.flights.get(&entry));
+            if let Some(accept) = flight.map(|flight| &flight.accept).or(live) {
+                let (message, answer) = (accept.message.clone(), answer.clone());
+                self.actions.push_back(Action::Replied { message, answer });
+            }
+            return self.verdict(now, link, user, entry, &Verdict::Delivered);
+        }
         let deadline = now.after(self.config.ack_deadline);
         let Some(flight) = self.links.get_mut(&link).and_then(|link| link.flights.get_mut(&entry)) else {
             return self.late_verdict(now, user, entry, verdict);
@@ -75,7 +85,7 @@ impl Machine {
             Verdict::Nack(delay) => self.attempt_failed(now, link, entry, *delay),
             Verdict::Busy(delay) => self.busy(now, link, entry, *delay),
             Verdict::Disconnected => {}
-            Verdict::Delivered | Verdict::Unconfirmed | Verdict::Rejected => {
+            Verdict::Delivered | Verdict::Replied(_) | Verdict::Unconfirmed | Verdict::Rejected => {
                 let Some(reason) = verdict.end() else { return };
                 if is_volatile(entry) || reason == EndReason::Delivered {
                     self.land(link, user, entry);

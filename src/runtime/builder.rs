@@ -19,6 +19,7 @@ use super::hub::Bounds;
 use super::keeper::{DiskGauge, Keeper, KeeperGauge};
 use super::mail::Post;
 use super::presence::Presences;
+use super::requests::Requests;
 use super::subscribe::Changes;
 use super::tasks;
 use crate::codec::Cipher;
@@ -388,6 +389,7 @@ impl Assembly {
         let registry = Arc::new(Registry::new(presences));
         let hub = Arc::new(Changes::new(Bounds::of(config)));
         let loads = Arc::new(Semaphore::new(LOADS));
+        let requests = Arc::<Requests>::default();
         let max_mail_bytes = (self.journal.space().max_group_bytes / 4).min(1 << 20);
         let mut drivers = Vec::new();
         let (shards, boxes): (Vec<_>, Vec<_>) = machines.iter().map(|_| Post::new(MAILBOX)).unzip();
@@ -407,6 +409,8 @@ impl Assembly {
                 committer: orders.clone(),
                 keeper: events.clone(),
                 registry: registry.clone(),
+                requests: requests.clone(),
+                digester: Digester::new(self.opened.identity.digest_key),
                 hub: hub.clone(),
                 outbox: self.outbox.clone(),
                 loads: loads.clone(),
@@ -453,6 +457,7 @@ impl Assembly {
             digester: Digester::new(self.opened.identity.digest_key),
             stream: self.opened.identity.stream,
             registry,
+            requests,
             hub,
             handle: self.handle,
             next_link: AtomicU64::new(1),

@@ -41,3 +41,34 @@ impl Stopwatch {
         u64::try_from(self.0.elapsed().as_nanos()).unwrap_or(u64::MAX)
     }
 }
+
+/// Tokio's time, which tests pause and move. Threads that are not tokio's see the newest time that anybody else has seen.
+#[cfg(feature = "testing")]
+#[derive(Clone, Debug)]
+pub struct VirtualClock {
+    base: Timestamp,
+    since: tokio::time::Instant,
+    newest: std::sync::Arc<std::sync::atomic::AtomicU64>,
+}
+
+#[cfg(feature = "testing")]
+impl VirtualClock {
+    /// A clock that starts here and now.
+    #[must_use]
+    pub fn new(base: Timestamp) -> Self {
+        Self { base, since: tokio::time::Instant::now(), newest: std::sync::Arc::default() }
+    }
+}
+
+#[cfg(feature = "testing")]
+impl Clock for VirtualClock {
+    fn now(&self) -> Timestamp {
+        let now = match tokio::runtime::Handle::try_current() {
+            Ok(_) => self.base.after(self.since.elapsed()),
+            Err(_) => self.base,
+        };
+        let now = now.as_millis();
+        let before = self.newest.fetch_max(now, std::sync::atomic::Ordering::SeqCst);
+        Timestamp::from_millis(before.max(now))
+    }
+}

@@ -4,6 +4,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use crossbeam_channel::{SendError, Sender};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, mpsc, oneshot};
@@ -15,14 +16,17 @@ use super::fanout::{self, Slices};
 use super::keeper::Event;
 use super::mail::{Mail, Note, Operated, Post, Reply};
 use super::receipt::Stage;
+use super::requests::Requests;
 use super::subscribe::Changes;
 use super::tasks;
 use super::watch::{Waiting, Watched, Watchers};
 use crate::codec::Cipher;
+use crate::digest::Digester;
 use crate::machine::{
     Accepted, Action, Change, EntryRef, Input, JointId, JointPart, LoadId, Machine, Query, Refusal, Ticket,
     Word,
 };
+use crate::message::Message;
 use crate::ports::Clock;
 use crate::record::Record;
 use crate::storage::outbox::OutboxStore;
@@ -49,6 +53,8 @@ pub(super) struct Driver {
     pub(super) committer: Sender<Order>,
     pub(super) keeper: Sender<Event>,
     pub(super) registry: Arc<Registry>,
+    pub(super) requests: Arc<Requests>,
+    pub(super) digester: Digester,
     pub(super) hub: Arc<Changes>,
     pub(super) outbox: OutboxStore,
     pub(super) loads: Arc<Semaphore>,
@@ -272,6 +278,7 @@ impl Driver {
                 Action::Dismiss(link) => self.registry.dismiss(link),
                 Action::Load { load, query } => self.load(load, query),
                 Action::Announce(change) => self.announce(&change),
+                Action::Replied { message, answer } => self.replied(&message, &answer),
                 Action::Moved { user, from, to } => {
                     self.hub.publish_move(&user, from, to);
                     self.state.watchers.moved(user, from, to);
@@ -335,6 +342,22 @@ impl Driver {
                     let _ = keeper.send(Event::Unreadable(error));
                 }
                 Err(_) => post.note(Input::LoadFailed(load)),
+            }
+        });
+    }
+
+    /// Gives an answer to whoever waits for it, or sends it to whoever asked.
+    fn replied(&self, message: &Message, answer: &Bytes) {
+        let Some(answer) = self.requests.replied(message, answer) else { return };
+        let shard = self.digester.shard(answer.recipient(), self.shards.len());
+        let Some(post) = self.shards.get(shard).cloned() else { return };
+        // A driver must not wait for another one's letter box. How many there are is bounded by what is in flight.
+        tasks::spawn(&self.handle, async move {
+            let (reply, accepted) = oneshot::channel();
+            let id = answer.id();
+            let sent = post.mail.send(Mail::Send { message: answer, reply }).await;
+            if let (Ok(()), Ok(Err(refusal))) = (sent, accepted.await) {
+                tracing::warn!(messaging.message.id = %id, %refusal, "an answer was not accepted");
             }
         });
     }

@@ -20,6 +20,7 @@ use super::mail::{Mail, Note, Post};
 use super::presence::Sign;
 use super::receipt::Receipt;
 use super::report::DrainReport;
+use super::requests::Requests;
 use super::sink::SinkTask;
 use super::stats::Stats;
 use super::subscribe::Changes;
@@ -48,6 +49,7 @@ pub(super) struct Inner {
     pub(super) digester: Digester,
     pub(super) stream: StreamId,
     pub(super) registry: Arc<Registry>,
+    pub(super) requests: Arc<Requests>,
     pub(super) hub: Arc<Changes>,
     pub(super) handle: Handle,
     pub(super) next_link: AtomicU64,

@@ -99,6 +99,52 @@ impl BatchError {
     }
 }
 
+/// A request has no answer.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum RequestError {
+    /// It was not accepted; the error gives the message back.
+    #[error(transparent)]
+    NotSent(#[from] SendError),
+    /// It could not be marked as a request: it has too many headers. Nothing was stored.
+    #[error("it cannot be marked as a request: {flaw}")]
+    Invalid {
+        /// Why.
+        flaw: crate::error::MessageFlaw,
+        /// The message.
+        message: Box<Message>,
+    },
+    /// Too many answers are waited for. Nothing was stored.
+    #[error("too many answers are waited for")]
+    TooMany(Box<Message>),
+    /// No answer came in time. The message is accepted and on its way; a late answer comes as a message.
+    #[error("no answer came in time; the message is accepted, and a late answer comes as a message")]
+    TimedOut(Box<super::receipt::Receipt>),
+}
+
+impl RequestError {
+    /// Whether asking again later can succeed without anything being changed.
+    #[must_use]
+    pub fn is_retryable(&self) -> bool {
+        match self {
+            Self::NotSent(error) => error.is_retryable(),
+            Self::Invalid { .. } => false,
+            Self::TooMany(_) | Self::TimedOut(_) => true,
+        }
+    }
+
+    /// A short name, the same for all errors of this kind, for metrics.
+    #[must_use]
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotSent(error) => error.kind(),
+            Self::Invalid { .. } => "invalid",
+            Self::TooMany(_) => "too_many",
+            Self::TimedOut(_) => "timed_out",
+        }
+    }
+}
+
 /// A sink could not be attached. Nothing was changed.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

@@ -30,6 +30,7 @@ mod peer;
 mod presence;
 mod receipt;
 mod report;
+mod requests;
 mod router;
 mod sink;
 mod stats;
@@ -40,8 +41,10 @@ mod watch;
 pub use attachment::{Attachment, Detached};
 pub use builder::{BuildError, EngineBuilder, OutboxLimit};
 pub use clock::SystemClock;
+#[cfg(feature = "testing")]
+pub use clock::VirtualClock;
 pub use engine::Engine;
-pub use error::{AttachError, BatchError, OperateError, SendError, WatchError};
+pub use error::{AttachError, BatchError, OperateError, RequestError, SendError, WatchError};
 pub use hub::{HearError, SubscribeError};
 pub use inbox::Inbox;
 pub use peer::{

@@ -204,7 +204,10 @@ impl Dialer {
             Phase::Dialing(_, since) | Phase::Up(_, Some((_, since))) => {
                 Some(since.after(self.config.dial_timeout))
             }
-            Phase::Up(_, None) => self.ladder.poll_timeout(),
+            Phase::Up(_, None) => {
+                let proves = self.ladder.proves_at().filter(|_| self.grade > Grade::Poor);
+                self.ladder.poll_timeout().into_iter().chain(proves).min()
+            }
             Phase::Idle | Phase::Asking | Phase::Greeting(_) | Phase::Closed => None,
         }
     }
@@ -541,7 +544,9 @@ mod tests {
         assert_eq!(tell(&mut dialer, now, DialInput::Tick).last(), Some(&DialAction::Dial(1)));
         tell(&mut dialer, now, DialInput::Stands);
         tell(&mut dialer, now, DialInput::Opened);
-        // It has rested.
+        // It has stood for long enough to be remembered, and then the better one has rested.
+        assert_eq!(dialer.poll_timeout(), Some(at(now + 8000)));
+        assert_eq!(tell(&mut dialer, now + 8000, DialInput::Tick), []);
         let rested = dialer.poll_timeout().expect("the better one rests").as_millis() - 1_000_000;
         assert_eq!(tell(&mut dialer, rested, DialInput::Tick), [DialAction::Dial(0)]);
         assert_eq!(tell(&mut dialer, rested, DialInput::Failed(Code::TransportLost, None)), []);
@@ -552,6 +557,10 @@ mod tests {
         assert_eq!(tell(&mut dialer, longer, DialInput::Stands), []);
         let climbed = tell(&mut dialer, longer, DialInput::Opened);
         assert_eq!(climbed, [DialAction::State(DialState::Online(0))]);
+        let proven = dialer.poll_timeout().expect("it has to stand for a while").as_millis() - 1_000_000;
+        assert_eq!((proven, dialer.memory()), (longer + 8000, vec![1]));
+        tell(&mut dialer, proven, DialInput::Tick);
+        assert_eq!((dialer.poll_timeout(), dialer.memory()), (None, vec![0, 1]));
     }
 
     #[test]

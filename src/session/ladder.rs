@@ -130,6 +130,13 @@ impl Ladder {
         })
     }
 
+    /// When the connection that stands has stood for long enough to show that its transport works here, if that is not
+    /// known yet.
+    pub(super) fn proves_at(&self) -> Option<Timestamp> {
+        let is_known = self.rungs.get(self.current).is_none_or(|rung| rung.worked);
+        self.since.filter(|_| !is_known).map(|since| since.after(self.config.stable))
+    }
+
     /// No other transport would do: the connection over this one is kept, and others are tried when they have rested.
     pub(super) const fn settle(&mut self, held: usize, now: Timestamp) {
         self.current = held;

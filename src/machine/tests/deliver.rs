@@ -17,6 +17,28 @@ fn an_acknowledgement_frees_the_window_at_once_but_is_announced_when_durable() {
 }
 
 #[test]
+fn an_answer_is_handed_out_with_its_message_which_it_ends_as_delivered_late_or_not() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let (at_once, later) = (message("alice"), message("alice"));
+    let (first, second) = (rig.accept(&at_once), rig.accept(&later));
+    let yes = bytes::Bytes::from_static(b"yes");
+    rig.input(Input::Verdicts { link: LinkId(1), verdicts: vec![(first, Verdict::Replied(yes.clone()))] });
+    assert_eq!(rig.replies, [(at_once.clone(), yes.clone())]);
+    // The connection breaks, and the answer comes over the next one before the message is offered again.
+    rig.input(Input::Detach(LinkId(1)));
+    rig.input(Input::Attach {
+        link: LinkId(2),
+        user: "alice".try_into().unwrap(),
+        device: "phone".try_into().unwrap(),
+    });
+    rig.input(Input::Verdicts { link: LinkId(2), verdicts: vec![(second, Verdict::Replied(yes.clone()))] });
+    rig.commit();
+    assert_eq!(rig.replies, [(at_once, yes.clone()), (later, yes)]);
+    assert_eq!(rig.machine.stats().counters.ended[EndReason::Delivered.index()], 2);
+}
+
+#[test]
 fn a_key_waits_for_its_failed_message_while_other_keys_go_on() {
     let mut rig = Rig::new();
     rig.attach(1, "alice", "phone");

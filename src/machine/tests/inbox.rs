@@ -196,7 +196,7 @@ fn an_inbox_remembers_so_many_lanes_of_other_engines_and_refuses_the_next_as_bus
     let known = receive(&mut rig, vec![from(3, 2)]);
     rig.commit();
     assert_eq!(is_ok(&rig, &both_known), [true; 3]);
-    assert_eq!(rig.answer(one_more[0]), Some(&Err(Refusal::Overloaded)));
-    assert_eq!(rig.answer(later[0]), Some(&Err(Refusal::Overloaded)));
+    assert_eq!(rig.answer(one_more[0]), Some(&Err(Refusal::InboxFull)));
+    assert_eq!(rig.answer(later[0]), Some(&Err(Refusal::InboxFull)));
     assert_eq!(is_ok(&rig, &known), [true]);
 }

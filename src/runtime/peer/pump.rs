@@ -8,9 +8,11 @@ use std::sync::Arc;
 use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 
+use bytes::Bytes;
+
 use super::alarm::Alarm;
 use super::conn::{Conn, Heard};
-use super::contain::Running;
+use super::contain::{Running, called};
 use super::counters::Counters;
 use super::link::Link;
 use super::receive::{AnyReceiver, Received};
@@ -33,6 +35,9 @@ pub(super) type MakeReceiver = Box<dyn Fn() -> Box<dyn AnyReceiver> + Send>;
 
 /// What is told to the peer instead of what the engine holds; `None` for what is none of its business.
 pub(super) type Unwrap = fn(&Message) -> Option<Message>;
+
+/// A batch that is being received, and which of it asks for answers.
+type Receiving = (Running<Option<Received>>, Vec<(InboundId, bool)>);
 
 /// What woke a session's task.
 #[derive(Debug)]
@@ -66,7 +71,11 @@ pub(super) struct Pump {
     /// The engine has ended the attachment, or is gone: there is none again on this connection.
     dismissed: Option<ConnId>,
     idle: Option<Box<dyn AnyReceiver>>,
-    receiving: Option<(Running<Option<Received>>, Vec<InboundId>)>,
+    receiving: Option<Receiving>,
+    /// What the receiver is told of once it is idle: once for each reason.
+    missed: Vec<(u64, GapReason)>,
+    /// Answers whose acknowledgements are about to be reported.
+    replies: Vec<(Place, Bytes)>,
     floors: [Seq; 4],
     alarm: Alarm,
     /// Where polling begins, so that nothing is starved.
@@ -83,6 +92,8 @@ impl Pump {
             link: None,
             dismissed: None,
             receiving: None,
+            missed: Vec::new(),
+            replies: Vec::new(),
             floors: [Seq::ZERO; 4],
             alarm: Alarm::default(),
             turn: 0,
@@ -179,6 +190,7 @@ impl Pump {
             Woken::Handed(Some(Handed::Gaps(gaps))) => self.gaps(gaps).await,
             Woken::Handed(None) => self.dismiss().await,
             Woken::Received(verdicts) => {
+                self.tell_missed();
                 self.handle(Input::Verdicts(verdicts)).await;
                 self.receive();
             }
@@ -215,6 +227,7 @@ impl Pump {
 
     /// The engine's deliveries, as the session's items.
     async fn offer(&mut self, batch: Vec<Delivery>) {
+        let now = self.now();
         let (mut items, mut foreign) = (Vec::with_capacity(batch.len()), Vec::new());
         for delivery in batch {
             let Some(message) = (self.parts.unwrap)(&delivery.message) else {
@@ -228,7 +241,7 @@ impl Pump {
                 accepted_at: delivery.accepted_at,
                 attempts: delivery.attempts,
                 redelivered: delivery.redelivered,
-                reply_within: None,
+                reply_within: self.parts.engine.inner.requests.within(&message, now),
                 message,
             });
         }
@@ -272,9 +285,19 @@ impl Pump {
             return;
         }
         self.parts.counters.received.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        let ids = batch.iter().map(|inbound| inbound.id).collect();
+        let ids = batch.iter().map(|inbound| (inbound.id, inbound.item.reply_within.is_some())).collect();
         let receiver = self.idle.take().unwrap_or_else(|| (self.parts.receiver)());
         self.receiving = Some((receiver.receive(batch), ids));
+    }
+
+    fn tell_missed(&mut self) {
+        let Some(mut receiver) = self.idle.take() else { return };
+        for (count, reason) in self.missed.drain(..) {
+            if called(|| receiver.missed(count, reason)).is_none() {
+                receiver = (self.parts.receiver)();
+            }
+        }
+        self.idle = Some(receiver);
     }
 
     async fn drain(&mut self) {
@@ -302,7 +325,13 @@ impl Pump {
     async fn event(&mut self, event: Event) {
         match event {
             Event::Outcomes(outcomes) => {
-                let verdicts = outcomes.into_iter().map(|(place, outcome)| (entry(place), verdict(&outcome)));
+                let mut replies = core::mem::take(&mut self.replies);
+                let verdicts = outcomes.into_iter().map(|(place, outcome)| {
+                    let reply = replies.iter().position(|(answered, _)| *answered == place);
+                    let reply =
+                        reply.filter(|_| outcome == Outcome::Delivered).map(|at| replies.swap_remove(at).1);
+                    (entry(place), reply.map_or_else(|| verdict(&outcome), Verdict::Replied))
+                });
                 self.report(verdicts.collect()).await;
             }
             Event::Ready => self.receive(),
@@ -313,12 +342,12 @@ impl Pump {
                 }
             }
             Event::Gap(count, reason) => {
-                if let Some(receiver) = self.idle.as_mut()
-                    && super::contain::called(|| receiver.missed(count, reason)).is_none()
-                {
-                    self.idle = Some((self.parts.receiver)());
+                let missed = self.missed.iter_mut().find(|(_, known)| *known == reason);
+                match missed {
+                    Some((missed, _)) => *missed = missed.saturating_add(count),
+                    None => self.missed.push((count, reason)),
                 }
-                self.events.push_back(Event::Gap(count, reason));
+                self.tell_missed();
             }
             Event::Violation(code, text) => {
                 self.parts.counters.violations.fetch_add(1, Ordering::Relaxed);
@@ -331,7 +360,8 @@ impl Pump {
                 );
                 self.events.push_back(Event::Violation(code, text));
             }
-            Event::Floor(..) => {}
+            Event::Reply(place, answer) => self.replies.push((place, answer)),
+            Event::Floor(..) | Event::NoReply(_) | Event::ReplyTimedOut(_) => {}
             event => self.events.push_back(event),
         }
     }
@@ -373,13 +403,15 @@ impl Pump {
     }
 }
 
-/// A verdict for each, whatever the receiver has left out, and none for what it was not given.
-fn completed(ids: Vec<InboundId>, verdicts: Vec<(InboundId, Said)>) -> Vec<(InboundId, Said)> {
-    if verdicts.len() == ids.len() && verdicts.iter().zip(&ids).all(|((id, _), known)| id == known) {
-        return verdicts;
-    }
+/// A verdict for each, whatever the receiver has left out, none for what it was not given, and no answers to what are no
+/// requests.
+fn completed(ids: Vec<(InboundId, bool)>, verdicts: Vec<(InboundId, Said)>) -> Vec<(InboundId, Said)> {
     let mut said: hashbrown::HashMap<_, _> = verdicts.into_iter().collect();
-    ids.into_iter().map(|id| (id, said.remove(&id).unwrap_or(Said::Nack(None)))).collect()
+    let complete = |(id, asks): (InboundId, bool)| match said.remove(&id).unwrap_or(Said::Nack(None)) {
+        Said::Replied(_) if !asks => (id, Said::Delivered),
+        said => (id, said),
+    };
+    ids.into_iter().map(complete).collect()
 }
 
 const fn entry(place: Place) -> EntryRef {

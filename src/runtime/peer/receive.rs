@@ -57,21 +57,8 @@ pub(super) enum Full {
     TheOnlyOne,
 }
 
-/// Takes a batch into the engine, durably, once.
-pub(super) async fn into_inbox(
-    inbox: &Inbox,
-    batch: Vec<(InboundId, Delivery)>,
-    full: Full,
-) -> Vec<(InboundId, Verdict)> {
-    let (ids, deliveries): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
-    let volatile: Vec<_> = deliveries.iter().map(|one| one.entry.seq.epoch().0 == 0).collect();
-    let results = inbox.take(deliveries).await;
-    let verdicts =
-        results.into_iter().zip(volatile).map(|(result, volatile)| verdict(result, volatile, full));
-    ids.into_iter().zip(verdicts).collect()
-}
-
-fn verdict(result: Result<(), Refusal>, volatile: bool, full: Full) -> Verdict {
+/// What the sender of a message is told of what the engine did with it.
+pub(super) fn verdict(result: Result<(), Refusal>, volatile: bool, full: Full) -> Verdict {
     match result {
         Ok(()) => Verdict::Delivered,
         // Nobody is there for it, and it is not kept.
@@ -82,4 +69,22 @@ fn verdict(result: Result<(), Refusal>, volatile: bool, full: Full) -> Verdict {
         Err(Refusal::OutboxFull { .. }) if full == Full::OneOfMany => Verdict::Nack(None),
         Err(_) => Verdict::Busy(BUSY),
     }
+}
+
+/// Whether a delivery is volatile, by its place.
+pub(super) fn is_volatile(delivery: &Delivery) -> bool {
+    delivery.entry.seq.epoch().0 == 0
+}
+
+/// Takes a batch into the engine, durably, once.
+pub(super) async fn into_inbox(
+    inbox: &Inbox,
+    batch: Vec<(InboundId, Delivery)>,
+) -> Vec<(InboundId, Verdict)> {
+    let (ids, deliveries): (Vec<_>, Vec<_>) = batch.into_iter().unzip();
+    let volatile: Vec<_> = deliveries.iter().map(is_volatile).collect();
+    let results = inbox.take(deliveries).await;
+    let verdicts = results.into_iter().zip(volatile);
+    let verdicts = verdicts.map(|(result, volatile)| verdict(result, volatile, Full::TheOnlyOne));
+    ids.into_iter().zip(verdicts).collect()
 }

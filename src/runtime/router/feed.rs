@@ -219,7 +219,8 @@ impl fmt::Debug for Answers {
 impl Answer {
     pub(super) fn into_verdict(self) -> machine::Verdict {
         match self {
-            Self::Handled(_) => machine::Verdict::Delivered,
+            Self::Handled(Some(reply)) => machine::Verdict::Replied(reply),
+            Self::Handled(None) => machine::Verdict::Delivered,
             Self::Progress => machine::Verdict::Progress,
             Self::Failed(Failure::Retry { after, .. }) => machine::Verdict::Nack(after),
             Self::Failed(Failure::Busy { after }) => machine::Verdict::Busy(after),

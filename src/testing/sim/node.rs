@@ -340,6 +340,8 @@ impl Node {
             Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
             Action::Survivors(part) => self.survivors(shard, part),
             Action::Dismiss(link) => self.forget_link(link),
+            // Nobody asks anything here.
+            Action::Replied { .. } => {}
             Action::Done { ticket, result } => self.oracle.operated(ticket, &result),
         }
     }

@@ -373,7 +373,7 @@ impl Oracle {
     /// A sink said something final about a message, true or not.
     pub(super) fn said(&mut self, entry: EntryRef, verdict: &Verdict) {
         let reason = match verdict {
-            Verdict::Delivered => EndReason::Delivered,
+            Verdict::Delivered | Verdict::Replied(_) => EndReason::Delivered,
             Verdict::Unconfirmed => EndReason::Unconfirmed,
             Verdict::Rejected => EndReason::Rejected,
             _ => return,

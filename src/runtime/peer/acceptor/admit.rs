@@ -150,7 +150,7 @@ impl Inner {
             Ok(Some(Err(denied))) => {
                 let (code, retry_after) = (denied.code, denied.retry_after);
                 let refused = Refused { code, retry_after, text: code.text().to_owned() };
-                let fault = retry_after.is_none();
+                let fault = matches!(code, Code::CredentialsRefused | Code::Forbidden);
                 Err(Stop::Refused { refused, fault, why: denied.text })
             }
             Ok(None) => {
@@ -185,6 +185,12 @@ impl Inner {
     async fn admit(self: Arc<Self>, peer: Peer, arrival: Box<Arrival>) {
         let mut arrival = arrival;
         loop {
+            if self.closing.load(Ordering::Acquire) {
+                let slot = self.admission.lock().slot(self.policy.engine.inner.clock.now());
+                let codec = arrival.hello.codecs.and(self.session.codecs).best().unwrap_or(Codec::Binary);
+                let refused = super::draining(Some(slot));
+                return self.reject(arrival.conn, codec, refused, &arrival.address, "shutting down");
+            }
             if self.registry.find(&peer).is_none() && self.registry.len() >= self.max_sessions {
                 let refused = self.come_back(Code::Overloaded);
                 let codec = arrival.hello.codecs.and(self.session.codecs).best().unwrap_or(Codec::Binary);

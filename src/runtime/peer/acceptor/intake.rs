@@ -4,11 +4,11 @@ use std::collections::HashMap;
 use std::sync::Arc;
 
 use super::super::contain::{Running, called, contained};
-use super::super::receive::{AnyReceiver, Full, Received, delivery, into_inbox};
+use super::super::receive::{AnyReceiver, Full, Received, delivery, is_volatile, verdict};
 use super::registry::Peer;
 use crate::digest::Digester;
 use crate::id::{StreamId, UserId};
-use crate::machine::Refusal;
+use crate::machine::{Delivery, Refusal};
 use crate::message::{Durability, Message};
 use crate::runtime::engine::Engine;
 use crate::session::frame::{GapReason, Published, Refused};
@@ -59,6 +59,8 @@ pub(super) struct Intake {
 /// Where a message goes.
 enum Way {
     Refused(Code),
+    /// It is the answer that somebody here waited for.
+    Awaited,
     Inbox(Box<Inbound>),
     Service(UserId, Box<Inbound>),
 }
@@ -71,6 +73,7 @@ impl Intake {
     fn way(&self, mut inbound: Inbound) -> Way {
         match self.policy.vouch(&self.peer, &inbound.item.message) {
             Err(code) => Way::Refused(code),
+            Ok(message) if self.is_awaited(&message) => Way::Awaited,
             Ok(message) => {
                 let at_once =
                     message.durability() == Durability::Volatile || inbound.item.reply_within.is_some();
@@ -86,19 +89,26 @@ impl Intake {
         }
     }
 
+    fn is_awaited(&self, message: &Message) -> bool {
+        let requests = &self.policy.engine.inner.requests;
+        let answered = message.answers();
+        answered.is_some_and(|request| requests.answer(&self.peer.user, request, message.payload()))
+    }
+
     async fn take(&mut self, batch: Vec<Inbound>) -> Vec<(InboundId, Verdict)> {
         let (mut verdicts, mut inbox) = (Vec::with_capacity(batch.len()), Vec::new());
         let mut services: HashMap<UserId, Vec<Inbound>> = HashMap::new();
         for inbound in batch {
             let id = inbound.id;
             match self.way(inbound) {
+                Way::Awaited => verdicts.push((id, Verdict::Delivered)),
                 Way::Refused(code) => verdicts.push((id, Verdict::Rejected(code))),
                 Way::Inbox(inbound) => inbox.push((id, delivery(*inbound))),
                 Way::Service(user, inbound) => services.entry(user).or_default().push(*inbound),
             }
         }
         if !inbox.is_empty() {
-            verdicts.extend(into_inbox(&self.policy.engine.inbox(), inbox, Full::OneOfMany).await);
+            verdicts.extend(keep(&self.policy.engine, inbox).await);
         }
         for (user, part) in services {
             verdicts.extend(self.serve(&user, part).await);
@@ -124,6 +134,24 @@ impl Intake {
             }
         }
     }
+}
+
+/// Takes messages into the engine, each once. A recipient to whom more devices write than an inbox may remember gets
+/// them as if they had been published: recognised by their ids, within the dedup window.
+async fn keep(engine: &Engine, batch: Vec<(InboundId, Delivery)>) -> Vec<(InboundId, Verdict)> {
+    let results = engine.inbox().take(batch.iter().map(|(_, delivery)| delivery.clone()).collect()).await;
+    let mut verdicts = Vec::with_capacity(batch.len());
+    for ((id, delivery), mut result) in batch.into_iter().zip(results) {
+        let volatile = is_volatile(&delivery);
+        if result == Err(Refusal::InboxFull) {
+            result = match engine.begin_send(delivery.message.without_schedule()).await {
+                Some(answer) => answer.await.unwrap_or(Err(Refusal::OutcomeUnknown)).map(drop),
+                None => Err(Refusal::ShuttingDown),
+            };
+        }
+        verdicts.push((id, verdict(result, volatile, Full::OneOfMany)));
+    }
+    verdicts
 }
 
 impl AnyReceiver for Intake {

@@ -45,6 +45,9 @@ pub use registry::{Connection, Peer};
 /// Devices whose high-water mark of publishes is remembered after their session.
 const MAX_PUBLISHERS: NonZeroUsize = NonZeroUsize::new(65_536).expect("a literal above zero");
 
+/// How often those are looked for who came while all were asked to go.
+const STOP_CHECK: Duration = Duration::from_millis(50);
+
 /// The erased twin of [`Authenticator`].
 trait AnyAuthenticator: Send + Sync {
     fn authenticate(self: Arc<Self>, claim: Claim) -> Running<Option<Result<Identity, Denied>>>;
@@ -162,8 +165,22 @@ struct Guard(Arc<Inner>);
 impl Drop for Guard {
     fn drop(&mut self) {
         self.0.closing.store(true, Ordering::Release);
-        for entry in self.0.registry.all() {
-            let _ = entry.commands.try_send(Command::Stop(draining(None)));
+        let inner = self.0.clone();
+        let handle = inner.policy.engine.inner.handle.clone();
+        tasks::spawn(&handle, async move { inner.stop_all().await });
+    }
+}
+
+impl Inner {
+    /// Ends all sessions, those too that were being admitted when the acceptor began to close.
+    async fn stop_all(&self) {
+        let mut changes = self.registry.watch();
+        while self.registry.len() > 0 {
+            for entry in self.registry.all() {
+                let slot = self.admission.lock().slot(self.policy.engine.inner.clock.now());
+                let _ = entry.commands.send(Command::Stop(draining(Some(slot)))).await;
+            }
+            let _ = tokio::time::timeout(STOP_CHECK, changes.changed()).await;
         }
     }
 }
@@ -266,12 +283,7 @@ impl Acceptor {
             }
         }
         let cut = open(inner);
-        for entry in inner.registry.all() {
-            let slot = inner.admission.lock().slot(inner.policy.engine.inner.clock.now());
-            let _ = entry.commands.send(Command::Stop(draining(Some(slot)))).await;
-        }
-        // Each says so when it is gone, and none takes longer than its engine.
-        while inner.registry.len() > 0 && changes.changed().await.is_ok() {}
+        inner.stop_all().await;
         Drained { connections, cut }
     }
 }

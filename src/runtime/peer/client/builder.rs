@@ -16,6 +16,7 @@ use crate::config::ConfigError;
 use crate::id::{DeviceId, UserId};
 use crate::ports::{Connector, CredentialSource, Receiver};
 use crate::runtime::builder::random;
+use crate::runtime::requests::Envelopes;
 use crate::runtime::{AttachError, BuildError, EngineBuilder, tasks};
 use crate::session::frame::Credentials;
 use crate::session::{Code, Dialer, DialerConfig, Session, SessionConfig};
@@ -145,14 +146,23 @@ impl ClientBuilder {
             )
             .into());
         }
+        engine.inner.requests.set_envelopes(Envelopes {
+            me: user.clone(),
+            seal: envelope::seal,
+            open: envelope::open,
+            outbox: envelope::server(),
+        });
         let seed = self.seed.unwrap_or_else(|| random() as u64);
         let dialer = Dialer::new(self.dialer, self.connectors.len(), &self.worked, seed);
         let (config, stream, us, of) = (self.session.clone(), engine.stream(), user.clone(), device.clone());
         let afresh = move || Session::connector(config.clone(), stream, Some(us.clone()), of.clone());
         let (direct, inbox, me) = (self.direct, engine.inbox(), user.clone());
+        let requests = engine.inner.requests.clone();
         let intake = move || {
             let direct = direct.as_ref().and_then(|make| called(|| make()));
-            Box::new(Intake { user: me.clone(), inbox: inbox.clone(), direct }) as Box<dyn AnyReceiver>
+            let requests = requests.clone();
+            Box::new(Intake { user: me.clone(), inbox: inbox.clone(), requests, direct })
+                as Box<dyn AnyReceiver>
         };
         let pump = Pump::new(Parts {
             session: afresh(),

@@ -1,9 +1,12 @@
 //! A server's messages on their way into the client: for its user and nobody else, and once.
 
+use std::sync::Arc;
+
 use super::super::contain::{Running, contained};
-use super::super::receive::{AnyReceiver, Full, Received, delivery, into_inbox};
+use super::super::receive::{AnyReceiver, Received, delivery, into_inbox};
 use crate::id::UserId;
 use crate::runtime::Inbox;
+use crate::runtime::requests::Requests;
 use crate::session::frame::GapReason;
 use crate::session::{Code, Inbound, InboundId, Verdict};
 
@@ -11,15 +14,26 @@ use crate::session::{Code, Inbound, InboundId, Verdict};
 pub(super) struct Intake {
     pub(super) user: UserId,
     pub(super) inbox: Inbox,
+    pub(super) requests: Arc<Requests>,
     pub(super) direct: Option<Box<dyn AnyReceiver>>,
 }
 
 impl Intake {
+    fn is_awaited(&self, inbound: &Inbound) -> bool {
+        let message = &inbound.item.message;
+        let answered = message.answers().zip(message.sender());
+        answered.is_some_and(|(request, from)| self.requests.answer(from, request, message.payload()))
+    }
+
     async fn take(&mut self, batch: Vec<Inbound>) -> Option<Vec<(InboundId, Verdict)>> {
         let (ours, others): (Vec<_>, Vec<_>) =
             batch.into_iter().partition(|inbound| *inbound.item.message.recipient() == self.user);
         let refused = others.iter().map(|inbound| (inbound.id, Verdict::Rejected(Code::NotPermitted)));
         let mut verdicts: Vec<_> = refused.collect();
+        // An answer that somebody waits for is with them, and need not be kept.
+        let (answers, ours): (Vec<_>, Vec<_>) =
+            ours.into_iter().partition(|inbound| self.is_awaited(inbound));
+        verdicts.extend(answers.iter().map(|inbound| (inbound.id, Verdict::Delivered)));
         if ours.is_empty() {
             return Some(verdicts);
         }
@@ -31,7 +45,7 @@ impl Intake {
             }
             None => {
                 let ours = ours.into_iter().map(|inbound| (inbound.id, delivery(inbound))).collect();
-                verdicts.extend(into_inbox(&self.inbox, ours, Full::TheOnlyOne).await);
+                verdicts.extend(into_inbox(&self.inbox, ours).await);
             }
         }
         Some(verdicts)

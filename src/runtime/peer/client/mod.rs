@@ -17,6 +17,7 @@ use core::fmt;
 use core::time::Duration;
 use std::sync::Arc;
 
+use bytes::Bytes;
 use tokio::sync::{mpsc, watch};
 
 use self::task::Command;
@@ -25,7 +26,8 @@ use crate::id::{DeviceId, UserId};
 use crate::message::Message;
 use crate::ports::Sink;
 use crate::runtime::engine::Engine;
-use crate::runtime::{AttachError, Attachment, DrainReport, Receipt, SendError};
+use crate::runtime::requests::ask;
+use crate::runtime::{AttachError, Attachment, DrainReport, Receipt, RequestError, SendError};
 use crate::session::frame::Credentials;
 
 pub use builder::{ClientBuildError, ClientBuilder};
@@ -90,6 +92,18 @@ impl Client {
             Ok(receipt) => Ok(receipt.shown_as(message.recipient().clone())),
             Err(error) => Err(SendError::new(message, error.reason().clone())),
         }
+    }
+
+    /// Sends a message and waits for its answer: what a handler of the recipient replied, at the server or at another client.
+    /// As [`Engine::request`]; who asks is this client's user, so a late answer comes to this user.
+    ///
+    /// # Errors
+    /// [`RequestError`], which says what became of the message.
+    ///
+    /// # Cancel safety
+    /// As for [`Client::send`]; the answer is then like one that comes late.
+    pub async fn request(&self, message: Message, within: Duration) -> Result<Bytes, RequestError> {
+        ask(&self.inner.engine, message, within, async |message| self.send(message).await).await
     }
 
     /// Attaches a sink (a router, say) for what comes for this user. `name` is the sink's, as a device of this client's engine:

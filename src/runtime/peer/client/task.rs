@@ -216,6 +216,8 @@ impl ClientTask {
                 DialAction::State(state) => self.show(state),
             }
         }
+        let memory = self.dialer.memory();
+        self.worked.send_if_modified(|worked| core::mem::replace(worked, memory.clone()) != memory);
     }
 
     fn show(&mut self, state: DialState) {
@@ -234,6 +236,5 @@ impl ClientTask {
         };
         tracing::debug!(?state, user = %self.user, "client");
         self.state.send_replace(state);
-        self.worked.send_replace(self.dialer.memory());
     }
 }

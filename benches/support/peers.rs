@@ -1,0 +1,217 @@
+//! Sessions from end to end: a server's engine, a client and a transport in memory, beside a bare channel.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use bytes::Bytes;
+use lastmile::machine::{Delivery, EntryRef, Verdict};
+use lastmile::ports::{Authenticator, Claim, ConnectError, Connector, Denied, Identity, Receiver, Sink};
+use lastmile::session::{self, AdmissionConfig, Inbound, InboundId, Rate};
+use lastmile::storage::{MemoryStore, SledStore};
+use lastmile::{
+    Acceptor, Client, ClientBuilder, Durability, Engine, MemoryTransport, Message, memory_transport,
+};
+use tokio::sync::Notify;
+use tokio::task::JoinSet;
+
+use super::support::{median, rate, short, time};
+
+const BYTES: usize = 256;
+/// Senders at once.
+const SENDERS: usize = 64;
+
+type Failure = Box<dyn std::error::Error>;
+
+struct ByName;
+
+impl Authenticator for ByName {
+    async fn authenticate(&self, claim: Claim) -> Result<Identity, Denied> {
+        claim.user.map(Identity::new).ok_or_else(|| Denied::refused("no name"))
+    }
+}
+
+struct To(Acceptor);
+
+impl Connector for To {
+    type Transport = MemoryTransport;
+
+    fn name(&self) -> &'static str {
+        "memory"
+    }
+
+    async fn connect(&self) -> Result<MemoryTransport, ConnectError> {
+        let (ours, theirs) = memory_transport();
+        self.0.accept(theirs, "memory", "here");
+        Ok(ours)
+    }
+}
+
+/// Counts what arrives, and tells when it is all there.
+#[derive(Clone, Default)]
+struct Count(Arc<(AtomicU64, Notify)>);
+
+impl Count {
+    fn add(&self, n: usize) {
+        self.0.0.fetch_add(n as u64, Ordering::SeqCst);
+        self.0.1.notify_one();
+    }
+
+    async fn reach(&self, n: u64) {
+        while self.0.0.load(Ordering::SeqCst) < n {
+            self.0.1.notified().await;
+        }
+    }
+}
+
+impl Receiver for Count {
+    async fn receive(&mut self, batch: Vec<Inbound>) -> Vec<(InboundId, session::Verdict)> {
+        self.add(batch.len());
+        batch.into_iter().map(|one| (one.id, session::Verdict::Delivered)).collect()
+    }
+}
+
+impl Sink for Count {
+    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+        self.add(batch.len());
+        batch.iter().map(|one| (one.entry, Verdict::Delivered)).collect()
+    }
+}
+
+fn everybody() -> AdmissionConfig {
+    let many = Rate { every: Duration::from_micros(1), burst: 1_000_000 };
+    let mut config = AdmissionConfig::default();
+    (config.address, config.user, config.global) = (many, many, many);
+    config
+}
+
+fn acceptor(engine: &Engine) -> Result<Acceptor, Failure> {
+    Ok(Acceptor::builder(engine.clone(), ByName).admission(everybody()).build()?)
+}
+
+async fn online(client: &Client) {
+    client.watch().wait_for(|state| state.is_online()).await.expect("the client is there");
+}
+
+/// Sends from many tasks at once, and waits until all has arrived. A volatile message is sent again while the queue is full.
+async fn flood(engine: &Engine, durability: Durability, messages: usize, count: &Count) {
+    let sent = Arc::new(AtomicU64::new(0));
+    let mut senders = JoinSet::new();
+    for _ in 0..SENDERS {
+        let (engine, sent) = (engine.clone(), sent.clone());
+        let payload = Bytes::from(vec![7; BYTES]);
+        senders.spawn(async move {
+            while sent.fetch_add(1, Ordering::Relaxed) < messages as u64 {
+                let message = Message::to("alice", "bench.message", payload.clone()).durability(durability);
+                let message = message.build().expect("a small message is within the limits");
+                while engine.send(message.clone()).await.is_err() {
+                    tokio::task::yield_now().await;
+                }
+            }
+        });
+    }
+    senders.join_all().await;
+    count.reach(messages as u64).await;
+}
+
+fn row(
+    runtime: &tokio::runtime::Runtime,
+    what: &str,
+    messages: usize,
+    rounds: usize,
+    run: impl AsyncFn(),
+) -> f64 {
+    let mut rates = Vec::new();
+    for _ in 0..rounds {
+        let ((), took) = time(|| runtime.block_on(run()));
+        rates.push(rate(messages, took));
+    }
+    let middle = median(rates);
+    println!("{what:<60}{:>14}/s", short(middle));
+    middle
+}
+
+/// Messages of 256 bytes from a server's engine to a client, and the same bytes through a channel.
+pub(crate) fn end_to_end(messages: usize, rounds: usize) -> Result<(), Failure> {
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let _inside = runtime.enter();
+    println!("\n{messages} messages of {BYTES} bytes, {SENDERS} senders");
+    let bare = row(&runtime, "bare tokio mpsc of the same bytes", messages, rounds, async || {
+        let (sender, mut receiver) = tokio::sync::mpsc::channel::<Bytes>(64);
+        let payload = Bytes::from(vec![7; BYTES]);
+        let mut sending = JoinSet::new();
+        sending.spawn(async move {
+            for _ in 0..messages {
+                sender.send(Bytes::copy_from_slice(&payload)).await.expect("the receiver is there");
+            }
+        });
+        while receiver.recv().await.is_some() {}
+        sending.join_all().await;
+    });
+    let builder = |acceptor: &Acceptor| -> ClientBuilder {
+        Client::builder(Engine::builder(MemoryStore::new()), "alice", "phone").connector(To(acceptor.clone()))
+    };
+    let engine = Engine::builder(MemoryStore::new()).build()?;
+    let accepts = acceptor(&engine)?;
+    let volatile = row(&runtime, "volatile, frame to receiver", messages, rounds, async || {
+        let count = Count::default();
+        let client = builder(&accepts).direct({
+            let count = count.clone();
+            move || count.clone()
+        });
+        let client = client.build().expect("a client in memory opens");
+        online(&client).await;
+        flood(&engine, Durability::Volatile, messages, &count).await;
+    });
+    let (there, here) = (tempfile::tempdir()?, tempfile::tempdir()?);
+    let engine = Engine::builder(SledStore::open(there.path())?).build()?;
+    let accepts = acceptor(&engine)?;
+    let count = Count::default();
+    let client = Client::builder(Engine::builder(SledStore::open(here.path())?), "alice", "phone")
+        .connector(To(accepts.clone()))
+        .build()?;
+    let _screen = client.attach("screen", count.clone())?;
+    runtime.block_on(online(&client));
+    let durable = row(
+        &runtime,
+        "durable at the server, in the client's inbox, to a sink",
+        messages,
+        rounds,
+        async || {
+            count.0.0.store(0, Ordering::SeqCst);
+            flood(&engine, Durability::Synced, messages, &count).await;
+        },
+    );
+    println!("volatile/bare {:.3}, durable/bare {:.3}", volatile / bare, durable / bare);
+    Ok(())
+}
+
+/// So many clients' sessions at one acceptor, each with its connection and nothing to do: heap bytes of the server's side.
+pub(crate) fn idle_tasks(count: usize, heap: impl Fn() -> usize) -> Result<(), Failure> {
+    use lastmile::ports::{FrameReader, FrameWriter, Transport};
+    let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build()?;
+    let _inside = runtime.enter();
+    let engine = Engine::builder(MemoryStore::new()).build()?;
+    let acceptor = acceptor(&engine)?;
+    let mut ends = Vec::with_capacity(count);
+    // The other ends are bare, so that nothing of theirs but the transport is counted.
+    for n in 0..count {
+        let (ours, theirs) = memory_transport();
+        let (mut reader, mut writer) = ours.split();
+        let hello = super::hello(n as u64)?;
+        let before = heap();
+        acceptor.accept(theirs, "memory", format!("{n}"));
+        runtime.block_on(async {
+            writer.write(vec![hello]).await?;
+            reader.read().await
+        })?;
+        ends.push((reader, writer, before));
+    }
+    let first = ends.first().map_or(0, |end| end.2);
+    let each = heap().saturating_sub(first) / count;
+    println!(
+        "{count} idle sessions with their tasks, attachments and transports in memory: {each} bytes each, {} open",
+        acceptor.stats().open
+    );
+    Ok(())
+}

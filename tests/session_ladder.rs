@@ -1,0 +1,74 @@
+//! The ladder of transports: down when the better one fails, up again when it works, with nothing lost or repeated.
+#![cfg(all(feature = "runtime", feature = "testing"))]
+
+#[path = "session/support.rs"]
+mod support;
+
+use std::time::Duration;
+
+use lastmile::session::{AdmissionConfig, Rate};
+use lastmile::storage::MemoryStore;
+use lastmile::testing::VirtualTime;
+use lastmile::{Acceptor, Client, ClientState, Engine};
+
+use support::{ByName, Gate, Server, message};
+
+fn transport(state: &ClientState) -> Option<&'static str> {
+    match state {
+        ClientState::Online { transport, .. } => Some(*transport),
+        _ => None,
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_falls_back_and_climbs_back_and_everything_arrives_once_and_in_order() {
+    let time = VirtualTime::start();
+    let engine = Engine::builder(MemoryStore::new()).clock(time.clock()).build().unwrap();
+    let many = Rate { every: Duration::from_micros(1), burst: 1_000_000 };
+    let mut admission = AdmissionConfig::default();
+    (admission.address, admission.user) = (many, many);
+    let acceptor = Acceptor::builder(engine.clone(), ByName).admission(admission).build().unwrap();
+    let server = Server { engine, acceptor };
+    let (best, worst) = (Gate::shut(), Gate::shut());
+    worst.open();
+    let named = |gate: &Gate, name| support::To { name, ..gate.connector(&server) };
+    let alice = Client::builder(Engine::builder(MemoryStore::new()).clock(time.clock()), "alice", "phone")
+        .connector(named(&best, "best"))
+        .connector(named(&worst, "worst"))
+        .seed(7)
+        .build()
+        .unwrap();
+    let screen = support::screen(&alice);
+    let mut watch = alice.watch();
+    let long = Duration::from_secs(300);
+    let on = |name| move |state: &ClientState| transport(state) == Some(name);
+    tokio::time::timeout(long, watch.wait_for(on("worst"))).await.expect("it never fell back");
+    let mut sent = 0;
+    let mut send = async || {
+        for _ in 0..20 {
+            server.engine.send(message("alice", &sent.to_string())).await.unwrap();
+            sent += 1;
+        }
+    };
+    send().await;
+    best.open();
+    tokio::time::timeout(long, watch.wait_for(on("best"))).await.expect("it never climbed back");
+    send().await;
+    let stats = server.acceptor.stats();
+    assert_eq!((stats.opened, stats.resumed, stats.sessions), (2, 1, 1), "one session over both: {stats:?}");
+    let mut got = Vec::new();
+    for _ in 0..40 {
+        let offer = tokio::time::timeout(long, screen.next()).await.expect("nothing was delivered");
+        got.push(String::from_utf8(offer.delivery.message.payload().to_vec()).unwrap());
+    }
+    assert_eq!(got, (0..40).map(|i| i.to_string()).collect::<Vec<_>>());
+    let both = async {
+        while alice.worked() != [0, 1] {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+        }
+    };
+    tokio::time::timeout(long, both)
+        .await
+        .expect("the better one is remembered when it has stood for a while");
+    assert_eq!(server.acceptor.connections()[0].transport, "best");
+}

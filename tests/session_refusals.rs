@@ -1,0 +1,269 @@
+//! Whoever breaks the protocol is told what to do, and nobody else notices.
+#![cfg(all(feature = "runtime", feature = "testing"))]
+
+#[path = "session/support.rs"]
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use lastmile::ports::{FrameReader, FrameWriter, Transport};
+use lastmile::session::frame::{
+    Ack, Capabilities, Codec, Codecs, Credentials, Frame, Hello, Limits, Range, Window, decode, encode,
+};
+use lastmile::session::{Code, SessionConfig};
+use lastmile::{
+    Acceptor, Engine, MemoryReader, MemoryWriter, Reached, Stage, StreamId, memory_transport,
+    storage::MemoryStore,
+};
+
+use support::{ByName, LONG, Server, client, message};
+
+/// A peer that says whatever a test wants.
+struct Raw {
+    reader: MemoryReader,
+    writer: MemoryWriter,
+}
+
+impl Raw {
+    fn connect(acceptor: &Acceptor, address: &str) -> Self {
+        let (ours, theirs) = memory_transport();
+        acceptor.accept(theirs, "raw", address);
+        let (reader, writer) = ours.split();
+        Self { reader, writer }
+    }
+
+    async fn say(&mut self, frame: &Frame) {
+        let mut bytes = Vec::new();
+        encode(frame, Codec::Binary, &mut bytes);
+        self.say_bytes(bytes.into()).await;
+    }
+
+    async fn say_bytes(&mut self, bytes: Bytes) {
+        self.writer.write(vec![bytes]).await.unwrap();
+    }
+
+    /// The next frame; none at the end.
+    async fn hear(&mut self) -> Option<Frame> {
+        let read = tokio::time::timeout(LONG, self.reader.read()).await.expect("nothing was said");
+        read.unwrap().map(|bytes| decode(&bytes, &Limits::default()).unwrap())
+    }
+
+    /// What the connection ends with, whatever comes before.
+    async fn ends(&mut self) -> Option<Code> {
+        let mut code = None;
+        while let Some(frame) = self.hear().await {
+            if let Frame::Reject(refused) | Frame::Close(refused) = frame {
+                code = Some(refused.code);
+            }
+        }
+        code
+    }
+}
+
+fn hello(user: &str) -> Hello {
+    Hello {
+        versions: (1, 1),
+        codecs: Codecs::BINARY,
+        user: Some(user.try_into().unwrap()),
+        device: "raw".try_into().unwrap(),
+        credentials: Credentials(Bytes::new()),
+        stream: StreamId::from_u128(9),
+        resume: None,
+        capabilities: Capabilities::ACKS.or(Capabilities::PUBLISH),
+        horizon: Duration::ZERO,
+        window: Window { messages: 8, bytes: 1 << 20, reserve: 1 },
+        heartbeat: Duration::from_secs(25),
+        max_frame: 1 << 20,
+    }
+}
+
+fn said(hello: Hello) -> Frame {
+    Frame::Hello(Box::new(hello))
+}
+
+fn long_frames() -> SessionConfig {
+    let mut config = SessionConfig::default();
+    config.limits = Limits { max_frame: 64 << 10, max_items: 16 };
+    config.max_reply_bytes = 16 << 10;
+    config
+}
+
+/// Somebody else's session goes on before, during and after.
+async fn others_are_untouched(server: &Server) {
+    let alice = client("alice", server).build().unwrap();
+    let _screen = support::screen(&alice);
+    let receipt = server.engine.send(message("alice", "hello")).await.unwrap();
+    let reached = tokio::time::timeout(LONG, receipt.reached(Stage::Delivered)).await.unwrap();
+    assert_eq!(reached, Ok(Reached::Stage(Stage::Delivered)));
+}
+
+#[tokio::test]
+async fn each_bad_hello_is_rejected_with_a_code_of_its_own() {
+    let mut unsupported = Vec::new();
+    encode(&said(Hello { versions: (7, 9), ..hello("mallory") }), Codec::Binary, &mut unsupported);
+    let mut early = Vec::new();
+    encode(&Frame::Pong { nonce: 1 }, Codec::Binary, &mut early);
+    let mut horizon = Vec::new();
+    let too_long = Hello { horizon: Duration::from_secs(90_000), ..hello("mallory") };
+    encode(&said(too_long), Codec::Binary, &mut horizon);
+    let cases: [(Vec<u8>, Code); 5] = [
+        (unsupported, Code::UnsupportedVersion),
+        (early, Code::UnexpectedFrame),
+        (horizon, Code::HorizonTooLong),
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), Code::Malformed),
+        (vec![1; 65 << 10], Code::FrameTooLarge),
+    ];
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let acceptor = Acceptor::builder(engine.clone(), ByName).session(long_frames()).build().unwrap();
+    let server = Server { engine, acceptor };
+    for (i, (bytes, code)) in cases.into_iter().enumerate() {
+        let mut raw = Raw::connect(&server.acceptor, &format!("address {i}"));
+        raw.say_bytes(bytes.into()).await;
+        assert_eq!(raw.ends().await, Some(code));
+    }
+    assert_eq!(server.acceptor.stats().rejected, 5);
+    assert_eq!(server.acceptor.stats().sessions, 0);
+    others_are_untouched(&server).await;
+}
+
+#[tokio::test]
+async fn each_violation_of_an_open_session_closes_it_with_a_code_of_its_own_and_no_other() {
+    let server = Server::new();
+    let ack = Frame::Ack(Ack { ranges: vec![Range { from: 1, to: 3 }], window: None });
+    let cases = [
+        (said(hello("mallory")), Code::ReplayedHello),
+        (ack, Code::AckOfUnsent),
+        (Frame::Renewed { expires_in: None }, Code::UnexpectedFrame),
+    ];
+    for (i, (frame, code)) in cases.into_iter().enumerate() {
+        let mut raw = Raw::connect(&server.acceptor, &format!("address {i}"));
+        raw.say(&said(hello("mallory"))).await;
+        assert!(matches!(raw.hear().await, Some(Frame::Welcome(_))));
+        raw.say(&frame).await;
+        assert_eq!(raw.ends().await, Some(code));
+    }
+    assert_eq!(server.acceptor.stats().violations, 3);
+    others_are_untouched(&server).await;
+}
+
+#[tokio::test]
+async fn a_frame_during_the_authentication_is_a_violation() {
+    struct Never;
+    impl lastmile::ports::Authenticator for Never {
+        async fn authenticate(
+            &self,
+            _claim: lastmile::ports::Claim,
+        ) -> Result<lastmile::ports::Identity, lastmile::ports::Denied> {
+            std::future::pending().await
+        }
+    }
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let mut config = SessionConfig::default();
+    config.handshake_timeout = Duration::from_secs(3);
+    let acceptor = Acceptor::builder(engine, Never).session(config).build().unwrap();
+    let mut raw = Raw::connect(&acceptor, "here");
+    raw.say(&said(hello("mallory"))).await;
+    raw.say(&said(hello("mallory"))).await;
+    assert_eq!(raw.ends().await, Some(Code::ReplayedHello));
+    let mut patient = Raw::connect(&acceptor, "there");
+    patient.say(&said(hello("alice"))).await;
+    assert_eq!(patient.ends().await, Some(Code::HandshakeTimeout), "an authenticator that never answers");
+    let mut silent = Raw::connect(&acceptor, "there");
+    assert_eq!(silent.ends().await, Some(Code::HandshakeTimeout), "a hello that never comes");
+}
+
+#[tokio::test]
+async fn an_authenticator_that_panics_refuses_one_connection() {
+    struct Panics;
+    impl lastmile::ports::Authenticator for Panics {
+        async fn authenticate(
+            &self,
+            claim: lastmile::ports::Claim,
+        ) -> Result<lastmile::ports::Identity, lastmile::ports::Denied> {
+            let user = claim.user.unwrap();
+            assert_ne!(user.as_bytes(), b"mallory");
+            Ok(lastmile::ports::Identity::new(user))
+        }
+    }
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let acceptor = Acceptor::builder(engine.clone(), Panics).build().unwrap();
+    let mut raw = Raw::connect(&acceptor, "here");
+    raw.say(&said(hello("mallory"))).await;
+    assert_eq!(raw.ends().await, Some(Code::Overloaded));
+    others_are_untouched(&Server { engine, acceptor }).await;
+}
+
+#[tokio::test]
+async fn repeated_failures_cost_their_address_a_penalty_and_no_other_one() {
+    let server = Server::new();
+    let mut codes = Vec::new();
+    for _ in 0..2 {
+        let mut raw = Raw::connect(&server.acceptor, "a bad place");
+        raw.say(&said(hello("mallory"))).await;
+        if let Some(Frame::Reject(refused)) = raw.hear().await {
+            codes.push(refused.code);
+            assert!(refused.retry_after.is_some());
+            continue;
+        }
+        raw.say_bytes(Bytes::from_static(b"garbage")).await;
+        codes.extend(raw.ends().await);
+    }
+    assert_eq!(codes, [Code::Malformed, Code::Penalised]);
+    others_are_untouched(&server).await;
+}
+
+#[tokio::test]
+async fn a_device_publishes_in_its_users_name_and_hears_when_it_is_durable() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let permit = |peer: &lastmile::Peer, message: &lastmile::Message| {
+        assert_eq!(message.sender(), Some(&peer.user));
+        if message.recipient().as_bytes() == b"boss" { Err(Code::NotPermitted) } else { Ok(()) }
+    };
+    let acceptor = Acceptor::builder(engine.clone(), ByName).permit(permit).build().unwrap();
+    let server = Server { engine, acceptor };
+    let mut raw = Raw::connect(&server.acceptor, "here");
+    raw.say(&said(hello("mallory"))).await;
+    assert!(matches!(raw.hear().await, Some(Frame::Welcome(_))));
+    let forged = |to: &str| lastmile::Message::to(to, "chat.message", "hi").sender("alice").build().unwrap();
+    raw.say(&Frame::Publish { number: 1, message: forged("bob") }).await;
+    raw.say(&Frame::Publish { number: 2, message: forged("boss") }).await;
+    let mut outcomes = std::collections::BTreeMap::new();
+    while outcomes.len() < 2 {
+        if let Some(Frame::Receipt { number, outcome }) = raw.hear().await {
+            outcomes.insert(number, outcome);
+        }
+    }
+    assert_eq!(outcomes[&1], lastmile::session::frame::Published::Accepted);
+    assert!(
+        matches!(&outcomes[&2], lastmile::session::frame::Published::Refused(r) if r.code == Code::NotPermitted)
+    );
+    let bob = client("bob", &server).build().unwrap();
+    let screen = support::screen(&bob);
+    assert_eq!(support::texts(&screen, 1).await, [("hi".to_owned(), "mallory".to_owned())]);
+}
+
+#[tokio::test]
+async fn nobody_can_speak_of_another_ones_places() {
+    use lastmile::record::{LaneId, Seq};
+    use lastmile::session::frame::{Deliver, Item, Place};
+    let server = Server::new();
+    let stream = StreamId::from_u128(77);
+    let seq = Seq::new((1 << Seq::EPOCH_SHIFT) + 1);
+    let place = Place { lane: LaneId::Normal, seq };
+    for user in ["mallory", "alice"] {
+        let mut raw = Raw::connect(&server.acceptor, user);
+        raw.say(&said(Hello { stream, ..hello(user) })).await;
+        assert!(matches!(raw.hear().await, Some(Frame::Welcome(_))));
+        let message = message("bob", user);
+        let accepted_at = lastmile::Timestamp::from_millis(1);
+        let item = Item { place, accepted_at, attempts: 0, redelivered: false, reply_within: None, message };
+        raw.say(&Frame::Deliver(Deliver { first: 1, base: 1, heard: 0, items: vec![item] })).await;
+        while !matches!(raw.hear().await, Some(Frame::Ack(_))) {}
+    }
+    let bob = client("bob", &server).build().unwrap();
+    let screen = support::screen(&bob);
+    let mut texts: Vec<_> = support::texts(&screen, 2).await.into_iter().map(|(text, _)| text).collect();
+    texts.sort();
+    assert_eq!(texts, ["alice", "mallory"], "the same place of the same stream, and both arrive");
+}

@@ -1,0 +1,154 @@
+//! Requests and their answers: with the acknowledgement, as a message, late, and for nobody.
+#![cfg(all(feature = "runtime", feature = "testing"))]
+
+#[path = "session/support.rs"]
+mod support;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use lastmile::machine::{Delivery, EntryRef, Verdict};
+use lastmile::ports::{Receiver, Sink};
+use lastmile::session::{Inbound, InboundId};
+use lastmile::storage::MemoryStore;
+use lastmile::testing::ScriptedSink;
+use lastmile::{Acceptor, Engine, Message, RequestError, Stage, UserId};
+
+use support::{ByName, LONG, Server, client, message, online};
+
+/// Answers everything with what it says, in capitals.
+struct Shouts;
+
+fn shout(message: &Message) -> Bytes {
+    message.payload().to_ascii_uppercase().into()
+}
+
+impl Receiver for Shouts {
+    async fn receive(&mut self, batch: Vec<Inbound>) -> Vec<(InboundId, lastmile::session::Verdict)> {
+        let answer = |one: Inbound| (one.id, lastmile::session::Verdict::Replied(shout(&one.item.message)));
+        batch.into_iter().map(answer).collect()
+    }
+}
+
+impl Sink for Shouts {
+    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+        batch.iter().map(|one| (one.entry, Verdict::Replied(shout(&one.message)))).collect()
+    }
+}
+
+fn user(name: &str) -> UserId {
+    UserId::new(name).unwrap()
+}
+
+async fn ask(client: &lastmile::Client, to: &str, text: &str) -> Bytes {
+    client.request(message(to, text), LONG).await.unwrap()
+}
+
+#[tokio::test]
+async fn a_service_answers_with_the_acknowledgement_and_nothing_is_kept() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let acceptor =
+        Acceptor::builder(engine.clone(), ByName).service(user("service"), |_| Shouts).build().unwrap();
+    let server = Server { engine, acceptor };
+    let alice = client("alice", &server).build().unwrap();
+    for text in ["hello", "again"] {
+        assert_eq!(ask(&alice, "service", text).await, text.to_uppercase());
+    }
+    assert_eq!(server.engine.stats().await.unwrap().counters.accepted, 0);
+}
+
+#[tokio::test]
+async fn a_server_asks_a_client_whose_handler_is_behind_its_inbox_or_not() {
+    let server = Server::new();
+    let kept = client("kept", &server).build().unwrap();
+    let _shouts = kept.attach("handler", Shouts).unwrap();
+    let direct = client("direct", &server).direct(|| Shouts).build().unwrap();
+    for of in [&kept, &direct] {
+        online(of).await;
+    }
+    // Without a sender there is nobody to send an answer to: it must ride with the acknowledgement.
+    let asked = server.engine.request(message("direct", "hello"), LONG).await.unwrap();
+    assert_eq!(asked, "HELLO");
+    let from = Message::to("kept", "chat.message", "hello").sender("server").build().unwrap();
+    assert_eq!(server.engine.request(from, LONG).await.unwrap(), "HELLO");
+}
+
+#[tokio::test]
+async fn a_client_asks_another_one_through_the_server() {
+    let server = Server::new();
+    let (alice, bob) = (client("alice", &server).build().unwrap(), client("bob", &server).build().unwrap());
+    let _shouts = bob.attach("handler", Shouts).unwrap();
+    let mut answers = Vec::new();
+    for i in 0..20 {
+        answers.push(ask(&alice, "bob", &format!("question {i}")).await);
+    }
+    assert_eq!(answers[19], "QUESTION 19");
+    assert_eq!(alice.engine().stats().await.unwrap().waiting, 0, "no answer was left in the inbox");
+}
+
+#[tokio::test]
+async fn a_sink_of_the_engine_itself_answers_at_once() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let _shouts = engine.attach("bob", "handler", Shouts).unwrap();
+    assert_eq!(engine.request(message("bob", "hello"), LONG).await.unwrap(), "HELLO");
+}
+
+#[tokio::test]
+async fn an_answer_that_comes_too_late_comes_as_a_message() {
+    let server = Server::new();
+    let alice = client("alice", &server).build().unwrap();
+    let screen = support::screen(&alice);
+    let question = message("bob", "hello");
+    let id = question.id();
+    let late = alice.request(question, Duration::from_millis(300)).await;
+    let Err(RequestError::TimedOut(receipt)) = late else { panic!("{late:?}") };
+    receipt.reached(Stage::Delivered).await.unwrap();
+    let bob = client("bob", &server).build().unwrap();
+    let _shouts = bob.attach("handler", Shouts).unwrap();
+    let answer = support::next(&screen).await.message;
+    assert_eq!((answer.answers(), answer.payload().as_ref()), (Some(id), b"HELLO".as_ref()));
+    assert_eq!((answer.event().as_str(), answer.sender()), ("lastmile.answer", Some(&user("bob"))));
+}
+
+#[tokio::test]
+async fn a_request_that_nobody_can_answer_is_given_up_in_time_and_stays_accepted() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let silent = ScriptedSink::new();
+    let _attached = engine.attach("bob", "handler", silent.clone()).unwrap();
+    let asked = engine.request(message("bob", "hello"), Duration::from_millis(300)).await;
+    assert!(matches!(asked, Err(RequestError::TimedOut(_))), "{asked:?}");
+    assert_eq!(silent.count(), 1);
+}
+
+#[tokio::test]
+async fn nobody_can_answer_for_somebody_else() {
+    let server = Server::new();
+    let (alice, mallory) =
+        (client("alice", &server).build().unwrap(), client("mallory", &server).build().unwrap());
+    let question = message("bob", "hello");
+    let id = question.id();
+    let mut asking = tokio::task::JoinSet::new();
+    asking.spawn({
+        let alice = alice.clone();
+        async move { alice.request(question, Duration::from_secs(2)).await }
+    });
+    let forged = Message::to("alice", "lastmile.answer", "forged")
+        .sender("bob")
+        .header("lastmile-answers", id.as_u128().to_be_bytes().to_vec())
+        .build()
+        .unwrap();
+    mallory.send(forged).await.unwrap();
+    let screen = support::screen(&alice);
+    assert_eq!(support::next(&screen).await.message.sender(), Some(&user("mallory")));
+    assert!(matches!(asking.join_next().await.unwrap().unwrap(), Err(RequestError::TimedOut(_))));
+}
+
+#[tokio::test]
+async fn a_router_behind_an_inbox_answers_too() {
+    let server = Server::new();
+    let (alice, bob) = (client("alice", &server).build().unwrap(), client("bob", &server).build().unwrap());
+    let router = lastmile::Router::new();
+    let _handler = router.on("chat.message", async |text: String, _| Ok(text.to_uppercase())).unwrap();
+    let _attached = bob.attach("router", router).unwrap();
+    assert_eq!(ask(&alice, "bob", "hello").await, "HELLO");
+}
