@@ -50,6 +50,18 @@ const MAX_COALESCED: usize = 64;
 /// The most rows of the ledger that are kept for a user.
 const MAX_LEDGER_ROWS: usize = 1024;
 
+/// Which ends are kept for [`Engine::ends`](crate::Engine::ends), over all users.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum KeepEnds {
+    /// None.
+    Nothing,
+    /// Those of messages that were not delivered, and what corrects them: late confirmations.
+    #[default]
+    Undelivered,
+    /// All.
+    All,
+}
+
 /// Everything that can be configured about delivery. `Default` suits a server; see each field.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
@@ -131,6 +143,13 @@ pub struct Config {
     pub ledger_rows: usize,
     /// How long they are kept. 30 days. A row that is older is dropped when its user's row is next read or written.
     pub ledger_age: Duration,
+    /// Which ends are kept over all users. [`KeepEnds::Undelivered`]. After a change, whoever reads them begins anew.
+    pub keep_ends: KeepEnds,
+    /// How many of them are kept, the newest. 65,536, which take about 4 MB on disk, and 10 MB in memory of
+    /// those that have not settled.
+    pub max_ends: NonZeroU64,
+    /// How long they are kept. 30 days. Older ones go with the next settlement.
+    pub ends_age: Duration,
     /// Ended messages above a lane's cursor (and those on the way there); at the bound, give or take one batch, only the lane's oldest message is offered. 2,048.
     pub max_gaps: NonZeroUsize,
     /// Settled messages of one lane held in memory for an attached user, and the size of one load. 256.
@@ -206,6 +225,9 @@ impl Default for Config {
             max_disk_bytes: None,
             ledger_rows: 64,
             ledger_age: Duration::from_secs(30 * 24 * 60 * 60),
+            keep_ends: KeepEnds::Undelivered,
+            max_ends: nz!(NonZeroU64, 65_536),
+            ends_age: Duration::from_secs(30 * 24 * 60 * 60),
             max_gaps: nz!(NonZeroUsize, 2048),
             max_resident: nz!(NonZeroUsize, 256),
             max_load_bytes: nz!(NonZeroU64, 1 << 20),

@@ -24,7 +24,7 @@ pub mod storage;
 #[cfg(feature = "testing")]
 pub mod testing;
 
-pub use config::{Config, ConfigError, MAX_EVICTED, OnFailure, Overflow};
+pub use config::{Config, ConfigError, KeepEnds, MAX_EVICTED, OnFailure, Overflow};
 pub use error::{Closed, InvalidMessage, KeyError, MessageFlaw};
 pub use event::{EventName, InvalidEventName, MAX_EVENT_BYTES};
 pub use id::{
@@ -39,12 +39,14 @@ pub use message::{
 pub use runtime::{
     Acceptor, AcceptorBuilder, AcceptorStats, Answers, AttachError, Attachment, BatchError, BuildError,
     Client, ClientBuildError, ClientBuilder, ClientState, Connection, ConnectionsWatch, Detached,
-    DevicePresence, DrainReport, Drained, Engine, EngineBuilder, Feed, Filter, HearError, Heard, Inbox,
-    MemoryReader, MemoryTransport, MemoryWriter, OperateError, OutboxLimit, Pattern, Peer, PresenceChange,
-    PresenceKind, PresencePage, PresenceWatch, Reached, Receipt, RegisterError, Registration, RequestError,
-    Router, RouterBuilder, SendError, Stage, StateWatch, Stats, SubscribeError, Subscription, SystemClock,
-    UserPresence, WatchError, memory_transport,
+    DevicePresence, Distribution, DrainReport, Drained, EndFeed, Engine, EngineBuilder, Feed, FeedError,
+    Filter, HearError, Heard, Inbox, MemoryReader, MemoryTransport, MemoryWriter, OperateError, OutboxLimit,
+    Pattern, Peer, PresenceChange, PresenceKind, PresencePage, PresenceWatch, Reached, Receipt,
+    RegisterError, Registration, RequestError, Router, RouterBuilder, SendError, Stage, StateWatch, Stats,
+    SubscribeError, Subscription, SystemClock, UserPresence, WatchError, memory_transport,
 };
+#[cfg(feature = "metrics")]
+pub use runtime::{METRICS, Metric, MetricKind};
 pub use status::{EndReason, Status};
 pub use time::Timestamp;
 

@@ -1,6 +1,8 @@
 //! The records: the spine of everything. The machine's state is a fold of them.
 
+mod backlog;
 mod dependent;
+mod ends;
 mod lane;
 mod ledger;
 
@@ -13,7 +15,9 @@ use crate::message::Message;
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
+pub use backlog::Backlog;
 pub use dependent::{DependentRow, Parent, ParentEnd};
+pub use ends::{EndPosition, Ended};
 pub use lane::LaneId;
 pub use ledger::{Gap, LedgerRow, LedgerRows, Told};
 
@@ -280,6 +284,11 @@ pub struct End {
 }
 
 impl End {
+    /// Whether a failed attempt of the message was recorded before: the one that spends the attempts is the end itself.
+    pub(crate) fn was_retrying(&self) -> bool {
+        self.upgrades.is_none() && self.attempts > u32::from(self.reason == EndReason::Dead)
+    }
+
     /// Whether it is the end of a message, as the ledger counts them. The others end a place: what was there waits
     /// elsewhere, or was a dead letter, which had ended before.
     #[must_use]
@@ -421,6 +430,8 @@ pub struct Counters {
     pub buried_bytes: u64,
     /// Bytes of dead letters that were sent again or dropped.
     pub unburied_bytes: u64,
+    /// What waits, by lane and by when it was accepted.
+    pub backlog: Backlog,
 }
 
 impl Counters {
@@ -463,6 +474,7 @@ impl Counters {
         self.unburied = self.unburied.wrapping_add(other.unburied);
         self.buried_bytes = self.buried_bytes.wrapping_add(other.buried_bytes);
         self.unburied_bytes = self.unburied_bytes.wrapping_add(other.unburied_bytes);
+        self.backlog.add(&other.backlog);
     }
 
     /// Shard `i`'s part, when these counters are divided among `shards`. The parts sum up to the whole.
@@ -480,6 +492,7 @@ impl Counters {
             unburied: part(self.unburied),
             buried_bytes: part(self.buried_bytes),
             unburied_bytes: part(self.unburied_bytes),
+            backlog: self.backlog.part(i),
         }
     }
 }

@@ -38,6 +38,7 @@ const CRATES: &[(&str, &[&str])] = &[
     ("tokio", &["src/runtime/", "src/testing/network.rs", "src/testing/transport_suite.rs"]),
     ("crossbeam_channel", &["src/runtime/"]),
     ("dashmap", &["src/runtime/"]),
+    ("metrics", &["src/runtime/meters"]),
     ("chacha20poly1305", &["src/storage/seal"]),
     ("zeroize", &["src/ports/keys.rs"]),
 ];

@@ -41,6 +41,12 @@ impl Core {
         Self { machine, next, now, numbers: 0, inputs: VecDeque::new(), offered: 0, refused: 0, repeats: 0 }
     }
 
+    /// The machine itself.
+    #[allow(dead_code, reason = "one benchmark asks it")]
+    pub(crate) fn machine(&self) -> &Machine {
+        &self.machine
+    }
+
     /// A ticket or link that was not used before.
     pub(crate) fn number(&mut self) -> u64 {
         self.numbers += 1;

@@ -25,7 +25,7 @@ impl Machine {
                 self.apply_accept(seq, accept, key, counts);
             }
             Record::End(end) => self.apply_end(seq, end, counts),
-            Record::Attempt(attempt) => self.apply_attempt(seq, attempt),
+            Record::Attempt(attempt) => self.apply_attempt(seq, attempt, counts),
             Record::Exposed(exposed) => self.apply_exposed(seq, exposed),
             Record::Told(told) => self.apply_told(seq, told),
             Record::Floor(floor) => {
@@ -59,6 +59,9 @@ impl Machine {
         if counts && lane == LaneId::Dead {
             self.counters.buried += 1;
             self.counters.buried_bytes += cost;
+        }
+        if counts {
+            self.counters.backlog.accept(seq, lane, accept.at);
         }
         if counts && accept.counts() {
             self.counters.accepted += 1;
@@ -113,6 +116,12 @@ impl Machine {
         self.fold_ledger(seq, end);
         if end.upgrades.is_some() {
             return;
+        }
+        if counts {
+            self.counters.backlog.end(end.seq, end.lane);
+            if end.was_retrying() {
+                self.counters.backlog.retry(false);
+            }
         }
         let (collected, applied) = (self.collected, self.applied);
         let on_disk = end.seq < collected;
@@ -169,8 +178,11 @@ impl Machine {
         }
     }
 
-    pub(super) fn apply_attempt(&mut self, seq: Seq, attempt: &Attempt) {
+    pub(super) fn apply_attempt(&mut self, seq: Seq, attempt: &Attempt, counts: bool) {
         let is_live = self.is_live;
+        if counts && attempt.attempts == 1 {
+            self.counters.backlog.retry(true);
+        }
         let user = self.user_mut(&attempt.user);
         let lane = user.lane(attempt.lane);
         if lane.ended.contains(&attempt.seq) || attempt.seq <= lane.cursor {
@@ -180,6 +192,9 @@ impl Machine {
         // Live, the message went into its backoff when the attempt failed, and may be out of it by now.
         if !is_live {
             lane.set_state(attempt.seq, EntryState::Backoff(attempt.not_before));
+            if let Some(entry) = lane.entry_mut(attempt.seq) {
+                entry.failures = attempt.attempts;
+            }
         }
         self.touch(&attempt.user, seq);
     }

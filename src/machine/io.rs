@@ -326,7 +326,7 @@ pub enum Action {
         answer: Bytes,
     },
     /// A part of what must settle; complete when `last` is set.
-    Survivors(Survivors),
+    Survivors(Box<Survivors>),
     /// An attachment was refused or replaced by a newer one of the same device; it will be offered nothing more.
     Dismiss(LinkId),
 }

@@ -219,6 +219,7 @@ impl Machine {
         if ended || !found.ending.insert(seq) {
             return;
         }
+        let attempts = found.attempts.get(&seq).map_or(0, |(attempts, _)| *attempts);
         self.stats.damaged += 1;
         let end = End {
             user: id.clone(),
@@ -228,7 +229,7 @@ impl Machine {
             reason: EndReason::Dead,
             upgrades: None,
             possibly_delivered: lane != LaneId::Scheduled,
-            attempts: 0,
+            attempts,
             cost,
             at: now,
         };

@@ -76,7 +76,7 @@ impl Machine {
                 counters: Some((self.counters, self.applied)),
                 ..Survivors::default()
             };
-            self.actions.push_back(Action::Survivors(last));
+            self.actions.push_back(Action::Survivors(Box::new(last)));
             return;
         }
         self.job = Some(Job {
@@ -144,7 +144,7 @@ impl Machine {
             self.collected = logged.seq.plus(1);
             job.collected.push_back(logged);
         }
-        self.actions.push_back(Action::Survivors(part));
+        self.actions.push_back(Action::Survivors(Box::new(part)));
     }
 
     /// A message that was accepted below the place and ended above it is in no run, but its end will be replayed: the
@@ -183,7 +183,7 @@ impl Machine {
             part.rows.push((id.clone(), user.row(applied, keep)));
             job.written.push((id, applied));
         }
-        self.actions.push_back(Action::Survivors(part));
+        self.actions.push_back(Action::Survivors(Box::new(part)));
     }
 
     fn finish_collecting(&mut self, job: &mut Job, part: &mut Survivors) {

@@ -7,7 +7,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64};
 
 use crossbeam_channel::{bounded, unbounded};
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, Semaphore};
+use tokio::sync::{Mutex, Semaphore, watch};
 
 use super::attachment::Registry;
 use super::batch::{MAX_JOINTS, Unanswered};
@@ -18,6 +18,7 @@ use super::engine::{Engine, Inner};
 use super::hub::Bounds;
 use super::keeper::{DiskGauge, Keeper, KeeperGauge};
 use super::mail::Post;
+use super::meters::Meters;
 use super::presence::Presences;
 use super::requests::Requests;
 use super::subscribe::Changes;
@@ -31,7 +32,7 @@ use crate::machine::{Birth, Machine};
 #[cfg(feature = "encryption")]
 use crate::ports::KeyProvider;
 use crate::ports::{Clock, Journal, JournalError, Store, StoreError};
-use crate::record::Epoch;
+use crate::record::{Epoch, Seq};
 use crate::storage::disk::RealDisk;
 use crate::storage::journal::{FileJournal, JournalConfig, MemoryJournal};
 use crate::storage::outbox::{Identity, OpenError, Opened, OutboxStore, RecoverError, Recovered, recover};
@@ -301,15 +302,17 @@ impl EngineBuilder {
             OutboxStore::open_with(store, manifest, above, identity, self.cipher.clone())
         };
         let (mut outbox, mut opened) = open(Epoch::default(), fresh)?;
+        outbox.keep_ends(&self.config).map_err(OpenError::Store)?;
         self.config = self.config.for_groups_of(journal.space().max_group_bytes);
-        let (mut machines, mut recovered) = self.recover(&opened, &mut *journal)?;
+        let (mut machines, mut recovered) = self.recover(&outbox, &opened, &mut *journal)?;
         if opened.epoch <= recovered.replay.epoch {
             // The store has forgotten its epochs, as one does that was moved to quarantine. The journal has not.
             let lost = opened.lost;
             (outbox, opened) = open(recovered.replay.epoch, opened.identity)?;
             opened.lost.retain(|loss| !lost.contains(loss));
             opened.lost.extend(lost);
-            (machines, recovered) = self.recover(&opened, &mut *journal)?;
+            outbox.keep_ends(&self.config).map_err(OpenError::Store)?;
+            (machines, recovered) = self.recover(&outbox, &opened, &mut *journal)?;
         }
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(recovered.latest)));
         let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
@@ -328,12 +331,14 @@ impl EngineBuilder {
 
     fn recover(
         &self,
+        outbox: &OutboxStore,
         opened: &Opened,
         journal: &mut dyn Journal,
     ) -> Result<(Vec<Machine>, Recovered), BuildError> {
         let shards = self.shards.get();
         let mut machines: Vec<_> = (0..shards).map(|i| Machine::new(self.birth(opened, i))).collect();
         let recovered = recover(opened, journal, shards, &mut |shard, seq, record, counts| {
+            outbox.note_record(seq, record);
             if let Some(machine) = machines.get_mut(shard) {
                 machine.replay(seq, record, counts);
             }
@@ -382,12 +387,15 @@ impl Assembly {
         let (orders, committer_orders) = bounded(room);
         // Not bounded by itself: a settling has a bounded number of parts, and sealed segments are few.
         let (events, keeper_events) = unbounded();
-        let (journal_gauge, keeper_gauge) =
-            (Arc::new(JournalGauge::default()), Arc::new(KeeperGauge::default()));
+        let (journal_gauge, keeper_gauge) = (Arc::<JournalGauge>::default(), Arc::<KeeperGauge>::default());
         let config = &self.builder.config;
         let presences = Presences::new(self.clock.clone(), Bounds::of(config), config.max_last_seen);
         let registry = Arc::new(Registry::new(presences));
         let hub = Arc::new(Changes::new(Bounds::of(config)));
+        let meters = Arc::new(Meters::default());
+        #[cfg(feature = "metrics")]
+        meters.begin_from(&super::stats::Stats::of(machines.iter().map(Machine::stats)));
+        let (ended, newest_end) = watch::channel(Seq::ZERO);
         let loads = Arc::new(Semaphore::new(LOADS));
         let requests = Arc::<Requests>::default();
         let max_mail_bytes = (self.journal.space().max_group_bytes / 4).min(1 << 20);
@@ -416,6 +424,7 @@ impl Assembly {
                 loads: loads.clone(),
                 handle: self.handle.clone(),
                 max_mail_bytes,
+                keep_ends: self.builder.config.keep_ends,
                 state: DriverState::default(),
             });
         }
@@ -427,6 +436,9 @@ impl Assembly {
             shards: shards.clone(),
             keeper: events.clone(),
             gauge: journal_gauge.clone(),
+            meters: meters.clone(),
+            ends: self.outbox.ends(),
+            ended,
             generation: 0,
         };
         let mut keeper = Keeper {
@@ -439,10 +451,11 @@ impl Assembly {
             clock: self.clock.clone(),
             journal: journal_gauge.clone(),
             gauge: keeper_gauge.clone(),
+            meters: meters.clone(),
             max_runs: self.builder.max_runs,
             dedup_age: self.builder.config.dedup_age,
             sealed: (self.recovered.replay.records > 0).then_some(self.recovered.next_seq),
-            loads,
+            loads: loads.clone(),
         };
         // Before anything is sent.
         keeper.weigh();
@@ -466,6 +479,9 @@ impl Assembly {
             outbox: self.outbox,
             journal: journal_gauge,
             kept: keeper_gauge,
+            meters,
+            newest_end,
+            loads,
             committer: orders,
             keeper: events,
             threads: std::sync::Mutex::new(threads),
@@ -476,7 +492,10 @@ impl Assembly {
             recovered: self.recovered,
             lost: self.opened.lost,
         };
-        Ok(Engine { inner: Arc::new(inner) })
+        let engine = Engine { inner: Arc::new(inner) };
+        #[cfg(feature = "metrics")]
+        tasks::spawn(&engine.inner.handle, Meters::run(Arc::downgrade(&engine.inner)));
+        Ok(engine)
     }
 }
 

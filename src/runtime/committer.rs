@@ -8,14 +8,18 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
+use tokio::sync::watch;
 
 pub(super) use self::request::{Request, Share, Whose};
 use super::clock::Stopwatch;
+use super::histogram::{self, Histogram};
 use super::keeper::Event;
 use super::mail::Post;
+use super::meters::Meters;
 use crate::machine::Input;
 use crate::ports::{Group, Journal, JournalError};
 use crate::record::{Epoch, Seq};
+use crate::storage::outbox::EndLog;
 
 /// The first wait after a failed heal.
 const HEAL_FLOOR: Duration = Duration::from_millis(10);
@@ -34,17 +38,46 @@ pub(super) enum Order {
 }
 
 /// What others may see of the journal, without asking.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct JournalGauge {
     pub(super) free: AtomicU32,
     pub(super) segments: AtomicU32,
     pub(super) commits: AtomicU64,
     pub(super) records: AtomicU64,
     pub(super) commit_nanos: AtomicU64,
+    pub(super) commit_times: Histogram,
+    pub(super) group_sizes: Histogram,
     pub(super) failures: AtomicU64,
     pub(super) degraded: AtomicBool,
     /// Settling failed last; written by the keeper.
     pub(super) store_down: AtomicBool,
+}
+
+impl Default for JournalGauge {
+    fn default() -> Self {
+        Self {
+            free: AtomicU32::new(0),
+            segments: AtomicU32::new(0),
+            commits: AtomicU64::new(0),
+            records: AtomicU64::new(0),
+            commit_nanos: AtomicU64::new(0),
+            commit_times: Histogram::new(histogram::TIMES),
+            group_sizes: Histogram::new(histogram::SIZES),
+            failures: AtomicU64::new(0),
+            degraded: AtomicBool::new(false),
+            store_down: AtomicBool::new(false),
+        }
+    }
+}
+
+impl JournalGauge {
+    fn committed(&self, nanos: u64, records: u64) {
+        self.commits.fetch_add(1, Ordering::Relaxed);
+        self.records.fetch_add(records, Ordering::Relaxed);
+        self.commit_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.commit_times.record(nanos);
+        self.group_sizes.record(records);
+    }
 }
 
 pub(super) struct Committer {
@@ -55,6 +88,11 @@ pub(super) struct Committer {
     pub(super) shards: Vec<Post>,
     pub(super) keeper: Sender<Event>,
     pub(super) gauge: Arc<JournalGauge>,
+    pub(super) meters: Arc<Meters>,
+    /// The ends that are kept.
+    pub(super) ends: Arc<EndLog>,
+    /// Where the newest of them is; whoever waits for it is told by the change.
+    pub(super) ended: watch::Sender<Seq>,
     /// How often drivers were told that the journal takes no commits. A commit handed out before its driver knew of the
     /// last time fails, even if the journal takes commits again: an earlier one of that driver may have failed.
     pub(super) generation: u64,
@@ -182,16 +220,33 @@ impl Committer {
             return self.heal(group, waiting);
         }
         let mut first = first;
-        self.gauge.commits.fetch_add(1, Ordering::Relaxed);
-        self.gauge.commit_nanos.fetch_add(watch.nanos(), Ordering::Relaxed);
+        let (nanos, records) = (watch.nanos(), group.iter().map(|request| u64::from(request.count)).sum());
+        self.gauge.committed(nanos, records);
+        self.meters.committed(nanos, records);
+        self.note_ends(&group, first);
         for request in group {
-            self.gauge.records.fetch_add(u64::from(request.count), Ordering::Relaxed);
             for (shard, input) in request.told_persisted(first) {
                 self.tell(shard, input);
             }
             first = first.plus(u64::from(request.count));
         }
         Go::On
+    }
+
+    /// Before anybody is told: whoever hears of an end finds it among the ends.
+    fn note_ends(&self, group: &[Request], first: Seq) {
+        let (mut next, mut ends) = (first, Vec::new());
+        for request in group {
+            ends.extend(
+                request.ends.iter().map(|(before, end)| (next.plus(u64::from(*before)), end.clone())),
+            );
+            next = next.plus(u64::from(request.count));
+        }
+        let newest = ends.last().map(|(place, _)| *place);
+        self.ends.note(first, ends, next);
+        if let Some(newest) = newest {
+            self.ended.send_replace(newest);
+        }
     }
 
     /// The journal is full: waits until the keeper has let go of a segment, within bounds.

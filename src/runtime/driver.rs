@@ -21,6 +21,7 @@ use super::subscribe::Changes;
 use super::tasks;
 use super::watch::{Waiting, Watched, Watchers};
 use crate::codec::Cipher;
+use crate::config::KeepEnds;
 use crate::digest::Digester;
 use crate::machine::{
     Accepted, Action, Change, EntryRef, Input, JointId, JointPart, LoadId, Machine, Query, Refusal, Ticket,
@@ -28,7 +29,7 @@ use crate::machine::{
 };
 use crate::message::Message;
 use crate::ports::Clock;
-use crate::record::Record;
+use crate::record::{End, Record};
 use crate::storage::outbox::OutboxStore;
 use crate::time::Timestamp;
 
@@ -61,6 +62,7 @@ pub(super) struct Driver {
     pub(super) handle: Handle,
     /// The most bytes of new messages taken into one commit.
     pub(super) max_mail_bytes: u64,
+    pub(super) keep_ends: KeepEnds,
     pub(super) state: DriverState,
 }
 
@@ -254,11 +256,12 @@ impl Driver {
                 }
                 Action::Persist { commit, records, accepts, written } => {
                     let count = u32::try_from(records.len()).unwrap_or(u32::MAX);
+                    let ends = self.kept(&records);
                     let records = encode(&records, self.outbox.cipher());
                     self.state.open_commits.push_back(records.len() as u64);
                     self.state.open_bytes += records.len() as u64;
                     let whose = Whose::Shard { shard: self.shard, generation: self.state.generation, commit };
-                    let request = Request { whose, count, accepts, written, records };
+                    let request = Request { whose, count, accepts, written, records, ends };
                     if self.committer.send(Order::Commit(request)).is_err() {
                         self.post.note(Input::PersistFailed { commit, unknown: false });
                     }
@@ -284,10 +287,22 @@ impl Driver {
                     self.state.watchers.moved(user, from, to);
                 }
                 Action::Survivors(part) => {
-                    let _ = self.keeper.send(Event::Survivors(self.shard, Box::new(part)));
+                    let _ = self.keeper.send(Event::Survivors(self.shard, part));
                 }
             }
         }
+    }
+
+    /// The ends among these that are kept for whoever must see every one.
+    fn kept(&self, records: &[Record]) -> Vec<(u32, End)> {
+        let kept = |(before, record): (u32, &Record)| match record {
+            Record::End(end) if self.keep_ends.keeps(end) => Some((before, end.clone())),
+            _ => None,
+        };
+        if self.keep_ends == KeepEnds::Nothing {
+            return Vec::new();
+        }
+        (0..).zip(records).filter_map(kept).collect()
     }
 
     fn answer(&mut self, ticket: Ticket, result: Result<Accepted, Refusal>) {
@@ -310,8 +325,9 @@ impl Driver {
         let shares: Vec<_> = parts.iter().map(share).collect();
         let count = shares.iter().map(|share| share.count).sum();
         let records: Vec<_> = parts.into_iter().flat_map(|part| part.records).collect();
+        let ends = self.kept(&records);
         let (whose, records) = (Whose::Joint { joint, shares }, encode(&records, self.outbox.cipher()));
-        let request = Request { whose, count, accepts: true, written: false, records };
+        let request = Request { whose, count, accepts: true, written: false, records, ends };
         if let Err(SendError(Order::Commit(request))) = self.committer.send(Order::Commit(request)) {
             for (shard, input) in request.told_failed(false) {
                 self.shards.get(shard).into_iter().for_each(|post| post.note(input.clone()));

@@ -17,6 +17,7 @@ use super::error::{AttachError, SendError};
 use super::inbox::Inbox;
 use super::keeper::{Event, KeeperGauge};
 use super::mail::{Mail, Note, Post};
+use super::meters::Meters;
 use super::presence::Sign;
 use super::receipt::Receipt;
 use super::report::DrainReport;
@@ -32,6 +33,7 @@ use crate::id::{DeviceId, StreamId, UserId};
 use crate::machine::{Accepted, Input, LinkId, Refusal};
 use crate::message::Message;
 use crate::ports::{Clock, Sink, Store};
+use crate::record::Seq;
 use crate::storage::outbox::{Loss, OutboxStore, Recovered};
 
 /// How often a shutdown looks whether all is quiet.
@@ -58,6 +60,10 @@ pub(super) struct Inner {
     pub(super) outbox: OutboxStore,
     pub(super) journal: Arc<JournalGauge>,
     pub(super) kept: Arc<KeeperGauge>,
+    pub(super) meters: Arc<Meters>,
+    /// Where the newest end is that is kept.
+    pub(super) newest_end: watch::Receiver<Seq>,
+    pub(super) loads: Arc<Semaphore>,
     pub(super) committer: Sender<Order>,
     pub(super) keeper: Sender<Event>,
     pub(super) threads: std::sync::Mutex<Vec<std::thread::JoinHandle<()>>>,
@@ -110,18 +116,20 @@ impl Engine {
         )
     )]
     pub async fn send(&self, message: Message) -> Result<Receipt, SendError> {
-        let post = self.post(message.recipient());
-        let (reply, answer) = oneshot::channel();
-        if post.mail.send(Mail::Send { message: message.clone(), reply }).await.is_err() {
-            return Err(SendError::new(message, Refusal::ShuttingDown));
-        }
-        match answer.await {
-            Ok(Ok(accepted)) => {
-                Ok(Receipt::new(message.id(), message.recipient().clone(), accepted, post.clone()))
+        let watch = Stopwatch::start();
+        let answered = match self.begin_send(message.clone()).await {
+            Some(answer) => answer.await.unwrap_or(Err(Refusal::OutcomeUnknown)),
+            None => Err(Refusal::ShuttingDown),
+        };
+        let result = match answered {
+            Ok(accepted) => {
+                let (recipient, post) = (message.recipient().clone(), self.post(message.recipient()));
+                Ok(Receipt::new(message.id(), recipient, accepted, post.clone()))
             }
-            Ok(Err(refusal)) => Err(SendError::new(message, refusal)),
-            Err(_) => Err(SendError::new(message, Refusal::OutcomeUnknown)),
-        }
+            Err(refusal) => Err(SendError::new(message, refusal)),
+        };
+        self.inner.meters.sent(watch.nanos(), result.as_ref().err().map(SendError::kind));
+        result
     }
 
     /// Hands a message to its driver, in order: `None` if that is gone. The answer comes when what its durability promises
@@ -167,6 +175,7 @@ impl Engine {
             post: post.clone(),
             registry: registry.clone(),
             sign: sign.clone(),
+            meters: self.inner.meters.clone(),
         };
         tasks::spawn(&self.inner.handle, task.run());
         Ok(Attachment::new(link, post, registry, ended, sign))
@@ -223,7 +232,7 @@ impl Engine {
     /// # Cancel safety
     /// May be dropped at any time.
     pub async fn stats(&self) -> Result<Stats, Closed> {
-        let mut stats = Stats::default();
+        let mut stats = Stats { at: self.inner.clock.now(), ..Stats::default() };
         for post in &self.inner.shards {
             let (reply, answer) = oneshot::channel();
             post.mail.send(Mail::Stats(reply)).await.map_err(|_| Closed)?;
@@ -232,6 +241,9 @@ impl Engine {
         let (journal, kept) = (&self.inner.journal, &self.inner.kept);
         stats.commits = journal.commits.load(Ordering::Relaxed);
         stats.records = journal.records.load(Ordering::Relaxed);
+        stats.commit_times = journal.commit_times.snapshot();
+        stats.group_sizes = journal.group_sizes.snapshot();
+        stats.settle_times = kept.settle_times.snapshot();
         stats.commit_nanos = journal.commit_nanos.load(Ordering::Relaxed);
         stats.journal_failures = journal.failures.load(Ordering::Relaxed);
         stats.degraded = journal.degraded.load(Ordering::Relaxed);

@@ -12,7 +12,9 @@ use tokio::sync::Semaphore;
 use super::builder::LOADS;
 use super::clock::Stopwatch;
 use super::committer::{JournalGauge, Order};
+use super::histogram::{self, Histogram};
 use super::mail::Post;
+use super::meters::Meters;
 use crate::machine::{Input, Survivors};
 use crate::ports::{Clock, StoreError};
 use crate::record::{Counters, Epoch, Seq};
@@ -48,10 +50,11 @@ pub(super) enum Event {
 }
 
 /// What others may see of the keeper's work.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct KeeperGauge {
     pub(super) settlements: AtomicU64,
     pub(super) settle_nanos: AtomicU64,
+    pub(super) settle_times: Histogram,
     pub(super) merges: AtomicU64,
     pub(super) failures: AtomicU64,
 }
@@ -76,6 +79,18 @@ impl DiskGauge {
     }
 }
 
+impl Default for KeeperGauge {
+    fn default() -> Self {
+        Self {
+            settlements: AtomicU64::new(0),
+            settle_nanos: AtomicU64::new(0),
+            settle_times: Histogram::new(histogram::TIMES),
+            merges: AtomicU64::new(0),
+            failures: AtomicU64::new(0),
+        }
+    }
+}
+
 pub(super) struct Keeper {
     pub(super) disk: DiskGauge,
     pub(super) outbox: OutboxStore,
@@ -86,6 +101,7 @@ pub(super) struct Keeper {
     pub(super) clock: Arc<dyn Clock>,
     pub(super) journal: Arc<JournalGauge>,
     pub(super) gauge: Arc<KeeperGauge>,
+    pub(super) meters: Arc<Meters>,
     pub(super) max_runs: usize,
     pub(super) dedup_age: Duration,
     pub(super) sealed: Option<Seq>,
@@ -196,7 +212,10 @@ impl Keeper {
         self.shards.iter().for_each(|post| post.note(Input::Settled { before }));
         self.sealed = self.sealed.filter(|sealed| *sealed > before);
         self.gauge.settlements.fetch_add(1, Ordering::Relaxed);
-        self.gauge.settle_nanos.fetch_add(watch.nanos(), Ordering::Relaxed);
+        let nanos = watch.nanos();
+        self.gauge.settle_nanos.fetch_add(nanos, Ordering::Relaxed);
+        self.gauge.settle_times.record(nanos);
+        self.meters.settled(nanos);
         self.committer.send(Order::Recycle(before)).map_err(|_| Left::Stop)
     }
 
@@ -306,6 +325,7 @@ mod tests {
             clock: Arc::new(SystemClock::new(Timestamp::ZERO)),
             journal: Arc::default(),
             gauge: Arc::default(),
+            meters: Arc::default(),
             max_runs: 1,
             dedup_age: Duration::ZERO,
             sealed: None,

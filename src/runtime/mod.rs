@@ -18,13 +18,16 @@ mod clock;
 mod committer;
 mod contain;
 mod driver;
+mod ends;
 mod engine;
 mod error;
 mod fanout;
+mod histogram;
 mod hub;
 mod inbox;
 mod keeper;
 mod mail;
+mod meters;
 mod operate;
 mod peer;
 mod presence;
@@ -43,10 +46,14 @@ pub use builder::{BuildError, EngineBuilder, OutboxLimit};
 pub use clock::SystemClock;
 #[cfg(feature = "testing")]
 pub use clock::VirtualClock;
+pub use ends::{EndFeed, FeedError};
 pub use engine::Engine;
 pub use error::{AttachError, BatchError, OperateError, RequestError, SendError, WatchError};
+pub use histogram::Distribution;
 pub use hub::{HearError, SubscribeError};
 pub use inbox::Inbox;
+#[cfg(feature = "metrics")]
+pub use meters::{METRICS, Metric, MetricKind};
 pub use peer::{
     Acceptor, AcceptorBuilder, AcceptorStats, Client, ClientBuildError, ClientBuilder, ClientState,
     Connection, ConnectionsWatch, Drained, MemoryReader, MemoryTransport, MemoryWriter, Peer, StateWatch,

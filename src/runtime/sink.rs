@@ -5,8 +5,10 @@ use std::sync::Arc;
 use tokio::sync::{mpsc, watch};
 
 use super::attachment::{Detached, Handed, Registry, acks};
+use super::clock::Stopwatch;
 use super::contain::{Running, caught};
 use super::mail::{Mail, Post};
+use super::meters::Meters;
 use super::presence::Sign;
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
 use crate::ports::{Acks, Sink};
@@ -41,6 +43,7 @@ pub(super) struct SinkTask {
     pub(super) post: Post,
     pub(super) registry: Arc<Registry>,
     pub(super) sign: Sign,
+    pub(super) meters: Arc<Meters>,
 }
 
 /// What a sink's code came to.
@@ -66,11 +69,15 @@ impl SinkTask {
                     None => return,
                 },
             };
+            let (watch, is_batch) = (Stopwatch::start(), matches!(handed, Handed::Batch(_)));
             let done = tokio::select! {
                 biased;
                 _ = end.wait_for(Option::is_some) => return,
                 done = run(self.link, &mut *self.sink, handed) => done,
             };
+            if is_batch {
+                self.meters.processed(watch.nanos(), done.ends == Some(Detached::Panicked));
+            }
             if done.seen {
                 self.sign.seen();
             }

@@ -1,12 +1,20 @@
 //! A snapshot of the whole engine.
 
+use core::time::Duration;
+
+use super::histogram::Distribution;
 use crate::machine::MachineStats;
-use crate::record::Counters;
+use crate::message::Priority;
+use crate::record::{Counters, LaneId};
+use crate::status::EndReason;
+use crate::time::Timestamp;
 
 /// What the engine counts, summed over its shards. Costs the same whatever the outbox holds.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[non_exhaustive]
 pub struct Stats {
+    /// When it was taken, by the engine's clock.
+    pub at: Timestamp,
     /// The ledger's counters: accepted, ended by reason, bytes.
     pub counters: Counters,
     /// Messages that have not ended.
@@ -51,6 +59,10 @@ pub struct Stats {
     pub records: u64,
     /// Nanoseconds spent in commits (write and sync) since opening.
     pub commit_nanos: u64,
+    /// How long commits took, in nanoseconds, since opening.
+    pub commit_times: Distribution,
+    /// How many records the groups had that were committed since opening.
+    pub group_sizes: Distribution,
     /// Failed writes or syncs of the journal since opening.
     pub journal_failures: u64,
     /// Whether sends are refused because the journal takes no commits.
@@ -63,6 +75,8 @@ pub struct Stats {
     pub settlements: u64,
     /// Nanoseconds spent settling since opening.
     pub settle_nanos: u64,
+    /// How long settlements took, in nanoseconds, since opening.
+    pub settle_times: Distribution,
     /// Merges of runs since opening.
     pub merges: u64,
     /// Failures of the store since opening.
@@ -78,6 +92,44 @@ impl Stats {
     #[must_use]
     pub fn is_quiet(&self) -> bool {
         self.pending == 0 && self.in_flight == 0 && self.recording == 0
+    }
+
+    /// Messages of this priority that have not ended, scheduled ones not counted.
+    #[must_use]
+    pub fn depth(&self, priority: Priority) -> u64 {
+        self.counters.backlog.depth(priority.into())
+    }
+
+    /// Messages whose time has not come.
+    #[must_use]
+    pub fn scheduled(&self) -> u64 {
+        self.counters.backlog.depth(LaneId::Scheduled)
+    }
+
+    /// Messages that wait after a failed attempt.
+    #[must_use]
+    pub fn retrying(&self) -> u64 {
+        self.counters.backlog.retrying()
+    }
+
+    /// Messages that ended for this reason, for ever.
+    #[must_use]
+    pub fn ended(&self, reason: EndReason) -> u64 {
+        self.counters.ended.get(reason.index()).copied().unwrap_or(0)
+    }
+
+    /// How long the oldest message of this priority has waited: never less than it did, and at most a second or a third
+    /// more. See [`Backlog::oldest`](crate::record::Backlog::oldest).
+    #[must_use]
+    pub fn oldest_age(&self, priority: Priority) -> Option<Duration> {
+        self.counters.backlog.oldest(priority.into()).map(|oldest| self.at.since(oldest))
+    }
+
+    #[cfg(feature = "metrics")]
+    pub(super) fn of(shards: impl Iterator<Item = MachineStats>) -> Self {
+        let mut stats = Self::default();
+        shards.for_each(|shard| stats.add(&shard));
+        stats
     }
 
     pub(super) fn add(&mut self, shard: &MachineStats) {

@@ -79,6 +79,28 @@ fn an_attempt_ends_at_the_budget_as_dead() {
     assert_eq!(rig.machine.stats().counters.ended[EndReason::Dead.index()], 1);
 }
 
+/// Found by the simulator, when it began to count what is being retried: each crash gave a message all of its attempts anew.
+#[test]
+fn attempts_from_before_a_crash_count_against_the_budget() {
+    let config = Config { max_attempts: core::num::NonZeroU32::new(3).unwrap(), ..Config::default() };
+    let mut rig = Rig::with(config);
+    rig.attach(1, "alice", "phone");
+    let entry = rig.accept(&message("alice"));
+    rig.say(1, entry, Verdict::Nack(None));
+    rig.pass(Duration::from_secs(400));
+    rig.say(1, entry, Verdict::Nack(None));
+    assert_eq!((rig.machine.stats().counters.backlog.retrying(), rig.offers.len()), (1, 2));
+    let mut reborn =
+        Rig { machine: rig.replayed(), next: Seq::first_of(Epoch(2)), now: rig.now, ..Rig::new() };
+    assert_eq!(reborn.machine.stats().counters.backlog.retrying(), 1);
+    reborn.attach(1, "alice", "phone");
+    reborn.pass(Duration::from_secs(400));
+    reborn.say(1, entry, Verdict::Nack(None));
+    let counters = reborn.machine.stats().counters;
+    assert_eq!(counters.ended[EndReason::Dead.index()], 1);
+    assert_eq!((counters.backlog.retrying(), counters.backlog.depth(entry.lane)), (0, 0));
+}
+
 #[test]
 fn a_message_expires_in_flight_and_a_late_confirmation_upgrades_it() {
     let mut rig = Rig::new();

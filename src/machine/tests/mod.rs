@@ -126,7 +126,7 @@ impl Rig {
             Action::Announce(change) => self.changes.push(change),
             Action::Moved { from, to, .. } => self.moves.push((from, to)),
             Action::Replied { message, answer } => self.replies.push((message, answer)),
-            Action::Survivors(part) => self.survivors.push(part),
+            Action::Survivors(part) => self.survivors.push(*part),
             Action::Dismiss(link) => self.dismissed.push(link),
             Action::Done { ticket, result } => self.done.push((ticket, result)),
         }

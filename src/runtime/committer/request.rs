@@ -1,7 +1,7 @@
 //! What the committer is asked to commit, and whom it tells.
 
 use crate::machine::{CommitId, Input, JointId};
-use crate::record::Seq;
+use crate::record::{End, Seq};
 
 /// Records that go into one group.
 #[derive(Debug)]
@@ -12,6 +12,8 @@ pub(in super::super) struct Request {
     /// Somebody waits for the write. If not, the driver is not woken for it: that costs as much as being told of the sync.
     pub(in super::super) written: bool,
     pub(in super::super) records: Vec<u8>,
+    /// The ends among them that are kept, by how many records are before them.
+    pub(in super::super) ends: Vec<(u32, End)>,
 }
 
 /// Whose they are.

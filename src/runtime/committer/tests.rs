@@ -65,6 +65,7 @@ fn io() -> JournalError {
 fn commit(shard: usize, commit: u64, generation: u64, accepts: bool) -> Order {
     let commit = CommitId(commit);
     Order::Commit(Request {
+        ends: Vec::new(),
         whose: Whose::Shard { shard, generation, commit },
         count: 1,
         accepts,
@@ -78,6 +79,7 @@ fn joint(joint: u64, generations: [u64; 2]) -> Order {
     let share = |(shard, generation)| Share { shard, generation, count: 2 - shard as u32 };
     let shares = generations.into_iter().enumerate().map(share).collect();
     Order::Commit(Request {
+        ends: Vec::new(),
         whose: Whose::Joint { joint: JointId(joint), shares },
         count: 3,
         accepts: true,
@@ -112,8 +114,19 @@ fn run(
     let gauge = Arc::new(JournalGauge::default());
     gauge.store_down.store(store_down, Ordering::Relaxed);
     let (epoch, next) = (Epoch(1), Seq::first_of(Epoch(1)));
-    let committer =
-        Committer { journal: Box::new(journal), epoch, next, orders, shards, keeper, gauge, generation: 0 };
+    let committer = Committer {
+        journal: Box::new(journal),
+        epoch,
+        next,
+        orders,
+        shards,
+        keeper,
+        gauge,
+        meters: Arc::default(),
+        ends: Arc::default(),
+        ended: tokio::sync::watch::Sender::new(Seq::ZERO),
+        generation: 0,
+    };
     first.into_iter().for_each(|order| sender.send(order).unwrap());
     committer.run();
     told.into_iter()

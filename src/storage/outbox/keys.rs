@@ -15,6 +15,7 @@ mod kind {
     pub(super) const FILTER: u8 = 6;
     pub(super) const SHARED: u8 = 7;
     pub(super) const DUE: u8 = 8;
+    pub(super) const ENDS: u8 = 9;
 }
 
 /// What a key stands for.
@@ -78,6 +79,13 @@ pub enum Key {
         /// Which part.
         part: u32,
     },
+    /// What the rows of ends hold.
+    EndsHead,
+    /// A chunk of ends, by its last one.
+    Ends {
+        /// Its place.
+        last: Seq,
+    },
     /// A user's row, or what says where its parts are.
     User {
         /// Whose.
@@ -116,6 +124,8 @@ impl Key {
                 let at = at.as_millis().to_be_bytes();
                 [&[kind::DUE][..], &run.to_be_bytes(), &at, &part.to_be_bytes()].concat()
             }
+            Self::EndsHead => vec![kind::ENDS],
+            Self::Ends { last } => [&[kind::ENDS][..], &last.get().to_be_bytes()].concat(),
             Self::User { user } => with_user(&[kind::USER], user, &[0]),
             Self::UserPart { user, version, part } => {
                 let tail = [&[1][..], &version.to_be_bytes(), &part.to_be_bytes()].concat();
@@ -151,6 +161,8 @@ impl Key {
                 let (run, at) = (fields.u64()?, Timestamp::from_millis(fields.u64()?));
                 Self::Due { run, at, part: u32::from_be_bytes(fields.take()?) }
             }
+            [kind::ENDS] if fields.0.is_empty() => Self::EndsHead,
+            [kind::ENDS] => Self::Ends { last: Seq::new(fields.u64()?) },
             [kind::USER] => {
                 let user = fields.user()?;
                 match fields.take::<1>()? {
@@ -264,6 +276,21 @@ pub(super) fn bodies_of(first: Seq, last: Seq) -> Range {
     numbered(kind::BODY, first.get(), last.get())
 }
 
+/// Chunks of ends whose last one has one of these places: from the first on, but without the second.
+pub(super) fn ends_between(from: Seq, to: Seq) -> Range {
+    (Key::Ends { last: from }.encode(), Key::Ends { last: to }.encode())
+}
+
+/// Chunks of ends that lie below a place.
+pub(super) fn ends_below(place: Seq) -> Range {
+    ends_between(Seq::ZERO, place)
+}
+
+/// Chunks of ends whose last one has this place or a higher one.
+pub(super) fn ends_from(place: Seq) -> Range {
+    (Key::Ends { last: place }.encode(), vec![kind::ENDS + 1])
+}
+
 /// All user rows.
 pub(super) fn users() -> Range {
     (vec![kind::USER], vec![kind::USER + 1])
@@ -276,7 +303,7 @@ pub(super) fn parts_of(user: &UserId) -> Range {
 
 /// All rows of an outbox.
 pub(super) fn everything() -> Range {
-    (vec![kind::META], vec![kind::DUE + 1])
+    (vec![kind::META], vec![kind::ENDS + 1])
 }
 
 #[cfg(test)]
@@ -306,6 +333,7 @@ mod tests {
         all.push(Key::Body { seq: Seq::new(7), part: u32::MAX });
         all.push(Key::Shared { run: u64::MAX, seq: Seq::new(7), part: u32::MAX });
         all.push(Key::Filter { run: u64::MAX, part: u32::MAX });
+        all.push(Key::Ends { last: Seq::new(u64::MAX) });
         all.push(Key::Dedup { run: u64::MAX, sender: u128::MAX, seq: Seq::MAX });
         let mut seen = std::collections::BTreeSet::new();
         for key in all {

@@ -9,6 +9,7 @@
 //! due       run · time · part                 → users who have something due by then
 //! shared    run · place · part                → bodies of what was said to many, for entries to lean on
 //! user      user                              → cursors, ended, attempts, inbox
+//! ends      last place                        → how messages ended, over all users, packed
 //! ```
 //!
 //! # Invariants
@@ -24,6 +25,7 @@
 
 mod chunk;
 mod due;
+mod ends;
 mod export;
 mod filter;
 pub mod keys;
@@ -59,6 +61,8 @@ use crate::digest::Digester;
 use crate::ports::{Batch, Store, StoreError};
 use crate::record::{Epoch, Seq};
 
+pub(crate) use ends::EndLog;
+pub use ends::EndsError;
 pub use export::{Carried, EXPORT_VERSION, ExportError, ImportError};
 #[cfg(feature = "sled")]
 pub(in crate::storage) use mark::NAME as SEALED;
@@ -99,6 +103,7 @@ struct Inner {
     /// Runs that were taken off the table and may still be read.
     retired: Mutex<Vec<meta::Pin>>,
     recent: Recent,
+    ends: Arc<EndLog>,
     /// What loads have found damaged.
     suspects: Mutex<Vec<Damage>>,
     /// The last place of the runs that this opening has found missing.
@@ -132,6 +137,7 @@ impl OutboxStore {
             visible: RwLock::new(meta),
             retired: Mutex::new(Vec::new()),
             recent: Recent::new(),
+            ends: Arc::default(),
             suspects: Mutex::new(Vec::new()),
             missing_through: AtomicU64::new(0),
             next_run: AtomicU64::new(last.map_or(1, |last| last.saturating_add(1))),
@@ -177,6 +183,7 @@ impl OutboxStore {
     /// [`StoreError::ReadOnly`] when the cause is still there; [`StoreError::Damaged`] when the outbox's own row is.
     pub fn reopen(&self) -> Result<(), StoreError> {
         self.inner.store.reopen()?;
+        self.refresh_ends()?;
         let mut applied = self.inner.applied.lock();
         let found = Meta::read(self.dyn_store(), self.cipher()).map_err(|e| match e {
             meta::MetaError::Store(e) => e,
@@ -228,6 +235,16 @@ impl OutboxStore {
 
     /// Changes the table in the store. Readers see it once [`Self::sync_table`] has succeeded.
     fn publish(&self, epoch: Epoch, change: impl FnOnce(&mut Meta)) -> Result<(), StoreError> {
+        self.publish_with(epoch, None, change)
+    }
+
+    /// The same, in one batch with another row.
+    fn publish_with(
+        &self,
+        epoch: Epoch,
+        row: Option<(Vec<u8>, Vec<u8>)>,
+        change: impl FnOnce(&mut Meta),
+    ) -> Result<(), StoreError> {
         let mut applied = self.inner.applied.lock();
         let mut meta = Meta::clone(&applied);
         let known: Vec<_> = meta.runs.iter().map(|run| run.number).collect();
@@ -241,6 +258,9 @@ impl OutboxStore {
         let mut batch = Batch::new();
         meta.sealed = self.cipher().current();
         meta.write(self.cipher(), &mut batch);
+        if let Some((key, value)) = row {
+            batch.put(key, value);
+        }
         self.apply(epoch, batch)?;
         *applied = Arc::new(meta);
         Ok(())

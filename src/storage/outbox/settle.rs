@@ -1,10 +1,11 @@
 //! Settling: what a journal segment leaves behind becomes a run.
 //!
-//! Bodies of large messages → chunks of entries and remembered ids → bodies that entries share → sync → user rows → table → sync → manifest.
+//! Bodies of large messages → chunks of entries and remembered ids → bodies that entries share → ends → sync → user rows → table → sync → manifest.
 //! Each step is one operation on the store, so a crash between any two can be simulated. Until the table is there,
 //! readers see nothing of it (rows excepted, which say what they reflect), and the journal still has everything:
 //! settling again, from a replay, ends in the same state.
 
+use super::ends::EndsWriter;
 use super::meta::RunInfo;
 use super::shared::Sharing;
 use super::writer::{Pending, RunWriter, may_be_large, write_body};
@@ -28,6 +29,7 @@ pub struct Settlement {
     died: Vec<Seq>,
     /// By shard: all that was due up to a time was seen to, in the runs of a table.
     swept: Vec<(Timestamp, u64)>,
+    ends: Option<EndsWriter>,
     phase: Phase,
     /// How far the phase has come.
     at: usize,
@@ -46,6 +48,7 @@ enum Phase {
     Entries,
     Ids,
     Shared,
+    Ends,
     SyncRun,
     Rows,
     Publish,
@@ -79,6 +82,7 @@ impl Settlement {
             dedup: Vec::new(),
             died: Vec::new(),
             swept: Vec::new(),
+            ends: None,
             phase: Phase::Begin,
             at: 0,
             run: None,
@@ -111,13 +115,20 @@ impl Settlement {
                 Phase::Entries => self.fill_entries(),
                 Phase::Ids => self.fill_ids(),
                 Phase::Shared => self.fill_shared(),
+                Phase::Ends => self.fill_ends(outbox)?,
                 Phase::Rows => self.fill_rows(outbox)?,
                 Phase::SyncRun => return self.then(Phase::Rows, outbox.sync()),
                 Phase::Publish => {
                     let published = self.publish(outbox, epoch);
                     return self.then(Phase::SyncTable, published);
                 }
-                Phase::SyncTable => return self.then(Phase::Manifest, outbox.sync_table()),
+                Phase::SyncTable => {
+                    let synced = self.then(Phase::Manifest, outbox.sync_table())?;
+                    if let Some(ends) = self.ends.take() {
+                        outbox.ends().settled(ends.head);
+                    }
+                    return Ok(synced);
+                }
                 Phase::Manifest => {
                     self.then(Phase::Done, outbox.write_manifest().and_then(|()| outbox.forget_losses()))?;
                     return Ok(Progress::Done);
@@ -152,7 +163,7 @@ impl Settlement {
         }
         self.dedup.sort_unstable_by_key(|row| (row.sender, row.seq));
         if self.entries.is_empty() && self.dedup.is_empty() {
-            return Some(Phase::SyncRun);
+            return Some(Phase::Ends);
         }
         let number = outbox.take_run_number();
         let info = RunInfo::new(number, settled, self.before.prev());
@@ -242,7 +253,15 @@ impl Settlement {
                 run.share(*seq, accept, &mut self.pending);
             }
         }
-        Some(Phase::SyncRun)
+        Some(Phase::Ends)
+    }
+
+    fn fill_ends(&mut self, outbox: &OutboxStore) -> Result<Option<Phase>, StoreError> {
+        if self.ends.is_none() {
+            self.ends = outbox.settle_ends(self.before, self.now, &mut self.pending)?;
+        }
+        let all = self.ends.as_mut().is_none_or(|ends| ends.fill(&mut self.pending));
+        Ok(all.then_some(Phase::SyncRun))
     }
 
     fn fill_rows(&mut self, outbox: &OutboxStore) -> Result<Option<Phase>, StoreError> {
@@ -264,7 +283,8 @@ impl Settlement {
             info.live = info.entries;
             info
         });
-        outbox.publish(epoch, |meta| {
+        let ends = self.ends.as_ref().map(|ends| OutboxStore::ends_row(&ends.head));
+        outbox.publish_with(epoch, ends, |meta| {
             let until = self.swept.iter().map(|(until, _)| *until).min();
             let table = self.swept.iter().map(|(_, table)| *table).min();
             // Before the new run is there. Only what all shards have seen to: a list is one of users of all of them.

@@ -15,6 +15,7 @@ mod beyond;
 mod crash;
 mod damage;
 mod due;
+mod ends;
 mod export;
 mod failed;
 mod recovery;

@@ -50,7 +50,8 @@ impl Node {
                 engine.next = engine.next.plus(numbered.len() as u64);
                 engine.sealed = engine.sealed.max(appended.sealed_before.unwrap_or_default());
                 engine.full = false;
-                engine.flight = Some(Flight { parts, told_written: false, synced: false });
+                engine.flight =
+                    Some(Flight { parts, told_written: false, synced: false, records: numbered.clone() });
                 self.oracle.appending(numbered);
                 self.oracle.written();
                 if self.defect == Some(Defect::AckBeforePersist) {
@@ -61,7 +62,8 @@ impl Node {
             Err(error) => {
                 engine.queue.drain(..taken);
                 engine.next = engine.next.plus(numbered.len() as u64);
-                engine.flight = Some(Flight { parts, told_written: false, synced: false });
+                engine.flight =
+                    Some(Flight { parts, told_written: false, synced: false, records: numbered.clone() });
                 self.oracle.appending(numbered);
                 self.journal_failed(&error);
             }
@@ -94,6 +96,9 @@ impl Node {
         match engine.journal.sync(engine.epoch) {
             Ok(()) => {
                 flight.synced = true;
+                for (seq, record) in std::mem::take(&mut flight.records) {
+                    self.home.note_record(seq, &record);
+                }
                 self.oracle.synced(&self.plan);
                 self.finish_flight();
             }

@@ -2,13 +2,16 @@
 
 use std::sync::Arc;
 
+use super::plan::Plan;
 use super::random::Random;
 use super::sealing;
 use crate::codec::Cipher;
 use crate::machine::{Found, Query, Survivors};
 use crate::ports::StoreError;
-use crate::record::{Counters, Epoch, Seq};
-use crate::storage::outbox::{Identity, Merge, OpenError, Opened, OutboxStore, Progress, Settlement};
+use crate::record::{Counters, EndPosition, Ended, Epoch, Record, Seq};
+use crate::storage::outbox::{
+    EndsError, Identity, Merge, OpenError, Opened, OutboxStore, Progress, Settlement,
+};
 use crate::testing::{Fault, FaultyStore, StoreOp, Survivors as Kept};
 use crate::time::Timestamp;
 
@@ -31,11 +34,12 @@ pub(super) struct Home {
 
 impl Home {
     /// Every opening has its own key, where the life of this seed is sealed.
-    pub(super) fn open(&mut self, above: Epoch, fresh: Identity, seed: u64) -> Result<Opened, OpenError> {
-        self.cipher = sealing::of_opening(seed, self.openings);
+    pub(super) fn open(&mut self, above: Epoch, fresh: Identity, plan: &Plan) -> Result<Opened, OpenError> {
+        self.cipher = sealing::of_opening(plan.seed, self.openings);
         self.openings += 1;
         let (store, cipher) = (Arc::new(self.store.clone()), self.cipher.clone());
         let (outbox, opened) = OutboxStore::open_with(store, None, above, fresh, cipher)?;
+        outbox.keep_ends(&plan.config).map_err(OpenError::Store)?;
         self.outbox = Some(outbox);
         self.epoch = opened.epoch;
         Ok(opened)
@@ -44,6 +48,16 @@ impl Home {
     /// What writes records.
     pub(super) fn cipher(&self) -> &Cipher {
         &self.cipher
+    }
+
+    /// A record is durable.
+    pub(super) fn note_record(&self, seq: Seq, record: &Record) {
+        self.outbox.iter().for_each(|outbox| outbox.note_record(seq, record));
+    }
+
+    /// What a host reads that must see every end.
+    pub(super) fn read_ends(&self, after: EndPosition, max: usize) -> Result<Vec<Ended>, EndsError> {
+        self.outbox.as_ref().map_or(Ok(Vec::new()), |outbox| outbox.read_ends(after, max))
     }
 
     /// What loads reflect.

@@ -19,6 +19,7 @@ mod across;
 mod commit;
 mod compose;
 mod defect;
+mod feed;
 mod home;
 mod hosts;
 mod link;

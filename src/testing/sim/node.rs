@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::across::{Of, Share};
 use super::defect::Defect;
+use super::feed::Feed;
 use super::home::Home;
 use super::link::Link;
 use super::oracle::{Oracle, is_volatile};
@@ -44,6 +45,8 @@ pub(super) struct Flight {
     pub(super) parts: VecDeque<(Share, Seq)>,
     pub(super) told_written: bool,
     pub(super) synced: bool,
+    /// Its records, for whoever notes ends.
+    pub(super) records: Vec<(Seq, Record)>,
 }
 
 /// A load that was asked for.
@@ -109,6 +112,7 @@ pub(super) struct Node {
     pub(super) home: Home,
     pub(super) engine: Option<Engine>,
     pub(super) oracle: Oracle,
+    pub(super) feed: Feed,
     pub(super) now: Timestamp,
     /// Answers to deliveries that came from the other engine.
     pub(super) answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
@@ -137,6 +141,7 @@ impl Node {
             home: Home::default(),
             engine: None,
             oracle: Oracle::default(),
+            feed: Feed::default(),
             now: Timestamp::from_millis(1_800_000_000_000),
             answers: Vec::new(),
             tickets: index << 32,
@@ -173,7 +178,7 @@ impl Node {
         let mut journal = FileJournal::open(disk, self.plan.journal).map_err(text)?;
         let above = journal.replay(Seq::MAX, &mut |_| Ok(())).map_err(text)?.epoch;
         let fresh = Identity { stream: self.stream, digest_key: digest_key(&self.plan) };
-        let opened = self.home.open(above, fresh, self.plan.seed).map_err(|error| error.to_string())?;
+        let opened = self.home.open(above, fresh, &self.plan).map_err(|error| error.to_string())?;
         if !opened.lost.is_empty() || opened.identity != fresh {
             return Err(format!("! the store has lost something: {opened:?}"));
         }
@@ -185,6 +190,7 @@ impl Node {
         if !recovered.replay.damaged.is_empty() || !recovered.bad.is_empty() {
             return Err(format!("! the journal reports damage: {recovered:?}"));
         }
+        records.iter().for_each(|(_, seq, record, _)| self.home.note_record(*seq, record));
         journal.begin(opened.epoch).map_err(text)?;
         self.now = self.now.max(recovered.latest);
         self.shards = shards;
@@ -338,7 +344,7 @@ impl Node {
             Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
             Action::Announce(change) => self.oracle.announced(&change),
             Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
-            Action::Survivors(part) => self.survivors(shard, part),
+            Action::Survivors(part) => self.survivors(shard, *part),
             Action::Dismiss(link) => self.forget_link(link),
             // Nobody asks anything here.
             Action::Replied { .. } => {}
@@ -434,7 +440,7 @@ impl Node {
 
     /// Whatever can be compared now.
     pub(super) fn check(&mut self) {
-        let Some(engine) = &self.engine else { return };
+        let Some(engine) = &self.engine else { return self.read_ends_now_and_then() };
         let (mut counters, mut in_flight, mut pending, mut links) = (Counters::default(), 0, 0, 0);
         for machine in &engine.shards {
             let stats = machine.stats();
@@ -458,6 +464,7 @@ impl Node {
             self.oracle.fail(format!("{} live messages are over the limit", counters.live()));
         }
         self.check_reservations();
+        self.read_ends_now_and_then();
         let Some(engine) = &self.engine else { return };
         // Between a sync and the last `Persisted`, the machines know less than the disk.
         if engine.flight.is_none() && !engine.broken {

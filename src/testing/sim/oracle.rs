@@ -16,7 +16,7 @@ use super::plan::Plan;
 use crate::id::{CollapseKey, DeviceId, MessageId, UserId};
 use crate::machine::{Accepted, Change, Delivery, EntryRef, Operation, Refusal, Ticket, Verdict};
 use crate::message::{Durability, Message};
-use crate::record::{Accept, Admission, Counters, Epoch, LaneId, Origin, Record, Seq};
+use crate::record::{Accept, Admission, Counters, End, Epoch, LaneId, Origin, Record, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -55,6 +55,8 @@ pub(super) struct Maybe {
 #[derive(Clone, Debug, Default)]
 pub(super) struct Oracle {
     pub(super) messages: BTreeMap<Seq, Kept>,
+    /// All ends that were recorded, by the places of their records.
+    pub(super) ends: BTreeMap<Seq, End>,
     pub(super) counters: Counters,
     /// Durable records that the journal must hand over in a replay.
     log: BTreeMap<Seq, Record>,
@@ -448,7 +450,7 @@ impl Oracle {
     }
 
     /// Messages that have not ended, and dead letters.
-    fn kept(&self) -> impl Iterator<Item = (&Seq, &Kept)> {
+    pub(super) fn kept(&self) -> impl Iterator<Item = (&Seq, &Kept)> {
         self.messages.iter().filter(|(_, kept)| kept.end.is_none())
     }
 }

@@ -4,7 +4,7 @@ use core::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use core::time::Duration;
 
 use super::random::Random;
-use crate::config::{Config, OnFailure, Overflow};
+use crate::config::{Config, KeepEnds, OnFailure, Overflow};
 use crate::event::EventName;
 use crate::storage::journal::JournalConfig;
 
@@ -110,6 +110,10 @@ fn config(random: &mut Random) -> Config {
         max_inbox_seen: of_usize(4 + random.below(40)),
         max_volatile: of_usize(1 + random.below(5)),
         max_devices: of_usize(devices),
+        // No number of their own, so that each seed goes on living the life it did.
+        keep_ends: [KeepEnds::Undelivered, KeepEnds::All, KeepEnds::All][(dedup_ids % 3) as usize],
+        max_ends: NonZeroU64::new([1 + dedup_ids, 65_536][(in_flight % 2) as usize])
+            .unwrap_or(NonZeroU64::MIN),
         ..Config::default()
     };
     debug_assert_eq!(config.check(), Ok(()));

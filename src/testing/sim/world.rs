@@ -420,6 +420,7 @@ impl World {
             }
             if self.nodes.iter().all(Node::is_done) {
                 self.nodes.iter_mut().for_each(|node| node.oracle.check_answered());
+                self.nodes.iter_mut().for_each(Node::read_all_ends);
                 return self.verdict();
             }
             self.pass(Duration::from_millis(if round < 20 { 50 } else { 30_000 }));

@@ -45,7 +45,7 @@ impl Shell {
                 let found = Box::new(outbox.load(&query).unwrap());
                 self.inputs.push_back(Input::Loaded { load, found });
             }
-            Action::Survivors(part) => self.parts.push(part),
+            Action::Survivors(part) => self.parts.push(*part),
             _ => {}
         }
     }

@@ -8,12 +8,13 @@ use super::{Kept, Oracle, identity};
 use crate::config::Overflow;
 use crate::id::UserId;
 use crate::machine::{Holdings, UserSnapshot};
-use crate::record::{Accept, Counters, End, LaneId, Seq};
+use crate::record::{Accept, Backlog, Counters, End, LaneId, Seq};
 use crate::status::EndReason;
 
 impl Oracle {
     pub(super) fn fold_end(&mut self, plan: &Plan, seq: Seq, end: &End) {
         self.latest = self.latest.max(end.at);
+        self.ends.insert(seq, end.clone());
         let moved_within = self.has_moved_within(end);
         let Some(kept) = self.messages.get_mut(&end.seq) else {
             return self
@@ -113,13 +114,37 @@ impl Oracle {
     /// The ledger equation, and the engine's counters against ours. Only when every durable record was reported.
     pub(in super::super) fn check_ledger(&mut self, theirs: &Counters) {
         let live = self.live().count() as u64;
-        if theirs != &self.counters {
+        // Of what waits, our own fold is the messages themselves.
+        let counted = Counters { backlog: self.counters.backlog, ..*theirs };
+        if counted != self.counters {
             let what = format!("ledger: the engine counts {theirs:?}, its records say {:?}", self.counters);
             self.fail(what);
         } else if self.counters.live() != live {
             let what = format!("ledger: accepted - ended = {}, but {live} are live", self.counters.live());
             self.fail(what);
+        } else if let Some(what) = self.what_is_wrong_with_backlog(&theirs.backlog) {
+            self.fail(format!("backlog: {what}"));
         }
+    }
+
+    /// What waits, by lane, against all places that have not ended; and how many of them were tried.
+    fn what_is_wrong_with_backlog(&self, theirs: &Backlog) -> Option<String> {
+        for lane in LaneId::ALL {
+            let of_lane = || self.kept().filter(|(_, kept)| kept.accept.lane() == lane);
+            let (depth, said) = (of_lane().count() as u64, theirs.depth(lane));
+            if depth != said {
+                return Some(format!("{depth} wait in {lane:?}, the engine counts {said}"));
+            }
+            if theirs.oldest(lane).is_some() != (depth > 0) {
+                return Some(format!(
+                    "{depth} wait in {lane:?}, and the oldest is {:?}",
+                    theirs.oldest(lane)
+                ));
+            }
+        }
+        let retrying = self.kept().filter(|(_, kept)| kept.attempts > 0).count() as u64;
+        let said = theirs.retrying();
+        (retrying != said).then(|| format!("{retrying} wait for another attempt, the engine counts {said}"))
     }
 
     /// What the machine holds of a user against the fold of the records.

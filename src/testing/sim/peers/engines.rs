@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use crate::machine::Input;
+use crate::testing::sim::feed::Feed;
 use crate::testing::sim::node::Node;
 
 impl Node {
@@ -24,6 +25,7 @@ impl Node {
             home: self.home.split(),
             engine: self.engine.take(),
             oracle: self.oracle.clone(),
+            feed: Feed::default(),
             now: self.now,
             answers: core::mem::take(&mut self.answers),
             tickets: self.tickets,
