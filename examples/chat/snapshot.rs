@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use lastmile::Engine;
+use lastmile::{Engine, Priority};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
@@ -55,17 +55,23 @@ async fn take(chat: &Chat) -> Option<Value> {
 
 async fn engine(engine: &Engine) -> Option<Value> {
     let stats = engine.stats().await.ok()?;
-    // How it is by priority, the engine does not say; null is what the page shows as unknown.
-    let unknown = json!({ "critical": null, "high": null, "normal": null, "low": null });
+    let ms = |time: Duration| time.as_secs_f64() * 1e3;
+    let commit = |part| stats.commit_times.quantile(part).map(|nanos| ms(Duration::from_nanos(nanos)));
     Some(json!({
-        "waiting": unknown,
-        "oldest_ms": unknown,
+        "waiting": by_priority(|priority| json!(stats.depth(priority))),
+        "oldest_ms": by_priority(|priority| json!(stats.oldest_age(priority).map(ms))),
         "waiting_in_all": stats.waiting,
         "in_flight": stats.in_flight,
         "dedup_hits": stats.duplicates,
-        "commit_ms": { "p50": null, "p99": null },
+        "commit_ms": { "p50": commit(0.5), "p99": commit(0.99) },
         "commits": stats.commits,
         "journal": { "segments": stats.segments, "free": stats.free_segments, "degraded": stats.degraded },
         "disk_bytes": stats.disk_bytes,
     }))
+}
+
+fn by_priority(value: impl Fn(Priority) -> Value) -> Value {
+    let names = ["critical", "high", "normal", "low"];
+    let priorities = [Priority::Critical, Priority::High, Priority::Normal, Priority::Low];
+    names.into_iter().zip(priorities).map(|(name, priority)| (name.to_owned(), value(priority))).collect()
 }
