@@ -60,6 +60,7 @@ fn record() -> impl Strategy<Value = Record> {
                 at,
                 origin: flag.then_some(Origin { stream: StreamId::from_u128(9), seq }),
                 admission,
+                parent: None,
             })),
             1 => Record::End(End {
                 user,
