@@ -198,5 +198,8 @@ async fn a_router_that_is_called_by_another_sink_answers_at_once() {
     let verdicts = router.deliver(batch).await;
     let verdicts: Vec<_> = verdicts.into_iter().map(|(_, verdict)| verdict).collect();
     // What has the failed one's key, here none, does not overtake it.
-    assert_eq!(verdicts, [Verdict::Delivered, Verdict::Nack(None), Verdict::Busy(Duration::ZERO)]);
+    assert_eq!(
+        verdicts,
+        [Verdict::Replied(Bytes::from_static(b"hello")), Verdict::Nack(None), Verdict::Busy(Duration::ZERO)]
+    );
 }
