@@ -3,6 +3,7 @@
 mod backlog;
 mod dependent;
 mod ends;
+mod known;
 mod lane;
 mod ledger;
 
@@ -18,6 +19,7 @@ use crate::time::Timestamp;
 pub use backlog::Backlog;
 pub use dependent::{DependentRow, Parent, ParentEnd};
 pub use ends::{EndPosition, Ended};
+pub use known::{Exposed, Floor};
 pub use lane::LaneId;
 pub use ledger::{Gap, LedgerRow, LedgerRows, Told};
 
@@ -310,28 +312,6 @@ pub struct Attempt {
     pub attempts: u32,
     /// When it may be offered again.
     pub not_before: Timestamp,
-}
-
-/// A sink was attached.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Exposed {
-    /// To whom.
-    pub user: UserId,
-    /// In which epoch.
-    pub epoch: Epoch,
-}
-
-/// The sender of an inbox confirmed acknowledgements.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Floor {
-    /// Whose inbox.
-    pub user: UserId,
-    /// From which engine.
-    pub stream: StreamId,
-    /// In which lane.
-    pub lane: LaneId,
-    /// Every place up to here is done with on the other side.
-    pub floor: Seq,
 }
 
 /// What the store keeps about a user besides messages. Absent means: nothing ever ended, nothing was ever offered.

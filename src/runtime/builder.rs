@@ -1,6 +1,6 @@
 //! Building an engine: the whole configuration is checked, then the outbox is recovered and set to work.
 
-use core::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+use core::num::{NonZeroU64, NonZeroUsize};
 use core::time::Duration;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64};
@@ -17,6 +17,7 @@ use super::driver::{Driver, DriverState, MAX_OPEN_COMMITS};
 use super::engine::{Engine, Inner};
 use super::hub::Bounds;
 use super::keeper::{DiskGauge, Keeper, KeeperGauge};
+use super::limit::OutboxLimit;
 use super::mail::Post;
 use super::meters::Meters;
 use super::presence::Presences;
@@ -97,27 +98,6 @@ impl From<RecoverError> for BuildError {
             RecoverError::Sealed(error) => Self::Sealed(error),
             other => Self::Recover(other),
         }
-    }
-}
-
-/// How much one user may have waiting.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct OutboxLimit {
-    messages: Option<NonZeroU32>,
-    bytes: Option<NonZeroU64>,
-}
-
-impl OutboxLimit {
-    /// At most this many messages (at least one).
-    #[must_use]
-    pub fn messages(n: u32) -> Self {
-        Self { messages: NonZeroU32::new(n.max(1)), bytes: None }
-    }
-
-    /// And at most this many bytes.
-    #[must_use]
-    pub fn bytes(self, n: u64) -> Self {
-        Self { bytes: NonZeroU64::new(n.max(1)), ..self }
     }
 }
 

@@ -19,7 +19,7 @@ pub use table::{METRICS, Metric, MetricKind};
 /// Tells nobody.
 #[cfg(not(feature = "metrics"))]
 #[derive(Debug, Default)]
-pub(super) struct Meters;
+pub(super) struct Meters {}
 
 #[cfg(not(feature = "metrics"))]
 impl Meters {

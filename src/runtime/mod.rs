@@ -26,6 +26,7 @@ mod histogram;
 mod hub;
 mod inbox;
 mod keeper;
+mod limit;
 mod mail;
 mod meters;
 mod operate;
@@ -42,7 +43,7 @@ mod tasks;
 mod watch;
 
 pub use attachment::{Attachment, Detached};
-pub use builder::{BuildError, EngineBuilder, OutboxLimit};
+pub use builder::{BuildError, EngineBuilder};
 pub use clock::SystemClock;
 #[cfg(feature = "testing")]
 pub use clock::VirtualClock;
@@ -52,6 +53,7 @@ pub use error::{AttachError, BatchError, OperateError, RequestError, SendError, 
 pub use histogram::Distribution;
 pub use hub::{HearError, SubscribeError};
 pub use inbox::Inbox;
+pub use limit::OutboxLimit;
 #[cfg(feature = "metrics")]
 pub use meters::{METRICS, Metric, MetricKind};
 pub use peer::{
