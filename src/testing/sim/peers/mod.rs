@@ -6,7 +6,7 @@
 //!     know yet that it is history) ┘                       └─ client n: session only, publishes
 //! ```
 //!
-//! Each engine is a [`Node`]: machines, the real journal over a faulty disk, a store, and an oracle of its own, as in
+//! Each engine is a `Node`: machines, the real journal over a faulty disk, a store, and an oracle of its own, as in
 //! lives of two engines. What is new is what lies between them: real sessions, whose frames cross the network as bytes. The
 //! network breaks, stalls, goes half-open, is parted and heals; processes are killed, lose their power, and are taken over
 //! while they still run; clocks jump; credentials expire; a better transport comes and goes.
