@@ -32,7 +32,8 @@ pub use id::{
     StreamId, UserId,
 };
 pub use message::{
-    Durability, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_BYTES, Message, MessageBuilder, Priority,
+    DevicePolicy, Durability, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_BYTES, Message, MessageBuilder,
+    Priority,
 };
 #[cfg(feature = "runtime")]
 pub use runtime::{

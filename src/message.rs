@@ -2,6 +2,7 @@
 
 #[cfg(feature = "runtime")]
 mod address;
+mod devices;
 mod priority;
 
 use core::fmt;
@@ -26,6 +27,7 @@ pub const MAX_HEADER_BYTES: usize = 2048;
 /// The length of a W3C `traceparent`.
 const TRACEPARENT_BYTES: usize = 55;
 
+pub use devices::DevicePolicy;
 pub use priority::Priority;
 
 /// What an `Ok` from `send` means.
@@ -66,6 +68,7 @@ struct Parts {
     not_before: Option<Timestamp>,
     collapse_key: Option<CollapseKey>,
     version: Option<u64>,
+    devices: Option<DevicePolicy>,
     traceparent: Option<String>,
     /// Shared, as the payload is, by what is sent to many.
     headers: Option<Arc<Vec<(String, Bytes)>>>,
@@ -219,7 +222,7 @@ impl Message {
             && a.event == b.event
             && a.sender == b.sender
             && a.ordering_key == b.ordering_key
-            && (&a.collapse_key, a.version) == (&b.collapse_key, b.version)
+            && (&a.collapse_key, a.version, a.devices) == (&b.collapse_key, b.version, b.devices)
             && a.traceparent == b.traceparent
             && a.headers == b.headers
     }
@@ -312,6 +315,7 @@ impl MessageBuilder {
                 not_before: None,
                 collapse_key: None,
                 version: None,
+                devices: None,
                 traceparent: None,
                 headers: None,
                 payload,

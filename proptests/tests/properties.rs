@@ -30,7 +30,7 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 fn lane() -> impl Strategy<Value = LaneId> {
-    (0_u8..6).prop_map(|index| LaneId::from_index(index).unwrap())
+    (0_u8..134).prop_map(|index| LaneId::from_index(index).unwrap())
 }
 
 fn user() -> impl Strategy<Value = UserId> {
@@ -41,7 +41,7 @@ fn record() -> impl Strategy<Value = Record> {
     let parts = (user(), priority(), any::<u64>(), 0_usize..8, any::<bool>(), any::<u32>(), any::<u64>());
     (parts, 0_u8..5, prop::collection::vec(any::<u8>(), 0..5000)).prop_map(|(parts, kind, body)| {
         let (user, priority, seq, reason, flag, attempts, at) = parts;
-        let lane = LaneId::from_index((attempts % 6) as u8).unwrap();
+        let lane = LaneId::from_index((attempts % 134) as u8).unwrap();
         let (seq, at) = (Seq::new(seq), Timestamp::from_millis(at));
         let burial = Burial { reason: EndReason::Dead, attempts, possibly_delivered: flag, at };
         let admissions = [

@@ -20,6 +20,7 @@ use crate::time::Timestamp;
 /// Appends an accepted message as `kind · version · body`. What is shared says the place of its body.
 pub(super) fn append(accept: &Accept, cipher: &Cipher, shared: Option<Seq>, out: &mut Vec<u8>) {
     let message = &accept.message;
+    super::device::append(accept, out);
     match cipher.seal_contents(message, shared) {
         None => {
             out.reserve(message.payload().len().saturating_add(128));
@@ -274,7 +275,8 @@ impl AcceptIn<'_, ContentsIn<'_>> {
         for (name, value) in self.contents.headers.0 {
             builder = builder.header(name, Bytes::copy_from_slice(value.0));
         }
-        Ok(Accept { message: builder.build()?, at: self.at, origin: self.origin, admission })
+        let message = builder.build()?;
+        Ok(Accept { message, at: self.at, origin: self.origin, admission, device: None })
     }
 }
 

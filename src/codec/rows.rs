@@ -1,13 +1,20 @@
 //! The bytes of user rows. Every list is a blob of items of fixed width, so that what a row takes in
 //! memory is bounded by its bytes.
 
+mod devices;
+
 use serde::{Deserialize, Serialize};
 
+use self::devices::{pack_devices, unpack_devices};
 use super::{Blob, CodecError, Fields, RECORD_VERSION, check_version, decode_borrowed, encode_value};
 use crate::id::{MessageId, StreamId};
 use crate::record::{Epoch, Gap, InboxRow, LaneId, LaneRow, LedgerRow, LedgerRows, NewestRow, Seq, UserRow};
 use crate::status::EndReason;
 use crate::time::Timestamp;
+
+/// The version of the rows of users who have, or had, registered devices: a list of them follows the body of the first
+/// version, behind the length of that.
+const WITH_DEVICES: u8 = 2;
 
 /// A user's row between its type and its bytes; every list is a blob of fixed-width items.
 #[derive(Serialize, Deserialize)]
@@ -47,12 +54,21 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
         *wire = LaneWire { cursor: lane.cursor, ended: Blob(ended), attempts: Blob(attempts) };
     }
     let (inbox, newest) = (pack_inbox(&row.inbox), pack_newest(&row.newest));
+    let start = out.len();
     out.push(RECORD_VERSION);
     let (reflects, exposed) = (row.reflects, row.exposed);
     let (ledger, gaps) = (pack_ledger(&row.ledger.rows), pack_gaps(&row.ledger.gaps));
     let (inbox, newest) = (Blob(&inbox), Blob(&newest));
     let (ledger, gaps, forgotten) = (Blob(&ledger), Blob(&gaps), row.ledger.forgotten);
     encode_value(&RowWire { reflects, exposed, lanes, inbox, newest, ledger, forgotten, gaps }, out);
+    if !row.devices.is_empty() {
+        let body = out.split_off(start + 1);
+        out.truncate(start);
+        out.push(WITH_DEVICES);
+        out.extend_from_slice(&(body.len() as u64).to_le_bytes());
+        out.extend_from_slice(&body);
+        pack_devices(&row.devices, out);
+    }
 }
 
 /// What [`encode_row`] wrote.
@@ -60,8 +76,17 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
 /// # Errors
 /// [`CodecError`].
 pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
-    let (version, body) = bytes.split_first().ok_or(CodecError::Truncated { bytes: 0, needed: 1 })?;
-    check_version(0, *version)?;
+    let (version, mut body) = bytes.split_first().ok_or(CodecError::Truncated { bytes: 0, needed: 1 })?;
+    let mut devices = Vec::new();
+    if *version == WITH_DEVICES {
+        let mut fields = Fields(body);
+        let short = || CodecError::Body("a row with devices is cut short".to_owned());
+        let len = usize::try_from(fields.u64().ok_or_else(short)?).unwrap_or(usize::MAX);
+        body = fields.bytes(len).ok_or_else(short)?;
+        devices = unpack_devices(fields.0)?;
+    } else {
+        check_version(0, *version)?;
+    }
     let wire: RowWire<'_> = decode_borrowed(body)?;
     let mut row = UserRow { reflects: wire.reflects, exposed: wire.exposed, ..UserRow::default() };
     for (lane, wire) in row.lanes.iter_mut().zip(wire.lanes) {
@@ -76,6 +101,7 @@ pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
         forgotten: wire.forgotten,
         gaps: unpack(wire.gaps.0, unpack_gap)?.into_iter().collect::<Result<_, _>>()?,
     };
+    row.devices = devices;
     Ok(row)
 }
 
@@ -113,7 +139,7 @@ fn pack_inbox(inbox: &[InboxRow]) -> Vec<u8> {
     let mut out = Vec::new();
     for row in inbox {
         out.extend_from_slice(&row.stream.as_u128().to_le_bytes());
-        out.push(row.lane as u8);
+        out.push(row.lane.code());
         out.extend_from_slice(&row.floor.get().to_le_bytes());
         out.extend_from_slice(&(row.seen.len() as u64).to_le_bytes());
         out.extend_from_slice(&pack_places(&row.seen));
@@ -127,7 +153,7 @@ fn pack_newest(newest: &[NewestRow]) -> Vec<u8> {
     let mut out = Vec::with_capacity(newest.len().saturating_mul(NEWEST_BYTES));
     for row in newest {
         out.extend_from_slice(&row.key.to_le_bytes());
-        out.push(row.lane as u8);
+        out.push(row.lane.code());
         out.extend_from_slice(&row.id.as_u128().to_le_bytes());
         for number in [row.seq.get(), row.cost, row.version] {
             out.extend_from_slice(&number.to_le_bytes());
@@ -161,7 +187,7 @@ fn pack_ledger(rows: &[LedgerRow]) -> Vec<u8> {
         }
         out.extend_from_slice(&row.attempts.to_le_bytes());
         let flags = [u8::from(row.possibly_delivered), u8::from(row.id.is_some())];
-        out.extend_from_slice(&[row.lane as u8, row.reason as u8, flags[0], flags[1]]);
+        out.extend_from_slice(&[row.lane.code(), row.reason as u8, flags[0], flags[1]]);
         out.extend_from_slice(&row.id.map_or(0, MessageId::as_u128).to_le_bytes());
     }
     out
@@ -196,7 +222,7 @@ fn pack_gaps(gaps: &[Gap]) -> Vec<u8> {
         for messages in [gap.expired, gap.dead, gap.evicted] {
             out.extend_from_slice(&messages.to_le_bytes());
         }
-        out.push(gap.lane as u8);
+        out.push(gap.lane.code());
     }
     out
 }

@@ -12,7 +12,7 @@ use super::io::EntryRef;
 use crate::config::OnFailure;
 use crate::id::UserId;
 use crate::message::Priority;
-use crate::record::{Accept, Admission, Burial, LaneId, Record, Seq};
+use crate::record::{Accept, Admission, Burial, ForDevice, LaneId, Record, Seq};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -33,9 +33,11 @@ impl Machine {
         let burial =
             Burial { reason, attempts: end.attempts, possibly_delivered: end.possibly_delivered, at: now };
         let admission = Admission::Buried(burial);
-        let letter = Accept { message: accept.message.clone(), at: accept.at, origin: None, admission };
+        let device = accept.device.map(ForDevice::alone);
+        let letter =
+            Accept { message: accept.message.clone(), at: accept.at, origin: None, admission, device };
         self.user_mut(id).dying.add(accept.message.cost());
-        self.push_unsent(Arc::new(letter), None, None);
+        self.push_unsent(vec![Arc::new(letter)], None, None);
         self.current.push(Pending::Joined(Record::End(end)));
     }
 

@@ -10,7 +10,7 @@ use super::query::Holdings;
 use super::settle::Logged;
 use super::user::User;
 use crate::id::UserId;
-use crate::record::{Accept, Attempt, End, Exposed, LaneId, Record, Seq};
+use crate::record::{Accept, Attempt, End, Epoch, Exposed, LaneId, Record, Seq, Slots};
 use crate::time::Timestamp;
 
 impl Machine {
@@ -29,6 +29,7 @@ impl Machine {
             Record::Attempt(attempt) => self.apply_attempt(seq, attempt),
             Record::Exposed(exposed) => self.apply_exposed(seq, exposed),
             Record::Told(told) => self.apply_told(seq, told),
+            Record::Device(change) => self.apply_device(seq, change),
             Record::Floor(floor) => {
                 self.user_mut(&floor.user).raise_floor(floor.stream, floor.lane, floor.floor);
                 self.touch(&floor.user, seq);
@@ -69,7 +70,8 @@ impl Machine {
             Some(key) => {
                 let sender = self.digester.user(message.sender());
                 let content = self.digester.content(message);
-                self.dedup.commit(key, Slot { content, seq, at: accept.at, sender }, false);
+                let among = accept.device.map_or(Slots::NONE, |device| device.among);
+                self.dedup.commit(key, Slot { content, seq, at: accept.at, sender, among }, false);
             }
             None => {}
         }
@@ -90,7 +92,9 @@ impl Machine {
         user.next_ripe = user.next_ripe.min(message.not_before().unwrap_or(Timestamp::NEVER));
         user.lane(lane).insert(seq, accept.clone());
         if let Some(origin) = accept.origin {
-            user.inbox.entry((origin.stream, lane)).or_default().above.insert(origin.seq);
+            // Those for a device have a stream of their own.
+            let of = message.priority().into();
+            user.inbox.entry((origin.stream, of)).or_default().above.insert(origin.seq);
             self.touch(message.recipient(), seq);
         }
         attached
@@ -191,7 +195,7 @@ impl Machine {
             user.exposed = user.exposed.max(exposed.epoch);
         }
         if !is_live {
-            user.exposed_through = user.exposed_through.max(through(user));
+            user.exposed_through = user.exposed_through.max(through(user.exposed));
         }
         self.touch(&exposed.user, seq);
     }
@@ -229,7 +233,7 @@ impl Machine {
     }
 }
 
-/// Everything up to here may have been offered to a user exposed in an earlier epoch.
-pub(super) fn through(user: &User) -> Seq {
-    Seq::first_of(crate::record::Epoch(user.exposed.0.saturating_add(1))).prev()
+/// Everything up to here may have been offered to somebody exposed in this earlier epoch.
+pub(super) fn through(exposed: Epoch) -> Seq {
+    Seq::first_of(Epoch(exposed.0.saturating_add(1))).prev()
 }

@@ -31,9 +31,11 @@ mod accept;
 mod batch;
 mod collapse;
 mod commit;
+mod copies;
 mod dead;
 mod dedup;
 mod deliver;
+mod devices;
 mod entry;
 mod fanout;
 mod fold;
@@ -51,7 +53,9 @@ mod pick;
 mod places;
 mod query;
 mod refusal;
+mod register;
 mod reserve;
+mod ring;
 mod schedule;
 mod search;
 mod settle;
@@ -66,10 +70,10 @@ mod verdict;
 pub use batch::MAX_BATCH_MESSAGES;
 pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Input, LinkId, LoadId, MachineStats, Standing,
-    Survivors, Ticket, Verdict,
+    Survivors, Ticket, Verdict, Withdrawn,
 };
 pub use joint::{Joint, JointId, JointPart, Word};
-pub use operation::{DeadLetter, DeadLetters, Located, Operation, Outcome, Target};
+pub use operation::{DeadLetter, DeadLetters, DeviceStanding, Located, Operation, Outcome, Target};
 pub use query::{DuePlace, Found, Holdings, Page, Query};
 pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};
@@ -89,6 +93,7 @@ use self::deliver::Link;
 use self::entry::EntryState;
 use self::index::Index;
 use self::operate::Operations;
+use self::register::DeviceWaits;
 use self::reserve::Joints;
 use self::settle::{Job, Logged};
 use self::sweep::Sweeps;
@@ -203,6 +208,9 @@ pub struct Machine {
     parked_count: usize,
 
     operations: Operations,
+    /// Who waits for a device to be registered or removed, and how many.
+    device_waits: DeviceWaits,
+    device_waiting: usize,
     joints: Joints,
     sweeps: Sweeps,
     loads: StdMap<LoadId, Query>,
@@ -280,6 +288,8 @@ impl Machine {
             parked: StdMap::new(),
             parked_count: 0,
             operations: Operations::default(),
+            device_waits: DeviceWaits::new(),
+            device_waiting: 0,
             joints: Joints::default(),
             sweeps: Sweeps::default(),
             loads: StdMap::new(),
@@ -307,6 +317,7 @@ impl Machine {
         let now = self.now;
         if !core::mem::replace(&mut self.is_live, true) {
             self.begin_sweeping(now);
+            self.clear_all_slots();
         }
         match input {
             Input::Send { ticket, message } => self.handle_send(now, ticket, message),

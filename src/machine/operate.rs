@@ -9,18 +9,17 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::accept::{Newcomer, Parked};
-use super::commit::{Instead, Repeat};
+use super::commit::Repeat;
 use super::entry::EntryState;
-use super::io::{Accepted, Action, EntryRef, LoadId, Ticket};
+use super::io::{Action, EntryRef, LoadId, Ticket};
 use super::operation::{DeadLetter, Operation, Outcome};
 use super::overflow::Room;
 use super::refusal::OperationError;
 use super::search::Search;
-use super::user::Totals;
 use super::verdict::may_be_known;
 use crate::id::UserId;
 use crate::message::Durability;
-use crate::record::{Accept, Admission, End, LaneId, Seq};
+use crate::record::{Accept, End, LaneId, Seq, Slot};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -53,9 +52,9 @@ pub(super) struct Open {
     pub(super) user: UserId,
     /// Only messages below this place.
     pub(super) before: Seq,
-    /// Where memory ended and the store began, by lane, when the search began. What is read into memory later is found
-    /// in the store all the same.
-    pub(super) store_after: [Option<Seq>; LaneId::COUNT],
+    /// Where it looks, and where memory ended and the store began there when the search began. What is read into memory
+    /// later is found in the store all the same.
+    pub(super) lanes: Vec<(LaneId, Option<Seq>)>,
     pub(super) search: Search,
     /// The first message of the lane that is being read from the store, and which lane that is.
     pub(super) first_live: Option<(LaneId, Seq)>,
@@ -63,8 +62,8 @@ pub(super) struct Open {
     has_found: bool,
     /// Ends that are being recorded.
     recording: usize,
-    /// What it withdrew last, rather than found ending.
-    own: Option<Seq>,
+    /// What it withdrew last, rather than found ending: a message, and its copies.
+    pub(super) own: Vec<Seq>,
     pub(super) done: Outcome,
 }
 
@@ -79,6 +78,8 @@ pub(super) enum Work {
     Sweep,
     /// Finds what a message can take the place of in a full outbox.
     MakeRoom(Room),
+    /// Ends what is left of a device that is gone.
+    Clear(Slot),
 }
 
 impl Work {
@@ -86,6 +87,7 @@ impl Work {
     pub(super) fn means(&self, accept: &Accept) -> bool {
         match self {
             Self::Asked(_, operation) => operation.means(accept),
+            Self::Clear(slot) => accept.device.is_some_and(|device| device.slot == *slot),
             Self::Ripen(_) | Self::Sweep | Self::MakeRoom(_) => true,
         }
     }
@@ -96,11 +98,19 @@ impl Work {
     }
 
     /// How the places end that it ends for somebody who asked for that.
-    fn reason(&self) -> Option<EndReason> {
+    pub(super) fn reason(&self, lane: LaneId) -> Option<EndReason> {
         match self {
             Self::Asked(_, operation) => operation.reason(),
+            // It had ended before.
+            Self::Clear(_) if lane == LaneId::Dead => Some(EndReason::Cancelled),
+            Self::Clear(_) => Some(EndReason::DeviceGone),
             Self::Ripen(_) | Self::Sweep | Self::MakeRoom(_) => None,
         }
+    }
+
+    /// Whether it follows what moves away from where it looks.
+    fn follows(&self) -> bool {
+        matches!(self, Self::Asked(..) | Self::Clear(_))
     }
 }
 
@@ -118,7 +128,7 @@ impl Operations {
     pub(super) fn make_ready(&mut self, id: OperationId) {
         match self.open.get(&id).map(|open| &open.work) {
             Some(Work::Asked(..) | Work::MakeRoom(_)) => self.ready.push_back(id),
-            Some(Work::Ripen(_) | Work::Sweep) => self.ready_behind.push_back(id),
+            Some(Work::Ripen(_) | Work::Sweep | Work::Clear(_)) => self.ready_behind.push_back(id),
             None => {}
         }
     }
@@ -150,7 +160,7 @@ impl Machine {
                 Ok(Newcomer::Held(key)) => {
                     return self.park_behind(key, Parked::Operate(ticket, operation, before));
                 }
-                Ok(Newcomer::Accepted(entry)) => Ok(Some(Accepted { entry, duplicate: true })),
+                Ok(Newcomer::Accepted(accepted)) => Ok(Some(accepted)),
                 Ok(Newcomer::OnItsWay(key)) => return self.wait_for_first(key, Repeat::Operation(ticket)),
                 Err(refusal) => Err(refusal.into()),
             };
@@ -167,6 +177,9 @@ impl Machine {
         if !self.ensure_row(&user) {
             return self.park(super::query::Query::User(user), Parked::Operate(ticket, operation, before));
         }
+        if self.operate_on_devices(ticket, &operation) {
+            return;
+        }
         if matches!(operation, Operation::Purge(_)) {
             self.user_mut(&user).lanes.iter_mut().for_each(|lane| lane.volatile.clear());
         }
@@ -180,18 +193,18 @@ impl Machine {
     pub(super) fn begin(&mut self, user: UserId, work: Work, before: Seq) {
         let found = self.user_mut(&user);
         found.operations += 1;
-        let store_after = LaneId::ALL.map(|lane| found.lane_ref(lane).more_after);
+        let lanes = work.lanes(&found.slots);
+        let lanes = lanes.into_iter().map(|lane| (lane, found.lane_ref(lane).more_after)).collect();
         let search = Search::begin(&work);
         let done = Outcome::default();
         self.operations.last += 1;
         let id = OperationId(self.operations.last);
-        if matches!(work, Work::Asked(..)) {
+        if work.follows() {
             self.operations.asked_for.entry(user.clone()).or_default().push(id);
         }
         let first_live = None;
-        let (has_found, recording, own) = (false, 0, None);
-        let open =
-            Open { work, user, before, store_after, search, first_live, has_found, recording, own, done };
+        let (has_found, recording, own) = (false, 0, Vec::new());
+        let open = Open { work, user, before, lanes, search, first_live, has_found, recording, own, done };
         self.operations.open.insert(id, open);
         self.operations.make_ready(id);
     }
@@ -222,7 +235,7 @@ impl Machine {
         stored: Option<&Arc<Accept>>,
     ) -> bool {
         let user = self.user_mut(id);
-        let exposed_through = user.exposed_through;
+        let exposed_through = user.exposed_through(entry.lane);
         let lane = user.lane(entry.lane);
         let (accept, state, offers) = match (lane.entry(entry.seq), stored) {
             (Some(found), _) => (found.accept.clone(), Some(found.state()), found.offers),
@@ -284,7 +297,7 @@ impl Machine {
                 self.locate(operation, entry, &accept, (state, known));
                 return true;
             }
-            Work::Asked(..) => {}
+            Work::Asked(..) | Work::Clear(_) => {}
         }
         if is_ending {
             self.wait_for_end(operation, entry.seq, false);
@@ -299,77 +312,8 @@ impl Machine {
         true
     }
 
-    /// Records what comes instead of a message, if something does: then its end must be joined to that. `Err` with the
-    /// answer when the message stays where it is.
-    fn put_in_place(
-        &mut self,
-        operation: OperationId,
-        entry: EntryRef,
-        old: &Accept,
-        offered: bool,
-    ) -> Result<bool, Box<Result<Outcome, OperationError>>> {
-        let stays = |answer| Err(Box::new(answer));
-        let Some(Open { work: Work::Asked(_, asked), .. }) = self.operations.open.get(&operation) else {
-            return Ok(false);
-        };
-        let cost = Totals::one(old.message.cost());
-        let (accept, key, gives_back) = match asked {
-            Operation::Cancel(_) | Operation::Purge(_) | Operation::Discard(_) => return Ok(false),
-            Operation::Inspect(..) | Operation::Locate(_) | Operation::Ledger(_) => return Ok(false),
-            Operation::Reprioritise(_, priority) if *priority == old.message.priority() => {
-                return stays(Ok(Outcome::known(Accepted { entry, duplicate: true })));
-            }
-            Operation::Reprioritise(..) if offered => return stays(Err(OperationError::Offered)),
-            Operation::Reprioritise(_, priority) => {
-                let message = old.message.with_priority(*priority);
-                (Accept { message, at: old.at, origin: None, admission: Admission::Moved }, None, cost)
-            }
-            Operation::Requeue(_) => {
-                let message = old.message.clone();
-                let possibly_delivered =
-                    matches!(old.admission, Admission::Buried(burial) if burial.possibly_delivered);
-                let admission = Admission::Requeued { possibly_delivered };
-                let accept = Accept { message, at: self.now, origin: None, admission };
-                (accept, None, Totals::default())
-            }
-            Operation::Replace(_, message) => {
-                let message = super::accept::at_once_if_due(message.clone(), self.now);
-                let key = match self.judge_newcomer(&message) {
-                    Ok(Newcomer::Fits(key)) => Some(key),
-                    // Somebody else sent it meanwhile, or what was read of its sender has left memory again.
-                    Ok(_) => return stays(Err(OperationError::Overloaded)),
-                    Err(refusal) => return stays(Err(refusal.into())),
-                };
-                (Accept::new(message, self.now), key, cost)
-            }
-        };
-        let instead = Instead { operation: Some(operation), seq: entry.seq, gives_back };
-        if let Err(refusal) = self.claim(&accept.message, gives_back) {
-            return stays(Err(refusal.into()));
-        }
-        self.push_newcomer(Arc::new(accept), key, instead);
-        Ok(true)
-    }
-
-    /// Ends a message for an operation.
-    fn end_withdrawn(
-        &mut self,
-        operation: OperationId,
-        id: &UserId,
-        entry: EntryRef,
-        accept: &Accept,
-        joined: bool,
-    ) {
-        let Some(reason) = self.operations.open.get(&operation).and_then(|open| open.work.reason()) else {
-            return;
-        };
-        self.end_wherever(id, entry, accept, reason, joined);
-        self.wait_for_end(operation, entry.seq, true);
-        self.mark_ready(id);
-    }
-
     /// Lets an operation wait for an end to be durable: its own, or one that it found.
-    fn wait_for_end(&mut self, operation: OperationId, seq: Seq, own: bool) {
+    pub(super) fn wait_for_end(&mut self, operation: OperationId, seq: Seq, own: bool) {
         let waiting = self.operations.ends.entry(seq).or_default();
         let Some(open) = self.operations.open.get_mut(&operation) else { return };
         // What settles just now may be found twice: in memory and in the store.
@@ -378,7 +322,11 @@ impl Machine {
             open.recording += 1;
         }
         if own {
-            open.own = Some(seq);
+            // Of many it is only asked whether it has withdrawn any.
+            if !open.work.is_about_one() {
+                open.own.clear();
+            }
+            open.own.push(seq);
         }
     }
 
@@ -392,11 +340,12 @@ impl Machine {
         let looks = |open: &Open| match &open.work {
             Work::Asked(_, operation) if operation.target().is_some() => {
                 // Another one with the same id is not meant as well.
-                let has_one = open.own.is_some() || open.done.messages > 0 || open.done.located.is_some();
+                let has_one = !open.own.is_empty() || open.done.messages > 0 || open.done.located.is_some();
                 let follows = !only_purges || operation.only_reads();
                 follows && !has_one && operation.means(&found.accept)
             }
             Work::Asked(_, operation) => matches!(operation, Operation::Purge(_)),
+            Work::Clear(_) => open.work.means(&found.accept),
             Work::Ripen(_) | Work::Sweep | Work::MakeRoom(_) => false,
         };
         // What has moved before it was found where it had moved to.
@@ -420,11 +369,11 @@ impl Machine {
                 (open.done.located, open.search) = (Some(located), Search::Over);
             }
             // Of one message that is withdrawn, only that counts; of one that others withdraw, the first.
-            let (reason, is_about_one) = (open.work.reason(), open.work.is_about_one());
-            let counts = match (is_about_one, open.own) {
-                (true, Some(own)) => own == end.seq,
+            let (reason, is_about_one) = (open.work.reason(end.lane), open.work.is_about_one());
+            let counts = match (is_about_one, open.own.is_empty()) {
+                (true, false) => open.own.contains(&end.seq),
                 // What another one put in its place is not what this one wanted there.
-                (true, None) => open.done.messages == 0 && reason == Some(EndReason::Cancelled),
+                (true, true) => open.done.messages == 0 && reason == Some(EndReason::Cancelled),
                 (false, _) => true,
             };
             if counts && Some(end.reason) == reason {
@@ -459,7 +408,7 @@ impl Machine {
             (Work::Asked(_, Operation::Replace(_, message)), false) => {
                 let message = message.clone();
                 match self.judge_newcomer(&message) {
-                    Ok(Newcomer::Accepted(entry)) => Ok(Outcome::known(Accepted { entry, duplicate: true })),
+                    Ok(Newcomer::Accepted(accepted)) => Ok(Outcome::known(accepted)),
                     _ => Err(OperationError::NotWaiting),
                 }
             }
@@ -474,19 +423,19 @@ impl Machine {
             user.operations = user.operations.saturating_sub(1);
         }
         self.spill_aside(&open.user);
+        if let Some(asked) = self.operations.asked_for.get_mut(&open.user) {
+            asked.retain(|other| *other != id);
+            if asked.is_empty() {
+                self.operations.asked_for.remove(&open.user);
+            }
+        }
         match open.work {
             Work::Asked(ticket, _) => {
                 self.operations.asked = self.operations.asked.saturating_sub(1);
-                if let Some(asked) = self.operations.asked_for.get_mut(&open.user) {
-                    asked.retain(|other| *other != id);
-                    if asked.is_empty() {
-                        self.operations.asked_for.remove(&open.user);
-                    }
-                }
                 self.actions.push_back(Action::Done { ticket, result });
             }
             Work::Ripen(next) => {
-                let has_read = open.store_after.get(LaneId::Scheduled.index()).is_some_and(Option::is_some);
+                let has_read = open.lanes.iter().any(|(_, began)| began.is_some());
                 self.ripened(&open.user, next, result.is_err(), has_read);
             }
             Work::Sweep => {
@@ -494,6 +443,7 @@ impl Machine {
                 return self.sweep_looked(result.is_err());
             }
             Work::MakeRoom(room) => self.room_searched(&open.user, room, result.is_err()),
+            Work::Clear(slot) => self.cleared(&open.user, slot, result),
         }
         self.let_go(&open.user);
     }

@@ -2,9 +2,9 @@
 
 use super::io::{Accepted, EntryRef};
 use crate::event::EventName;
-use crate::id::{MessageId, UserId};
+use crate::id::{DeviceId, MessageId, UserId};
 use crate::message::{Message, Priority};
-use crate::record::{Accept, Admission, Burial, LedgerRows, Seq};
+use crate::record::{Accept, Admission, Burial, DeviceInfo, LedgerRows, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -45,6 +45,13 @@ pub enum Operation {
     Locate(Target),
     /// Say how messages for this user ended that were not delivered.
     Ledger(UserId),
+    /// Register a device: what is sent to every device from now on is for it too.
+    Register(UserId, DeviceId),
+    /// Remove a device: nothing more is for it, and what waits for it ends as
+    /// [`DeviceGone`](EndReason::DeviceGone).
+    Unregister(UserId, DeviceId),
+    /// List the registered devices.
+    Devices(UserId),
 }
 
 /// Which dead letters of a user are meant: those for which all of this is true.
@@ -108,7 +115,8 @@ impl Operation {
             | Self::Replace(target, _)
             | Self::Reprioritise(target, _)
             | Self::Locate(target) => &target.user,
-            Self::Purge(user) | Self::Ledger(user) => user,
+            Self::Purge(user) | Self::Ledger(user) | Self::Devices(user) => user,
+            Self::Register(user, _) | Self::Unregister(user, _) => user,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => &letters.user,
         }
     }
@@ -121,9 +129,7 @@ impl Operation {
             | Self::Replace(target, _)
             | Self::Reprioritise(target, _)
             | Self::Locate(target) => Some(target),
-            Self::Purge(_) | Self::Requeue(_) | Self::Discard(_) | Self::Inspect(..) | Self::Ledger(_) => {
-                None
-            }
+            _ => None,
         }
     }
 
@@ -136,7 +142,7 @@ impl Operation {
     /// Whether it changes nothing.
     #[must_use]
     pub fn only_reads(&self) -> bool {
-        matches!(self, Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_))
+        matches!(self, Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) | Self::Devices(_))
     }
 
     /// How the places end that it is about, if it ends any.
@@ -147,6 +153,7 @@ impl Operation {
             Self::Replace(..) => Some(EndReason::Replaced),
             Self::Reprioritise(..) | Self::Requeue(_) => Some(EndReason::Moved),
             Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) => None,
+            Self::Register(..) | Self::Unregister(..) | Self::Devices(_) => None,
         }
     }
 }
@@ -170,6 +177,17 @@ pub struct Outcome {
     pub located: Option<Located>,
     /// What [`Operation::Ledger`] read.
     pub ledger: LedgerRows,
+    /// What [`Operation::Devices`] listed, in the order of their slots.
+    pub devices: Vec<DeviceStanding>,
+}
+
+/// A registered device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceStanding {
+    /// What is recorded of it.
+    pub info: DeviceInfo,
+    /// Whether a sink is attached for it now.
+    pub is_attached: bool,
 }
 
 /// Where a message stands.
@@ -211,7 +229,7 @@ impl Operation {
             | Self::Reprioritise(target, _)
             | Self::Locate(target) => target.is(accept),
             Self::Purge(_) => true,
-            Self::Ledger(_) => false,
+            Self::Ledger(_) | Self::Register(..) | Self::Unregister(..) | Self::Devices(_) => false,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => {
                 letters.means(accept)
             }

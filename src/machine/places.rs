@@ -21,7 +21,7 @@ impl Machine {
         reason: EndReason,
         joined: bool,
     ) {
-        let exposed_through = self.user_mut(id).exposed_through;
+        let exposed_through = self.user_mut(id).exposed_through(entry.lane);
         let known = may_be_known(accept, entry.seq, exposed_through);
         self.end_known(id, entry, (accept.message.cost(), accept.message.id(), known), reason, joined);
     }
@@ -35,7 +35,7 @@ impl Machine {
         reason: EndReason,
         joined: bool,
     ) {
-        let exposed_through = self.user_mut(id).exposed_through;
+        let exposed_through = self.user_mut(id).exposed_through(entry.lane);
         let known = entry.lane.priority().is_some() && entry.seq <= exposed_through;
         self.end_known(id, entry, (cost, message, known), reason, joined);
     }
@@ -100,7 +100,7 @@ impl Machine {
         self.moved = went.filter(|_| accept.admission == Admission::Moved);
         self.requeued = went.filter(|_| matches!(accept.admission, Admission::Requeued { .. }));
         if let Some(open) = instead.operation.and_then(|id| self.operations.open.get_mut(&id)) {
-            open.done.accepted = Some(Accepted { entry, duplicate: false });
+            open.done.accepted = Some(Accepted::of(entry, accept));
         }
     }
 }

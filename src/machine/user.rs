@@ -4,13 +4,16 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
 use super::collapse::{Newest, has_ended};
+use super::devices::SlotState;
 use super::io::{LinkId, LoadId, Ticket};
 use super::lane::Lane;
 use super::ledger::{Keep, Ledger};
+use super::pick::Turns;
 use super::query::Holdings;
 use crate::digest::Digester;
 use crate::id::StreamId;
-use crate::record::{Epoch, InboxRow, LaneId, LaneRow, Origin, Seq, UserRow};
+use crate::message::Priority;
+use crate::record::{DeviceChange, Epoch, InboxRow, LaneId, LaneRow, Origin, Seq, Slot, UserRow};
 use crate::time::Timestamp;
 
 /// Live messages and bytes.
@@ -81,7 +84,11 @@ pub(super) struct User {
     pub(super) lanes: [Lane; 4],
     /// Those that nothing is offered from, for the few who have something there.
     aside: Option<Box<Aside>>,
-    digester: Digester,
+    /// Those of registered devices.
+    pub(super) slots: BTreeMap<Slot, Box<SlotState>>,
+    /// What was said of devices before the row was known, and where: the row may reflect it already.
+    pub(super) early_devices: Vec<(Seq, DeviceChange)>,
+    pub(super) digester: Digester,
     /// What is durable; unknown until the store was asked, for users met in replay.
     pub(super) held: Option<Holdings>,
     /// Totals of dead letters that are being committed.
@@ -116,14 +123,8 @@ pub(super) struct User {
     pub(super) operations: usize,
     pub(super) links: Vec<LinkId>,
     pub(super) next_link: usize,
-    /// Critical messages in a row.
-    pub(super) streak: u32,
-    /// The lane whose turn it is.
-    pub(super) turn: usize,
-    /// It has been given its share.
-    pub(super) turn_began: bool,
-    /// Turns that are over since the last critical message.
-    pub(super) turns: u32,
+    /// Of the sinks whose device is not registered.
+    pub(super) turns: Turns,
     /// In the queue of users to be served.
     pub(super) ready: bool,
     /// The armed timer.
@@ -137,6 +138,8 @@ impl User {
         Self {
             lanes: core::array::from_fn(|_| Lane::new(digester)),
             aside: None,
+            slots: BTreeMap::new(),
+            early_devices: Vec::new(),
             digester,
             held,
             dying: Totals::default(),
@@ -158,10 +161,7 @@ impl User {
             operations: 0,
             links: Vec::new(),
             next_link: 0,
-            streak: 0,
-            turn: 1,
-            turn_began: false,
-            turns: 0,
+            turns: Turns::default(),
             ready: false,
             wake: None,
             changed: None,
@@ -169,6 +169,16 @@ impl User {
     }
 
     pub(super) fn lane(&mut self, lane: impl Into<LaneId>) -> &mut Lane {
+        let lane = lane.into();
+        if let LaneId::Device(slot, priority) = lane {
+            let [critical, high, normal, low] = &mut self.slot_mut(slot).lanes;
+            return match priority {
+                Priority::Critical => critical,
+                Priority::High => high,
+                Priority::Normal => normal,
+                Priority::Low => low,
+            };
+        }
         let Self { lanes: [critical, high, normal, low], aside, digester, held, .. } = self;
         // As long as nobody knows what there is, the store may have something.
         let more_after = if held.is_none() { Some(Seq::ZERO) } else { None };
@@ -176,13 +186,13 @@ impl User {
             let [scheduled, dead] = [(); 2].map(|()| Lane::aside(*digester, more_after));
             Box::new(Aside { scheduled, dead })
         };
-        match lane.into() {
+        match lane {
             LaneId::Critical => critical,
             LaneId::High => high,
             LaneId::Normal => normal,
             LaneId::Low => low,
             LaneId::Scheduled => &mut aside.get_or_insert_with(new).scheduled,
-            LaneId::Dead => &mut aside.get_or_insert_with(new).dead,
+            LaneId::Dead | LaneId::Device(..) => &mut aside.get_or_insert_with(new).dead,
         }
     }
 
@@ -196,13 +206,31 @@ impl User {
             LaneId::Low => low,
             LaneId::Scheduled => self.aside.as_ref().map_or(&EMPTY, |aside| &aside.scheduled),
             LaneId::Dead => self.aside.as_ref().map_or(&EMPTY, |aside| &aside.dead),
+            LaneId::Device(slot, priority) => {
+                let lanes = self.slots.get(&slot).map(|state| &state.lanes);
+                lanes.and_then(|lanes| lanes.get(priority.index())).unwrap_or(&EMPTY)
+            }
         }
     }
 
     /// The lanes that have ever had something since the user came into memory.
     pub(super) fn all_lanes(&self) -> impl Iterator<Item = &Lane> {
         let aside = self.aside.iter().flat_map(|aside| [&aside.scheduled, &aside.dead]);
-        self.lanes.iter().chain(aside)
+        self.lanes.iter().chain(aside).chain(self.slots.values().flat_map(|state| &state.lanes))
+    }
+
+    /// The names of those, but for a lane aside that never had anything.
+    pub(super) fn lane_ids(&self) -> Vec<LaneId> {
+        let of_slots = self.slots.keys().flat_map(|slot| LaneId::of_slot(*slot));
+        LaneId::ALL.into_iter().chain(of_slots).collect()
+    }
+
+    /// Messages of this lane up to here may have been offered in an earlier attachment.
+    pub(super) fn exposed_through(&self, lane: LaneId) -> Seq {
+        match lane.slot() {
+            Some(slot) => self.slots.get(&slot).map_or(Seq::ZERO, |state| state.exposed_through),
+            None => self.exposed_through,
+        }
     }
 
     pub(super) fn all_lanes_mut(&mut self) -> impl Iterator<Item = (LaneId, &mut Lane)> {
@@ -210,7 +238,11 @@ impl User {
             let Aside { scheduled, dead } = &mut **aside;
             [scheduled, dead]
         });
-        LaneId::ALL.into_iter().zip(self.lanes.iter_mut().chain(aside))
+        let of_slots = self
+            .slots
+            .iter_mut()
+            .flat_map(|(slot, state)| LaneId::of_slot(*slot).into_iter().zip(state.lanes.iter_mut()));
+        LaneId::ALL.into_iter().zip(self.lanes.iter_mut().chain(aside)).chain(of_slots)
     }
 
     /// Whether both the row and the totals are known, which is what delivering and operating need.
@@ -242,6 +274,8 @@ impl User {
             && self.early_ends.is_empty()
             && self.dying.messages == 0
             && !self.ledger.is_recording()
+            && self.early_devices.is_empty()
+            && !self.slots.values().any(|state| state.is_busy())
             && self
                 .all_lanes()
                 .all(|lane| lane.entries.is_empty() && lane.loading.is_none() && lane.ending.is_empty())
@@ -298,6 +332,7 @@ impl User {
             newest: self.newest.rows(),
             ledger: self.ledger.rows(keep),
             lanes: LaneId::ALL.map(|lane| self.lane_ref(lane).row()),
+            devices: self.slots.iter().filter_map(|(slot, state)| state.row(*slot)).collect(),
         }
     }
 
@@ -320,5 +355,6 @@ impl User {
         newest.merge(&row.newest, |row| has_ended(self.lane_ref(row.lane), row.seq));
         self.newest = newest;
         self.ledger.merge(&row.ledger, row.reflects, keep);
+        self.merge_devices(&row.devices, row.reflects);
     }
 }

@@ -86,6 +86,12 @@ impl Receipt {
         self.accepted.entry
     }
 
+    /// Its places: one for each device that has a copy of its own, in the order of their slots, or only [`Receipt::entry`].
+    #[must_use]
+    pub fn entries(&self) -> Vec<EntryRef> {
+        self.accepted.entries()
+    }
+
     /// Whether it had been accepted before: this send was a repeat, and changed nothing.
     #[must_use]
     pub fn is_duplicate(&self) -> bool {

@@ -6,6 +6,7 @@ mod batch;
 mod collapse;
 mod dead;
 mod deliver;
+mod devices;
 mod fanout;
 mod inbox;
 mod ledger;
@@ -45,6 +46,7 @@ struct Rig {
     done: Vec<(Ticket, Result<Outcome, OperationError>)>,
     told: Vec<(usize, Word)>,
     joints: Vec<(JointId, Vec<JointPart>)>,
+    withdrawn: Vec<(LinkId, Withdrawn)>,
     tickets: u64,
 }
 
@@ -89,6 +91,7 @@ impl Rig {
             done: Vec::new(),
             told: Vec::new(),
             joints: Vec::new(),
+            withdrawn: Vec::new(),
             tickets: 0,
         }
     }
@@ -119,6 +122,7 @@ impl Rig {
             Action::Answer { ticket, result } => self.answers.push((ticket, result)),
             Action::Offer { link, batch } => self.offers.extend(batch.into_iter().map(|d| (link, d))),
             Action::TellGaps { link, gaps } => self.gaps_told.push((link, gaps)),
+            Action::Withdraw { link, withdrawn } => self.withdrawn.push((link, withdrawn)),
             Action::Load { load, query } => self.loads.push((load, query)),
             Action::Announce(change) => self.changes.push(change),
             Action::Moved { from, to, .. } => self.moves.push((from, to)),

@@ -415,6 +415,7 @@ fn what_is_found_in_memory_and_in_the_store_counts_once() {
             at: Timestamp::from_millis(at),
             origin: None,
             admission: Admission::New,
+            device: None,
         })
     };
     let store = [(Seq::new(5), accept(1)), (rig.next, accept(2))];

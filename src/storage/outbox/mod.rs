@@ -27,6 +27,7 @@ mod due;
 mod export;
 mod filter;
 pub mod keys;
+mod later;
 mod load;
 mod manifest;
 mod mark;

@@ -37,6 +37,7 @@ fn accept(to: &str, sender: Option<&str>, id: u128) -> Accept {
         at: Timestamp::from_millis(7),
         origin,
         admission: Admission::New,
+        device: None,
     }
 }
 
@@ -79,7 +80,7 @@ fn of_each_kind() -> Vec<(u8, Accept)> {
             (24, plain(), requeued),
         ] {
             let message = builder.build().unwrap();
-            all.push((kind, Accept { message, at: Timestamp::ZERO, origin: None, admission }));
+            all.push((kind, Accept { message, at: Timestamp::ZERO, origin: None, admission, device: None }));
         }
     }
     all
@@ -128,7 +129,7 @@ fn what_is_shared_is_opened_in_its_place_only_and_is_no_message_of_its_own() {
 fn fan() -> Vec<Record> {
     let base = accept("alice", Some("bob"), 1);
     let to = |name: &str, at| {
-        let accept = base.for_recipient(UserId::new(name).unwrap(), Timestamp::from_millis(at));
+        let accept = base.for_recipient(UserId::new(name).unwrap(), Timestamp::from_millis(at), None);
         Record::Accept(Arc::new(accept))
     };
     vec![to("alice", 7), to("carol", 8), to("dave", 9)]
@@ -286,6 +287,7 @@ fn a_message_at_its_limits_is_sealed_without_growing_out_of_its_room() {
         at: Timestamp::ZERO,
         origin: None,
         admission: Admission::New,
+        device: None,
     };
     let cipher = sealing(1, &[]);
     assert_eq!(cipher.decode_accept(&sealed(&cipher, &accept)), Ok(accept));

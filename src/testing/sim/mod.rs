@@ -70,7 +70,7 @@ pub struct Outcome {
     /// Repeats recognised.
     pub duplicates: u64,
     /// Messages that ended, by [`EndReason::index`](crate::EndReason::index).
-    pub ended: [u64; 8],
+    pub ended: [u64; crate::EndReason::ALL.len()],
 }
 
 /// Lives a script. A panic of the engine is a violation.

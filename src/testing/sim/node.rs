@@ -11,7 +11,7 @@ use super::oracle::{Oracle, is_volatile};
 use super::plan::Plan;
 use super::random::Random;
 use crate::digest::Digester;
-use crate::id::{StreamId, UserId};
+use crate::id::{DeviceId, StreamId, UserId};
 use crate::machine::{
     Accepted, Action, Birth, Delivery, EntryRef, Found, Input, LinkId, LoadId, Machine, Query, Refusal,
     Survivors, Ticket,
@@ -335,6 +335,7 @@ impl Node {
             }
             Action::Offer { link, batch } => self.offered(link, batch),
             Action::TellGaps { link, gaps } => self.tell_gaps(link, &gaps),
+            Action::Withdraw { link, withdrawn } => self.withdraw(link, &withdrawn),
             Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
             Action::Announce(change) => self.oracle.announced(&change),
             Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
@@ -353,7 +354,7 @@ impl Node {
             self.oracle.fail(format!("a batch of {} messages", batch.len()));
         }
         let told = engine.flight.is_none();
-        self.oracle.offered(self.now, engine.epoch, &found.user, &batch, told);
+        self.oracle.offered(self.now, engine.epoch, (&found.user, &found.device), &batch, told);
         found.queue.extend(batch);
     }
 
@@ -381,14 +382,25 @@ impl Node {
     // ------------------------------------------------------------------------------------------------------ sinks
 
     pub(super) fn attach(&mut self, user: UserId, device: u64, is_wire: bool) -> Option<LinkId> {
+        self.attach_as(user, super::oracle::device(device), is_wire)
+    }
+
+    pub(super) fn attach_as(&mut self, user: UserId, device: DeviceId, is_wire: bool) -> Option<LinkId> {
         self.last_link += 1;
         let id = LinkId(self.last_link);
         let engine = self.engine.as_mut()?;
-        let link =
-            Link { id, user: user.clone(), is_wire, queue: VecDeque::new(), carrying: None, is_told: false };
+        let link = Link {
+            id,
+            user: user.clone(),
+            device: device.clone(),
+            is_wire,
+            queue: VecDeque::new(),
+            carrying: None,
+            is_told: false,
+        };
         engine.links.insert(id, link);
         let shard = self.shard_of(&user);
-        self.input(shard, Input::Attach { link: id, user, device: super::oracle::device(device) });
+        self.input(shard, Input::Attach { link: id, user, device });
         Some(id)
     }
 

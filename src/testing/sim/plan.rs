@@ -6,6 +6,7 @@ use core::time::Duration;
 use super::random::Random;
 use crate::config::{Config, OnFailure, Overflow};
 use crate::event::EventName;
+use crate::message::DevicePolicy;
 use crate::storage::journal::JournalConfig;
 
 /// How large everything is, drawn from a seed: small, so that every limit is met.
@@ -67,7 +68,13 @@ fn config(random: &mut Random) -> Config {
     let in_flight = 1 + random.below(6);
     let reserve = random.below(3) as u32;
     let devices = 1 + random.below(3);
+    let policy =
+        [DevicePolicy::AnyDevice, DevicePolicy::AnyDevice, DevicePolicy::EveryDevice, DevicePolicy::RingAll];
+    let devices_for = policy[random.index(4)];
     let config = Config {
+        max_registered: of_usize(1 + random.below(5)),
+        devices: devices_for,
+        device_age: Duration::from_secs(if random.chance(30) { 600 + random.below(90_000) } else { 1 << 40 }),
         max_payload_bytes: of_usize(8 << 10),
         max_user_messages: of_u32(4 + random.below(60)),
         max_user_bytes: NonZeroU64::new((9 << 10) + random.below(100 << 10)).unwrap_or(NonZeroU64::MIN),

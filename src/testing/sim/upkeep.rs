@@ -7,7 +7,7 @@ use super::node::Node;
 use super::random::Random;
 use super::world::World;
 use crate::id::UserId;
-use crate::machine::{Found, Input, Verdict};
+use crate::machine::{Found, Input, LinkId, Verdict, Withdrawn};
 use crate::record::Seq;
 use crate::time::Timestamp;
 
@@ -167,6 +167,37 @@ impl Node {
         if self.engine.as_ref().is_some_and(alone) {
             let _ = self.attach(user.clone(), 9, is_wire);
         }
+    }
+
+    /// A sink is told that a message rings no more: it is not taken by it, unless it is on its way.
+    pub(super) fn withdraw(&mut self, link: LinkId, withdrawn: &Withdrawn) {
+        self.oracle.withdrawn(withdrawn);
+        let links = self.engine.as_mut().map(|engine| &mut engine.links);
+        match links.and_then(|links| links.get_mut(&link)) {
+            Some(link) if link.carrying.is_none() => {
+                link.queue.retain(|delivery| delivery.entry != withdrawn.entry);
+            }
+            Some(_) => {}
+            None => self.oracle.fail(format!("{link:?} was told of {withdrawn:?} when gone")),
+        }
+    }
+
+    /// Lets the registered devices of somebody come, as many as may be there at once.
+    pub(super) fn attach_devices(&mut self, user: &UserId, is_wire: bool, random: &mut Random) {
+        let Some(engine) = &self.engine else { return };
+        let theirs: Vec<_> = engine.links.values().filter(|link| &link.user == user).collect();
+        let here: Vec<_> = theirs.iter().map(|link| link.device.clone()).collect();
+        let mut absent = self.oracle.devices_of(user);
+        absent.retain(|device| !here.contains(device));
+        if absent.is_empty() {
+            return;
+        }
+        if here.len() >= self.plan.config.max_devices.get() {
+            let leaves = theirs[random.index(theirs.len())].id;
+            self.detach(leaves);
+        }
+        let comes = absent[random.index(absent.len())].clone();
+        let _ = self.attach_as(user.clone(), comes, is_wire);
     }
 
     /// Does what there is to do inside.

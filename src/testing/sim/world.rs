@@ -87,6 +87,7 @@ impl World {
             }
             Op::Requeue | Op::Discard | Op::Inspect => self.operate_on_dead(op, index, random),
             Op::Ledger => self.read_ledger(index, random),
+            Op::Register | Op::Unregister | Op::Devices => self.operate_on_devices(op, index, random),
             Op::Told => self.told_of_gap(index, random),
             Op::Carry => self.carry(random),
             Op::Duplicate => self.duplicate(random),
@@ -116,7 +117,7 @@ impl World {
             Op::LoadFail => node.load_failed(random),
             Op::Attach => {
                 let user = random.below(plan.users);
-                let _ = node.attach(person(user), random.below(3), is_wire(index, user));
+                let _ = node.attach(person(user), random.below(5), is_wire(index, user));
             }
             Op::Detach => {
                 if let Some(id) = node.some_link(random) {
@@ -404,6 +405,10 @@ impl World {
             for user in 0..self.plan.users {
                 for index in 0..2 {
                     self.nodes[index].attach_if_alone(&person(user), is_wire(index, user));
+                    // Each has some rounds to take what is for it.
+                    if round % 8 == 0 {
+                        self.nodes[index].attach_devices(&person(user), is_wire(index, user), &mut random);
+                    }
                 }
             }
             self.round(&mut random);

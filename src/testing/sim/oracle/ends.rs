@@ -6,7 +6,7 @@ use super::super::plan::Plan;
 use super::{Kept, Oracle, identity};
 use crate::config::Overflow;
 use crate::id::UserId;
-use crate::machine::{Holdings, UserSnapshot};
+use crate::machine::{Holdings, LaneSnapshot, UserSnapshot};
 use crate::record::{Accept, Counters, End, LaneId, Seq};
 use crate::status::EndReason;
 
@@ -14,6 +14,7 @@ impl Oracle {
     pub(super) fn fold_end(&mut self, plan: &Plan, seq: Seq, end: &End) {
         self.latest = self.latest.max(end.at);
         let moved_within = self.has_moved_within(end);
+        let was_elsewhere = self.was_elsewhere(end);
         let Some(kept) = self.messages.get_mut(&end.seq) else {
             return self
                 .fail(format!("{:?} recorded for {:?}, which was never accepted", end.reason, end.seq));
@@ -33,6 +34,13 @@ impl Oracle {
             EndReason::Moved if message.not_before().is_some_and(|at| at <= end.at) => true,
             // Joined to what has taken its place, too.
             EndReason::Evicted => plan.config.overflow != Overflow::Reject,
+            EndReason::Elsewhere => was_elsewhere,
+            EndReason::DeviceGone => Self::is_leaving(&self.slots, &end.user, accept.device),
+            EndReason::Cancelled
+                if end.lane == LaneId::Dead && Self::is_leaving(&self.slots, &end.user, accept.device) =>
+            {
+                true
+            }
             EndReason::Expired => end.at >= kept.accept.expires(),
             EndReason::Dead => end.attempts >= plan.config.max_attempts.get(),
             EndReason::Cancelled | EndReason::Replaced | EndReason::Moved => {
@@ -57,6 +65,7 @@ impl Oracle {
             None
         };
         kept.end = Some(end.reason);
+        kept.was_upgraded |= end.upgrades.is_some();
         if let Some(wrong) = wrong {
             self.fail(format!(
                 "{:?} (before: {before:?}) recorded for {:?} {wrong}: {end:?}",
@@ -118,7 +127,8 @@ impl Oracle {
         let theirs = self.messages.iter().filter(|(_, kept)| kept.accept.message.recipient() == user);
         for (seq, kept) in theirs {
             let message = &kept.accept.message;
-            let lane = &held.lanes[kept.accept.lane().index()];
+            let empty = LaneSnapshot::default();
+            let lane = held.lane(kept.accept.lane()).unwrap_or(&empty);
             let (has, live) = (lane.live.binary_search(seq).is_ok(), kept.end.is_none());
             if live {
                 totals.add(kept.accept.lane(), message.cost());
@@ -137,13 +147,14 @@ impl Oracle {
                 wrong.push(format!("{seq:?} has {} attempts, in memory {attempts}", kept.attempts));
             }
         }
-        for lane in LaneId::ALL {
-            let unknown = held.lanes[lane.index()].live.iter().find(|seq| !self.messages.contains_key(seq));
+        for lane in held.lanes.iter().chain(held.device_lanes.values()) {
+            let unknown = lane.live.iter().find(|seq| !self.messages.contains_key(seq));
             wrong.extend(unknown.map(|seq| format!("{seq:?} is in memory, but not durable")));
         }
         if held.totals.is_some_and(|held| held != totals) {
             wrong.push(format!("totals are {totals:?}, in memory {:?}", held.totals));
         }
+        wrong.extend(self.what_is_wrong_with_devices(user, held));
         let ledger = held.ledger.as_ref().and_then(|ledger| self.what_is_wrong_with_ledger(user, ledger));
         wrong.extend(ledger.map(|what| format!("the ledger has {what}: {:?}", held.ledger)));
         if let Some(what) = wrong.into_iter().next() {
