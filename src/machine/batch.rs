@@ -35,6 +35,9 @@ pub(super) struct Batch {
 /// Which message is refused (none: all are) and why.
 pub(super) type Refused = (Option<Ticket>, Refusal);
 
+/// What one message of a batch is: new, with its key and its devices; or a repeat, with its key and what is known of it.
+type InBatch = Result<(u128, Among), (u128, Slot)>;
+
 /// What messages come to that are accepted together.
 pub(super) struct Claimed {
     /// The new ones, which have their shares, with their keys.
@@ -204,11 +207,7 @@ impl Machine {
     }
 
     /// The key of a new message, which has its share now; or what is known of a repeat.
-    fn claim_in_batch(
-        &mut self,
-        now: Timestamp,
-        message: &Message,
-    ) -> Result<Result<(u128, Among), (u128, Slot)>, Refusal> {
+    fn claim_in_batch(&mut self, now: Timestamp, message: &Message) -> Result<InBatch, Refusal> {
         let (key, known) = self.look_up(message);
         match known {
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),

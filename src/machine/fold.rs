@@ -134,16 +134,20 @@ impl Machine {
         lane.attempts.remove(&end.seq);
         lane.ending.remove(&end.seq);
         let removed = lane.remove(end.seq);
-        if on_disk && end.seq > lane.cursor {
+        // Whoever finds another copy of it must know that this one has ended, wherever it was.
+        let device = removed.as_ref().and_then(|entry| entry.accept.device);
+        let has_copies = device.is_some_and(|device| device.among.len() > 1);
+        if (on_disk || has_copies) && end.seq > lane.cursor {
             lane.ended.insert(end.seq);
         }
         if user.row_known {
             user.lane(end.lane).advance_cursor(applied);
         }
+        let is_noted = user.lane(end.lane).ended.contains(&end.seq);
         if removed.is_some() {
             self.resident = self.resident.saturating_sub(1);
         }
-        if on_disk {
+        if on_disk || has_copies && is_noted {
             self.touch(&end.user, seq);
         }
         self.fold_newest_end(seq, end);

@@ -73,7 +73,9 @@ pub use io::{
     Survivors, Ticket, Verdict, Withdrawn,
 };
 pub use joint::{Joint, JointId, JointPart, Word};
-pub use operation::{DeadLetter, DeadLetters, DeviceStanding, Located, Operation, Outcome, Target};
+pub use operation::{
+    CopyStanding, DeadLetter, DeadLetters, DeviceStanding, Located, Operation, Outcome, Target,
+};
 pub use query::{DuePlace, Found, Holdings, Page, Query};
 pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};

@@ -300,6 +300,7 @@ impl Machine {
             Work::Asked(..) | Work::Clear(_) => {}
         }
         if is_ending {
+            self.locate_ending(operation, entry, &accept);
             self.wait_for_end(operation, entry.seq, false);
             self.mark_ready(id);
             return false;
@@ -366,7 +367,10 @@ impl Machine {
             let Some(open) = self.operations.open.get_mut(&id) else { continue };
             open.recording = open.recording.saturating_sub(1);
             if let Some(located) = Self::locate_ended(&open.work, end) {
-                (open.done.located, open.search) = (Some(located), Search::Over);
+                let own = open.done.copies.iter_mut().find(|copy| Some(copy.slot) == end.lane.slot());
+                own.into_iter().for_each(|copy| copy.located = Some(located));
+                let best = super::locate::best_of(&open.done.copies).unwrap_or(located);
+                (open.done.located, open.search) = (Some(best), Search::Over);
             }
             // Of one message that is withdrawn, only that counts; of one that others withdraw, the first.
             let (reason, is_about_one) = (open.work.reason(end.lane), open.work.is_about_one());
@@ -402,7 +406,11 @@ impl Machine {
             (Work::Asked(_, Operation::Locate(target)), false) => {
                 let (target, before) = (target.clone(), open.before);
                 let located = self.locate_in_ledger(&target, before).ok_or(OperationError::NotWaiting);
-                located.map(|located| Outcome { located: Some(located), ..Outcome::default() })
+                located.map(|(located, copies)| Outcome {
+                    located: Some(located),
+                    copies,
+                    ..Outcome::default()
+                })
             }
             // Perhaps it was this very message that took the place, for somebody who asked before.
             (Work::Asked(_, Operation::Replace(_, message)), false) => {

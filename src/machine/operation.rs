@@ -4,7 +4,7 @@ use super::io::{Accepted, EntryRef};
 use crate::event::EventName;
 use crate::id::{DeviceId, MessageId, UserId};
 use crate::message::{Message, Priority};
-use crate::record::{Accept, Admission, Burial, DeviceInfo, LedgerRows, Seq};
+use crate::record::{Accept, Admission, Burial, DeviceInfo, LedgerRows, Seq, Slot};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -41,7 +41,8 @@ pub enum Operation {
     /// Look at dead letters behind this place: at most so many, and no more than
     /// [`Config::max_load_bytes`](crate::Config::max_load_bytes), but at least one.
     Inspect(DeadLetters, Seq, usize),
-    /// Say where one message stands, also when it has ended.
+    /// Say where one message stands, also when it has ended. One for several devices stands where the first to have it has
+    /// it; as long as none has, where one of its copies waits.
     Locate(Target),
     /// Say how messages for this user ended that were not delivered.
     Ledger(UserId),
@@ -175,10 +176,23 @@ pub struct Outcome {
     pub letters: Vec<DeadLetter>,
     /// What [`Operation::Locate`] found.
     pub located: Option<Located>,
+    /// Of a message for several devices, what it found of each copy, in the order of the slots.
+    pub copies: Vec<CopyStanding>,
     /// What [`Operation::Ledger`] read.
     pub ledger: LedgerRows,
     /// What [`Operation::Devices`] listed, in the order of their slots.
     pub devices: Vec<DeviceStanding>,
+}
+
+/// Where the copy of a message for one device stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyStanding {
+    /// The device's number.
+    pub slot: Slot,
+    /// The device that has it now.
+    pub device: Option<DeviceId>,
+    /// Where it stands. None when it has ended and nothing says how: the ledger does not go back so far.
+    pub located: Option<Located>,
 }
 
 /// A registered device.

@@ -67,8 +67,10 @@ impl Machine {
         let lanes = LaneId::ALL.map(snapshot);
         let of_slots = user.slots.keys().flat_map(|slot| LaneId::of_slot(*slot));
         let device_lanes = of_slots.map(|lane| (lane, snapshot(lane))).collect();
-        let known = |(slot, state): (&Slot, &Box<SlotState>)| Some((*slot, state.device.clone()?));
-        let devices = user.row_known.then(|| user.slots.iter().filter_map(known).collect());
+        let known = |(slot, state): (&Slot, &SlotState)| Some((*slot, state.device.clone()?));
+        let devices = user
+            .row_known
+            .then(|| user.slots.iter().map(|(slot, state)| (slot, &**state)).filter_map(known).collect());
         let inbox = user.inbox.iter().map(|((stream, lane), seen)| InboxRow {
             stream: *stream,
             lane: *lane,

@@ -2,8 +2,8 @@
 
 use super::engine::Engine;
 use super::error::OperateError;
-use crate::id::{DeviceId, UserId};
-use crate::machine::{DeviceStanding, Operation, Outcome};
+use crate::id::{DeviceId, MessageId, UserId};
+use crate::machine::{CopyStanding, DeviceStanding, Operation, OperationError, Outcome, Target};
 
 impl Engine {
     /// Registers a device: from now on, messages for every device of its user ([`DevicePolicy`](crate::DevicePolicy)) are
@@ -64,6 +64,28 @@ impl Engine {
         let user = user.try_into().map_err(Into::into)?;
         let device = device.try_into().map_err(Into::into)?;
         self.operate(Operation::Unregister(user, device)).await
+    }
+
+    /// Where the copies of a message for several devices stand, in the order of the devices' slots; empty when it is for any
+    /// device, or nothing is known of it. As for [`Engine::status`], which says where it stands as a whole, its
+    /// [`sender`](Operation::Locate) makes it known of what was delivered.
+    ///
+    /// # Errors
+    /// [`OperateError`]. Nothing was changed.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn status_by_device<U>(&self, user: U, id: MessageId) -> Result<Vec<CopyStanding>, OperateError>
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<OperateError>,
+    {
+        let user = user.try_into().map_err(Into::into)?;
+        match self.operate(Operation::Locate(Target { user, id, sender: None })).await {
+            Ok(outcome) => Ok(outcome.copies),
+            Err(OperateError::NotDone(OperationError::NotWaiting)) => Ok(Vec::new()),
+            Err(error) => Err(error),
+        }
     }
 
     /// The registered devices of a user, those that are being removed among them.

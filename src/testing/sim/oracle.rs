@@ -194,7 +194,8 @@ impl Oracle {
         self.check_device(seq, accept);
         self.fold_newest(seq, accept);
         if matches!(accept.admission, Admission::Requeued { .. }) {
-            self.lives_again(message.recipient(), message.id());
+            let slot = accept.device.map(|device| device.slot);
+            self.lives_again(message.recipient(), message.id(), slot);
         }
         let kept = Kept {
             accept: Arc::clone(accept),
