@@ -13,7 +13,7 @@ use crate::status::EndReason;
 pub(super) type Slots = BTreeMap<Slot, Known>;
 
 /// What was recorded of a slot.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     device: Option<DeviceId>,
     is_leaving: bool,
