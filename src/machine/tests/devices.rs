@@ -1,5 +1,7 @@
 //! Registered devices: what is for each of them, what rings, and what becomes of what is left.
 
+use std::sync::Arc;
+
 use super::*;
 use crate::message::DevicePolicy;
 use crate::record::{LaneId, Slot};
@@ -374,6 +376,39 @@ fn statuses(outcome: &Outcome) -> Vec<Option<Status>> {
 }
 
 #[test]
+fn each_copy_says_where_it_stands_and_the_message_stands_where_the_first_to_have_it_does() {
+    let skip = [crate::OnFailure::Skip; 4];
+    let mut rig = Rig::with(Config { on_failure: skip, ..Config::default() });
+    for name in ["phone", "laptop", "tablet"] {
+        rig.register(name);
+    }
+    let message = every().sender("bob").build().unwrap();
+    let entries = rig.accepted(&message).entries();
+    let target = |sender| Operation::Locate(Target { user: alice(), id: message.id(), sender });
+    let bob = || Some(Some(UserId::new("bob").unwrap()));
+    let ended = |reason| Some(Status::Ended(reason));
+    rig.attach(1, "alice", "laptop");
+    let outcome = rig.settled_by(target(None)).unwrap();
+    assert_eq!(statuses(&outcome), [Some(Status::Accepted), Some(Status::Sent), Some(Status::Accepted)]);
+    let names: Vec<_> = outcome.copies.iter().map(|copy| copy.device.clone().unwrap()).collect();
+    assert_eq!(names, ["phone", "laptop", "tablet"].map(device));
+    rig.say(1, entries[1], Verdict::Delivered);
+    rig.attach(2, "alice", "phone");
+    rig.say(2, entries[0], Verdict::Rejected);
+    let outcome = rig.settled_by(target(None)).unwrap();
+    let (delivered, rejected) = (ended(EndReason::Delivered), ended(EndReason::Rejected));
+    assert_eq!(statuses(&outcome), [rejected, delivered, Some(Status::Accepted)]);
+    assert_eq!(outcome.located.unwrap().status, Status::Ended(EndReason::Delivered), "the first to have it");
+    rig.settled_by(Operation::Unregister(alice(), device("tablet"))).unwrap();
+    let outcome = rig.settled_by(target(bob())).unwrap();
+    assert_eq!(statuses(&outcome), [rejected, delivered, ended(EndReason::DeviceGone)]);
+    assert_eq!(outcome.copies[2].device, None);
+    // Nobody remembers for which sender's message the answer is: only what the ledger has is said.
+    let outcome = rig.settled_by(target(None)).unwrap();
+    assert_eq!(statuses(&outcome), [rejected, ended(EndReason::DeviceGone)]);
+}
+
+#[test]
 fn a_copy_that_was_a_dead_letter_and_was_sent_again_is_not_said_to_have_been_delivered() {
     let mut rig = Rig::new();
     rig.register("phone");
@@ -389,4 +424,55 @@ fn a_copy_that_was_a_dead_letter_and_was_sent_again_is_not_said_to_have_been_del
     let outcome =
         rig.settled_by(Operation::Locate(Target { user: alice(), id: message.id(), sender: bob })).unwrap();
     assert!(!statuses(&outcome).contains(&Some(Status::Ended(EndReason::Delivered))), "{outcome:?}");
+}
+
+/// Found by the simulator: a copy that was accepted and ended before either settled is in no row and no run, and ended once
+/// more when another device confirmed the message.
+#[test]
+fn a_copy_that_ended_before_it_settled_does_not_end_again_when_another_is_confirmed() {
+    let mut rig = Rig::new();
+    rig.register("phone");
+    rig.register("laptop");
+    let entries = rig.accepted(&ring()).entries();
+    rig.settled_by(Operation::Unregister(alice(), device("laptop"))).unwrap();
+    let birth = Birth { epoch: Epoch(2), store_empty: false, ..birth(Config::default()) };
+    let mut late = Rig::born(birth);
+    for (seq, record) in &rig.log {
+        late.machine.replay(*seq, record, true);
+    }
+    let accept = rig.log.iter().find_map(|(seq, record)| match record {
+        Record::Accept(accept) if *seq == entries[0].seq => Some(Arc::clone(accept)),
+        _ => None,
+    });
+    let accept = accept.unwrap();
+    let before = late.next;
+    let answer_loads = |late: &mut Rig| {
+        while let Some((load, query)) = late.loads.pop() {
+            let rows = late.survivors.iter().flat_map(|part| &part.rows);
+            let row = rows.filter(|(id, _)| *id == alice()).last().map(|(_, row)| Box::new(row.clone()));
+            let reflects = if row.is_some() { before } else { Seq::ZERO };
+            let found = match query {
+                Query::Page { lane, .. } => {
+                    let here = lane == entries[0].lane;
+                    let entries = here.then(|| (entries[0].seq, accept.clone())).into_iter().collect();
+                    Found::Page(Page { entries, damaged: Vec::new(), more_after: None, reflects })
+                }
+                Query::User(_) => Found::User { row, held: Some(held(1, accept.message.cost())), reflects },
+                _ => Found::User { row, held: None, reflects },
+            };
+            late.input(Input::Loaded { load, found: Box::new(found) });
+            late.commit();
+        }
+    };
+    late.input(Input::Settle { before });
+    answer_loads(&mut late);
+    assert!(late.survivors.last().unwrap().last);
+    late.input(Input::Settled { before });
+    late.attach(1, "alice", "phone");
+    answer_loads(&mut late);
+    late.commit();
+    assert_eq!(late.offered(), [entries[0]]);
+    late.say(1, entries[0], Verdict::Delivered);
+    let ends = late.log.iter().filter(|(_, record)| matches!(record, Record::End(_))).count();
+    assert_eq!((ends, late.count_of(EndReason::Elsewhere)), (1, 0));
 }
