@@ -83,7 +83,9 @@ async fn a_client_asks_another_one_through_the_server() {
         answers.push(ask(&alice, "bob", &format!("question {i}")).await);
     }
     assert_eq!(answers[19], "QUESTION 19");
-    assert_eq!(alice.engine().stats().await.unwrap().waiting, 0, "no answer was left in the inbox");
+    // The last question may still be in flight: the answer can overtake the receipt.
+    let accepted = alice.engine().stats().await.unwrap().counters.accepted;
+    assert_eq!(accepted, 20, "questions are all that was kept, no answer went to the inbox");
 }
 
 #[tokio::test]
