@@ -44,13 +44,13 @@ async fn one_who_waits_sees_each_end_and_going_on_from_a_position_sees_the_rest(
     let engine = Engine::builder(MemoryStore::new()).build().unwrap();
     let mut feed = engine.ends(EndPosition::START);
     {
-        let wait = feed.next(10);
-        tokio::pin!(wait);
+        let mut wait = std::pin::pin!(feed.next(10));
         tokio::select! {
             biased;
-            ended = &mut wait => panic!("{ended:?}"),
-            () = withdraw(&engine, 1, 8) => {}
+            ended = &mut wait => panic!("there is no end yet: {ended:?}"),
+            () = std::future::ready(()) => {}
         }
+        withdraw(&engine, 1, 8).await;
     }
     assert_eq!(next(&mut feed, 10).await, [1], "a wait that is dropped has taken nothing");
     let (ended, ()) = tokio::join!(next(&mut feed, 10), withdraw(&engine, 2, 8));

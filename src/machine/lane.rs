@@ -394,7 +394,11 @@ impl Lane {
     /// Drops what has settled from memory, for a user nobody is attached to: it is read again when needed.
     pub(super) fn drop_settled(&mut self, settled: Seq) -> usize {
         let n = self.entries.partition_point(|entry| entry.seq < settled);
-        let at_rest = |entry: &Entry| matches!(entry.state, EntryState::Waiting | EntryState::Backoff(_));
+        // A failed attempt that is not durable yet is remembered in memory only.
+        let at_rest = |entry: &Entry| {
+            let durable = self.attempts.get(&entry.seq).map_or(0, |(attempts, _)| *attempts);
+            matches!(entry.state, EntryState::Waiting | EntryState::Backoff(_)) && entry.failures == durable
+        };
         if !self.entries.iter().take(n).all(at_rest) {
             return 0;
         }

@@ -233,6 +233,25 @@ fn a_message_that_was_offered_is_not_dropped_from_the_memory_of_somebody_attache
     assert_eq!(ends.collect::<Vec<_>>(), entries.iter().map(|entry| (entry.seq, true)).collect::<Vec<_>>());
 }
 
+/// Found by the simulator: read again from the store before its failed attempt was durable, a message had none.
+#[test]
+fn a_failed_attempt_counts_also_when_everybody_leaves_before_it_is_durable() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let entry = rig.accept(&to("alice").ttl(Duration::from_secs(60)).build().unwrap());
+    settle(&mut rig);
+    rig.input(Input::Verdicts { link: LinkId(1), verdicts: vec![(entry, Verdict::Nack(None))] });
+    rig.input(Input::Detach(LinkId(1)));
+    rig.attach(2, "alice", "tablet");
+    rig.pass(Duration::from_secs(90));
+    let ends = rig.log.iter().filter_map(|(_, record)| match record {
+        Record::End(end) => Some((end.seq, end.attempts)),
+        _ => None,
+    });
+    assert_eq!(ends.collect::<Vec<_>>(), [(entry.seq, 1)]);
+    assert_eq!(rig.machine.stats().counters.backlog.retrying(), 0);
+}
+
 /// Found by review: the confirmation came while the end was on its way to the disk, and was thrown away.
 #[test]
 fn a_confirmation_that_comes_while_another_end_is_recorded_corrects_it() {
