@@ -851,9 +851,23 @@ async function repeat(platform, signal, run) {
       return await run();
     } catch (error) {
       if (signal?.aborted || tries === 3 || (error instanceof ConnectError && !error.passing)) throw error;
-      await new Promise((resolve) => platform.setTimeout(() => resolve(undefined), 200 * 2 ** tries));
+      await pause(platform, signal, 200 * 2 ** tries);
+      if (signal?.aborted) throw error;
     }
   }
+}
+
+/** Waits, until it is aborted at most. @param {Platform} platform @param {AbortSignal | undefined} signal @param {number} ms @returns {Promise<void>} */
+function pause(platform, signal, ms) {
+  return new Promise((resolve) => {
+    const end = () => {
+      platform.clearTimeout(timer);
+      signal?.removeEventListener("abort", end);
+      resolve();
+    };
+    const timer = platform.setTimeout(end, ms);
+    signal?.addEventListener("abort", end);
+  });
 }
 
 /** @param {URL} url @param {RequestInit} init */
@@ -1699,6 +1713,7 @@ export class Client {
     this.#retryAt = Infinity;
     this.#drop(Code.Done, "disconnected");
     if (this.#state.name !== "closed") this.#become({ name: "offline", retryIn: undefined, why: "disconnected", code: undefined });
+    this.#arm();
   }
 
   /** Ends it: the connection, the lock, the database. What waits in the outbox stays there. @returns {Promise<void>} */
@@ -2050,6 +2065,7 @@ export class Client {
     const last = rung === this.#options.transports.length - 1, config = { ...LADDER, ...this.#options.ladder };
     const late = () => this.#failed(link, new ConnectError("nothing was heard"), true);
     const patience = platform.setTimeout(late, last ? config.lastOpenTimeout : config.openTimeout);
+    link.abort.signal.addEventListener("abort", () => platform.clearTimeout(patience), { once: true });
     try {
       const wire = await transport.open({
         url: this.#url, signal: link.abort.signal, platform,
@@ -2688,6 +2704,7 @@ function listen(all, name, one) {
   all.set(name, set.add(one));
   return () => {
     set.delete(one);
+    if (set.size === 0 && all.get(name) === set) all.delete(name);
   };
 }
 

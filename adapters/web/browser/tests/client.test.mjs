@@ -779,3 +779,53 @@ test("the offline switch keeps what is sent, and the database is let go when the
   await world.pass(600_000);
   assert.equal([...world.timers.values()].length <= 2, true, "no timer of the client is left");
 });
+
+test("a thousand connections of a page that ended leave no timer, no connection and no listener, and it goes on", async () => {
+  const { world, network, open, send, payloads } = setUp();
+  const tab = open({}, { connect: false });
+  await send(tab.client, "first");
+  const left = () => ({ links: network.links.size, wakes: tab.page.wakes.size, channels: world.channels.size, held: world.locks.held.size });
+  let before;
+  for (let life = 0; life <= 1000; life += 1) {
+    const undo = [tab.client.on("chat.message", () => {}), tab.client.track("chat.*", () => {}), tab.client.watch("outbox", () => {})];
+    tab.client.connect();
+    // Some are given up before they stand.
+    if (life % 3 === 0) await world.pass(life % 7);
+    else assert.ok(await world.pass(60_000, online(tab)));
+    tab.client.disconnect();
+    undo.forEach((run) => run());
+    await world.idle();
+    assert.equal(tab.page.timers.size, 0, "as soon as it has ended");
+    if (life % 100 > 0) continue;
+    // What was under way at the other end ends, too.
+    await world.pass(1000);
+    before ??= left();
+    assert.deepEqual(left(), before);
+  }
+  tab.client.connect();
+  await send(tab.client, "last");
+  await world.pass(1000);
+  assert.deepEqual(payloads(), ["first", "last"]);
+});
+
+test("pages that came and went leave no timer, no listener, no lock, no channel and no open database", async () => {
+  const { world, network, open, settle } = setUp();
+  const databases = new Set();
+  const left = async () => {
+    await world.pass(1000);
+    return { links: network.links.size, channels: world.channels.size, held: world.locks.held.size, databases: databases.size };
+  };
+  for (let life = 0; life <= 100; life += 1) {
+    const tab = open();
+    if (life % 4 === 0) await world.pass(life % 7);
+    else assert.ok(await world.pass(60_000, online(tab)));
+    for (const db of tab.page.databases) {
+      databases.add(db);
+      const { close } = db;
+      db.close = () => { databases.delete(db); close.call(db); };
+    }
+    await settle(tab.client.close());
+    assert.deepEqual([tab.page.wakes.size, tab.page.timers.size], [0, 0]);
+  }
+  assert.deepEqual(await left(), { links: 0, channels: 0, held: 0, databases: 0 });
+});

@@ -1,5 +1,6 @@
 /** The transports over real sockets: what a network between does to them must not show in the frames. */
 import assert from "node:assert/strict";
+import { getEventListeners } from "node:events";
 import { createServer } from "node:http";
 import { after, test } from "node:test";
 import { ConnectError, longPoll, serverSentEvents } from "../client.mjs";
@@ -61,13 +62,13 @@ async function open(transport, url) {
       await new Promise((resolve) => waiting.push(resolve));
     }
   };
-  const platform = { setTimeout: (run, ms) => setTimeout(() => { run(); changed(); }, ms / 10) };
+  const platform = { setTimeout: (run, ms) => setTimeout(() => { run(); changed(); }, ms / 10), clearTimeout };
   const wire = await transport.open({ url, signal: abort.signal, platform, frame: (text) => { heard.push(text); changed(); }, closed: (end) => { ends.push(end); changed(); } });
   return { wire, heard, ends, abort, until, changed };
 }
 
 for (const transport of [serverSentEvents, longPoll]) {
-  test(`${transport.name}: frames go both ways, in order and once, also when requests break`, { timeout: 20_000 }, async () => {
+  test(`${transport.name}: frames go both ways, in order and once, also when requests break`, { timeout: 600_000 }, async () => {
     let breaks = 0;
     const { state, say, url } = await serve((path, n, time) => {
       // Each second request breaks before or after it was served.
@@ -112,6 +113,24 @@ for (const transport of [serverSentEvents, longPoll]) {
     abort.abort();
     while (!state.requests.includes("POST close 0")) await new Promise((resolve) => setImmediate(resolve));
     assert.deepEqual([state.frames, ends.map(({ code }) => code)], [["last"], ends.map(() => 4003)]);
+  });
+}
+
+for (const transport of [serverSentEvents, longPoll]) {
+  test(`${transport.name}: a request that waits to be repeated is given up with its connection, and leaves no timer`, async () => {
+    const { url } = await serve((path) => (path === "up" ? 502 : undefined)), timers = new Set(), abort = new AbortController();
+    let waits = () => {};
+    const waiting = new Promise((resolve) => { waits = resolve; });
+    const platform = {
+      // Time stands still.
+      setTimeout: (run) => { timers.add(run); waits(); return run; },
+      clearTimeout: (timer) => timers.delete(timer),
+    };
+    const wire = await transport.open({ url, signal: abort.signal, platform, frame: () => {}, closed: () => {} });
+    wire.send("{}");
+    await waiting;
+    abort.abort();
+    assert.deepEqual([timers.size, getEventListeners(abort.signal, "abort").length], [0, 0]);
   });
 }
 

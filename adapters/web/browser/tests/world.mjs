@@ -81,7 +81,7 @@ export class World {
 
   /** A page: what a client needs of it. `kill` ends it at once, as a crash does. */
   page({ locks = this.locks } = {}) {
-    const page = { alive: true, wakes: new Set(), databases: new Set() };
+    const page = { alive: true, wakes: new Set(), databases: new Set(), timers: new Set() };
     const factory = {
       open: (...args) => {
         const request = this.indexedDB.open(...args);
@@ -93,8 +93,18 @@ export class World {
     page.platform = {
       now: this.now, random: this.random, indexedDB: factory, locks: own,
       randomBytes: (bytes) => bytes.map(() => Math.floor(this.random() * 256)),
-      setTimeout: (run, ms) => this.setTimeout(() => page.alive && run(), ms),
-      clearTimeout: this.clearTimeout,
+      setTimeout: (run, ms) => {
+        const timer = this.setTimeout(() => {
+          page.timers.delete(timer);
+          if (page.alive) run();
+        }, ms);
+        page.timers.add(timer);
+        return timer;
+      },
+      clearTimeout: (timer) => {
+        page.timers.delete(timer);
+        this.clearTimeout(timer);
+      },
       channel: (name, heard) => {
         const entry = { name, heard: () => page.alive && heard() };
         this.channels.add(entry);
