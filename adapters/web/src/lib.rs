@@ -27,6 +27,8 @@ mod line;
 mod server;
 #[cfg(any(feature = "server", feature = "client"))]
 mod tasks;
+#[cfg(any(feature = "server", feature = "client"))]
+mod ws;
 
 #[cfg(feature = "client")]
 pub use client::{

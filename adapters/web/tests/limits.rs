@@ -164,12 +164,7 @@ async fn a_large_body_is_refused_before_it_is_read() {
 
 #[tokio::test]
 async fn slow_bodies_and_slow_heads_are_cut_off() {
-    let serve = {
-        let mut config = ServeConfig::default();
-        config.header_timeout = Duration::from_millis(300);
-        config
-    };
-    let server = Server::start_with(config(|c| c.body_timeout = Duration::from_millis(300)), serve).await;
+    let server = Server::start(config(|c| c.body_timeout = Duration::from_millis(300))).await;
     let id = server.open().await;
     let mut socket = TcpStream::connect(server.address).await.unwrap();
     let head = format!("POST /lastmile/up?c={id}&n=1 HTTP/1.1\r\nHost: a\r\nContent-Length: 10\r\n\r\n{{");
@@ -177,6 +172,9 @@ async fn slow_bodies_and_slow_heads_are_cut_off() {
     let (status, said) = answer(&mut socket).await;
     assert_eq!((status, server.refused("slow_body")), (408, 1), "{said}");
 
+    let mut serve = ServeConfig::default();
+    serve.header_timeout = Duration::from_millis(300);
+    let server = Server::start_with(WebConfig::default(), serve).await;
     let mut socket = TcpStream::connect(server.address).await.unwrap();
     socket.write_all(b"POST /lastmile/open HTTP/1.1\r\nHost: a\r\nX-Slow: ").await.unwrap();
     let (status, said) = answer(&mut socket).await;

@@ -205,6 +205,7 @@ async fn a_blocked_upgrade_and_a_held_back_stream_are_told_as_such_and_polls_sti
     let proxy = Proxy::start(server.address).await;
     let mut config = ClientConfig::default();
     config.silence = Duration::from_millis(300);
+    let patient = WebClient::new(&proxy.url()).unwrap().no_proxy();
     let client = WebClient::new(&proxy.url()).unwrap().no_proxy().config(config);
     proxy.block_upgrades(true);
     proxy.hold_streams(true);
@@ -217,14 +218,14 @@ async fn a_blocked_upgrade_and_a_held_back_stream_are_told_as_such_and_polls_sti
     let held = within(client.sse().connect()).await.unwrap_err();
     assert_eq!(held.code, Code::TransportLost);
     let _opened_for_the_stream = server.next().await;
-    let (mut ends, mut reader, _writer) = server.pair(&client.long_poll()).await;
+    let (mut ends, mut reader, _writer) = server.pair(&patient.long_poll()).await;
     write(&mut ends.writer, &[b"{}"]).await;
     assert_eq!(read_some(&mut reader, 1).await, [b"{}".as_slice()]);
 
     proxy.block_upgrades(false);
     proxy.hold_streams(false);
-    let (_ends, _reader, _writer) = server.pair(&client.websocket()).await;
-    let (_ends, _reader, _writer) = server.pair(&client.sse()).await;
+    let (_ends, _reader, _writer) = server.pair(&patient.websocket()).await;
+    let (_ends, _reader, _writer) = server.pair(&patient.sse()).await;
 }
 
 #[tokio::test]

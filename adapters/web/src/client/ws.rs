@@ -1,12 +1,11 @@
-//! Sessions over WebSockets: one frame a message, JSON as text, everything else as binary.
+//! Connects over WebSockets.
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
 
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
 use http::{Request, header};
 use lastmile::ports::{ConnectError, Connector, FrameReader, FrameWriter, Transport, TransportError};
 use lastmile::session::Code;
@@ -18,9 +17,7 @@ use tokio_tungstenite::{WebSocketStream, client_async_with_config};
 
 use super::dial::{Endpoint, Io, Purpose};
 use super::refused::refused;
-
-/// How long a close may take to get out.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
+use crate::ws::{self, Opened, PROTOCOL, Reader};
 
 type Socket = WebSocketStream<Box<dyn Io>>;
 
@@ -35,10 +32,7 @@ pub struct WsTransport {
 }
 
 /// Reads what the server sends.
-pub struct WsReader {
-    stream: SplitStream<Socket>,
-    max_frame: usize,
-}
+pub struct WsReader(Reader<SplitStream<Socket>>);
 
 /// Sends to the server.
 pub struct WsWriter(SplitSink<Socket, Message>);
@@ -60,7 +54,7 @@ impl Connector for WsConnector {
             .header(header::UPGRADE, "websocket")
             .header(header::SEC_WEBSOCKET_VERSION, "13")
             .header(header::SEC_WEBSOCKET_KEY, generate_key())
-            .header(header::SEC_WEBSOCKET_PROTOCOL, "lastmile.v1")
+            .header(header::SEC_WEBSOCKET_PROTOCOL, PROTOCOL)
             .body(())
             .map_err(ConnectError::unreachable)?;
         let dialled = endpoint.dial(Purpose::Tunnel).await?;
@@ -86,58 +80,53 @@ impl Transport for WsTransport {
 
     fn split(self) -> (WsReader, WsWriter) {
         let (sink, stream) = self.socket.split();
-        (WsReader { stream, max_frame: self.max_frame }, WsWriter(sink))
+        (WsReader(Reader { stream, max_frame: self.max_frame }), WsWriter(sink))
     }
 }
 
 impl FrameReader for WsReader {
     async fn read(&mut self) -> Result<Option<Bytes>, TransportError> {
-        loop {
-            match self.stream.next().await {
-                Some(Ok(Message::Text(text))) => return Ok(Some(text.into())),
-                Some(Ok(Message::Binary(bytes))) => return Ok(Some(bytes)),
-                Some(Ok(Message::Ping(_) | Message::Pong(_) | Message::Frame(_))) => {}
-                Some(Ok(Message::Close(_))) => return Ok(None),
-                Some(Err(Error::Capacity(_))) => {
-                    return Err(TransportError::TooLarge { limit: self.max_frame });
-                }
-                Some(Err(why)) => return Err(broken(&why)),
-                None => return Err(TransportError::Broken("the connection was cut".into())),
-            }
-        }
+        self.0.read().await
     }
 }
 
 impl FrameWriter for WsWriter {
     async fn write(&mut self, frames: Vec<Bytes>) -> Result<(), TransportError> {
-        for frame in frames {
-            self.0.feed(message(frame)).await.map_err(|why| broken(&why))?;
-        }
-        self.0.flush().await.map_err(|why| broken(&why))
+        ws::write(&mut self.0, frames).await
     }
 
     async fn close(&mut self, code: Code) {
-        let frame = CloseFrame { code: CloseCode::from(code.number()), reason: Utf8Bytes::default() };
-        let closing = async {
-            // Whether the server still hears it makes no difference.
-            let _sent = self.0.send(Message::Close(Some(frame))).await;
-        };
-        let _in_time = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+        ws::close(&mut self.0, code).await;
     }
 }
 
-fn message(frame: Bytes) -> Message {
-    if frame.first() != Some(&b'{') {
-        return Message::Binary(frame);
-    }
-    match Utf8Bytes::try_from(frame.clone()) {
-        Ok(text) => Message::Text(text),
-        Err(_) => Message::Binary(frame),
-    }
-}
+impl ws::Message for Message {
+    type Error = Error;
 
-fn broken(why: &Error) -> TransportError {
-    TransportError::Broken(why.to_string())
+    fn text(frame: Bytes) -> Option<Self> {
+        Utf8Bytes::try_from(frame).ok().map(Self::Text)
+    }
+
+    fn binary(frame: Bytes) -> Self {
+        Self::Binary(frame)
+    }
+
+    fn close(code: u16) -> Self {
+        Self::Close(Some(CloseFrame { code: CloseCode::from(code), reason: Utf8Bytes::default() }))
+    }
+
+    fn open(self) -> Opened {
+        match self {
+            Self::Text(text) => Opened::Frame(text.into()),
+            Self::Binary(bytes) => Opened::Frame(bytes),
+            Self::Ping(_) | Self::Pong(_) | Self::Frame(_) => Opened::Control,
+            Self::Close(_) => Opened::Close,
+        }
+    }
+
+    fn is_too_large(why: &Error) -> bool {
+        matches!(why, Error::Capacity(_))
+    }
 }
 
 impl fmt::Debug for WsTransport {

@@ -1,14 +1,14 @@
-//! Sessions over WebSockets: one frame a message, JSON as text, everything else as binary.
+//! Takes WebSockets in.
 
+use std::error::Error as _;
 use std::sync::Arc;
-use std::time::Duration;
 
 use axum::extract::ws::{CloseFrame, Message, Utf8Bytes, WebSocket, WebSocketUpgrade};
 use axum::extract::{FromRequestParts as _, Request};
 use axum::response::Response;
 use bytes::Bytes;
+use futures_util::StreamExt as _;
 use futures_util::stream::{SplitSink, SplitStream};
-use futures_util::{SinkExt as _, StreamExt as _};
 use lastmile::ports::TransportError;
 use lastmile::session::Code;
 use tokio_tungstenite::tungstenite;
@@ -17,12 +17,8 @@ use super::gate::Place;
 use super::refusal::Refusal;
 use super::transport::{Way, WebTransport};
 use super::{Accept, Hub, Kind, Peer};
+use crate::ws::{self, Opened, PROTOCOL, Reader};
 
-/// How long a close may take to get out.
-const CLOSE_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// The subprotocol that both ends must name.
-const PROTOCOL: &str = "lastmile.v1";
 /// A connection that waits costs this; larger frames are read in pieces. tungstenite's own default is 128 KiB.
 const READ_BUFFER: usize = 4 << 10;
 
@@ -61,8 +57,7 @@ pub(super) async fn upgrade(hub: Arc<Hub>, accept: Arc<impl Accept>, request: Re
 
 /// The direction from the peer. The connection's place is given back with both halves.
 pub(super) struct WsReader {
-    stream: SplitStream<WebSocket>,
-    max_frame: usize,
+    reader: Reader<SplitStream<WebSocket>>,
     _place: Arc<Place>,
 }
 
@@ -76,64 +71,54 @@ pub(super) struct WsWriter {
 pub(super) fn transport(socket: WebSocket, max_frame: usize, place: Place) -> WebTransport {
     let (sink, stream) = socket.split();
     let place = Arc::new(place);
-    let reader = WsReader { stream, max_frame, _place: Arc::clone(&place) };
+    let reader = WsReader { reader: Reader { stream, max_frame }, _place: Arc::clone(&place) };
     WebTransport(Way::WebSocket(reader, WsWriter { sink, place }))
 }
 
 impl WsReader {
     pub(super) async fn read(&mut self) -> Result<Option<Bytes>, TransportError> {
-        loop {
-            match self.stream.next().await {
-                Some(Ok(Message::Text(text))) => return Ok(Some(text.into())),
-                Some(Ok(Message::Binary(bytes))) => return Ok(Some(bytes)),
-                Some(Ok(Message::Ping(_) | Message::Pong(_))) => {}
-                Some(Ok(Message::Close(_))) => return Ok(None),
-                Some(Err(why)) => return Err(self.broken(why)),
-                None => return Err(TransportError::Broken("the connection was cut".into())),
-            }
-        }
-    }
-
-    fn broken(&self, why: axum::Error) -> TransportError {
-        let why = why.into_inner();
-        match why.downcast_ref::<tungstenite::Error>() {
-            Some(tungstenite::Error::Capacity(_)) => TransportError::TooLarge { limit: self.max_frame },
-            _ => TransportError::Broken(why.to_string()),
-        }
+        self.reader.read().await
     }
 }
 
 impl WsWriter {
     pub(super) async fn write(&mut self, frames: Vec<Bytes>) -> Result<(), TransportError> {
-        for frame in frames {
-            self.sink.feed(message(frame)).await.map_err(broken)?;
-        }
-        self.sink.flush().await.map_err(broken)?;
+        ws::write(&mut self.sink, frames).await?;
         self.place.answered();
         Ok(())
     }
 
     pub(super) async fn close(&mut self, code: Code) {
-        let frame = CloseFrame { code: code.number(), reason: Utf8Bytes::default() };
-        let closing = async {
-            // Whether the peer still hears it makes no difference.
-            let _sent = self.sink.send(Message::Close(Some(frame))).await;
-        };
-        let _in_time = tokio::time::timeout(CLOSE_TIMEOUT, closing).await;
+        ws::close(&mut self.sink, code).await;
     }
 }
 
-/// JSON is text for those who look at it, and for browsers.
-fn message(frame: Bytes) -> Message {
-    if frame.first() != Some(&b'{') {
-        return Message::Binary(frame);
-    }
-    match Utf8Bytes::try_from(frame.clone()) {
-        Ok(text) => Message::Text(text),
-        Err(_) => Message::Binary(frame),
-    }
-}
+impl ws::Message for Message {
+    type Error = axum::Error;
 
-fn broken(why: axum::Error) -> TransportError {
-    TransportError::Broken(why.to_string())
+    fn text(frame: Bytes) -> Option<Self> {
+        Utf8Bytes::try_from(frame).ok().map(Self::Text)
+    }
+
+    fn binary(frame: Bytes) -> Self {
+        Self::Binary(frame)
+    }
+
+    fn close(code: u16) -> Self {
+        Self::Close(Some(CloseFrame { code, reason: Utf8Bytes::default() }))
+    }
+
+    fn open(self) -> Opened {
+        match self {
+            Self::Text(text) => Opened::Frame(text.into()),
+            Self::Binary(bytes) => Opened::Frame(bytes),
+            Self::Ping(_) | Self::Pong(_) => Opened::Control,
+            Self::Close(_) => Opened::Close,
+        }
+    }
+
+    fn is_too_large(why: &axum::Error) -> bool {
+        let why = why.source().and_then(|why| why.downcast_ref::<tungstenite::Error>());
+        matches!(why, Some(tungstenite::Error::Capacity(_)))
+    }
 }
