@@ -1,6 +1,7 @@
 //! Puts the server together: the engine, its sessions, the page and what it asks for.
 
 use std::error::Error;
+use std::io::ErrorKind;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::Arc;
@@ -12,6 +13,7 @@ use axum::middleware::{self, Next};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::get;
 use http::{HeaderName, HeaderValue, StatusCode, header};
+use lastmile::ports::StoreError;
 use lastmile::session::{AdmissionConfig, Code, Rate, SessionConfig};
 use lastmile::storage::SledStore;
 use lastmile::{Acceptor, Config, DrainReport, Engine, Message};
@@ -49,9 +51,9 @@ pub(crate) struct Running {
 
 /// Starts the server.
 pub(crate) async fn start(address: SocketAddr, dir: &Path) -> Result<Running, Box<dyn Error>> {
-    std::fs::create_dir_all(dir)?;
-    let listener = TcpListener::bind(address).await?;
+    let listener = listen(address).await?;
     let address = listener.local_addr()?;
+    std::fs::create_dir_all(dir).map_err(|why| unusable(dir, &why))?;
     let chat = Arc::new(open(dir)?);
     let (snapshots, taking) = snapshot::start(Arc::clone(&chat));
     let telling = statuses::start(chat.engine.clone())?;
@@ -86,12 +88,27 @@ impl Running {
     }
 }
 
+async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
+    TcpListener::bind(address).await.map_err(|why| match why.kind() {
+        ErrorKind::AddrInUse => format!(
+            "port {} is taken, perhaps by another chat: choose another one with --port, or 0 for any that is free",
+            address.port()
+        ),
+        _ => format!("cannot listen on {address}: {why}; choose another port with --port"),
+    })
+}
+
+/// What somebody reads whose directory does not do.
+pub(crate) fn unusable(dir: &Path, why: &dyn std::fmt::Display) -> String {
+    format!("cannot keep messages in {}: {why}; choose another directory with --dir", dir.display())
+}
+
 fn open(dir: &Path) -> Result<Chat, Box<dyn Error>> {
     let mut config = Config::default();
     // A flood of 10,000 must leave room for the rest.
     config.max_user_messages = std::num::NonZeroU32::new(50_000).ok_or("a literal above zero")?;
-    let engine = Engine::builder(SledStore::open(dir.join("outbox"))?).config(config).build()?;
-    let secret = secret(&dir.join("secret"))?;
+    let engine = Engine::builder(store(&dir.join("outbox"))?).config(config).build()?;
+    let secret = secret(&dir.join("secret")).map_err(|why| unusable(dir, &why))?;
     let tokens = JwtAuthenticator::new("chat", "chat", [(None, JwtKey::hmac(&secret)?)])?;
     let issuer = JwtIssuer::hmac("chat", "chat", None, &secret)?;
     let mut session = SessionConfig::default();
@@ -115,7 +132,16 @@ fn open(dir: &Path) -> Result<Chat, Box<dyn Error>> {
         web: Web::new(web),
         tokens,
         issuer,
-        people: People::open(dir.join("people"))?,
+        people: People::open(dir.join("people")).map_err(|why| unusable(dir, &why))?,
+    })
+}
+
+/// Opens a directory, and says which one if it does not open.
+pub(crate) fn store(dir: &Path) -> Result<SledStore, Box<dyn Error>> {
+    SledStore::open(dir).map_err(|why| match why {
+        // It names the directory by itself.
+        StoreError::Locked { .. } => why.into(),
+        _ => unusable(dir, &why).into(),
     })
 }
 

@@ -1,14 +1,18 @@
 //! What the panel shows: one look at the engine a second, shared by everybody who looks.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use lastmile::{Engine, Priority};
+use lastmile::{Distribution, Engine, Priority};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 use tokio::task::JoinHandle;
 
 use super::server::Chat;
+
+/// Commit times are those of so many looks: an engine's own are of all its life.
+const WINDOW: usize = 10;
 
 /// Looks while somebody listens.
 pub(crate) fn start(chat: Arc<Chat>) -> (watch::Sender<Arc<str>>, JoinHandle<()>) {
@@ -16,12 +20,14 @@ pub(crate) fn start(chat: Arc<Chat>) -> (watch::Sender<Arc<str>>, JoinHandle<()>
     let publisher = sender.clone();
     let task = tokio::runtime::Handle::current().spawn(async move {
         let mut ticks = tokio::time::interval(Duration::from_secs(1));
+        let mut commits = VecDeque::new();
         loop {
             ticks.tick().await;
             if publisher.receiver_count() == 0 {
+                commits.clear();
                 continue;
             }
-            match take(&chat).await {
+            match take(&chat, &mut commits).await {
                 Some(snapshot) => publisher.send_replace(Arc::from(snapshot.to_string())),
                 None => return,
             };
@@ -30,8 +36,8 @@ pub(crate) fn start(chat: Arc<Chat>) -> (watch::Sender<Arc<str>>, JoinHandle<()>
     (sender, task)
 }
 
-async fn take(chat: &Chat) -> Option<Value> {
-    let mut snapshot = engine(&chat.engine).await?;
+async fn take(chat: &Chat, commits: &mut VecDeque<Distribution>) -> Option<Value> {
+    let mut snapshot = engine(&chat.engine, commits).await?;
     let connections = chat.acceptor.connections();
     let connections: Vec<Value> = connections
         .iter()
@@ -53,10 +59,15 @@ async fn take(chat: &Chat) -> Option<Value> {
     Some(snapshot)
 }
 
-async fn engine(engine: &Engine) -> Option<Value> {
+async fn engine(engine: &Engine, commits: &mut VecDeque<Distribution>) -> Option<Value> {
     let stats = engine.stats().await.ok()?;
     let ms = |time: Duration| time.as_secs_f64() * 1e3;
-    let commit = |part| stats.commit_times.quantile(part).map(|nanos| ms(Duration::from_nanos(nanos)));
+    if commits.len() > WINDOW {
+        commits.pop_front();
+    }
+    let before = commits.front().copied().unwrap_or_default();
+    commits.push_back(stats.commit_times);
+    let commit = |part| since(&before, &stats.commit_times, part).map(Duration::from_nanos).map(ms);
     Some(json!({
         "waiting": by_priority(|priority| json!(stats.depth(priority))),
         "oldest_ms": by_priority(|priority| json!(stats.oldest_age(priority).map(ms))),
@@ -68,6 +79,23 @@ async fn engine(engine: &Engine) -> Option<Value> {
         "journal": { "segments": stats.segments, "free": stats.free_segments, "degraded": stats.degraded },
         "disk_bytes": stats.disk_bytes,
     }))
+}
+
+/// The bound that this part of what came since then does not exceed.
+fn since(before: &Distribution, now: &Distribution, part: f64) -> Option<u64> {
+    let earlier = before.buckets().map(|(_, count)| count).chain(std::iter::repeat(0));
+    let fresh: Vec<_> = now
+        .buckets()
+        .zip(earlier)
+        .map(|((bound, count), earlier)| (bound, count.saturating_sub(earlier)))
+        .collect();
+    let wanted = fresh.iter().map(|(_, count)| count).sum::<u64>() as f64 * part;
+    let mut seen = 0;
+    let found = fresh.into_iter().find(|(_, count)| {
+        seen += count;
+        *count > 0 && seen as f64 >= wanted
+    });
+    found.and_then(|(bound, _)| bound)
 }
 
 fn by_priority(value: impl Fn(Priority) -> Value) -> Value {

@@ -13,7 +13,6 @@ use lastmile::machine::{Delivery, EntryRef, Verdict};
 use lastmile::ports::{CredentialSource, Sink};
 use lastmile::session::Code;
 use lastmile::session::frame::Credentials;
-use lastmile::storage::SledStore;
 use lastmile::{
     Client, ClientState, Config, Engine, Message, MessageId, OrderingKey, Priority, Reached, Receipt, Stage,
 };
@@ -80,9 +79,14 @@ impl Chat {
     pub(crate) fn open(name: &str, url: &str, dir: &Path, screen: Screen) -> Result<Self, Box<dyn Error>> {
         let name = super::people::name(name).ok_or("a name has 1 to 32 characters without |")?.to_owned();
         let web = WebClient::new(&format!("{url}/lastmile"))?;
-        let store = SledStore::open(dir.join(format!("client-{}", hex_name(&name))))?;
-        let tokens =
-            Tokens { url: format!("{url}/api/token"), name: name.clone(), http: reqwest::Client::new() };
+        let store = super::server::store(&dir.join(format!("client-{}", hex_name(&name))))?;
+        let tokens = Tokens {
+            url: format!("{url}/api/token"),
+            name: name.clone(),
+            http: reqwest::Client::new(),
+            screen: screen.clone(),
+            said: Mutex::default(),
+        };
         let client =
             Client::builder(Engine::builder(store).config(Config::default()), name.as_str(), "terminal")
                 .connector(web.websocket())
@@ -179,6 +183,10 @@ async fn states(client: Client, screen: Screen) {
     drop(client);
     let mut before = String::new();
     while let Some(now) = watch.changed().await {
+        if matches!(now, ClientState::NeedsCredentials { .. }) {
+            // Whoever asks for them says why there are none.
+            continue;
+        }
         let line = state(now);
         if line != before && screen.send(line.clone()).await.is_err() {
             return;
@@ -193,7 +201,7 @@ fn state(state: ClientState) -> String {
         ClientState::Connecting { transport } => format!("· connecting over {transport}"),
         ClientState::Offline { why: None, .. } => "· offline".into(),
         ClientState::Offline { why: Some(code), .. } => format!("· offline: {}", code.text()),
-        ClientState::NeedsCredentials { .. } => "· waiting for a token".into(),
+        ClientState::NeedsCredentials { .. } => "· offline: signing in again and again".into(),
         ClientState::Closed { why } => format!("· closed: {}", why.text()),
         _ => "·".into(),
     }
@@ -285,18 +293,40 @@ fn hex_name(name: &str) -> String {
     name.bytes().map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// Signs in.
+/// Signs in, and says what is in the way of it.
 struct Tokens {
     url: String,
     name: String,
     http: reqwest::Client,
+    screen: Screen,
+    /// What was said last: it is asked again and again while the server is away.
+    said: Mutex<String>,
+}
+
+impl Tokens {
+    async fn ask(&self) -> Result<Credentials, String> {
+        let body = json!({ "name": self.name }).to_string();
+        let answer = self.http.post(&self.url).body(body).send().await;
+        let answer = answer.map_err(|_| format!("nobody answers at {}", self.url))?;
+        let answer = answer.bytes().await.map_err(|why| why.to_string())?;
+        let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
+        match (answer["token"].as_str(), answer["error"].as_str()) {
+            (Some(token), _) => Ok(Credentials(token.to_owned().into())),
+            (None, Some(why)) => Err(why.to_owned()),
+            (None, None) => Err(format!("{} is no chat", self.url)),
+        }
+    }
 }
 
 impl CredentialSource for Tokens {
     async fn credentials(&self, _why: Option<Code>) -> Option<Credentials> {
-        let body = json!({ "name": self.name }).to_string();
-        let answer = self.http.post(&self.url).body(body).send().await.ok()?;
-        let answer: Value = serde_json::from_slice(&answer.bytes().await.ok()?).ok()?;
-        Some(Credentials(answer["token"].as_str()?.to_owned().into()))
+        let asked = self.ask().await;
+        let why = asked.as_ref().err().cloned().unwrap_or_default();
+        let before =
+            std::mem::replace(&mut *self.said.lock().unwrap_or_else(PoisonError::into_inner), why.clone());
+        if !why.is_empty() && why != before {
+            let _shown = self.screen.send(format!("· offline: {why}; what you send waits here")).await;
+        }
+        asked.ok()
     }
 }

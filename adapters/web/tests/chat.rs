@@ -199,7 +199,7 @@ async fn a_call_overtakes_a_flood_and_the_panel_shows_it() {
     let flood = page.post("/api/flood", &json!({ "to": "carol", "count": 1000 })).await;
     assert_eq!(flood["accepted"], 1000, "{flood}");
     let ring =
-        Message::to("carol", "call.ring", "{}").priority(Priority::Critical).ttl(Duration::from_secs(30));
+        Message::to("carol", "call.ring", "{}").priority(Priority::Critical).ttl(Duration::from_secs(600));
     bob.publish(ring.build().unwrap()).await;
     within(bob.next()).await;
 
@@ -249,4 +249,58 @@ async fn strangers_other_names_of_the_host_and_other_events_are_refused() {
     assert!(matches!(&said[0], Said::Receipt(_, Published::Refused(why)) if why.code.number() == 4452));
     drop(bob);
     within(running.stop()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_server_that_does_not_start_says_what_is_in_the_way_and_what_to_do() {
+    let dir = tempfile::tempdir().unwrap();
+    let running = start(dir.path()).await;
+    let refused = |address: SocketAddr, dir: std::path::PathBuf| async move {
+        server::start(address, &dir).await.err().expect("it does not start").to_string()
+    };
+    let any = SocketAddr::from(([127, 0, 0, 1], 0));
+
+    let port = running.address.port();
+    let taken = refused(running.address, dir.path().join("other")).await;
+    assert!(taken.contains(&format!("port {port} is taken")) && taken.contains("--port"), "{taken}");
+    assert!(!dir.path().join("other").exists(), "nothing was made");
+
+    let locked = refused(any, dir.path().to_owned()).await;
+    assert!(locked.contains(&format!("{} is locked", dir.path().join("outbox").display())), "{locked}");
+
+    let file = dir.path().join("file");
+    std::fs::write(&file, "in the way").unwrap();
+    let unusable = refused(any, file.clone()).await;
+    assert!(unusable.contains(&file.display().to_string()) && unusable.contains("--dir"), "{unusable}");
+    within(running.stop()).await;
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_terminal_without_its_server_says_so_once_keeps_what_is_typed_and_goes_on_when_it_comes() {
+    // If another program takes the port meanwhile, there is another one.
+    while !goes_on_when_its_server_comes().await {}
+}
+
+async fn goes_on_when_its_server_comes() -> bool {
+    let dir = tempfile::tempdir().unwrap();
+    let address = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+    let (screen, mut lines) = mpsc::channel(256);
+    let mut alice = terminal::Chat::open("alice", &format!("http://{address}"), dir.path(), screen).unwrap();
+    let said = line(&mut lines, "· offline").await;
+    assert!(said.contains(&address.to_string()) && said.contains("waits here"), "{said}");
+    alice.typed("/to bob").await;
+    alice.typed("are you there?").await;
+    assert_eq!(line(&mut lines, "✓").await, "✓ are you there?");
+
+    let started = server::start(address, &dir.path().join("server")).await;
+    if let Ok(running) = &started {
+        assert_eq!(running.address, address);
+        assert_eq!(line(&mut lines, "✓ at").await, "✓ at the server: are you there?");
+    }
+    within(alice.close()).await;
+    match started {
+        Ok(running) => within(running.stop()).await,
+        Err(_) => return false,
+    };
+    true
 }

@@ -191,7 +191,7 @@ function face(element, name) {
   element.dataset.online = String(session.people.get(name) ?? false);
   return element;
 }
-const clock = new Intl.DateTimeFormat(undefined, { hour: "2-digit", minute: "2-digit" });
+const clock = new Intl.DateTimeFormat(undefined, { timeStyle: "short" });
 const day = new Intl.DateTimeFormat(undefined, { weekday: "long", day: "numeric", month: "long" });
 
 /** @type {Record<string, string>} */
@@ -208,7 +208,7 @@ function showState(state) {
   $("state").textContent = text;
   $("state").dataset.is = state.name;
   $("state").dataset.transport = state.name === "online" ? state.transport : "";
-  $("state").title = state.name === "online" ? `Online, a ${state.quality.grade} connection` : "";
+  $("state").title = state.name === "online" ? `Online, a ${state.quality.grade} connection` : state.name === "offline" ? state.why : "";
   face($("me-face"), session.me).dataset.online = String(state.name === "online");
   const elsewhere = state.name === "offline" && state.why === "another-tab", closed = state.name === "closed";
   banner(elsewhere ? "This chat is open in another tab." : closed ? `The connection was closed (${state.why}).` : !$("online").matches(":checked") ? "You are offline. What you send waits here." : "",
@@ -283,19 +283,21 @@ function showRow(row, key) {
   if (row.with !== session.open) return;
   const log = $("log"), atEnd = log.scrollHeight - log.scrollTop - log.clientHeight < 80, element = drawRow(row);
   if (known) {
-    known.element.replaceWith(element);
+    // Its text stays: a screen reader says it once, not with each status.
+    known.element.dataset.status = row.status;
+    known.element.querySelector(".foot")?.replaceWith(/** @type {Node} */ (element.querySelector(".foot")));
   } else {
     const last = [...session.shown.values()].at(-1)?.row;
-    if (!last || day.format(last.at) !== day.format(row.at)) log.append(make("li", { className: "day", textContent: day.format(row.at) }));
+    if (!last || day.format(last.at) !== day.format(row.at)) log.append(make("div", { className: "day", textContent: day.format(row.at) }));
     log.append(element);
   }
-  session.shown.set(row.id, { row, element });
+  session.shown.set(row.id, { row, element: known?.element ?? element });
   if (atEnd || (row.mine && !known)) log.scrollTop = log.scrollHeight;
 }
 
 /** @param {Row} row */
 function drawRow(row) {
-  const { id, status } = row, foot = make("span", { className: "foot" });
+  const { id, status } = row, foot = make("span", { className: "foot", ariaLive: "off" });
   const act = (/** @type {string} */ name, /** @type {() => Promise<unknown> | undefined} */ run) => make("button", { className: "act", textContent: name, onclick: () => run()?.catch((error) => console.warn(error)) });
   if (row.mine && status === "failed") {
     foot.append(make("span", { className: "why", textContent: row.why ?? "failed" }),
@@ -321,7 +323,7 @@ function drawRow(row) {
     foot.append(box);
   }
   const text = row.kind === "call" ? `${row.mine ? "↗" : "↙"} ${row.text}` : row.text;
-  return make("li", { className: `message ${row.mine ? "mine" : "theirs"} ${row.kind}`, data: { id, status } }, make("span", { className: "text", textContent: text }), foot);
+  return make("div", { className: `message ${row.mine ? "mine" : "theirs"} ${row.kind}`, data: { id, status } }, make("span", { className: "text", textContent: text }), foot);
 }
 
 /** @param {string} name @param {boolean} on */
@@ -372,14 +374,18 @@ function draw(d, color) {
   return path;
 }
 
-/** @param {string} id @param {{ name: string, color: string, values: number[] }[]} lines */
+/** Where there is no value, a line has a gap. @param {string} id @param {{ name: string, color: string, values: (number | undefined)[] }[]} lines */
 function plot(id, lines) {
-  const most = Math.max(1e-9, ...lines.flatMap(({ values }) => values)), [width, height] = [300, 56];
-  const path = (/** @type {number[]} */ values) => values.map((value, at) => `${at ? "L" : "M"}${((at + HISTORY - values.length) / (HISTORY - 1)) * width} ${height - 3 - (value / most) * (height - 8)}`).join("");
+  const most = Math.max(1e-9, ...lines.flatMap(({ values }) => values.map((value) => value ?? 0))), [width, height] = [300, 56];
+  const path = (/** @type {(number | undefined)[]} */ values) => values.map((value, at) => {
+    if (value === undefined) return "";
+    const x = ((at + HISTORY - values.length) / (HISTORY - 1)) * width;
+    return `${at > 0 && values[at - 1] !== undefined ? "L" : "M"}${x} ${height - 3 - (value / most) * (height - 8)}`;
+  }).join("");
   const svg = $(id);
   svg.setAttribute("viewBox", `0 0 ${width} ${height}`);
   svg.setAttribute("preserveAspectRatio", "none");
-  svg.replaceChildren(draw(`M0 ${height - 1}H${width}`, "--line"), ...lines.map(({ color, values }) => draw(path(values), `--${color}`)));
+  svg.replaceChildren(draw(`M0 ${height - 1}H${width}`, "--line"), ...lines.filter(({ values }) => values.some(Boolean)).map(({ color, values }) => draw(path(values), `--${color}`)));
 }
 
 /** @param {string} id @param {{ name: string, color: string, text: string }[]} entries */
@@ -402,15 +408,17 @@ function showEngine(snapshot) {
   $("waiting-sum").textContent = (snapshot.waiting_in_all ?? sum).toLocaleString();
   $("oldest-max").textContent = sum === 0 ? "–" : age(oldest);
   $("dedup").textContent = snapshot.dedup_hits.toLocaleString();
-  const commit = (/** @type {any} */ each, /** @type {string} */ field) => each.commit_ms?.[field] ?? 0;
-  $("commit-now").textContent = snapshot.commit_ms ? `${commit(snapshot, "p50").toFixed(2)} ms` : "–";
+  const commit = (/** @type {any} */ each, /** @type {string} */ field) => /** @type {number | undefined} */ (each.commit_ms?.[field] ?? undefined);
+  // Bounds of buckets, of the last ten seconds; nothing when nothing was committed.
+  const within = (/** @type {number | undefined} */ ms) => (ms !== undefined ? `≤ ${Number(ms.toPrecision(2)).toLocaleString()} ms` : "–");
+  $("commit-now").textContent = within(commit(snapshot, "p50"));
   const lines = (/** @type {string} */ field) => priorities.map((name) => ({ name, color: name, values: snapshots.map((each) => each[field][name] ?? 0) }));
   plot("waiting", lines("waiting"));
   plot("oldest", lines("oldest_ms"));
   legend("waiting-key", priorities.map((name) => ({ name, color: name, text: (snapshot.waiting[name] ?? "–").toLocaleString() })));
   legend("oldest-key", priorities.map((name) => ({ name, color: name, text: snapshot.waiting[name] ? age(snapshot.oldest_ms[name] ?? 0) : "–" })));
   plot("commit", [["p50", "high"], ["p99", "low"]].map(([name, color]) => ({ name, color, values: snapshots.map((each) => commit(each, name)) })));
-  legend("commit-key", [["median", "p50", "high"], ["p99", "p99", "low"]].map(([name, field, color]) => ({ name, color, text: `${commit(snapshot, field).toFixed(2)} ms` })));
+  legend("commit-key", [["median", "p50", "high"], ["p99", "p99", "low"]].map(([name, field, color]) => ({ name, color, text: within(commit(snapshot, field)) })));
   $("connections-sum").textContent = String(snapshot.connections.length);
   $("connections").replaceChildren(...snapshot.connections.slice(0, 50).map((/** @type {any} */ { user, transport, quality, rtt_ms: rtt }) =>
     make("li", {}, make("span", { textContent: user }), make("span", { textContent: [transport, quality, rtt === undefined || rtt === null ? undefined : `${Math.round(rtt)} ms`].filter(Boolean).join(" · ") }))));
@@ -470,7 +478,8 @@ async function flood() {
 function setUp() {
   $("sign-in").onsubmit = (/** @type {any} */ event) => {
     event.preventDefault();
-    enter($("name").value.trim());
+    const name = $("name").value.trim();
+    if (name) enter(name);
   };
   $("write").onsubmit = (/** @type {any} */ event) => {
     event.preventDefault();
@@ -494,10 +503,14 @@ function setUp() {
   };
   $("whom").oninput = showPeople;
   const panel = (/** @type {boolean} */ shown) => {
+    const inside = $("panel").contains(document.activeElement);
     $("panel").hidden = !shown;
     $("panel-open").setAttribute("aria-expanded", String(shown));
     localStorage.setItem("panel", String(shown));
     if (shown && snapshots.length > 0) showEngine(snapshots.pop());
+    // Where it covers the conversation the keyboard goes with it, and comes back.
+    if (shown && innerWidth <= 1080) $("panel-close").focus();
+    else if (inside) $("panel-open").focus();
   };
   $("panel-open").onclick = () => panel($("panel").hidden);
   $("panel-close").onclick = () => panel(false);

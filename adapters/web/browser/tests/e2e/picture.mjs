@@ -9,6 +9,7 @@ await carol.talkTo("alice");
 await carol.write("Dinner on Friday?");
 await alice.talkTo("bob");
 await bob.talkTo("alice");
+await alice.page.click("#panel-open");
 await alice.write("Hi Bob! Are you on the train?");
 await bob.shows(["Hi Bob! Are you on the train?"]);
 await bob.write("Yes. There is a tunnel in a minute …");
@@ -16,11 +17,12 @@ await alice.shows(["Yes. There is a tunnel in a minute …"]);
 await alice.all("read");
 await bob.switch();
 await bob.is("offline");
-await alice.page.click("#panel-open");
+const pause = (seconds) => new Promise((resolve) => setTimeout(resolve, 1000 * seconds));
+// Some seconds here and there for the plots to have something to show.
+await pause(8);
 await alice.write("No problem, it waits.", "I found the tickets: they were in the blue bag.");
 await alice.page.waitForFunction(() => document.querySelectorAll("#connections li").length === 2);
-// Some seconds for the plots to have something to show.
-await new Promise((resolve) => setTimeout(resolve, 12_000));
+await pause(7);
 await alice.switch();
 await alice.write("See you at eight!");
 await alice.page.screenshot({ path });
