@@ -30,7 +30,7 @@ pub(crate) struct Tour<'a> {
     runtime: Runtime,
     room: Arc<Semaphore>,
     judged: JoinSet<Option<String>>,
-    /// How long what is left may take to be delivered.
+    /// How long nothing may come of what is left.
     patience: Duration,
 }
 
