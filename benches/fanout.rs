@@ -165,7 +165,7 @@ async fn fan_out(engine: &Engine, people: usize) -> Result<usize, Failure> {
     let verdicts = engine.fan_out(&message, recipients).await;
     Ok(verdicts
         .iter()
-        .filter(|(_, verdict)| verdict.as_ref().is_ok_and(|accepted| !accepted.duplicate))
+        .filter(|(_, verdict)| verdict.as_ref().is_ok_and(|receipt| !receipt.is_duplicate()))
         .count())
 }
 

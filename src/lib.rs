@@ -38,12 +38,13 @@ pub use message::{
 #[cfg(feature = "runtime")]
 pub use runtime::{
     Acceptor, AcceptorBuilder, AcceptorStats, Answers, AttachError, Attachment, BatchError, BuildError,
-    Client, ClientBuildError, ClientBuilder, ClientState, Connection, ConnectionsWatch, Detached,
-    DevicePresence, Distribution, DrainReport, Drained, EndFeed, Engine, EngineBuilder, Feed, FeedError,
-    Filter, HearError, Heard, Inbox, MemoryReader, MemoryTransport, MemoryWriter, OperateError, OutboxLimit,
-    Pattern, Peer, PresenceChange, PresenceKind, PresencePage, PresenceWatch, Reached, Receipt,
-    RegisterError, Registration, RequestError, Router, RouterBuilder, SendError, Stage, StateWatch, Stats,
-    SubscribeError, Subscription, SystemClock, UserPresence, WatchError, memory_transport,
+    Client, ClientBuildError, ClientBuilder, ClientState, Connection, ConnectionsWatch, DeadLetterHolder,
+    DeadLetterHolders, Detached, DevicePresence, Distribution, DrainReport, Drained, EndFeed, Engine,
+    EngineBuilder, Feed, FeedError, Filter, HearError, Heard, Inbox, MemoryReader, MemoryTransport,
+    MemoryWriter, OperateError, OutboxLimit, Pattern, Peer, PresenceChange, PresenceKind, PresencePage,
+    PresenceWatch, Reached, Receipt, RegisterError, Registration, RequestError, Router, RouterBuilder,
+    SendError, Stage, StateWatch, Stats, SubscribeError, Subscription, SystemClock, UserPresence, WatchError,
+    memory_transport,
 };
 #[cfg(feature = "metrics")]
 pub use runtime::{METRICS, Metric, MetricKind};

@@ -7,7 +7,7 @@ use lastmile::machine::{DeadLetters, Verdict};
 use lastmile::record::{LaneId, Seq};
 use lastmile::storage::{MemoryStore, SledStore};
 use lastmile::testing::ScriptedSink;
-use lastmile::{EndReason, Engine, Message, MessageId, Priority, Reached, Stage, UserId};
+use lastmile::{Config, EndReason, Engine, Message, MessageId, Priority, Reached, Stage, UserId};
 
 #[expect(clippy::disallowed_methods, reason = "a test has no engine's clock to ask")]
 fn now() -> SystemTime {
@@ -109,4 +109,66 @@ async fn dead_letters_are_chosen_by_id_event_reason_and_time_and_thrown_away() {
     assert_eq!(engine.purge("alice").await.unwrap().messages, 2);
     assert_eq!(engine.stats().await.unwrap().dead_letters, 0);
     engine.shutdown(LONG).await;
+}
+
+/// All pages of users with dead letters, of at most so many.
+async fn holders(engine: &Engine, max: usize) -> Vec<(String, u32)> {
+    let (mut all, mut behind) = (Vec::new(), None);
+    loop {
+        let page = engine.dead_letter_holders(behind.as_ref(), max).await.unwrap();
+        assert!(page.holders.len() <= max);
+        all.extend(page.holders.iter().map(|holder| (holder.user.to_string(), holder.letters)));
+        behind = page.next;
+        if behind.is_none() {
+            return all;
+        }
+    }
+}
+
+#[tokio::test]
+async fn users_with_dead_letters_are_listed_over_all_shards_wherever_their_letters_are() {
+    let dir = tempfile::tempdir().unwrap();
+    let open = || {
+        let mut config = Config::default();
+        config.max_payload_bytes = (4 << 10).try_into().unwrap();
+        let builder = Engine::builder(SledStore::open(dir.path()).unwrap()).config(config);
+        builder.shards(3.try_into().unwrap()).journal_size(64 << 10, 4).build().unwrap()
+    };
+    let reject = async |engine: &Engine, name: &str, letters: usize| {
+        let _attached = engine.attach(name, "hook", ScriptedSink::always(Verdict::Rejected)).unwrap();
+        for _ in 0..letters {
+            let message = Message::to(name, "order.changed", vec![b'.'; 2000]).build().unwrap();
+            let receipt = engine.send(message).await.unwrap();
+            receipt.reached(Stage::Delivered).await.unwrap();
+        }
+    };
+    let names: Vec<_> = (0..30).map(|n| format!("user-{n:02}")).collect();
+    let mut expected: Vec<_> = names.iter().map(|name| (name.clone(), 3)).collect();
+    let engine = open();
+    engine.send(Message::to("nobody", "order.changed", "refund").build().unwrap()).await.unwrap();
+    for name in &names {
+        reject(&engine, name, 3).await;
+    }
+    for max in [1, 7, 29, 30, 31, 1000] {
+        assert_eq!(holders(&engine, max).await, expected, "{max}");
+    }
+    assert!(engine.stats().await.unwrap().settlements > 0, "some of it has settled");
+    engine.shutdown(LONG).await;
+    drop(engine);
+
+    let engine = open();
+    assert_eq!(holders(&engine, 7).await, expected);
+    for name in &names[..10] {
+        engine.discard(DeadLetters::of(UserId::new(name).unwrap())).await.unwrap();
+    }
+    reject(&engine, "al", 1).await;
+    expected.drain(..10);
+    expected.insert(0, ("al".to_owned(), 1));
+    assert_eq!(holders(&engine, 7).await, expected);
+    engine.shutdown(LONG).await;
+    drop(engine);
+    let engine = open();
+    assert_eq!(holders(&engine, 7).await, expected);
+    engine.shutdown(LONG).await;
+    assert!(engine.dead_letter_holders(None, 7).await.is_err());
 }

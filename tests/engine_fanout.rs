@@ -5,10 +5,10 @@ use std::collections::HashSet;
 use std::num::NonZeroUsize;
 use std::time::Duration;
 
-use lastmile::machine::Refusal;
+use lastmile::machine::{Refusal, Verdict};
 use lastmile::storage::{MemoryStore, SledStore};
 use lastmile::testing::ScriptedSink;
-use lastmile::{Config, Engine, Message, UserId};
+use lastmile::{Config, EndReason, Engine, Message, Reached, Stage, UserId};
 
 const LONG: Duration = Duration::from_secs(20);
 
@@ -24,7 +24,7 @@ async fn duplicates(engine: &Engine, message: &Message, people: &[UserId]) -> us
     let verdicts = engine.fan_out(message, people.iter().cloned()).await;
     assert_eq!(verdicts.len(), people.len());
     assert!(verdicts.iter().map(|(user, _)| user).eq(people), "verdicts are not in the order of recipients");
-    verdicts.into_iter().filter(|(_, verdict)| verdict.as_ref().unwrap().duplicate).count()
+    verdicts.into_iter().filter(|(_, verdict)| verdict.as_ref().unwrap().is_duplicate()).count()
 }
 
 #[tokio::test]
@@ -65,7 +65,43 @@ async fn a_full_outbox_refuses_only_its_owner_and_a_stopped_engine_everybody() {
     assert_eq!(kinds, [None, Some("outbox_full"), None]);
     engine.shutdown(LONG).await;
     let verdicts = engine.fan_out(&news(), people(3)).await;
-    assert!(verdicts.iter().all(|(_, verdict)| *verdict == Err(Refusal::ShuttingDown)), "{verdicts:?}");
+    assert!(
+        verdicts.iter().all(|(_, verdict)| matches!(verdict, Err(Refusal::ShuttingDown))),
+        "{verdicts:?}"
+    );
+}
+
+#[tokio::test]
+async fn each_recipients_copy_can_be_followed_by_its_receipt() {
+    let engine = Engine::builder(MemoryStore::new()).shards(3.try_into().unwrap()).build().unwrap();
+    let (message, people) = (news(), people(20));
+    let mut receipts = Vec::new();
+    for (user, verdict) in engine.fan_out(&message, people.clone()).await {
+        let receipt = verdict.unwrap();
+        assert_eq!((receipt.user(), receipt.id()), (&user, message.id()));
+        receipts.push(receipt);
+    }
+    // Of some it is delivered, of one it is withdrawn, and the others' go on waiting.
+    let sink = ScriptedSink::always(Verdict::Delivered);
+    let _attached = people[..5]
+        .iter()
+        .map(|user| engine.attach(user, "phone", sink.clone()).unwrap())
+        .collect::<Vec<_>>();
+    for receipt in &receipts[..5] {
+        let reached = tokio::time::timeout(LONG, receipt.reached(Stage::Delivered)).await.unwrap();
+        assert_eq!(reached, Ok(Reached::Stage(Stage::Delivered)));
+    }
+    engine.cancel(&people[7], message.id()).await.unwrap();
+    let cancelled = Reached::Ended { reason: EndReason::Cancelled, possibly_delivered: false };
+    assert_eq!(receipts[7].reached(Stage::Delivered).await, Ok(cancelled));
+    assert_eq!(engine.stats().await.unwrap().waiting, 14);
+    // A repeat can be followed as well: it is the same copy.
+    for (first, (_, verdict)) in receipts.iter().zip(engine.fan_out(&message, people).await) {
+        let again = verdict.unwrap();
+        assert!(again.is_duplicate());
+        assert_eq!(again.entry(), first.entry());
+    }
+    engine.shutdown(LONG).await;
 }
 
 #[tokio::test]

@@ -3,16 +3,18 @@
 //! A message that ends and is kept is written once more, to the lane of the dead, in one commit with its end. There it is
 //! like any other message, but for being offered: it settles, is merged, exported and found by operations.
 
+use core::ops::Bound;
 use std::sync::Arc;
 
 use super::Machine;
 use super::commit::Pending;
 use super::entry::EntryState;
 use super::io::EntryRef;
+use super::user::User;
 use crate::config::OnFailure;
 use crate::id::UserId;
 use crate::message::Priority;
-use crate::record::{Accept, Admission, Burial, LaneId, Record, Seq};
+use crate::record::{Accept, Admission, Burial, LaneId, LaneRow, Record, Seq, UserRow};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -39,6 +41,35 @@ impl Machine {
         self.dying.add(accept.message.cost());
         self.push_unsent(Arc::new(letter), None, None);
         self.current.push(Pending::Joined(Record::End(end)));
+    }
+
+    /// A dead letter is durable in the journal: the store's list need not name this user yet.
+    pub(super) fn note_letter(&mut self, id: &UserId) {
+        self.with_letters.insert((id.as_bytes().len(), id.clone()));
+    }
+
+    /// A user leaves memory: all that they have is in the store by now.
+    pub(super) fn forget_letters(&mut self, id: &UserId) {
+        if !self.with_letters.is_empty() {
+            self.with_letters.remove(&(id.as_bytes().len(), id.clone()));
+        }
+    }
+
+    /// Users behind one who may have dead letters that the store does not list yet, at most so many: shorter ids first,
+    /// then by bytes. Whoever then reads the store's list misses nobody. [`Operation::Letters`](super::Operation) says how
+    /// many somebody has.
+    #[must_use]
+    pub fn letter_holders(&self, behind: Option<&UserId>, max: usize) -> Vec<UserId> {
+        let behind = behind.map(|id| (id.as_bytes().len(), id.clone()));
+        let from = behind.map_or(Bound::Unbounded, Bound::Excluded);
+        let holders = self.with_letters.range((from, Bound::Unbounded));
+        holders.take(max).map(|(_, id)| id.clone()).collect()
+    }
+
+    /// Whether somebody with this row has no dead letter and may have had some; `false` also when it is not known.
+    pub(super) fn has_no_letters(user: &User, row: &UserRow) -> bool {
+        let had = row.lanes.get(LaneId::Dead.index()).is_some_and(|lane| *lane != LaneRow::default());
+        had && user.held.is_some_and(|held| held.dead == 0)
     }
 
     fn has_room_for_letter(&mut self, id: &UserId, accept: &Accept) -> bool {

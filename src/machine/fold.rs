@@ -86,6 +86,9 @@ impl Machine {
         if lane == LaneId::Dead {
             self.dying.sub(cost);
         }
+        if lane == LaneId::Dead {
+            self.note_letter(message.recipient());
+        }
         let user = self.user_mut(message.recipient());
         // What was reserved for it; nothing in a replay.
         let reserved = if lane == LaneId::Dead { &mut user.dying } else { &mut user.reserved };
@@ -249,6 +252,7 @@ impl Machine {
             self.index.put(self.digester.user(Some(id)), held);
         }
         self.users.remove(id);
+        self.forget_letters(id);
     }
 }
 

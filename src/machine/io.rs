@@ -361,6 +361,8 @@ pub struct Survivors {
     pub entries: Vec<(Seq, Arc<Accept>)>,
     /// Rows of users about whom something changed.
     pub rows: Vec<(UserId, UserRow)>,
+    /// Users of these rows who have no dead letters: the store need not list them.
+    pub without_letters: Vec<UserId>,
     /// Ids accepted in the segment that are still in their window.
     pub dedup: Vec<DedupRow>,
     /// Settled messages that have ended since the last settling, for the runs' live counts.

@@ -147,6 +147,8 @@ pub struct Machine {
     draining: bool,
 
     users: HashMap<UserId, Box<User>, Digester>,
+    /// Users in memory of whom a dead letter was recorded since they came there, in the order of keys.
+    with_letters: BTreeSet<(usize, UserId)>,
     /// Totals of users that are not in memory, by digest.
     index: Index,
     /// Whether a user found nowhere has no messages at all.
@@ -250,6 +252,7 @@ impl Machine {
             writable: true,
             draining: false,
             users: HashMap::with_hasher(digester),
+            with_letters: BTreeSet::new(),
             index: Index::default(),
             index_complete: birth.store_empty,
             rows_exist: !birth.store_empty,

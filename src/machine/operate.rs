@@ -399,6 +399,10 @@ impl Machine {
                 let user = user.clone();
                 Ok(Outcome { ledger: self.read_ledger(&user), ..Outcome::default() })
             }
+            (Work::Asked(_, Operation::Letters(user)), _) => {
+                let held = self.users.get(user).and_then(|user| user.held).unwrap_or_default();
+                Ok(Outcome { dead_letters: (held.dead, held.dead_bytes), ..Outcome::default() })
+            }
             (Work::FindParent(orphan), _) => {
                 let (target, before) = (orphan.target().clone(), open.before);
                 let known = open.done.located;

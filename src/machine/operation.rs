@@ -45,6 +45,8 @@ pub enum Operation {
     Locate(Target),
     /// Say how messages for this user ended that were not delivered.
     Ledger(UserId),
+    /// Say how many dead letters this user has.
+    Letters(UserId),
 }
 
 /// Which dead letters of a user are meant: those for which all of this is true.
@@ -108,7 +110,7 @@ impl Operation {
             | Self::Replace(target, _)
             | Self::Reprioritise(target, _)
             | Self::Locate(target) => &target.user,
-            Self::Purge(user) | Self::Ledger(user) => user,
+            Self::Purge(user) | Self::Ledger(user) | Self::Letters(user) => user,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => &letters.user,
         }
     }
@@ -121,9 +123,8 @@ impl Operation {
             | Self::Replace(target, _)
             | Self::Reprioritise(target, _)
             | Self::Locate(target) => Some(target),
-            Self::Purge(_) | Self::Requeue(_) | Self::Discard(_) | Self::Inspect(..) | Self::Ledger(_) => {
-                None
-            }
+            Self::Purge(_) | Self::Requeue(_) | Self::Discard(_) => None,
+            Self::Inspect(..) | Self::Ledger(_) | Self::Letters(_) => None,
         }
     }
 
@@ -136,7 +137,7 @@ impl Operation {
     /// Whether it changes nothing.
     #[must_use]
     pub fn only_reads(&self) -> bool {
-        matches!(self, Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_))
+        matches!(self, Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) | Self::Letters(_))
     }
 
     /// How the places end that it is about, if it ends any.
@@ -146,7 +147,7 @@ impl Operation {
             Self::Cancel(_) | Self::Purge(_) | Self::Discard(_) => Some(EndReason::Cancelled),
             Self::Replace(..) => Some(EndReason::Replaced),
             Self::Reprioritise(..) | Self::Requeue(_) => Some(EndReason::Moved),
-            Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) => None,
+            Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) | Self::Letters(_) => None,
         }
     }
 }
@@ -170,6 +171,8 @@ pub struct Outcome {
     pub located: Option<Located>,
     /// What [`Operation::Ledger`] read.
     pub ledger: LedgerRows,
+    /// How many dead letters [`Operation::Letters`] counted, and their bytes.
+    pub dead_letters: (u32, u64),
 }
 
 /// Where a message stands.
@@ -211,7 +214,7 @@ impl Operation {
             | Self::Reprioritise(target, _)
             | Self::Locate(target) => target.is(accept),
             Self::Purge(_) => true,
-            Self::Ledger(_) => false,
+            Self::Ledger(_) | Self::Letters(_) => false,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => {
                 letters.means(accept)
             }

@@ -126,7 +126,8 @@ impl Machine {
         let cost = Totals::one(old.message.cost());
         let (mut accept, key, gives_back) = match asked {
             Operation::Cancel(_) | Operation::Purge(_) | Operation::Discard(_) => return Ok(false),
-            Operation::Inspect(..) | Operation::Locate(_) | Operation::Ledger(_) => return Ok(false),
+            Operation::Inspect(..) | Operation::Locate(_) => return Ok(false),
+            Operation::Ledger(_) | Operation::Letters(_) => return Ok(false),
             Operation::Reprioritise(_, priority) if *priority == old.message.priority() => {
                 return stays(Ok(Outcome::known(Accepted { entry, duplicate: true })));
             }

@@ -43,7 +43,7 @@ impl Work {
             Self::MakeRoom(room) => room.lanes(),
             Self::Free(_) => &[LaneId::Scheduled],
             Self::FindParent(_) => &LaneId::ALL,
-            Self::Asked(_, Operation::Ledger(_)) => &[],
+            Self::Asked(_, Operation::Ledger(_) | Operation::Letters(_)) => &[],
             Self::Asked(_, Operation::Purge(_) | Operation::Locate(_)) => &LaneId::ALL,
             Self::Asked(_, operation) if operation.is_about_dead() => core::slice::from_ref(dead),
             Self::Asked(..) => waiting,

@@ -180,7 +180,11 @@ impl Machine {
                 continue;
             }
             let Some(user) = self.users.get_mut(&id) else { continue };
-            part.rows.push((id.clone(), user.row(applied, keep)));
+            let row = user.row(applied, keep);
+            if Self::has_no_letters(user, &row) {
+                part.without_letters.push(id.clone());
+            }
+            part.rows.push((id.clone(), row));
             job.written.push((id, applied));
         }
         self.actions.push_back(Action::Survivors(Box::new(part)));

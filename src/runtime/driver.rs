@@ -223,6 +223,9 @@ impl Driver {
                 self.machine.handle(now, Input::Operate { ticket, operation });
             }
             Mail::Watch { user, entry, stage, reply } => self.watch((user, entry), stage, reply),
+            Mail::LetterHolders { behind, max, reply } => {
+                let _ = reply.send(self.machine.letter_holders(behind.as_ref(), max));
+            }
             Mail::Stats(reply) => {
                 let _ = reply.send(self.machine.stats());
             }

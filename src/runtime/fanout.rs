@@ -9,7 +9,8 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::engine::Engine;
 use super::mail::{Answers, Mail, Post};
-use crate::id::UserId;
+use super::receipt::Receipt;
+use crate::id::{MessageId, UserId};
 use crate::machine::{Accepted, Refusal, Ticket};
 use crate::message::Message;
 
@@ -26,6 +27,9 @@ impl Engine {
     /// shared in memory. Whom the message itself names as its recipient does not matter. It has the same id for
     /// everybody, so that a fan-out may be repeated, as a whole or for some: who has it already is a repeat.
     ///
+    /// What was accepted comes as a [`Receipt`], with which each recipient's copy can be followed; it is as large as 200 bytes,
+    /// so drop those that nobody follows.
+    ///
     /// It is not atomic; [`Engine::send_batch`] is. Quotas count what the message costs each recipient, as if it were
     /// theirs alone. However many people there are, no more than a few thousand are under way at once.
     ///
@@ -37,8 +41,8 @@ impl Engine {
     /// let news = Message::to("everybody", "news.published", "…").sender("editor").build()?;
     /// let readers = (0..1000).map(|n| UserId::new(format!("reader-{n}"))).collect::<Result<Vec<_>, _>>()?;
     /// for (reader, verdict) in engine.fan_out(&news, readers).await {
-    ///     let accepted = verdict.map_err(|refusal| format!("{reader}: {refusal}"))?;
-    ///     assert!(!accepted.duplicate);
+    ///     let receipt = verdict.map_err(|refusal| format!("{reader}: {refusal}"))?;
+    ///     assert!(!receipt.is_duplicate());
     /// }
     /// # Ok(()) }
     /// ```
@@ -64,10 +68,13 @@ impl Engine {
         &self,
         message: &Message,
         recipients: impl IntoIterator<Item = UserId>,
-    ) -> Vec<(UserId, Result<Accepted, Refusal>)> {
+    ) -> Vec<(UserId, Result<Receipt, Refusal>)> {
         let bounds = Bounds::within(self.inner.max_pending);
         let mut verdicts = Vec::new();
-        let mut shares: Vec<Share> = self.inner.shards.iter().cloned().map(Share::new).collect();
+        let id = message.id();
+        let new =
+            |post: &Post| Share { post: post.clone(), id, next: Default::default(), open: VecDeque::new() };
+        let mut shares: Vec<Share> = self.inner.shards.iter().map(new).collect();
         for user in recipients {
             let shard = self.shard(&user);
             let Some(share) = shares.get_mut(shard) else { continue };
@@ -90,7 +97,7 @@ impl Engine {
 }
 
 type Results = Vec<Result<Accepted, Refusal>>;
-type Verdicts = Vec<(UserId, Result<Accepted, Refusal>)>;
+type Verdicts = Vec<(UserId, Result<Receipt, Refusal>)>;
 
 /// How much of a fan-out is under way at once.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,16 +117,14 @@ impl Bounds {
 /// What one shard has of a fan-out.
 struct Share {
     post: Post,
+    /// The message's, which is the same for all.
+    id: MessageId,
     /// Where the answers of the next slice belong, and whom it is for.
     next: (Vec<usize>, Vec<UserId>),
     open: VecDeque<(Vec<usize>, oneshot::Receiver<Results>)>,
 }
 
 impl Share {
-    fn new(post: Post) -> Self {
-        Self { post, next: (Vec::new(), Vec::new()), open: VecDeque::new() }
-    }
-
     /// Hands the next slice to the driver, once it has no more than a few.
     async fn hand_over(&mut self, message: &Message, bounds: Bounds, verdicts: &mut Verdicts) {
         let (places, recipients) = core::mem::take(&mut self.next);
@@ -135,7 +140,7 @@ impl Share {
             Ok(()) => self.open.push_back((places, answers)),
             Err(_) => {
                 for place in places {
-                    settle(verdicts, place, Err(Refusal::ShuttingDown));
+                    self.settle(verdicts, place, Err(Refusal::ShuttingDown));
                 }
             }
         }
@@ -143,19 +148,21 @@ impl Share {
 
     /// Takes the answers of the oldest slice; `false` when there is none.
     async fn wait(&mut self, verdicts: &mut Verdicts) -> bool {
-        let Some((places, answers)) = self.open.front_mut() else { return false };
+        let Some((_, answers)) = self.open.front_mut() else { return false };
         // A driver that is gone has answered nothing: what became of the slice is unknown.
-        for (place, result) in places.iter().zip(answers.await.unwrap_or_default()) {
-            settle(verdicts, *place, result);
+        let answers = answers.await.unwrap_or_default();
+        let places = self.open.pop_front().map(|(places, _)| places);
+        for (place, result) in places.into_iter().flatten().zip(answers) {
+            self.settle(verdicts, place, result);
         }
-        self.open.pop_front();
         true
     }
-}
 
-fn settle(verdicts: &mut Verdicts, place: usize, result: Result<Accepted, Refusal>) {
-    if let Some((_, verdict)) = verdicts.get_mut(place) {
-        *verdict = result;
+    fn settle(&self, verdicts: &mut Verdicts, place: usize, result: Result<Accepted, Refusal>) {
+        if let Some((user, verdict)) = verdicts.get_mut(place) {
+            *verdict =
+                result.map(|accepted| Receipt::new(self.id, user.clone(), accepted, self.post.clone()));
+        }
     }
 }
 

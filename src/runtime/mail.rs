@@ -28,6 +28,7 @@ pub(super) enum Mail {
     FanOut { message: Message, recipients: Vec<UserId>, reply: Answers },
     Receive(Vec<(Delivery, Reply)>),
     Operate { operation: Operation, reply: oneshot::Sender<Operated> },
+    LetterHolders { behind: Option<UserId>, max: usize, reply: oneshot::Sender<Vec<UserId>> },
     Watch { user: UserId, entry: EntryRef, stage: Stage, reply: Waiting },
     Stats(oneshot::Sender<MachineStats>),
     Input(Input),

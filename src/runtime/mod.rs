@@ -26,6 +26,7 @@ mod histogram;
 mod hub;
 mod inbox;
 mod keeper;
+mod letters;
 mod limit;
 mod mail;
 mod meters;
@@ -53,6 +54,7 @@ pub use error::{AttachError, BatchError, OperateError, RequestError, SendError, 
 pub use histogram::Distribution;
 pub use hub::{HearError, SubscribeError};
 pub use inbox::Inbox;
+pub use letters::{DeadLetterHolder, DeadLetterHolders};
 pub use limit::OutboxLimit;
 #[cfg(feature = "metrics")]
 pub use meters::{METRICS, Metric, MetricKind};

@@ -276,3 +276,54 @@ fn dead_letters_of_all_users_together_are_bounded_at_minus_one_zero_and_plus_one
     rig.kill(&message("alice"));
     assert_eq!(rig.machine.stats().counters.dead_letters(), 0);
 }
+
+fn holders(machine: &Machine, behind: Option<&str>, max: usize) -> Vec<UserId> {
+    machine.letter_holders(behind.map(|name| UserId::new(name).unwrap()).as_ref(), max)
+}
+
+#[test]
+fn whoever_has_letters_is_named_in_the_order_of_keys_until_the_store_names_them() {
+    let mut rig = attached(config());
+    let names = ["alice", "bo", "carol"];
+    for (link, name) in (1..).zip(names) {
+        rig.attach(link, name, "phone");
+        let entry = rig.accept(&message(name));
+        rig.say(link, entry, Verdict::Rejected);
+    }
+    rig.accept(&message("somebody-else"));
+    let by_key = ["bo", "alice", "carol"].map(|name| UserId::new(name).unwrap());
+    assert_eq!(holders(&rig.machine, None, 9), by_key);
+    assert_eq!(holders(&rig.replayed(), None, 9), by_key);
+    for (behind, at) in [(None, 0), (Some("bo"), 1), (Some("alice"), 2), (Some("carol"), 3)] {
+        for max in 0..4 {
+            let expected: Vec<_> = by_key.iter().skip(at).take(max).cloned().collect();
+            assert_eq!(holders(&rig.machine, behind, max), expected, "{max} behind {behind:?}");
+        }
+    }
+    settle(&mut rig);
+    // Whoever is still there may get another one.
+    assert_eq!(holders(&rig.machine, None, 9), by_key);
+    (1..4).for_each(|link| rig.input(Input::Detach(LinkId(link))));
+    assert_eq!(holders(&rig.machine, None, 9), []);
+}
+
+#[test]
+fn letters_are_counted_and_settling_says_who_has_none_left() {
+    let mut rig = attached(config());
+    let count = |rig: &mut Rig| rig.do_with(Operation::Letters(alice())).unwrap().dead_letters;
+    assert_eq!(count(&mut rig), (0, 0));
+    let cost = message("alice").cost();
+    rig.kill(&message("alice"));
+    rig.kill(&message("alice"));
+    assert_eq!(count(&mut rig), (2, 2 * cost));
+    assert_eq!(rig.do_with(Operation::Letters(UserId::new("bob").unwrap())).unwrap().dead_letters, (0, 0));
+    let said = |parts: Vec<Survivors>| -> Vec<UserId> {
+        parts.into_iter().flat_map(|part| part.without_letters).collect()
+    };
+    rig.do_with(Operation::Requeue(all())).unwrap();
+    assert_eq!(count(&mut rig), (0, 0));
+    assert_eq!(said(settle(&mut rig)), [alice()]);
+    let mut rig = attached(config());
+    rig.kill(&message("alice"));
+    assert_eq!(said(settle(&mut rig)), []);
+}

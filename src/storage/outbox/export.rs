@@ -18,13 +18,13 @@ use super::merge::Judge;
 use super::meta::{META_VERSION, Meta, MetaError, RunInfo};
 use super::shared::{Bodies, Twin, Twins};
 use super::writer::{Pending, RunWriter, write_body};
-use super::{Identity, OpenError, OutboxStore, keys, keys::Key, rows};
+use super::{Identity, OpenError, OutboxStore, keys, keys::Key, letters, rows};
 use crate::codec::{self, Cipher, CodecError, Fields};
 use crate::digest::Digester;
 use crate::error::KeyError;
 use crate::id::UserId;
 use crate::ports::{Flow, Store, StoreError};
-use crate::record::{Epoch, Seq};
+use crate::record::{Epoch, LaneId, Seq};
 use crate::storage::frame::{self, FRAME_BYTES};
 
 const MAGIC: &[u8; 8] = b"lastmile";
@@ -440,6 +440,9 @@ impl Import<'_> {
         let run = self.run.as_mut().ok_or_else(|| odd("an entry outside of a run"))?;
         let seq = Seq::new(fields.u64().ok_or_else(|| odd("an entry without a place"))?);
         let accept = run.cipher.decode_accept(fields.0)?;
+        if accept.lane() == LaneId::Dead {
+            letters::list(accept.message.recipient(), &mut self.pending);
+        }
         match self.twins.of(seq, &accept) {
             Twin::Of(place, at) => run.leaning(seq, &accept, (place, at), &mut self.pending),
             Twin::First => {

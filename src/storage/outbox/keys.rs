@@ -16,6 +16,7 @@ mod kind {
     pub(super) const SHARED: u8 = 7;
     pub(super) const DUE: u8 = 8;
     pub(super) const ENDS: u8 = 9;
+    pub(super) const LETTERS: u8 = 10;
 }
 
 /// What a key stands for.
@@ -86,6 +87,13 @@ pub enum Key {
         /// Its place.
         last: Seq,
     },
+    /// Says that whoever has dead letters is listed.
+    LettersHead,
+    /// Lists a user who may have dead letters.
+    Letters {
+        /// Who.
+        user: UserId,
+    },
     /// A user's row, or what says where its parts are.
     User {
         /// Whose.
@@ -126,6 +134,8 @@ impl Key {
             }
             Self::EndsHead => vec![kind::ENDS],
             Self::Ends { last } => [&[kind::ENDS][..], &last.get().to_be_bytes()].concat(),
+            Self::LettersHead => vec![kind::LETTERS],
+            Self::Letters { user } => with_user(&[kind::LETTERS], user, &[]),
             Self::User { user } => with_user(&[kind::USER], user, &[0]),
             Self::UserPart { user, version, part } => {
                 let tail = [&[1][..], &version.to_be_bytes(), &part.to_be_bytes()].concat();
@@ -163,6 +173,8 @@ impl Key {
             }
             [kind::ENDS] if fields.0.is_empty() => Self::EndsHead,
             [kind::ENDS] => Self::Ends { last: Seq::new(fields.u64()?) },
+            [kind::LETTERS] if fields.0.is_empty() => Self::LettersHead,
+            [kind::LETTERS] => Self::Letters { user: fields.user()? },
             [kind::USER] => {
                 let user = fields.user()?;
                 match fields.take::<1>()? {
@@ -301,9 +313,15 @@ pub(super) fn parts_of(user: &UserId) -> Range {
     (with_user(&[kind::USER], user, &[1]), with_user(&[kind::USER], user, &[2]))
 }
 
+/// The list of users who may have dead letters, behind one of them.
+pub(super) fn letters_behind(user: Option<&UserId>) -> Range {
+    let from = user.map_or(vec![kind::LETTERS], |user| with_user(&[kind::LETTERS], user, &[]));
+    (after(from), vec![kind::LETTERS + 1])
+}
+
 /// All rows of an outbox.
 pub(super) fn everything() -> Range {
-    (vec![kind::META], vec![kind::ENDS + 1])
+    (vec![kind::META], vec![kind::LETTERS + 1])
 }
 
 #[cfg(test)]
@@ -322,6 +340,7 @@ mod tests {
             Key::Chunk { run: 1, user: user.clone(), lane: LaneId::Low, seq },
             Key::Chunk { run: 1, user: user.clone(), lane: LaneId::Critical, seq: Seq::ZERO },
             Key::User { user: user.clone() },
+            Key::Letters { user: user.clone() },
             Key::UserPart { user, version: u64::MAX, part: u16::MAX },
         ]
     }
@@ -330,6 +349,7 @@ mod tests {
     fn keys_round_trip_and_fit_the_port() {
         let mut all: Vec<Key> = ids().iter().flat_map(keys).collect();
         all.push(Key::Meta { part: 3 });
+        all.push(Key::Due { run: u64::MAX, at: Timestamp::NEVER, part: u32::MAX });
         all.push(Key::Body { seq: Seq::new(7), part: u32::MAX });
         all.push(Key::Shared { run: u64::MAX, seq: Seq::new(7), part: u32::MAX });
         all.push(Key::Filter { run: u64::MAX, part: u32::MAX });

@@ -29,6 +29,7 @@ mod ends;
 mod export;
 mod filter;
 pub mod keys;
+mod letters;
 mod load;
 mod loss;
 mod manifest;

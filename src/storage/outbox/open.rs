@@ -184,6 +184,7 @@ impl OutboxStore {
         let missing_through = lost.iter().map(|loss| loss.run.last.get()).max().unwrap_or(0);
         outbox.inner.missing_through.store(missing_through, Ordering::Relaxed);
         outbox.sweep(epoch)?;
+        outbox.begin_letters(epoch)?;
         mark::write(outbox.dyn_store(), outbox.cipher(), &marks)?;
         outbox.warn_of_missing_keys();
         if is_new

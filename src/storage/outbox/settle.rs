@@ -1,11 +1,12 @@
 //! Settling: what a journal segment leaves behind becomes a run.
 //!
-//! Bodies of large messages → chunks of entries and remembered ids → bodies that entries share → ends → sync → user rows → table → sync → manifest.
+//! Bodies of large messages → chunks of entries and remembered ids → bodies that entries share → ends → sync → list of dead letters → user rows → table → sync → manifest.
 //! Each step is one operation on the store, so a crash between any two can be simulated. Until the table is there,
 //! readers see nothing of it (rows excepted, which say what they reflect), and the journal still has everything:
 //! settling again, from a replay, ends in the same state.
 
 use super::ends::EndsWriter;
+use super::letters::Newly;
 use super::meta::RunInfo;
 use super::shared::Sharing;
 use super::writer::{Pending, RunWriter, may_be_large, write_body};
@@ -15,6 +16,7 @@ use crate::machine::Survivors;
 use crate::ports::StoreError;
 use crate::record::{Accept, Counters, DedupRow, Epoch, LaneId, Seq, UserRow};
 use crate::time::Timestamp;
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 /// Survivors on their way into the store.
@@ -25,6 +27,8 @@ pub struct Settlement {
     now: Timestamp,
     entries: Vec<(Seq, Arc<Accept>)>,
     rows: Vec<(UserId, UserRow)>,
+    with_letters: Newly,
+    without_letters: BTreeSet<UserId>,
     dedup: Vec<DedupRow>,
     died: Vec<Seq>,
     /// By shard: all that was due up to a time was seen to, in the runs of a table.
@@ -79,6 +83,8 @@ impl Settlement {
             now,
             entries: Vec::new(),
             rows: Vec::new(),
+            with_letters: Newly::default(),
+            without_letters: BTreeSet::new(),
             dedup: Vec::new(),
             died: Vec::new(),
             swept: Vec::new(),
@@ -95,6 +101,7 @@ impl Settlement {
         for mut part in parts {
             all.entries.append(&mut part.entries);
             all.rows.append(&mut part.rows);
+            all.without_letters.extend(part.without_letters);
             all.dedup.append(&mut part.dedup);
             all.died.append(&mut part.died);
             all.swept.extend(part.swept);
@@ -170,6 +177,13 @@ impl Settlement {
         self.run = Some(RunWriter::new(info, self.entries.len() as u64, outbox, self.now));
         // By place first: bodies are written in that order.
         self.entries.sort_unstable_by_key(|(seq, _)| *seq);
+        for (_, accept) in &self.entries {
+            let user = accept.message.recipient();
+            // Not whoever has none any more by the time of their row.
+            if accept.lane() == LaneId::Dead && !self.without_letters.contains(user) {
+                self.with_letters.note(user);
+            }
+        }
         self.sharing = Sharing::among(&self.entries);
         self.order = (0..).zip(&self.entries).map(|(index, (_, accept))| Sorted::of(accept, index)).collect();
         Some(Phase::Bodies)
@@ -265,13 +279,19 @@ impl Settlement {
     }
 
     fn fill_rows(&mut self, outbox: &OutboxStore) -> Result<Option<Phase>, StoreError> {
+        if !self.with_letters.fill(&mut self.pending) {
+            return Ok(None);
+        }
         while let Some((user, row)) = self.rows.get(self.at) {
             if self.pending.is_full() {
                 return Ok(None);
             }
             self.at += 1;
-            for change in rows::write(outbox.dyn_store(), user, row, self.version)? {
-                self.pending.push(change);
+            let changes = rows::write(outbox.dyn_store(), user, row, self.version)?;
+            let is_written = !changes.is_empty();
+            changes.into_iter().for_each(|change| self.pending.push(change));
+            if is_written && self.without_letters.contains(user) {
+                outbox.unlist_letters(user, &mut self.pending)?;
             }
         }
         Ok(Some(Phase::Publish))

@@ -179,6 +179,11 @@ impl OutboxStore {
                 continue;
             }
             report.live += 1;
+            if entry.lane == LaneId::Dead && !self.lists_letters_of(&user)? {
+                let (run, reason) = (Some(run.number), "it is not on the list of dead letters".to_owned());
+                let (user, entry) = (Some(user.clone()), Some((entry.lane, entry.seq)));
+                report.damage.push(Damage { run, user, entry, reason, ..Damage::default() });
+            }
             let in_range = (run.first..=run.last).contains(&entry.seq);
             let message = message_of(self, run.number, entry, bodies);
             report.count_key(&message);

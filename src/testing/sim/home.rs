@@ -6,6 +6,7 @@ use super::plan::Plan;
 use super::random::Random;
 use super::sealing;
 use crate::codec::Cipher;
+use crate::id::UserId;
 use crate::machine::{Found, Query, Survivors};
 use crate::ports::StoreError;
 use crate::record::{Counters, EndPosition, Ended, Epoch, Record, Seq};
@@ -58,6 +59,11 @@ impl Home {
     /// What a host reads that must see every end.
     pub(super) fn read_ends(&self, after: EndPosition, max: usize) -> Result<Vec<Ended>, EndsError> {
         self.outbox.as_ref().map_or(Ok(Vec::new()), |outbox| outbox.read_ends(after, max))
+    }
+
+    /// Who may have dead letters, as far as the store lists them; nothing while it cannot be read.
+    pub(super) fn letter_holders(&self, behind: Option<&UserId>) -> Option<Vec<UserId>> {
+        self.outbox.as_ref()?.letter_holders(behind, 3).ok()
     }
 
     /// What loads reflect.

@@ -62,6 +62,7 @@ impl World {
         let operation = match op {
             Op::Requeue => Operation::Requeue(letters),
             Op::Discard => Operation::Discard(letters),
+            Op::Letters => Operation::Letters(letters.user),
             _ => {
                 let behind = self.nodes[index].oracle.some_letter(&letters.user, random).unwrap_or(Seq::ZERO);
                 Operation::Inspect(letters, behind, 1 + random.index(5))

@@ -22,6 +22,7 @@ mod defect;
 mod feed;
 mod home;
 mod hosts;
+mod letters;
 mod link;
 mod node;
 mod oracle;

@@ -348,7 +348,10 @@ impl Node {
             Action::Dismiss(link) => self.forget_link(link),
             // Nobody asks anything here.
             Action::Replied { .. } => {}
-            Action::Done { ticket, result } => self.oracle.operated(ticket, &result),
+            Action::Done { ticket, result } => {
+                let told = engine.flight.is_none() && !engine.broken;
+                self.oracle.operated(ticket, &result, told);
+            }
         }
     }
 
@@ -470,6 +473,7 @@ impl Node {
         if engine.flight.is_none() && !engine.broken {
             self.oracle.check_ledger(&counters);
             self.check_state();
+            self.check_letters();
         }
     }
 

@@ -51,6 +51,8 @@ ops! {
     Discard "discard" 3,
     /// A host looks at somebody's dead letters.
     Inspect "inspect" 8,
+    /// A host asks how many dead letters somebody has.
+    Letters "letters" 4,
     /// A host asks where a message stands.
     Locate "locate" 10,
     /// A host reads somebody's ledger.

@@ -86,7 +86,7 @@ impl World {
                 let user = person(random.below(self.plan.users));
                 self.operate(index, Operation::Purge(user));
             }
-            Op::Requeue | Op::Discard | Op::Inspect => self.operate_on_dead(op, index, random),
+            Op::Requeue | Op::Discard | Op::Inspect | Op::Letters => self.operate_on_dead(op, index, random),
             Op::Ledger => self.read_ledger(index, random),
             Op::Told => self.told_of_gap(index, random),
             Op::Carry => self.carry(random),

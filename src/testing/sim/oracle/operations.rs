@@ -89,8 +89,13 @@ impl Oracle {
         }
     }
 
-    /// An operation was answered.
-    pub(in super::super) fn operated(&mut self, ticket: Ticket, result: &Result<Outcome, OperationError>) {
+    /// An operation was answered. `told` says whether the machines know all that is durable.
+    pub(in super::super) fn operated(
+        &mut self,
+        ticket: Ticket,
+        result: &Result<Outcome, OperationError>,
+        told: bool,
+    ) {
         let Some(Asked { operation, lived }) = self.operations.remove(&ticket) else {
             return self.fail(format!("operation {ticket:?} was answered twice, or never asked"));
         };
@@ -107,6 +112,7 @@ impl Oracle {
             still.into_iter().find(|seq| self.messages.get(seq).is_some_and(|kept| kept.end.is_none()));
         let is_one = operation.target().is_some();
         let wrong = match result {
+            Ok(_) if !told && matches!(operation, Operation::Letters(_)) => None,
             Ok(done) if operation.only_reads() => self.what_is_wrong_with(&operation, done, lived.as_deref()),
             Ok(done) if !self.is_in_place(&operation, done) => {
                 Some("with nothing, or something else, in its place")
@@ -168,6 +174,7 @@ impl Oracle {
         let (after, max) = match operation {
             Operation::Inspect(_, after, max) => (after, max),
             Operation::Ledger(user) => return self.what_is_wrong_with_answer(user, &done.ledger.rows),
+            Operation::Letters(user) => return self.what_is_wrong_with_letters(user, done.dead_letters),
             Operation::Locate(target) => return self.what_is_wrong_with_place(target, done),
             _ => return None,
         };
