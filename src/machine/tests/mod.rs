@@ -3,6 +3,7 @@
 mod accept;
 mod aside;
 mod batch;
+mod bounds;
 mod collapse;
 mod dead;
 mod deliver;

@@ -1,0 +1,140 @@
+//! Bounds that no other test holds at one below, at it, and one above.
+
+use core::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
+
+use super::operate::alice;
+use super::*;
+
+const SPAN: Duration = Duration::from_secs(100);
+const MILLI: Duration = Duration::from_millis(1);
+
+fn ended(rig: &Rig, reason: EndReason) -> u64 {
+    rig.machine.stats().counters.ended[reason.index()]
+}
+
+#[test]
+fn a_ttl_holds_to_the_millisecond() {
+    for (passed, in_time) in [(SPAN - MILLI, true), (SPAN, false), (SPAN + MILLI, false)] {
+        let mut rig = Rig::new();
+        let entry = rig.accept(&to("alice").ttl(SPAN).build().unwrap());
+        rig.pass(passed);
+        rig.attach(1, "alice", "phone");
+        assert_eq!(rig.offered(), if in_time { vec![entry] } else { vec![] }, "after {passed:?}");
+        assert_eq!(ended(&rig, EndReason::Expired), u64::from(!in_time), "after {passed:?}");
+        // In flight as well.
+        let mut rig = Rig::new();
+        rig.attach(1, "alice", "phone");
+        rig.accept(&to("alice").ttl(SPAN).build().unwrap());
+        rig.now = rig.now.after(passed);
+        rig.input(Input::Tick);
+        rig.commit();
+        assert_eq!(ended(&rig, EndReason::Expired), u64::from(!in_time), "in flight, after {passed:?}");
+    }
+}
+
+#[test]
+fn a_time_holds_to_the_millisecond_when_a_message_is_accepted_and_when_it_comes() {
+    let now = Rig::new().now;
+    let at = [(now.after(MILLI), LaneId::Scheduled), (now, LaneId::Normal)];
+    let before = Timestamp::from_millis(now.as_millis() - 1);
+    for (at, lane) in at.into_iter().chain([(before, LaneId::Normal)]) {
+        let mut rig = Rig::new();
+        assert_eq!(rig.accept(&to("alice").not_before(at).build().unwrap()).lane, lane, "{at:?}");
+    }
+    for (passed, has_come) in [(SPAN - MILLI, false), (SPAN, true), (SPAN + MILLI, true)] {
+        let mut rig = Rig::new();
+        rig.attach(1, "alice", "phone");
+        rig.accept(&to("alice").not_before(rig.now.after(SPAN)).build().unwrap());
+        rig.pass(passed);
+        assert_eq!(rig.offers.len(), usize::from(has_come), "after {passed:?}");
+    }
+}
+
+#[test]
+fn the_newest_of_as_many_collapse_keys_is_known_as_the_bound_says() {
+    for (keys, is_known) in [(2, true), (3, true), (4, false)] {
+        let max_collapse_keys = NonZeroUsize::new(3).unwrap();
+        let mut rig = Rig::with(Config { max_collapse_keys, ..Config::default() });
+        let key = |n: usize| to("alice").collapse_key(format!("k{n}")).build().unwrap();
+        for n in 0..keys {
+            rig.accept(&key(n));
+        }
+        rig.accept(&key(0));
+        assert_eq!(ended(&rig, EndReason::Replaced), u64::from(is_known), "{keys} keys");
+    }
+}
+
+#[test]
+fn a_message_is_given_up_with_the_last_of_its_attempts_and_not_before() {
+    for budget in 1..=3 {
+        let max_attempts = NonZeroU32::new(budget).unwrap();
+        let mut rig = Rig::with(Config { max_attempts, ..Config::default() });
+        rig.attach(1, "alice", "phone");
+        let entry = rig.accept(&message("alice"));
+        for attempt in 1..=budget {
+            assert_eq!(ended(&rig, EndReason::Dead), 0, "before attempt {attempt} of {budget}");
+            rig.say(1, entry, Verdict::Nack(Some(MILLI)));
+            rig.pass(Duration::from_secs(1));
+        }
+        assert_eq!(ended(&rig, EndReason::Dead), 1);
+        assert_eq!(rig.offers.len(), budget as usize);
+    }
+}
+
+#[test]
+fn dead_letters_are_shown_up_to_the_number_and_the_bytes_that_were_asked_for() {
+    let cost = message("alice").cost();
+    for (max_load_bytes, max, shown) in [
+        (1 << 20, 2, 2),
+        (1 << 20, 3, 3),
+        (1 << 20, 4, 3),
+        (2 * cost - 1, 9, 2),
+        (2 * cost, 9, 2),
+        (2 * cost + 1, 9, 3),
+        (1, 9, 1),
+    ] {
+        let max_load_bytes = NonZeroU64::new(max_load_bytes).unwrap();
+        let mut rig = Rig::with(Config { max_load_bytes, ..Config::default() });
+        rig.attach(1, "alice", "phone");
+        for _ in 0..3 {
+            let entry = rig.accept(&message("alice"));
+            rig.say(1, entry, Verdict::Rejected);
+        }
+        let ticket = rig.operate(Operation::Inspect(DeadLetters::of(alice()), Seq::ZERO, max));
+        let letters = rig.done(ticket).unwrap().unwrap().letters;
+        assert_eq!(letters.len(), shown, "at most {max} and {max_load_bytes} bytes");
+    }
+}
+
+/// The slice is what a commit waits for behind an operation: about 256 messages, whatever there is to do.
+#[test]
+fn an_operation_takes_a_slice_at_once_and_everything_in_the_end() {
+    const SLICE: usize = 256;
+    for waiting in [SLICE - 1, SLICE, SLICE + 1, 2 * SLICE, 2 * SLICE + 1] {
+        let mut rig = Rig::new();
+        for _ in 0..waiting {
+            rig.accept(&message("alice"));
+        }
+        rig.tickets += 1;
+        let ticket = Ticket(rig.tickets);
+        let operation = Operation::Purge(alice());
+        rig.machine.handle(rig.now, Input::Operate { ticket, operation });
+        let mut at_once = Vec::new();
+        // As a driver does: drained once, then told that time has passed.
+        for _ in 0..10 {
+            let mut ends = 0;
+            while let Some(action) = rig.machine.poll_action() {
+                if let Action::Persist { records, .. } = &action {
+                    ends += records.iter().filter(|record| matches!(record, Record::End(_))).count();
+                }
+                rig.act(action);
+            }
+            at_once.push(ends);
+            rig.machine.handle(rig.now, Input::Tick);
+        }
+        assert!(at_once.iter().all(|ends| *ends <= SLICE), "{at_once:?}");
+        assert_eq!(at_once.iter().sum::<usize>(), waiting);
+        rig.commit();
+        assert_eq!(rig.done(ticket).unwrap().unwrap().messages as usize, waiting);
+    }
+}
