@@ -98,9 +98,14 @@ async fn listen(address: SocketAddr) -> Result<TcpListener, String> {
     })
 }
 
-/// What somebody reads whose directory does not do.
-pub(crate) fn unusable(dir: &Path, why: &dyn std::fmt::Display) -> String {
-    format!("cannot keep messages in {}: {why}; choose another directory with --dir", dir.display())
+/// What somebody reads whose directory does not do: all that is known of why.
+pub(crate) fn unusable(dir: &Path, why: &dyn Error) -> String {
+    let (mut said, mut cause) = (why.to_string(), why.source());
+    while let Some(why) = cause {
+        said = format!("{said}: {why}");
+        cause = why.source();
+    }
+    format!("cannot keep messages in {}: {said}; choose another directory with --dir", dir.display())
 }
 
 fn open(dir: &Path) -> Result<Chat, Box<dyn Error>> {
@@ -150,12 +155,12 @@ fn permit(message: &Message) -> Result<(), Code> {
 }
 
 /// The secret that tokens are signed with: made once, so that they outlive a restart.
-fn secret(path: &Path) -> Result<Vec<u8>, Box<dyn Error>> {
+fn secret(path: &Path) -> std::io::Result<Vec<u8>> {
     if let Ok(secret) = std::fs::read(path) {
         return Ok(secret);
     }
     let mut secret = vec![0; 32];
-    getrandom::fill(&mut secret)?;
+    getrandom::fill(&mut secret).map_err(|why| std::io::Error::other(why.to_string()))?;
     let mut options = std::fs::OpenOptions::new();
     options.write(true).create_new(true);
     #[cfg(unix)]

@@ -81,7 +81,7 @@ impl Chat {
         let web = WebClient::new(&format!("{url}/lastmile"))?;
         let store = super::server::store(&dir.join(format!("client-{}", hex_name(&name))))?;
         let tokens = Tokens {
-            url: format!("{url}/api/token"),
+            server: url.to_owned(),
             name: name.clone(),
             http: reqwest::Client::new(),
             screen: screen.clone(),
@@ -295,7 +295,7 @@ fn hex_name(name: &str) -> String {
 
 /// Signs in, and says what is in the way of it.
 struct Tokens {
-    url: String,
+    server: String,
     name: String,
     http: reqwest::Client,
     screen: Screen,
@@ -306,14 +306,14 @@ struct Tokens {
 impl Tokens {
     async fn ask(&self) -> Result<Credentials, String> {
         let body = json!({ "name": self.name }).to_string();
-        let answer = self.http.post(&self.url).body(body).send().await;
-        let answer = answer.map_err(|_| format!("nobody answers at {}", self.url))?;
+        let answer = self.http.post(format!("{}/api/token", self.server)).body(body).send().await;
+        let answer = answer.map_err(|_| format!("nobody answers at {}", self.server))?;
         let answer = answer.bytes().await.map_err(|why| why.to_string())?;
         let answer: Value = serde_json::from_slice(&answer).unwrap_or_default();
         match (answer["token"].as_str(), answer["error"].as_str()) {
             (Some(token), _) => Ok(Credentials(token.to_owned().into())),
             (None, Some(why)) => Err(why.to_owned()),
-            (None, None) => Err(format!("{} is no chat", self.url)),
+            (None, None) => Err(format!("{} is no chat", self.server)),
         }
     }
 }

@@ -272,6 +272,13 @@ async fn a_server_that_does_not_start_says_what_is_in_the_way_and_what_to_do() {
     std::fs::write(&file, "in the way").unwrap();
     let unusable = refused(any, file.clone()).await;
     assert!(unusable.contains(&file.display().to_string()) && unusable.contains("--dir"), "{unusable}");
+
+    // All that is known of why: not only what was tried.
+    let beside = dir.path().join("beside");
+    std::fs::create_dir(&beside).unwrap();
+    std::fs::write(beside.join("outbox"), "in the way").unwrap();
+    let why = refused(any, beside.clone()).await;
+    assert!(why.contains(&beside.display().to_string()) && why.contains("os error"), "{why}");
     within(running.stop()).await;
 }
 

@@ -142,7 +142,7 @@ describe("the chat in a browser", { concurrency: 2, timeout: TIMEOUT }, () => {
     await server.close();
   });
 
-  test("a call rings, typing and presence show, and a failed message can be sent again", async () => {
+  test("a call rings, typing and presence show, and what waits can be taken back", async () => {
     const server = await new Server().start();
     const [alice, bob] = [await Person.enter(browser, "alice", server.url), await Person.enter(browser, "bob", server.url)];
     await alice.talkTo("bob");
@@ -165,6 +165,27 @@ describe("the chat in a browser", { concurrency: 2, timeout: TIMEOUT }, () => {
     await alice.switch();
     await bob.shows(["meant so"]);
     assert.deepEqual((await bob.shows(["You"])).filter((text) => text.includes("mistake")), []);
+    assert.deepEqual([alice.complaints, bob.complaints], [[], []]);
+    await Promise.all([alice.context.close(), bob.context.close()]);
+    await server.close();
+  });
+
+  test("a call that could not be made in time says so, and can be made again", async () => {
+    const server = await new Server().start();
+    const alice = await Person.enter(browser, "alice", server.url, { clock: true }), bob = await Person.enter(browser, "bob", server.url);
+    await alice.talkTo("bob");
+    await alice.switch();
+    await alice.is("offline");
+    await alice.page.click("#ring");
+    await alice.page.waitForSelector('.message.call[data-status="queued"]');
+    await alice.page.clock.fastForward(31_000);
+    await alice.page.waitForSelector('.message.call[data-status="failed"]:has-text("not sent in time")');
+    await alice.switch();
+    await alice.is("online");
+    assert.equal(await bob.page.isVisible("#call"), false);
+    await alice.page.getByRole("button", { name: "Retry" }).click();
+    await bob.page.waitForSelector("#call[open]");
+    await alice.all("delivered");
     assert.deepEqual([alice.complaints, bob.complaints], [[], []]);
     await Promise.all([alice.context.close(), bob.context.close()]);
     await server.close();

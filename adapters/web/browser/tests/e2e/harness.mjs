@@ -91,11 +91,13 @@ export class Person {
   /** What the console said that it should not have. While `isBroken()`, the browser may say that the network is. */
   complaints = [];
 
-  static async enter(browser, name, url, { isBroken = () => false, ...options } = {}) {
+  static async enter(browser, name, url, { isBroken = () => false, clock = false, ...options } = {}) {
     const person = new Person();
     person.name = name;
     person.context = await browser.newContext({ viewport: { width: 1280, height: 800 }, ...options });
     person.context.setDefaultTimeout(LONG);
+    // One that goes as clocks do, and can be put forward.
+    if (clock) await person.context.clock.install();
     person.page = await person.context.newPage();
     person.page.on("pageerror", (error) => person.complaints.push(String(error.stack)));
     person.page.on("console", (message) => {
