@@ -17,6 +17,8 @@ const make = (tag, fields = {}, ...children) => {
   element.append(...children);
   return element;
 };
+/** What a screen reader says and nobody sees. @param {string} text */
+const spoken = (text) => make("span", { className: "hidden", textContent: text });
 /** @param {string} path */
 const icon = (path) => {
   const box = document.createElement("span");
@@ -238,10 +240,9 @@ function showPeople() {
     const talk = session.talks.get(name), there = session.people.get(name) ?? false;
     const button = make("button", { onclick: () => open(name), data: { name } },
       face(make("span", { className: "face", ariaHidden: "true" }), name),
-      make("span", { className: "grow" }, make("span", { className: "name", textContent: name }), make("span", { className: "last", textContent: session.typing.has(name) ? "typing …" : talk?.last ?? (there ? "online" : "offline") })),
-      make("span", { className: "meta" }, talk ? clock.format(talk.at) : "", ...(talk?.unread ? [make("span", { className: "count", textContent: String(talk.unread), ariaLabel: `${talk.unread} unread` })] : [])));
+      make("span", { className: "grow" }, make("span", { className: "name", textContent: name }), spoken(!talk ? ", " : there ? ", online, " : ", offline, "), make("span", { className: "last", textContent: session.typing.has(name) ? "typing …" : talk?.last ?? (there ? "online" : "offline") })),
+      make("span", { className: "meta" }, talk ? clock.format(talk.at) : "", ...(talk?.unread ? [make("span", { className: "count", textContent: String(talk.unread), ariaHidden: "true" }), spoken(`, ${talk.unread} unread`)] : [])));
     button.setAttribute("aria-current", String(session.open === name));
-    button.setAttribute("aria-label", `${name}, ${there ? "online" : "offline"}${talk?.unread ? `, ${talk.unread} unread` : ""}`);
     return make("li", {}, button);
   }));
   if (focused) $("people").querySelector(`[data-name="${CSS.escape(focused)}"]`)?.focus();
