@@ -21,6 +21,12 @@ export class Server {
   port = 0;
 
   async start() {
+    // When it starts again, something may have its port for a moment: one that connects takes any that is free.
+    while (!(await this.#try())) await new Promise((resolve) => setTimeout(resolve, 100));
+    return this;
+  }
+
+  async #try() {
     this.child = spawn(BINARY, ["--port", String(this.port), "--dir", this.dir], { stdio: ["ignore", "pipe", "inherit"] });
     this.ended = new Promise((resolve) => this.child.on("exit", resolve));
     for await (const line of createInterface({ input: this.child.stdout })) {
@@ -29,9 +35,11 @@ export class Server {
       this.port = Number(found[1]);
       this.url = `http://127.0.0.1:${this.port}`;
       this.child.stdout.resume();
-      return this;
+      return true;
     }
-    throw new Error("the server did not start");
+    if (this.port === 0) throw new Error("the server did not start");
+    await this.ended;
+    return false;
   }
 
   /** SIGKILL: nothing is said and nothing is closed. */
