@@ -36,8 +36,10 @@ pub struct SessionConfig {
     pub handshake_timeout: Duration,
     /// How long a session without a connection can be resumed. Default: 10 minutes.
     pub keep: Duration,
-    /// For how long this end may repeat a message; zero when a durable sequence makes repeats recognisable for ever.
-    /// Default: zero, as an engine's places are one.
+    /// For how long after it was first sent this end may repeat a publish in another life of its session, where an acceptor
+    /// knows it by its id only. After that its outcome is unknown ([`Event::Receipt`](super::Event::Receipt) without one), and
+    /// with zero at once. It must not be longer than the acceptor remembers ids. Default: zero, as an engine publishes
+    /// nothing: its places are recognised for ever.
     pub horizon: Duration,
     /// The longest horizon a peer may have: how long ids are remembered here. Default: one hour.
     pub max_horizon: Duration,

@@ -222,6 +222,7 @@ impl Session {
         // A resumed session's acceptor still knows every outcome, and says it again.
         if !welcome.resumed {
             self.publisher.settle(welcome.published).into_iter().for_each(|event| self.event(event));
+            self.publisher.expire(self.now).into_iter().for_each(|event| self.event(event));
         }
         let up = Up {
             conn,
@@ -250,7 +251,7 @@ impl Session {
         let floors = self.floors;
         floors.into_iter().flatten().for_each(|place| self.send(Frame::Floor(place)));
         if self.can(Capabilities::PUBLISH) {
-            let publishes = self.publisher.resend();
+            let publishes = self.publisher.resend(self.now);
             publishes.into_iter().for_each(|frame| self.send(frame));
         } else {
             // Nobody here takes them: what became of them, if anything, cannot be learned.

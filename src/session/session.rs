@@ -116,7 +116,7 @@ impl Session {
             role,
             out: Outgoing::new(config.max_queue),
             inc: Incoming::new(config.window),
-            publisher: Publisher::new(config.max_publishes),
+            publisher: Publisher::new(config.max_publishes, config.horizon),
             receiver: Receiver::new(config.max_publishes),
             config,
             stream,

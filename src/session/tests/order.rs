@@ -1,0 +1,188 @@
+//! Order, windows, batching, and consumers that are slow.
+
+use super::*;
+
+#[test]
+fn what_waits_behind_a_message_that_was_not_taken_goes_back_and_is_not_sent_after_the_nack() {
+    let mut config = SessionConfig::default();
+    config.window.messages = 1;
+    let mut pair = Pair::new(config);
+    pair.connect();
+    pair.run();
+    pair.clear();
+    pair.server(Input::Offer([1, 2].map(|seq| item(seq, Priority::Normal, "room")).to_vec()));
+    pair.run();
+    let first = pair.taken();
+    pair.client(Input::Verdicts(vec![(first[0].id, Verdict::Nack(None))]));
+    pair.run();
+    assert_eq!(pair.outcomes(), [(1, Outcome::Nack(None)), (2, Outcome::Busy(Duration::ZERO))]);
+    assert!(pair.taken().is_empty(), "the second one would have come before the first");
+}
+
+#[test]
+fn what_arrived_behind_a_message_that_was_not_taken_is_refused_even_when_the_peer_has_heard_meanwhile() {
+    let mut pair = Pair::open();
+    let room = |seq| item(seq, Priority::Normal, "room");
+    pair.server(Input::Offer(vec![room(1)]));
+    pair.run();
+    let first = pair.taken();
+    pair.server(Input::Offer(vec![room(2)]));
+    pair.run();
+    pair.client(Input::Verdicts(vec![(first[0].id, Verdict::Nack(None))]));
+    pair.run();
+    // Something else says that the nack was heard.
+    pair.server(Input::Offer(vec![normal(3)]));
+    pair.run();
+    assert_eq!(pair.deliver_all(), [3]);
+    let outcomes = pair.outcomes();
+    assert_eq!(outcomes[..2], [(1, Outcome::Nack(None)), (2, Outcome::Busy(Duration::ZERO))]);
+    pair.server(Input::Offer(vec![room(1), room(2)]));
+    pair.run();
+    assert_eq!(pair.deliver_all(), [1, 2]);
+}
+
+#[test]
+fn what_was_lost_behind_a_message_that_was_not_taken_is_not_sent_again_before_it() {
+    let mut pair = Pair::open();
+    let room = |seq| item(seq, Priority::Normal, "room");
+    pair.server(Input::Offer(vec![room(1)]));
+    pair.run();
+    let first = pair.taken();
+    // The second one is lost, while the nack of the first is heard.
+    pair.server(Input::Offer(vec![room(2)]));
+    pair.wire.clear();
+    pair.client(Input::Verdicts(vec![(first[0].id, Verdict::Nack(None))]));
+    pair.run();
+    pair.cut();
+    pair.connect();
+    pair.run();
+    assert!(pair.taken().is_empty());
+    assert_eq!(pair.outcomes(), [(1, Outcome::Nack(None)), (2, Outcome::Busy(Duration::ZERO))]);
+    assert!(!pair.client_events.iter().any(|event| matches!(event, Event::Gap(..))), "it comes again");
+}
+
+#[test]
+fn the_window_bounds_what_is_in_flight_and_critical_messages_have_a_reserve() {
+    let config = SessionConfig {
+        window: Window { messages: 2, bytes: 1 << 20, reserve: 1 },
+        max_queue: 2,
+        ..SessionConfig::default()
+    };
+    let mut pair = Pair::new(config);
+    pair.connect();
+    pair.run();
+    pair.clear();
+    pair.server(Input::Offer((1..=2).map(normal).collect()));
+    pair.server(Input::Offer((3..=6).map(normal).collect()));
+    pair.server(Input::Offer(vec![item(7, Priority::Critical, "x")]));
+    pair.run();
+    let taken: Vec<_> = pair.taken().iter().map(|inbound| inbound.item.place.seq.get()).collect();
+    assert_eq!(taken, [1, 2, 7]);
+    let busy = Outcome::Busy(Duration::from_millis(500));
+    assert_eq!(pair.outcomes(), [(5, busy.clone()), (6, busy)], "two wait, the others go back to the outbox");
+}
+
+#[test]
+fn a_single_message_of_any_size_fits_into_an_empty_window() {
+    let mut config = SessionConfig::default();
+    config.window.bytes = 10;
+    let mut pair = Pair::new(config);
+    pair.connect();
+    pair.run();
+    let large = |seq| of(seq, Message::to("alice", "a.b", vec![0; 1000]).build().unwrap());
+    pair.server(Input::Offer(vec![large(1), large(2)]));
+    pair.run();
+    assert_eq!(pair.deliver_all(), [1]);
+    assert_eq!(pair.deliver_all(), [2]);
+    assert_eq!(violation(&pair.client_events), None);
+}
+
+#[test]
+fn what_never_fits_into_a_frame_of_the_peer_fails_and_does_not_break_the_connection() {
+    let mut config = SessionConfig::default();
+    config.limits.max_frame = 4096;
+    let mut pair = Pair::new(config);
+    pair.connect();
+    pair.run();
+    pair.clear();
+    let large = of(1, Message::to("alice", "a.b", vec![0; 5000]).build().unwrap());
+    pair.server(Input::Offer(vec![large, normal(2)]));
+    pair.run();
+    assert_eq!(pair.outcomes(), [(1, Outcome::Nack(None))]);
+    assert_eq!(pair.deliver_all(), [2]);
+}
+
+#[test]
+fn acknowledgements_are_aggregated_and_critical_ones_go_at_once() {
+    let mut pair = Pair::open();
+    pair.server(Input::Offer((1..=10).map(normal).collect()));
+    pair.run();
+    let taken = pair.taken();
+    for inbound in &taken {
+        pair.client(Input::Verdicts(vec![(inbound.id, Verdict::Delivered)]));
+    }
+    assert!(pair.wire.is_empty(), "they wait for each other");
+    assert_eq!(pair.client.poll_timeout(), Some(pair.now.after(Duration::from_millis(20))));
+    pair.wait(Duration::from_millis(20));
+    assert_eq!(pair.sends(), ["ack"]);
+    pair.run();
+    pair.server(Input::Offer(vec![item(11, Priority::Critical, "x")]));
+    pair.run();
+    let taken = pair.taken();
+    pair.client(Input::Verdicts(vec![(taken[0].id, Verdict::Delivered)]));
+    assert_eq!(pair.sends(), ["ack"]);
+}
+
+#[test]
+fn messages_linger_for_others_and_critical_ones_take_them_along() {
+    let config = SessionConfig { linger: Duration::from_millis(50), ..SessionConfig::default() };
+    let mut pair = Pair::new(config);
+    pair.connect();
+    pair.run();
+    pair.server(Input::Offer(vec![normal(1)]));
+    assert!(pair.wire.is_empty());
+    assert_eq!(pair.server.poll_timeout(), Some(pair.now.after(Duration::from_millis(50))));
+    pair.wait(Duration::from_millis(10));
+    pair.server(Input::Offer(vec![item(2, Priority::Critical, "x")]));
+    assert_eq!(pair.sends(), ["deliver"]);
+    pair.run();
+    assert_eq!(pair.deliver_all(), [2, 1]);
+    pair.server(Input::Offer(vec![normal(3)]));
+    pair.wait(Duration::from_millis(50));
+    assert_eq!(pair.sends(), ["deliver"]);
+}
+
+#[test]
+fn a_slow_consumer_is_slowed_then_parked_and_goes_on_when_it_takes_something() {
+    let mut pair = Pair::open();
+    pair.server(Input::Offer((1..=64).map(normal).collect()));
+    pair.server(Input::Offer((65..=70).map(normal).collect()));
+    pair.run();
+    let taken = pair.taken();
+    for _ in 0..6 {
+        pair.wait(Duration::from_secs(10));
+        pair.run();
+    }
+    assert!(pair.server_events.contains(&Event::Parked(true)));
+    let busy = Outcome::Busy(Duration::from_millis(500));
+    assert_eq!(pair.outcomes(), (65..=70).map(|seq| (seq, busy.clone())).collect::<Vec<_>>());
+    pair.server(Input::Offer(vec![normal(65)]));
+    assert_eq!(pair.outcomes(), [(65, busy)]);
+    pair.client(Input::Verdicts(taken.into_iter().map(|inbound| (inbound.id, Verdict::Delivered)).collect()));
+    pair.run();
+    assert!(pair.server_events.contains(&Event::Parked(false)));
+    pair.server(Input::Offer(vec![normal(65)]));
+    pair.run();
+    assert_eq!(pair.deliver_all(), [65]);
+}
+
+#[test]
+fn what_goes_to_a_peer_that_does_not_acknowledge_is_unconfirmed() {
+    let config = SessionConfig { capabilities: Capabilities::NONE, ..SessionConfig::default() };
+    let mut pair = Pair::new(config);
+    pair.connect();
+    pair.run();
+    pair.clear();
+    pair.server(Input::Offer(vec![normal(1), normal(2)]));
+    assert_eq!(pair.outcomes(), [(1, Outcome::Unconfirmed), (2, Outcome::Unconfirmed)]);
+}
