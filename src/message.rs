@@ -454,6 +454,15 @@ impl MessageBuilder {
         })
     }
 
+    /// All headers at once, in place of any that were added.
+    #[must_use]
+    pub(crate) fn headers(self, headers: Vec<(String, Bytes)>) -> Self {
+        self.with(|parts| {
+            parts.headers = (!headers.is_empty()).then(|| Arc::new(headers));
+            Ok(())
+        })
+    }
+
     /// Ties it to a W3C trace: `00-<32 hex>-<16 hex>-<2 hex>`.
     #[must_use]
     pub fn traceparent(self, text: impl Into<String>) -> Self {

@@ -232,8 +232,9 @@ impl Take for Reader<'_> {
         if found > max as u64 {
             return Err(DecodeError::TooMany { field: name, found, max });
         }
-        // The vector grows with what is really there.
-        let mut values = Vec::new();
+        // No element takes less than two bytes: what a count says is not believed beyond that.
+        let most = usize::try_from(found).unwrap_or(max).min(self.left() / 2);
+        let mut values = Vec::with_capacity(most);
         for _ in 0..found {
             values.push(take(self)?);
         }

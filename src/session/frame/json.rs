@@ -10,7 +10,9 @@ use std::fmt::Write as _;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD as BASE64;
 use bytes::Bytes;
-use serde::de::{Deserialize, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor};
+use serde::de::{
+    Deserialize, DeserializeSeed, Deserializer, Error as _, IgnoredAny, MapAccess, SeqAccess, Visitor,
+};
 use serde_json::value::RawValue;
 
 use super::shape::{self, KINDS};
@@ -188,8 +190,7 @@ impl<'a> Reader<'a> {
 
     /// A string; borrowed when it has no escapes.
     fn string(&self, name: &'static str, raw: &'a str) -> Result<Cow<'a, str>, DecodeError> {
-        let text: Text<'a> = serde_json::from_str(raw).map_err(|_| DecodeError::Field { field: name })?;
-        Ok(text.0)
+        unescape(raw).ok_or(DecodeError::Field { field: name })
     }
 
     fn digits(&self, name: &'static str, max: usize) -> Result<&'a str, DecodeError> {
@@ -302,12 +303,14 @@ impl Take for Reader<'_> {
         max: usize,
         mut take: impl FnMut(&mut Self) -> Result<T, DecodeError>,
     ) -> Result<Vec<T>, DecodeError> {
-        let elements = self.parse::<Elements<'_>>(name)?.0;
+        let mut list = serde_json::Deserializer::from_str(self.raw(name)?);
+        let elements = Elements(max).deserialize(&mut list);
+        let elements = elements.map_err(|_| DecodeError::Field { field: name })?;
         // One more than allowed was kept, if there were more.
         if elements.len() > max {
             return Err(DecodeError::TooMany { field: name, found: elements.len() as u64, max });
         }
-        let mut values = Vec::new();
+        let mut values = Vec::with_capacity(elements.len());
         for raw in elements {
             let inner = object(raw.get()).map_err(|_| DecodeError::Field { field: name })?;
             let outer = core::mem::replace(&mut self.fields, inner);
@@ -327,26 +330,49 @@ fn object(text: &str) -> Result<Fields<'_>, DecodeError> {
     serde_json::from_str::<Object<'_>>(text).map(|object| object.0).map_err(json_error)
 }
 
-/// Text that is borrowed when it can be.
-struct Text<'a>(Cow<'a, str>);
-
-impl<'de: 'a, 'a> Deserialize<'de> for Text<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextVisitor;
-        impl<'de> Visitor<'de> for TextVisitor {
-            type Value = Text<'de>;
-            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-                f.write_str("a string")
-            }
-            fn visit_borrowed_str<E>(self, text: &'de str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Borrowed(text)))
-            }
-            fn visit_str<E>(self, text: &str) -> Result<Text<'de>, E> {
-                Ok(Text(Cow::Owned(text.to_owned())))
-            }
-        }
-        deserializer.deserialize_str(TextVisitor)
+/// What a JSON string says, which is known to be one: borrowed if it has no escapes, otherwise in one allocation that is no
+/// longer than what it is read from. (`serde_json` would take up to three times as much.) `None` when an escape is not of a
+/// character.
+fn unescape(raw: &str) -> Option<Cow<'_, str>> {
+    let mut rest = raw.strip_prefix('"')?.strip_suffix('"')?;
+    if !rest.contains('\\') {
+        return Some(Cow::Borrowed(rest));
     }
+    let mut text = String::with_capacity(rest.len());
+    while let Some((plain, escape)) = rest.split_once('\\') {
+        text.push_str(plain);
+        let mut after = escape.chars();
+        text.push(match after.next()? {
+            same @ ('"' | '\\' | '/') => same,
+            'b' => '\u{8}',
+            'f' => '\u{c}',
+            'n' => '\n',
+            'r' => '\r',
+            't' => '\t',
+            'u' => unicode(&mut after)?,
+            _ => return None,
+        });
+        rest = after.as_str();
+    }
+    text.push_str(rest);
+    Some(Cow::Owned(text))
+}
+
+/// Behind a `\u`: four digits, and for half of a pair the other half.
+fn unicode(after: &mut core::str::Chars<'_>) -> Option<char> {
+    let unit = unit(after)?;
+    if !(0xd800..0xdc00).contains(&unit) {
+        return char::from_u32(u32::from(unit));
+    }
+    let is_pair = after.next() == Some('\\') && after.next() == Some('u');
+    let low = is_pair.then(|| self::unit(after))??;
+    char::decode_utf16([unit, low]).next()?.ok()
+}
+
+fn unit(after: &mut core::str::Chars<'_>) -> Option<u16> {
+    let digits = after.as_str().get(..4)?;
+    *after = after.as_str().get(4..)?.chars();
+    digits.bytes().all(|digit| digit.is_ascii_hexdigit()).then(|| u16::from_str_radix(digits, 16).ok())?
 }
 
 /// An object's fields, each at most once.
@@ -362,14 +388,15 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
             }
             fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Object<'de>, A::Error> {
                 let mut fields: Fields<'de> = Vec::new();
-                while let Some(name) = map.next_key::<Text<'de>>()? {
-                    if fields.iter().any(|(known, _)| *known == name.0) {
+                while let Some(raw) = map.next_key::<&RawValue>()? {
+                    let name = unescape(raw.get()).ok_or_else(|| A::Error::custom("no text"))?;
+                    if fields.iter().any(|(known, _)| *known == name) {
                         return Err(A::Error::custom("a field comes twice"));
                     }
                     if fields.len() >= MAX_FIELDS {
                         return Err(A::Error::custom("too many fields"));
                     }
-                    fields.push((name.0, map.next_value()?));
+                    fields.push((name, map.next_value()?));
                 }
                 Ok(Object(fields))
             }
@@ -378,32 +405,33 @@ impl<'de: 'a, 'a> Deserialize<'de> for Object<'a> {
     }
 }
 
-/// The most elements of any list that are kept.
-const MAX_ELEMENTS: usize = 4096;
+/// Reads a list's elements, and parses none of them: at most one more than so many are kept.
+struct Elements(usize);
 
-/// A list's elements, unread.
-struct Elements<'a>(Vec<&'a RawValue>);
+impl<'de> DeserializeSeed<'de> for Elements {
+    type Value = Vec<&'de RawValue>;
 
-impl<'de: 'a, 'a> Deserialize<'de> for Elements<'a> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct ElementsVisitor;
-        impl<'de> Visitor<'de> for ElementsVisitor {
-            type Value = Elements<'de>;
-            fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
-                f.write_str("a list")
-            }
-            fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Elements<'de>, A::Error> {
-                let mut elements = Vec::new();
-                while elements.len() <= MAX_ELEMENTS {
-                    match seq.next_element()? {
-                        Some(element) => elements.push(element),
-                        None => return Ok(Elements(elements)),
-                    }
-                }
-                while seq.next_element::<IgnoredAny>()?.is_some() {}
-                Ok(Elements(elements))
+    fn deserialize<D: Deserializer<'de>>(self, deserializer: D) -> Result<Self::Value, D::Error> {
+        deserializer.deserialize_seq(self)
+    }
+}
+
+impl<'de> Visitor<'de> for Elements {
+    type Value = Vec<&'de RawValue>;
+
+    fn expecting(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str("a list")
+    }
+
+    fn visit_seq<A: SeqAccess<'de>>(self, mut seq: A) -> Result<Self::Value, A::Error> {
+        let mut elements = Vec::new();
+        while elements.len() <= self.0 {
+            match seq.next_element()? {
+                Some(element) => elements.push(element),
+                None => return Ok(elements),
             }
         }
-        deserializer.deserialize_seq(ElementsVisitor)
+        while seq.next_element::<IgnoredAny>()?.is_some() {}
+        Ok(elements)
     }
 }

@@ -16,7 +16,8 @@ use crate::time::Timestamp;
 const PRIORITIES: [&str; 4] = ["critical", "high", "normal", "low"];
 const DURABILITIES: [&str; 3] = ["synced", "buffered", "volatile"];
 const OTHERWISE: [&str; 2] = ["release", "cancel"];
-const GAPS: [&str; 5] = ["volatile", "expired", "overflow", "withdrawn", "damaged"];
+const GAPS: [&str; GapReason::ALL.len()] =
+    ["volatile", "expired", "overflow", "withdrawn", "damaged", "undeliverable"];
 
 /// The kinds of frames, by their numbers in binary.
 pub(super) const KINDS: [(u8, &str); 18] = [
@@ -345,8 +346,7 @@ fn take_message<R: Take>(r: &mut R) -> Result<Message, DecodeError> {
         builder = builder.after(MessageId::from_u128(parent), otherwise);
     }
     builder = trace.into_iter().fold(builder, MessageBuilder::traceparent);
-    builder = headers.into_iter().fold(builder, |builder, (name, value)| builder.header(name, value));
-    Ok(builder.build()?)
+    Ok(builder.headers(headers).build()?)
 }
 
 /// An opaque id. Its bytes are copied: they are few, and must not hold the whole frame in memory.

@@ -147,6 +147,22 @@ fn every_frame_survives_both_codecs() {
 }
 
 #[test]
+fn a_gap_of_every_reason_survives_both_codecs() {
+    for reason in GapReason::ALL {
+        let gap = Frame::Gap(Gap { range: Range { from: 1, to: 1 }, base: 1, heard: 0, missing: 2, reason });
+        for codec in codecs() {
+            let bytes = bytes(&gap, codec);
+            assert_eq!(decode(&bytes, &Limits::default()).as_ref(), Ok(&gap), "{codec:?} {bytes:?}");
+            #[cfg(feature = "json")]
+            if codec == Codec::Json {
+                let text = core::str::from_utf8(&bytes).unwrap();
+                assert!(text.contains(reason.as_str()), "{text}");
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_cut_off_is_an_error_and_never_a_panic() {
     for codec in codecs() {
         for frame in every_frame() {
@@ -291,4 +307,40 @@ fn json_frames_have_this_text() {
         r#""payload":{"json":{"a":1}}}]}"#
     );
     assert_eq!(bytes(&deliver, Codec::Json), expected);
+}
+
+#[cfg(feature = "json")]
+#[test]
+fn json_text_means_what_serde_json_says_it_means() {
+    let strings = [
+        r#""""#,
+        r#""plain""#,
+        r#""\" \\ \/ \b \f \n \r \t""#,
+        r#""\u0041\u00e9\u20ac""#,
+        r#""a\ud83d\ude00b""#,
+        r#""\uD83D\uDE00""#,
+        r#""\u0000""#,
+        r#""é\\é""#,
+        // Halves of pairs, and what looks like the other half.
+        r#""\ud83d""#,
+        r#""\ud83dx""#,
+        r#""\ud83d\n""#,
+        r#""\ud83d\u0041""#,
+        r#""\ude00\ud83d""#,
+    ];
+    for raw in strings {
+        let theirs = serde_json::from_str::<String>(raw).ok();
+        let frame = format!(r#"{{"frame":"renew","credentials":{raw}}}"#);
+        let ours = match decode(&Bytes::from(frame), &Limits::default()) {
+            Ok(Frame::Renew(credentials)) => Some(String::from_utf8(credentials.0.to_vec()).unwrap()),
+            Ok(other) => panic!("{other:?}"),
+            Err(_) => None,
+        };
+        assert_eq!(ours, theirs, "{raw}");
+        // The same as the name of a field that nobody knows.
+        let frame = format!(r#"{{"frame":"pong",{raw}:1,"nonce":1}}"#);
+        assert_eq!(decode(&Bytes::from(frame), &Limits::default()).is_ok(), theirs.is_some(), "{raw}");
+    }
+    let twice = Bytes::from(r#"{"frame":"pong","nonce":1,"\u006eonce":1}"#);
+    assert!(decode(&twice, &Limits::default()).is_err(), "the same name in other letters");
 }
