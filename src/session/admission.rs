@@ -267,8 +267,9 @@ mod tests {
         AdmissionConfig { address: many, user: many, global: many, ..AdmissionConfig::default() }
     }
 
-    #[test]
-    fn a_crowd_that_comes_back_at_once_is_let_in_at_the_rate_without_waves_and_nobody_starves() {
+    /// 100,000 clients that come at once, and again when they were told to, or as much later as `delay` makes of it: how many were
+    /// let in and asked in each second, and how often somebody had to ask.
+    fn crowd(mut delay: impl FnMut(u64, Duration) -> Duration) -> [BTreeMap<u64, u64>; 2] {
         const CROWD: u64 = 100_000;
         let config = AdmissionConfig {
             address: Rate { every: Duration::from_micros(1), burst: 1_000_000 },
@@ -278,32 +279,49 @@ mod tests {
         };
         let mut admission = Admission::new(config, 1, 2);
         let mut due: BTreeMap<(u64, u64), u32> = (0..CROWD).map(|client| ((0, client), 0)).collect();
-        let (mut let_in, mut asked, mut tries) =
-            (BTreeMap::<u64, u64>::new(), BTreeMap::<u64, u64>::new(), 0);
+        let (mut let_in, mut asked) = (BTreeMap::<u64, u64>::new(), BTreeMap::<u64, u64>::new());
         while let Some(((now, client), tried)) = due.pop_first() {
             *asked.entry(now / 1000).or_default() += 1;
             match admission.arrive(at(now), &client.to_be_bytes(), b"phone") {
                 Ok(()) => {
                     *let_in.entry(now / 1000).or_default() += 1;
-                    tries = tries.max(tried + 1);
+                    assert!(tried < 2, "somebody had to come {} times", tried + 1);
                 }
                 Err(refused) => {
                     assert_eq!(refused.code, Code::Overloaded);
-                    let after = u64::try_from(refused.retry_after.unwrap().as_millis()).unwrap();
-                    due.insert((now + after, client), tried + 1);
+                    let after = delay(client, refused.retry_after.unwrap());
+                    due.insert((now + u64::try_from(after.as_millis()).unwrap(), client), tried + 1);
                 }
             }
         }
         assert_eq!(let_in.values().sum::<u64>(), CROWD);
-        assert!(tries <= 2, "somebody had to come {tries} times");
-        let last = *let_in.keys().last().unwrap();
-        assert!((99..=101).contains(&last), "{CROWD} at 1,000 a second took {last} s");
-        for (second, count) in let_in.iter().filter(|(second, _)| **second < 99) {
-            assert!((600..=1500).contains(count), "{count} were let in in second {second}");
-        }
         for (second, count) in asked.iter().filter(|(second, _)| **second > 0) {
             assert!(*count <= 1300, "a wave of {count} in second {second}");
         }
+        [let_in, asked]
+    }
+
+    #[test]
+    fn a_crowd_that_comes_back_at_once_is_let_in_at_the_rate_without_waves_and_nobody_starves() {
+        let [let_in, _] = crowd(|_, retry_after| retry_after);
+        let last = *let_in.keys().last().unwrap();
+        assert!((99..=101).contains(&last), "100,000 at 1,000 a second took {last} s");
+        for (second, count) in let_in.iter().filter(|(second, _)| **second < 99) {
+            assert!((600..=1500).contains(count), "{count} were let in in second {second}");
+        }
+    }
+
+    #[test]
+    fn slots_are_kept_for_those_who_spread_themselves_behind_them() {
+        let mut backoffs = BTreeMap::new();
+        let [let_in, _] = crowd(|client, retry_after| {
+            let (floor, cap) = (Duration::from_millis(500), Duration::from_secs(20));
+            let backoff =
+                backoffs.entry(client).or_insert_with(|| super::super::Backoff::new(floor, cap, client));
+            backoff.next_delay(Some(retry_after))
+        });
+        let last = *let_in.keys().last().unwrap();
+        assert!((105..=114).contains(&last), "100,000 at 1,000 a second took {last} s");
     }
 
     #[test]

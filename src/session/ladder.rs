@@ -4,6 +4,11 @@
 //! for a while that doubles each time it fails again. While a lower rung holds and its quality is good enough, the better
 //! one is tried when it has rested; a rung that was left for bad quality is only tried again when it has rested too. So
 //! there is hysteresis in both directions, and no flapping between two.
+//!
+//! A rung's failures say something about it only if something else works. When each of them has failed in turn, or rests
+//! already, and none has connected meanwhile, it is the network that does not work, or the peer: what was held against the
+//! rungs since is forgotten, and they are tried again from the best one on. So however long nothing works, it costs nobody
+//! the better transport afterwards.
 
 use core::time::Duration;
 
@@ -43,6 +48,8 @@ struct Rung {
     left: u32,
     rests_until: Timestamp,
     worked: bool,
+    /// What was known before it was left, as long as nothing has connected since: how often it was left, and whether it worked.
+    before: Option<(u32, bool)>,
 }
 
 /// Chooses among transports. The host keeps [`Ladder::memory`] for each network it knows, if it can tell them apart.
@@ -87,13 +94,23 @@ impl Ladder {
         *self = Self::new(self.config.clone(), self.rungs.len(), worked);
     }
 
-    /// The connection over the current transport stands.
+    /// The connection over the current transport stands: what others failed with meanwhile, they have failed with alone.
     pub fn connected(&mut self, now: Timestamp) {
         self.since = Some(now);
+        self.rungs.iter_mut().for_each(|rung| rung.before = None);
     }
 
-    /// The transport could not connect, or lost its connection. Returns what to try next.
+    /// The transport could not connect, or lost its connection, and nothing else stands. Returns what to try next.
     pub fn failed(&mut self, now: Timestamp) -> usize {
+        self.count_failure(now, false)
+    }
+
+    /// A transport that was tried beside a connection could not connect. Returns what to try next.
+    pub(super) fn failed_beside(&mut self, now: Timestamp) -> usize {
+        self.count_failure(now, true)
+    }
+
+    fn count_failure(&mut self, now: Timestamp, another_stands: bool) -> usize {
         let stood = self.since.take().is_some_and(|since| now >= since.after(self.config.stable));
         let most = self.config.failures.max(1);
         let Some(rung) = self.rungs.get_mut(self.current) else { return self.current };
@@ -103,9 +120,29 @@ impl Ladder {
         }
         rung.failures = rung.failures.saturating_add(1);
         if rung.failures >= most {
+            if !another_stands {
+                rung.before = rung.before.or(Some((rung.left, rung.worked)));
+            }
             self.leave(now);
+            let is_out = |rung: &Rung| rung.before.is_some() || rung.rests_until > now;
+            if !another_stands && self.rungs.iter().all(is_out) {
+                self.forgive();
+            }
         }
         self.current
+    }
+
+    /// Nothing works at all: what failed since something did says nothing of any rung.
+    fn forgive(&mut self) {
+        for rung in &mut self.rungs {
+            if let Some((left, worked)) = rung.before.take() {
+                *rung = Rung { left, worked, ..Rung::default() };
+            }
+        }
+        let rested = |rung: &Rung| rung.rests_until == Timestamp::ZERO;
+        let best = self.rungs.iter().position(|rung| rested(rung) && rung.worked);
+        let best = best.or_else(|| self.rungs.iter().position(rested));
+        self.current = best.unwrap_or(self.current);
     }
 
     /// How good the connection is. Returns another transport if that should be tried now, while this one still stands.
@@ -245,5 +282,56 @@ mod tests {
             tried[ladder.failed(at(second))] += 1;
         }
         assert!(tried.iter().all(|count| *count > 20), "{tried:?}");
+    }
+
+    #[test]
+    fn when_everything_fails_no_transport_is_held_back_for_it_afterwards() {
+        for transports in 1..=4 {
+            for failures in 0..300 {
+                let mut ladder = Ladder::new(LadderConfig::default(), transports, &[]);
+                ladder.connected(at(0));
+                let mut now = 100;
+                ladder.failed(at(now));
+                for _ in 0..failures {
+                    now += 7;
+                    ladder.failed(at(now));
+                }
+                ladder.connected(at(now));
+                let back = ladder.poll_timeout();
+                assert!(
+                    ladder.current() == 0 || back.is_some_and(|back| back <= at(now + 20)),
+                    "of {transports}, after {failures} failures: {ladder:?}"
+                );
+                if let Some(back) = back {
+                    assert_eq!(ladder.graded(back, Grade::Good), Some(0));
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn what_was_held_against_a_transport_before_an_outage_is_held_against_it_afterwards() {
+        let mut ladder = ladder();
+        let mut now = 0;
+        // The best one fails alone, four times.
+        for _ in 0..4 {
+            now += 400;
+            ladder.failed(at(now));
+            ladder.failed(at(now));
+            ladder.connected(at(now));
+            ladder.graded(at(now + 8), Grade::Good);
+            assert_eq!(ladder.current(), 1);
+            now = ladder.poll_timeout().unwrap().as_millis() / 1000 - 1000;
+            if ladder.rungs[0].left < 4 {
+                assert_eq!(ladder.graded(at(now), Grade::Good), Some(0));
+            }
+        }
+        let rests = ladder.rungs[0].rests_until;
+        for second in 0..100 {
+            ladder.failed(at(now - 150 + second));
+            assert_ne!(ladder.current(), 0, "it rests");
+        }
+        ladder.connected(at(now - 50));
+        assert_eq!(ladder.rungs[0].rests_until, rests);
     }
 }

@@ -81,6 +81,11 @@ impl Recovery {
         }
     }
 
+    /// The host says that whatever was wrong with the peer may be mended.
+    pub(super) const fn forget(&mut self) {
+        self.malformed = 0;
+    }
+
     /// The connection ended: what to do next. The backoff counts a failure.
     pub fn next(&mut self, code: Code, retry_after: Option<Duration>, backoff: &mut Backoff) -> Step {
         self.malformed = if code == Code::Malformed { self.malformed.saturating_add(1) } else { 0 };
