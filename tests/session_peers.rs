@@ -4,9 +4,11 @@
 #[path = "session/support.rs"]
 mod support;
 
-use lastmile::{Message, Reached, Stage};
+use lastmile::storage::MemoryStore;
+use lastmile::testing::ScriptedSink;
+use lastmile::{Client, Config, Engine, Message, Reached, Stage};
 
-use support::{LONG, Server, client, next, online, texts};
+use support::{Gate, LONG, Server, client, message, next, online, texts};
 
 #[tokio::test]
 async fn what_is_sent_to_a_client_arrives_and_is_confirmed() {
@@ -78,4 +80,41 @@ async fn somebody_to_whom_more_devices_write_than_an_inbox_remembers_gets_all_of
         tokio::time::timeout(LONG, receipt.reached(Stage::Delivered)).await.unwrap().unwrap();
         assert_eq!(texts(&screen, 1).await, [(sender.to_owned(), sender.to_owned())]);
     }
+}
+
+/// As many messages for one user and in all.
+fn limits(of_user: u32, in_all: u64) -> Config {
+    let mut config = Config::default();
+    config.max_user_messages = of_user.try_into().unwrap();
+    config.max_total_messages = in_all.try_into().unwrap();
+    config
+}
+
+/// Found by the simulator of servers and clients: both engines were full of messages for each other, and each refused what the
+/// other one had, for ever.
+#[tokio::test]
+async fn a_client_whose_outbox_is_full_takes_what_comes_from_a_server_that_is_full_of_it() {
+    let (server, gate) = (Server::with(limits(4, 4)), Gate::shut());
+    let engine = || Engine::builder(MemoryStore::new());
+    let build = |in_all| {
+        Client::builder(engine().config(limits(4, in_all)), "alice", "phone")
+            .connector(gate.connector(&server))
+            .build()
+    };
+    let refused = build(7).unwrap_err();
+    assert!(refused.to_string().contains("max_total_messages"), "{refused}");
+    let alice = build(8).unwrap();
+    let screen = support::screen(&alice);
+    let bobs = ScriptedSink::new();
+    for n in 0..4 {
+        server.engine.send(message("alice", &n.to_string())).await.unwrap();
+        alice.send(message("bob", &n.to_string())).await.unwrap();
+    }
+    assert!(server.engine.send(message("alice", "more")).await.is_err());
+    assert!(alice.send(message("bob", "more")).await.is_err());
+    gate.open();
+    alice.network_changed(&[]).await.unwrap();
+    assert_eq!(texts(&screen, 4).await.len(), 4);
+    let _bob = server.engine.attach("bob", "phone", bobs.clone()).unwrap();
+    assert_eq!(texts(&bobs, 4).await.len(), 4);
 }

@@ -5,12 +5,8 @@
 mod support;
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
-use lastmile::ports::{Authenticator, Claim, CredentialSource, Denied, Identity};
-use lastmile::session::frame::Credentials;
 use lastmile::session::{AdmissionConfig, Code, DialerConfig, Rate, Strategy};
 use lastmile::storage::{MemoryStore, SledStore};
 use lastmile::testing::{Network, NetworkWeather, ScriptedSink, VirtualTime};
@@ -159,6 +155,31 @@ async fn a_device_that_connects_elsewhere_takes_over_and_the_old_one_gives_up() 
 }
 
 #[tokio::test]
+async fn whoever_was_taken_over_takes_over_again_when_its_host_says_so_and_has_lost_nothing() {
+    let server = server();
+    let first = client("alice", &server).build().unwrap();
+    online(&first).await;
+    let second = client("alice", &server).build().unwrap();
+    let taken_over = |state: &ClientState| *state == ClientState::Closed { why: Code::TakenOver };
+    tokio::time::timeout(LONG, first.watch().wait_for(taken_over)).await.expect("taken over").unwrap();
+    let receipt = first.send(message("bob", "written meanwhile")).await.unwrap();
+    first.reconnect().await.unwrap();
+    tokio::time::timeout(LONG, second.watch().wait_for(taken_over)).await.expect("taken over").unwrap();
+    online(&first).await;
+    assert_eq!(receipt.reached(Stage::Delivered).await, Ok(Reached::Stage(Stage::Delivered)));
+    let screen = support::screen(&first);
+    server.engine.send(message("alice", "to the first one")).await.unwrap();
+    assert_eq!(texts(&screen, 1).await[0].0, "to the first one");
+    // It is up: nothing happens.
+    first.reconnect().await.unwrap();
+    server.engine.send(message("alice", "still there")).await.unwrap();
+    assert_eq!(texts(&screen, 1).await[0].0, "still there");
+    assert_eq!(server.acceptor.stats().opened, 3);
+    first.shutdown(LONG).await;
+    assert!(first.reconnect().await.is_err(), "after a shutdown it stays closed");
+}
+
+#[tokio::test]
 async fn a_host_may_decide_otherwise_about_an_error() {
     let server = server();
     let mut dialer = impatient();
@@ -169,81 +190,6 @@ async fn a_host_may_decide_otherwise_about_an_error() {
     assert!(server.acceptor.close(&peer, Code::Ended).await);
     until("a second session", || server.acceptor.stats().opened == 2).await;
     online(&alice).await;
-}
-
-/// Credentials that are good for a while, and counted.
-#[derive(Clone, Default)]
-struct Tokens(Arc<AtomicUsize>);
-
-impl CredentialSource for Tokens {
-    async fn credentials(&self, _why: Option<Code>) -> Option<Credentials> {
-        let n = self.0.fetch_add(1, Ordering::SeqCst);
-        Some(Credentials(format!("token {n}").into()))
-    }
-}
-
-struct ShortLived(Duration);
-
-impl Authenticator for ShortLived {
-    async fn authenticate(&self, claim: Claim) -> Result<Identity, Denied> {
-        if claim.credentials.0.as_ref() == b"token 0" && claim.renews.is_some() {
-            return Err(Denied::refused("the old token"));
-        }
-        let user = claim.user.ok_or_else(|| Denied::refused("no name"))?;
-        Ok(Identity::new(user).expires_in(self.0))
-    }
-}
-
-#[tokio::test(start_paused = true)]
-async fn credentials_are_renewed_on_the_open_session_before_they_expire() {
-    let time = VirtualTime::start();
-    let engine = Engine::builder(MemoryStore::new()).clock(time.clock()).build().unwrap();
-    let acceptor = Acceptor::builder(engine.clone(), ShortLived(Duration::from_secs(90))).build().unwrap();
-    let server = Server { engine, acceptor };
-    let tokens = Tokens::default();
-    let alice = Client::builder(Engine::builder(MemoryStore::new()).clock(time.clock()), "alice", "phone")
-        .connector(support::to(&server))
-        .credentials(tokens.clone())
-        .build()
-        .unwrap();
-    online(&alice).await;
-    let third = async {
-        while tokens.0.load(Ordering::SeqCst) < 3 {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-        }
-    };
-    tokio::time::timeout(Duration::from_secs(300), third).await.expect("a third token");
-    assert_eq!(server.acceptor.stats().opened, 1, "and the connection stood all the while");
-    assert!(alice.state().is_online());
-}
-
-#[tokio::test(start_paused = true)]
-async fn expired_credentials_end_the_session_and_leave_the_outbox() {
-    let time = VirtualTime::start();
-    let engine = Engine::builder(MemoryStore::new()).clock(time.clock()).build().unwrap();
-    let acceptor = Acceptor::builder(engine.clone(), ShortLived(Duration::from_secs(30))).build().unwrap();
-    let server = Server { engine, acceptor };
-    struct Once(AtomicUsize);
-    impl CredentialSource for Once {
-        async fn credentials(&self, _why: Option<Code>) -> Option<Credentials> {
-            (self.0.fetch_add(1, Ordering::SeqCst) == 0).then(|| Credentials("token".into()))
-        }
-    }
-    let alice = Client::builder(Engine::builder(MemoryStore::new()).clock(time.clock()), "alice", "phone")
-        .connector(support::to(&server))
-        .credentials(Once(AtomicUsize::new(0)))
-        .build()
-        .unwrap();
-    let mut watch = alice.watch();
-    let needs = watch.wait_for(|state| matches!(state, ClientState::NeedsCredentials { .. }));
-    let needs = tokio::time::timeout(Duration::from_secs(120), needs).await.unwrap();
-    assert_eq!(needs, Some(ClientState::NeedsCredentials { why: Some(Code::SessionExpired) }));
-    assert_eq!(server.acceptor.stats().sessions, 0, "cleaned up at once");
-    server.engine.send(message("alice", "waits")).await.unwrap();
-    let screen = support::screen(&alice);
-    alice.renew(Credentials("another".into())).await.unwrap();
-    let got = tokio::time::timeout(Duration::from_secs(120), screen.next()).await.unwrap();
-    assert_eq!(got.delivery.message.payload().as_ref(), b"waits");
 }
 
 #[tokio::test(start_paused = true)]

@@ -9,8 +9,8 @@ use std::task::{Context, Poll};
 use bytes::Bytes;
 use tokio::runtime::Handle;
 
-use super::contain::{Running, contained};
 use crate::ports::{FrameReader, FrameWriter, Transport, TransportError};
+use crate::runtime::contain::{Running, contained};
 use crate::runtime::tasks;
 use crate::session::frame::{Codec, Frame, encode};
 use crate::session::{Code, ConnId};
@@ -21,7 +21,7 @@ const MAX_QUEUED_BYTES: usize = 4 << 20;
 const CLOSE_WITHIN: Duration = Duration::from_secs(5);
 
 type Read = Result<Option<Bytes>, TransportError>;
-type Reading = Running<Option<(Box<dyn AnyReader>, Read)>>;
+type Reading = Running<'static, Option<(Box<dyn AnyReader>, Read)>>;
 
 /// The erased twin of [`FrameReader`].
 trait AnyReader: Send {
@@ -41,19 +41,19 @@ type Written = Option<(Box<dyn AnyWriter>, Result<(), TransportError>)>;
 
 /// The erased twin of [`FrameWriter`].
 trait AnyWriter: Send {
-    fn write(self: Box<Self>, frames: Vec<Bytes>) -> Running<Written>;
-    fn close(self: Box<Self>, code: Code) -> Running<Option<()>>;
+    fn write(self: Box<Self>, frames: Vec<Bytes>) -> Running<'static, Written>;
+    fn close(self: Box<Self>, code: Code) -> Running<'static, Option<()>>;
 }
 
 impl<W: FrameWriter> AnyWriter for W {
-    fn write(mut self: Box<Self>, frames: Vec<Bytes>) -> Running<Written> {
+    fn write(mut self: Box<Self>, frames: Vec<Bytes>) -> Running<'static, Written> {
         contained(async move {
             let written = FrameWriter::write(&mut *self, frames).await;
             (self as Box<dyn AnyWriter>, written)
         })
     }
 
-    fn close(mut self: Box<Self>, code: Code) -> Running<Option<()>> {
+    fn close(mut self: Box<Self>, code: Code) -> Running<'static, Option<()>> {
         contained(async move { FrameWriter::close(&mut *self, code).await })
     }
 }
@@ -61,7 +61,7 @@ impl<W: FrameWriter> AnyWriter for W {
 /// What the writing half is at.
 enum Writer {
     Idle(Box<dyn AnyWriter>),
-    Writing(Running<Written>),
+    Writing(Running<'static, Written>),
     Gone,
 }
 

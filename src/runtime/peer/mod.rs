@@ -8,7 +8,6 @@ mod acceptor;
 mod alarm;
 mod client;
 mod conn;
-mod contain;
 mod counters;
 mod link;
 mod memory;

@@ -12,7 +12,6 @@ use bytes::Bytes;
 
 use super::alarm::Alarm;
 use super::conn::{Conn, Heard};
-use super::contain::{Running, called};
 use super::counters::Counters;
 use super::link::Link;
 use super::receive::{AnyReceiver, Received};
@@ -22,6 +21,7 @@ use crate::message::Message;
 use crate::ports::TransportError;
 use crate::record::{Gap, Seq};
 use crate::runtime::attachment::Handed;
+use crate::runtime::contain::{Running, called};
 use crate::runtime::engine::Engine;
 use crate::session::frame::{DecodeError, GapReason, Item, Limits, Place, Refused, decode};
 use crate::session::{Action, Code, ConnId, Event, InboundId, Input, Outcome, Session, Verdict as Said};
@@ -37,7 +37,7 @@ pub(super) type MakeReceiver = Box<dyn Fn() -> Box<dyn AnyReceiver> + Send>;
 pub(super) type Unwrap = fn(&Message) -> Option<Message>;
 
 /// A batch that is being received, and which of it asks for answers.
-type Receiving = (Running<Option<Received>>, Vec<(InboundId, bool)>);
+type Receiving = (Running<'static, Option<Received>>, Vec<(InboundId, bool)>);
 
 /// What woke a session's task.
 #[derive(Debug)]

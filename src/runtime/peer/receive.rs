@@ -2,10 +2,10 @@
 
 use core::time::Duration;
 
-use super::contain::{Running, contained};
 use crate::machine::{Delivery, EntryRef, Refusal};
 use crate::ports::Receiver;
 use crate::runtime::Inbox;
+use crate::runtime::contain::{Running, contained};
 use crate::session::frame::GapReason;
 use crate::session::{Code, Inbound, InboundId, Verdict};
 
@@ -17,12 +17,12 @@ pub(super) type Received = (Box<dyn AnyReceiver>, Vec<(InboundId, Verdict)>);
 
 /// The erased twin of [`Receiver`].
 pub(super) trait AnyReceiver: Send {
-    fn receive(self: Box<Self>, batch: Vec<Inbound>) -> Running<Option<Received>>;
+    fn receive(self: Box<Self>, batch: Vec<Inbound>) -> Running<'static, Option<Received>>;
     fn missed(&mut self, count: u64, reason: GapReason);
 }
 
 impl<R: Receiver> AnyReceiver for R {
-    fn receive(mut self: Box<Self>, batch: Vec<Inbound>) -> Running<Option<Received>> {
+    fn receive(mut self: Box<Self>, batch: Vec<Inbound>) -> Running<'static, Option<Received>> {
         contained(async move {
             let verdicts = Receiver::receive(&mut *self, batch).await;
             (self as Box<dyn AnyReceiver>, verdicts)

@@ -10,12 +10,12 @@ use parking_lot::Mutex;
 use tokio::sync::mpsc;
 
 use super::super::conn::{Conn, Heard};
-use super::super::contain::Running;
 use super::Inner;
 use super::registry::{Arrival, Command, Connection, Entry, Peer};
 use super::task::SessionTask;
 use crate::ports::{Claim, Denied, Identity, Transport, TransportError};
 use crate::runtime::builder::random;
+use crate::runtime::contain::{Running, called};
 use crate::runtime::tasks;
 use crate::session::frame::{Codec, DecodeError, Frame, Hello, Refused, Token, decode};
 use crate::session::{Code, ConnId, Grade, Grant, Greeted, Greeter};
@@ -63,7 +63,7 @@ impl Inner {
         address: String,
     ) {
         let engine = &self.policy.engine.inner;
-        let Some(conn) = super::super::contain::called(|| Conn::new(id, transport)) else { return };
+        let Some(conn) = called(|| Conn::new(id, transport)) else { return };
         let greeter = Greeter::new(engine.clock.now(), &self.session);
         let mut candidate = Candidate { conn, greeter, codec: Codec::Binary };
         let permit = self.handshakes.clone().try_acquire_owned();
@@ -166,7 +166,7 @@ impl Inner {
     }
 
     /// Asks the host's authenticator.
-    pub(super) fn authenticate(&self, claim: Claim) -> Running<Option<Result<Identity, Denied>>> {
+    pub(super) fn authenticate(&self, claim: Claim) -> Running<'static, Option<Result<Identity, Denied>>> {
         self.authenticator.clone().authenticate(claim)
     }
 

@@ -3,13 +3,13 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use super::super::contain::{Running, called, contained};
 use super::super::receive::{AnyReceiver, Full, Received, delivery, is_volatile, verdict};
 use super::registry::Peer;
 use crate::digest::Digester;
 use crate::id::{StreamId, UserId};
 use crate::machine::{Delivery, Refusal};
 use crate::message::{Durability, Message};
+use crate::runtime::contain::{Running, called, contained};
 use crate::runtime::engine::Engine;
 use crate::session::frame::{GapReason, Published, Refused};
 use crate::session::{Code, Inbound, InboundId, Verdict};
@@ -155,7 +155,7 @@ async fn keep(engine: &Engine, batch: Vec<(InboundId, Delivery)>) -> Vec<(Inboun
 }
 
 impl AnyReceiver for Intake {
-    fn receive(mut self: Box<Self>, batch: Vec<Inbound>) -> Running<Option<Received>> {
+    fn receive(mut self: Box<Self>, batch: Vec<Inbound>) -> Running<'static, Option<Received>> {
         contained(async move {
             let verdicts = self.take(batch).await;
             (self as Box<dyn AnyReceiver>, verdicts)

@@ -30,10 +30,10 @@ use tokio::sync::{Semaphore, watch};
 use self::intake::Policy;
 use self::registry::{Command, Registry};
 use self::rejections::Rejections;
-use super::contain::{Running, contained};
 use super::counters::Counters;
 use crate::ports::{Authenticator, Claim, Denied, Identity, Transport};
 use crate::runtime::clock::Stopwatch;
+use crate::runtime::contain::{Running, contained};
 use crate::runtime::engine::Engine;
 use crate::runtime::tasks;
 use crate::session::frame::Refused;
@@ -50,11 +50,11 @@ const STOP_CHECK: Duration = Duration::from_millis(50);
 
 /// The erased twin of [`Authenticator`].
 trait AnyAuthenticator: Send + Sync {
-    fn authenticate(self: Arc<Self>, claim: Claim) -> Running<Option<Result<Identity, Denied>>>;
+    fn authenticate(self: Arc<Self>, claim: Claim) -> Running<'static, Option<Result<Identity, Denied>>>;
 }
 
 impl<A: Authenticator> AnyAuthenticator for A {
-    fn authenticate(self: Arc<Self>, claim: Claim) -> Running<Option<Result<Identity, Denied>>> {
+    fn authenticate(self: Arc<Self>, claim: Claim) -> Running<'static, Option<Result<Identity, Denied>>> {
         contained(async move { Authenticator::authenticate(&*self, claim).await })
     }
 }

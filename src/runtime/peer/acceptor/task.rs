@@ -7,13 +7,13 @@ use std::task::Poll;
 
 use tokio::sync::mpsc;
 
-use super::super::contain::{Running, contained};
 use super::super::pump::{Parts, Pump, Woken};
 use super::Inner;
 use super::intake::{self, Intake};
 use super::registry::{Arrival, Command, Entry, Peer};
 use crate::message::Message;
 use crate::ports::{Claim, Denied, Identity};
+use crate::runtime::contain::{Running, contained};
 use crate::session::frame::{Credentials, Published, Refused};
 use crate::session::{Code, Event, Input, Session};
 use crate::time::Timestamp;
@@ -21,8 +21,8 @@ use crate::time::Timestamp;
 /// Publishes that are sent to the engine together.
 const MAX_PUBLISHES: usize = 64;
 
-type Publishing = Running<Option<Vec<(u64, Published)>>>;
-type Authenticating = Running<Option<Result<Identity, Denied>>>;
+type Publishing = Running<'static, Option<Vec<(u64, Published)>>>;
+type Authenticating = Running<'static, Option<Result<Identity, Denied>>>;
 
 pub(super) struct SessionTask {
     peer: Peer,
@@ -158,6 +158,8 @@ impl SessionTask {
             info.address = arrival.address;
         }
         self.leaving = None;
+        // What was asked about the connection before says nothing of this one, whose credentials are newer.
+        self.authenticating = None;
         self.pump.add(arrival.conn);
         let (hello, mut grant) = (arrival.hello, arrival.grant);
         grant.published = self.inner.published(&self.peer).max(self.pump.session().decided_publishes());

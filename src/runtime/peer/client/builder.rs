@@ -5,7 +5,6 @@ use std::sync::Arc;
 
 use tokio::sync::{mpsc, watch};
 
-use super::super::contain::called;
 use super::super::counters::Counters;
 use super::super::pump::{Parts, Pump};
 use super::super::receive::AnyReceiver;
@@ -16,6 +15,8 @@ use crate::config::ConfigError;
 use crate::id::{DeviceId, UserId};
 use crate::ports::{Connector, CredentialSource, Receiver};
 use crate::runtime::builder::random;
+use crate::runtime::contain::called;
+use crate::runtime::engine::Engine;
 use crate::runtime::requests::Envelopes;
 use crate::runtime::{AttachError, BuildError, EngineBuilder, tasks};
 use crate::session::frame::Credentials;
@@ -146,6 +147,7 @@ impl ClientBuilder {
             )
             .into());
         }
+        check_room(&engine)?;
         engine.inner.requests.set_envelopes(Envelopes {
             me: user.clone(),
             seal: envelope::seal,
@@ -194,6 +196,22 @@ impl ClientBuilder {
         tasks::spawn(&engine.inner.handle, task.run());
         Ok(Client { inner: Arc::new(Inner { engine, user, commands, state: shown, worked: known }) })
     }
+}
+
+/// What waits to be sent must leave room for what comes: when the server is full as well, of messages for this client, both
+/// would wait for each other for ever.
+fn check_room(engine: &Engine) -> Result<(), ConfigError> {
+    let (config, shards) = (&engine.inner.config, engine.inner.shards.len() as u64);
+    let has_room = |total: u64, user: u64| total / shards.max(1) >= user.saturating_mul(2);
+    if !has_room(config.max_total_messages.get(), config.max_user_messages.get().into())
+        || !has_room(config.max_total_bytes.get(), config.max_user_bytes.get())
+    {
+        return Err(ConfigError::new(
+            "max_total_messages or max_total_bytes leaves a shard no room for a full outbox and a full inbox: make them at \
+             least twice what one user may have, for each shard",
+        ));
+    }
+    Ok(())
 }
 
 impl fmt::Debug for ClientBuilder {

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use super::super::contain::{Running, contained};
 use super::super::receive::{AnyReceiver, Received, delivery, into_inbox};
 use crate::id::UserId;
 use crate::runtime::Inbox;
+use crate::runtime::contain::{Running, contained};
 use crate::runtime::requests::Requests;
 use crate::session::frame::GapReason;
 use crate::session::{Code, Inbound, InboundId, Verdict};
@@ -53,7 +53,7 @@ impl Intake {
 }
 
 impl AnyReceiver for Intake {
-    fn receive(mut self: Box<Self>, batch: Vec<Inbound>) -> Running<Option<Received>> {
+    fn receive(mut self: Box<Self>, batch: Vec<Inbound>) -> Running<'static, Option<Received>> {
         Box::pin(async move {
             let taken = contained(async move {
                 let verdicts = self.take(batch).await?;

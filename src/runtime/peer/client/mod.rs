@@ -169,6 +169,33 @@ impl Client {
         self.inner.commands.send(Command::NetworkChanged(worked.to_vec())).await.map_err(|_| Closed)
     }
 
+    /// Connects again after it was [`Closed`](ClientState::Closed): when the same device had connected elsewhere and taken over, say,
+    /// and its user wants it here. All that was sent meanwhile goes then. While it is [`Offline`](ClientState::Offline) there is
+    /// an attempt at once. In both cases no earlier than the server has asked for; in any other state it does nothing.
+    ///
+    /// Two devices of one name that do this whenever they are taken over take over from each other for ever: ask the user.
+    ///
+    /// ```no_run
+    /// # use lastmile::{Client, ClientState, session::Code};
+    /// # async fn example(client: Client, ask_the_user: impl AsyncFn() -> bool) -> Result<(), Box<dyn std::error::Error>> {
+    /// let mut watch = client.watch();
+    /// while let Some(state) = watch.changed().await {
+    ///     if state == (ClientState::Closed { why: Code::TakenOver }) && ask_the_user().await {
+    ///         client.reconnect().await?;
+    ///     }
+    /// }
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`Closed`] after a shutdown.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn reconnect(&self) -> Result<(), Closed> {
+        self.inner.commands.send(Command::Reconnect).await.map_err(|_| Closed)
+    }
+
     /// New credentials: for the open session, or for the next attempt.
     ///
     /// # Errors

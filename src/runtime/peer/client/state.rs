@@ -35,7 +35,8 @@ pub enum ClientState {
         /// What the last ones were refused with.
         why: Option<Code>,
     },
-    /// It does not connect any more.
+    /// It does not connect any more by itself: the device is connected elsewhere, say, or may not be. What is sent is kept, and
+    /// [`Client::reconnect`](crate::Client::reconnect) tries again, unless the client was shut down.
     Closed {
         /// Why.
         why: Code,

@@ -8,18 +8,18 @@ use tokio::sync::{mpsc, watch};
 
 use super::super::alarm::Alarm;
 use super::super::conn::Conn;
-use super::super::contain::{Running, contained};
 use super::super::pump::{Pump, Woken};
 use super::state::ClientState;
 use crate::id::UserId;
 use crate::ports::{ConnectError, Connector, CredentialSource};
+use crate::runtime::contain::{Running, contained};
 use crate::session::frame::{Credentials, Refused};
 use crate::session::{Code, ConnId, DialAction, DialInput, DialState, Dialer, Event, Input, Session};
 
 /// The erased twin of [`Connector`].
 pub(super) trait AnyConnector: Send + Sync {
     fn name(&self) -> &'static str;
-    fn connect(self: Arc<Self>, id: ConnId) -> Running<Option<Result<Conn, ConnectError>>>;
+    fn connect(self: Arc<Self>, id: ConnId) -> Running<'static, Option<Result<Conn, ConnectError>>>;
 }
 
 impl<C: Connector> AnyConnector for C {
@@ -27,18 +27,18 @@ impl<C: Connector> AnyConnector for C {
         Connector::name(self)
     }
 
-    fn connect(self: Arc<Self>, id: ConnId) -> Running<Option<Result<Conn, ConnectError>>> {
+    fn connect(self: Arc<Self>, id: ConnId) -> Running<'static, Option<Result<Conn, ConnectError>>> {
         contained(async move { Connector::connect(&*self).await.map(|transport| Conn::new(id, transport)) })
     }
 }
 
 /// The erased twin of [`CredentialSource`].
 pub(super) trait AnySource: Send + Sync {
-    fn credentials(self: Arc<Self>, why: Option<Code>) -> Running<Option<Option<Credentials>>>;
+    fn credentials(self: Arc<Self>, why: Option<Code>) -> Running<'static, Option<Option<Credentials>>>;
 }
 
 impl<S: CredentialSource> AnySource for S {
-    fn credentials(self: Arc<Self>, why: Option<Code>) -> Running<Option<Option<Credentials>>> {
+    fn credentials(self: Arc<Self>, why: Option<Code>) -> Running<'static, Option<Option<Credentials>>> {
         contained(async move { CredentialSource::credentials(&*self, why).await })
     }
 }
@@ -48,6 +48,7 @@ impl<S: CredentialSource> AnySource for S {
 pub(super) enum Command {
     NetworkChanged(Vec<usize>),
     Renew(Credentials),
+    Reconnect,
     Stop,
 }
 
@@ -68,8 +69,8 @@ pub(super) struct ClientTask {
 /// What is under way.
 #[derive(Default)]
 pub(super) struct Doing {
-    dialing: Option<Running<Option<Result<Conn, ConnectError>>>>,
-    asking: Option<Running<Option<Option<Credentials>>>>,
+    dialing: Option<Running<'static, Option<Result<Conn, ConnectError>>>>,
+    asking: Option<Running<'static, Option<Option<Credentials>>>>,
     credentials: Option<Credentials>,
     last_conn: u64,
     alarm: Alarm,
@@ -132,6 +133,7 @@ impl ClientTask {
                 self.dial(DialInput::NetworkChanged(worked));
             }
             Next::Command(Some(Command::Renew(credentials))) => self.credentials(Some(credentials)).await,
+            Next::Command(Some(Command::Reconnect)) => self.dial(DialInput::Reopen),
             Next::Command(None | Some(Command::Stop)) => {}
             Next::Dialled(Some(Ok(conn))) => self.say_hello(conn).await,
             Next::Dialled(Some(Err(error))) => {
