@@ -4,6 +4,7 @@
 //! restarts of either end. Messages expire, and so do credentials; the connector publishes besides. A seed decides everything. At the end the network heals, and then every message must have
 //! been applied once and in order.
 
+pub(in crate::testing) mod config;
 mod end;
 pub(in crate::testing) mod inbox;
 pub(in crate::testing) mod net;
@@ -13,6 +14,7 @@ mod trouble;
 use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
+use self::config::{choose_codecs, horizon, small_config};
 use self::end::End;
 use self::net::{Net, Side};
 use self::publishing::{Heard, Publishing};
@@ -132,26 +134,12 @@ pub fn live(seed: u64, weather: Weather) -> Result<Lived, String> {
 impl World {
     fn new(seed: u64, weather: Weather) -> Self {
         let mut random = Random::new(seed);
-        let mut config = SessionConfig::default();
-        config.window.messages = 1 + random.below(12) as u32;
-        config.window.reserve = random.below(4) as u32;
-        config.window.bytes = 20 + random.below(4000);
-        config.max_queue = 1 + random.index(16);
-        config.limits.max_items = 1 + random.index(8);
-        config.ack_every = 1 + random.index(8);
-        config.ack_delay = Duration::from_millis(random.below(200));
-        config.linger = Duration::from_millis(random.below(3) * 20);
-        config.heartbeat = Duration::from_secs(2 + random.below(20));
-        config.keep = Duration::from_secs(20 + random.below(120));
-        config.stall_after = Duration::from_millis(200 + random.below(5000));
-        config.park_after = config.stall_after + Duration::from_millis(random.below(10_000));
+        let mut config = small_config(&mut random, 20..4020);
         config.renew_before = Duration::from_millis(500 + random.below(5000));
         config.max_publishes = 1 + random.index(6);
+        config.horizon = horizon(&config);
         let credentials = random.chance(40).then(|| Duration::from_millis(8000 + random.below(30_000)));
-        #[cfg(feature = "json")]
-        if random.chance(30) {
-            config.codecs = crate::session::frame::Codecs::JSON;
-        }
+        choose_codecs(&mut config, &mut random);
         let ends = [Side::Connector, Side::Acceptor]
             .map(|side| End::new(side, &config, weather.messages, &mut random));
         let backoff = Backoff::new(Duration::from_millis(200), Duration::from_secs(5), seed);
@@ -476,7 +464,7 @@ mod tests {
     #[test]
     fn whatever_breaks_nothing_is_lost_applied_twice_or_out_of_order() {
         let mut sum = Lived::default();
-        for seed in 0..150 {
+        for seed in 0..250 {
             let lived = live(seed, Weather::default()).unwrap_or_else(|error| panic!("seed {seed}: {error}"));
             sum.applied += lived.applied;
             sum.resumed += lived.resumed;
@@ -493,7 +481,7 @@ mod tests {
         assert!(sum.applied > 5000 && sum.resumed > 100 && sum.fresh > 100, "{sum:?}");
         assert!(sum.recognised > 20 && sum.restarts > 100 && sum.gaps > 5, "{sum:?}");
         assert!(sum.parked > 20, "{sum:?}");
-        assert!(sum.published == 1500 && sum.renewed > 20 && sum.expired > 10, "{sum:?}");
+        assert!(sum.published == 2500 && sum.renewed > 20 && sum.expired > 10, "{sum:?}");
     }
 
     #[test]

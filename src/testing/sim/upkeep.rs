@@ -9,6 +9,7 @@ use super::world::World;
 use crate::id::UserId;
 use crate::machine::{Found, Input, Verdict};
 use crate::record::Seq;
+use crate::testing::{DiskOp, Fault};
 use crate::time::Timestamp;
 
 impl World {
@@ -49,6 +50,27 @@ impl Node {
         if let Some((seq, due)) = late {
             self.oracle.fail(format!("{seq:?} was due at {due:?} and still waits"));
         }
+    }
+
+    // ------------------------------------------------------------------------------------------------------ faults
+
+    /// A write, sync or creation of the journal's disk fails soon, once or for ever.
+    pub(super) fn break_disk(&mut self, random: &mut Random) {
+        let op = [DiskOp::Write, DiskOp::Sync, DiskOp::Sync, DiskOp::Create][random.index(4)];
+        let lasting = if random.chance(30) { Fault::Forever } else { Fault::Once };
+        self.disk.set_torn(random.next() as u8);
+        self.disk.fail_at(op, self.disk.count(op) + 1 + random.below(4), lasting);
+    }
+
+    /// An operation of the store fails soon, once or for ever.
+    pub(super) fn break_store(&mut self, random: &mut Random) {
+        self.home.fail(random.below(6), random.chance(30), random.chance(40));
+    }
+
+    /// Disk and store work again.
+    pub(super) fn relieve(&mut self) {
+        self.disk.heal();
+        self.home.relieve();
     }
 
     // ------------------------------------------------------------------------------------------------------- loads

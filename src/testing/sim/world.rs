@@ -13,7 +13,6 @@ use super::random::Random;
 use super::script::{Op, Step};
 use crate::machine::{Accepted, Delivery, Input, LinkId, Operation, Refusal, Ticket, Verdict};
 use crate::message::{Durability, Message};
-use crate::testing::{DiskOp, Fault};
 use crate::time::Timestamp;
 
 /// Everything there is.
@@ -133,15 +132,10 @@ impl World {
                 node.reopen(random);
                 node.open();
             }
-            Op::DiskFault if random.chance(plan.faults) => fault(node, random),
-            Op::StoreFault if random.chance(plan.faults) => {
-                node.home.fail(random.below(6), random.chance(30), random.chance(40));
-            }
+            Op::DiskFault if random.chance(plan.faults) => node.break_disk(random),
+            Op::StoreFault if random.chance(plan.faults) => node.break_store(random),
             Op::Disk => node.broadcast(&Input::Disk { bytes: random.below(1200) }),
-            Op::Relief => {
-                node.disk.heal();
-                node.home.relieve();
-            }
+            Op::Relief => node.relieve(),
             Op::Drain => {
                 node.draining = true;
                 node.broadcast(&Input::Drain);
@@ -382,8 +376,7 @@ impl World {
     pub(super) fn finish(&mut self) -> Result<(), String> {
         let mut random = Random::new(self.plan.seed);
         for index in 0..2 {
-            self.nodes[index].disk.heal();
-            self.nodes[index].home.relieve();
+            self.nodes[index].relieve();
             if random.chance(50) || self.nodes[index].engine.is_none() {
                 self.crash(index, random.chance(50), &mut random);
             }
@@ -440,13 +433,6 @@ impl World {
             self.deliver_answers();
         }
     }
-}
-
-fn fault(node: &mut Node, random: &mut Random) {
-    let op = [DiskOp::Write, DiskOp::Sync, DiskOp::Sync, DiskOp::Create][random.index(4)];
-    let lasting = if random.chance(30) { Fault::Forever } else { Fault::Once };
-    node.disk.set_torn(random.next() as u8);
-    node.disk.fail_at(op, node.disk.count(op) + 1 + random.below(4), lasting);
 }
 
 /// Users with an even number get what the first engine sends through the second one.

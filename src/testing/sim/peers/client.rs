@@ -1,5 +1,6 @@
 //! Clients: what connects, with an engine or without one, over a ladder of two transports.
 
+use core::num::NonZeroU64;
 use core::time::Duration;
 use std::sync::Arc;
 
@@ -23,6 +24,8 @@ use crate::time::Timestamp;
 
 /// Whom clients send to: an outbox for each peer, so that its floors speak of one person.
 pub(super) const HUB: u64 = 100;
+
+const TWO: NonZeroU64 = NonZeroU64::new(2).expect("a literal above zero");
 
 /// A client, running or not.
 #[derive(Debug)]
@@ -54,7 +57,7 @@ impl Client {
         light: bool,
         seed: u64,
     ) -> Self {
-        let node = (!light).then(|| Node::new(Arc::clone(plan), 1 + index as u64, None));
+        let node = (!light).then(|| Node::new(Arc::new(own(plan)), 1 + index as u64, None));
         Self {
             node,
             light: light.then(Light::default),
@@ -268,12 +271,16 @@ impl World {
     }
 
     pub(super) fn start_client(&mut self, client: usize) -> Result<(), String> {
+        let random = &mut Random::new(self.random.next());
         let found = &mut self.clients[client];
         if found.end.is_some() {
             return Ok(());
         }
         if let Some(node) = &mut found.node {
             node.open();
+            if node.engine.is_none() {
+                node.crash(false, random);
+            }
         }
         found.open_session();
         let runs = found.end.is_some();
@@ -295,6 +302,14 @@ impl World {
             self.at(delay, Due::Notice(client, conn, side.other()));
         }
     }
+}
+
+/// A client's engine has room for a full outbox and a full inbox, as `ClientBuilder` wants it.
+fn own(plan: &Plan) -> Plan {
+    let mut own = plan.clone();
+    let full = NonZeroU64::from(own.config.max_user_messages).saturating_mul(TWO);
+    own.config.max_total_messages = own.config.max_total_messages.max(full);
+    own
 }
 
 fn dialer(worked: &[usize], seed: u64) -> Dialer {

@@ -68,6 +68,7 @@ impl World {
     /// Tells a session something, and does what it says.
     pub(super) fn tell(&mut self, who: Who, input: Input) -> Result<(), String> {
         let now = self.now_of(who);
+        self.gather_traces();
         if self.trace.is_some() && !matches!(input, Input::Tick) {
             let text = format!("{:?} {who:?} < {input:?}", self.clock);
             self.note(|| text);

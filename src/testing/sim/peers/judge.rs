@@ -4,7 +4,7 @@ use core::time::Duration;
 
 use super::client::HUB;
 use super::{Due, World};
-use crate::id::UserId;
+use crate::id::{MessageId, UserId};
 use crate::message::Durability;
 use crate::record::{Origin, Seq};
 use crate::status::EndReason;
@@ -18,6 +18,7 @@ const ROUNDS: usize = 3000;
 impl World {
     /// After each step: what each engine's oracle found.
     pub(super) fn check(&mut self) -> Result<(), String> {
+        self.gather_traces();
         let servers = self.servers.iter_mut().map(|server| &mut server.node);
         let clients = self.clients.iter_mut().filter_map(|client| client.node.as_mut());
         for node in servers.chain(clients) {
@@ -38,6 +39,11 @@ impl World {
         self.end_old_server();
         self.unblock_all();
         let mut random = Random::new(self.random.next());
+        self.servers[0].node.relieve();
+        if self.servers[0].node.engine.is_none() {
+            self.servers[0].node.crash(false, &mut random);
+        }
+        self.clients.iter_mut().filter_map(|client| client.node.as_mut()).for_each(Node::relieve);
         if self.servers[0].node.engine.is_none() {
             self.start_server();
         }
@@ -124,7 +130,8 @@ impl World {
             if let Some(light) = &client.light {
                 light.inbox.check().map_err(|what| format!("client {index}: {what}"))?;
                 arrived(server, &user, |seq| light.inbox.has_applied(seq))?;
-                for id in light.publishing.accepted() {
+                let buffered = |id: &&MessageId| light.buffered.contains(*id);
+                for id in light.publishing.accepted().iter().filter(|id| !buffered(id)) {
                     let there = server.oracle.messages.values().any(|kept| kept.accept.message.id() == *id);
                     if !there {
                         return Err(format!("a publish was said to be accepted, and is not: {id}"));

@@ -1,5 +1,8 @@
 //! A client without an engine: it applies what it gets, remembers what it applied, and publishes.
 
+use core::time::Duration;
+use std::collections::BTreeSet;
+
 use super::client::HUB;
 use super::{Due, Who, World};
 use crate::id::MessageId;
@@ -10,13 +13,14 @@ use crate::session::{Inbound, Input};
 use crate::testing::pair::inbox::Inbox;
 use crate::testing::pair::publishing::{Heard, Publishing};
 use crate::testing::sim::compose::person;
-use core::time::Duration;
 
 /// What it keeps, through crashes too.
 #[derive(Debug, Default)]
 pub(super) struct Light {
     pub(super) inbox: Inbox,
     pub(super) publishing: Publishing,
+    /// What it published that may be lost when the disk fails or the power does.
+    pub(super) buffered: BTreeSet<MessageId>,
     /// In memory: taken from the session, undecided.
     in_hand: Vec<Inbound>,
 }
@@ -84,6 +88,9 @@ impl World {
             .build()
             .expect("a small message is within the limits");
         if let Some(light) = &mut self.clients[client].light {
+            if message.durability() == Durability::Buffered {
+                light.buffered.insert(message.id());
+            }
             light.publishing.add(message);
         }
         self.publish(client)

@@ -9,7 +9,7 @@
 //! Each engine is a `Node`: machines, the real journal over a faulty disk, a store, and an oracle of its own, as in
 //! lives of two engines. What is new is what lies between them: real sessions, whose frames cross the network as bytes. The
 //! network breaks, stalls, goes half-open, is parted and heals; processes are killed, lose their power, and are taken over
-//! while they still run; clocks jump; credentials expire; a better transport comes and goes.
+//! while they still run; disks and stores fail; clocks jump; credentials expire; a better transport comes and goes.
 //!
 //! The seed decides everything. At the end all heals, and then every message must have ended, once, in order, and
 //! truthfully on both sides.
@@ -40,6 +40,7 @@ use crate::message::Message;
 use crate::session::ConnId;
 use crate::session::SessionConfig;
 use crate::session::frame::{Credentials, Hello};
+use crate::testing::pair::config::{choose_codecs, horizon, small_config};
 use crate::testing::pair::net::Side;
 use crate::time::Timestamp;
 
@@ -95,7 +96,7 @@ pub fn live(seed: u64, flaw: Option<Flaw>) -> Lived {
     live_traced(seed, flaw, &mut None)
 }
 
-/// As [`live`]; what the sessions were told and did is written down in `trace`, if there is one.
+/// As [`live`]; what the sessions and the machines were told and did is written down in `trace`, if there is one.
 #[must_use]
 pub fn live_traced(seed: u64, flaw: Option<Flaw>, trace: &mut Option<Vec<String>>) -> Lived {
     let mut world = World::new(seed, flaw, trace.is_some());
@@ -190,7 +191,11 @@ impl World {
         // A client's address in plans of users is its number.
         plan.users = 1 + random.below(5);
         let plan = Arc::new(plan);
-        let config = session_config(&mut random);
+        let mut config = small_config(&mut random, 200..12_200);
+        config.renew_before = Duration::from_secs(1 + random.below(15));
+        config.max_publishes = 1 + random.index(8);
+        config.horizon = horizon(&config);
+        choose_codecs(&mut config, &mut random);
         let clients = 0..plan.users as usize;
         let clients =
             clients.map(|index| Client::new(&plan, &config, index, random.chance(25), seed)).collect();
@@ -246,33 +251,18 @@ impl World {
         }
     }
 
+    /// What engines wrote down goes behind what was noted before.
+    pub(super) fn gather_traces(&mut self) {
+        let Some(trace) = &mut self.trace else { return };
+        let servers = self.servers.iter_mut().map(|server| &mut server.node);
+        let clients = self.clients.iter_mut().filter_map(|client| client.node.as_mut());
+        for node in servers.chain(clients) {
+            trace.append(node.trace.get_or_insert_default());
+        }
+    }
+
     fn next_ticket(node: &mut super::node::Node) -> Ticket {
         node.tickets += 1;
         Ticket(node.tickets)
     }
-}
-
-/// Small, so that every limit is met.
-fn session_config(random: &mut Random) -> SessionConfig {
-    let mut config = SessionConfig::default();
-    config.window.messages = 1 + random.below(12) as u32;
-    config.window.reserve = random.below(4) as u32;
-    config.window.bytes = 200 + random.below(12_000);
-    config.max_queue = 1 + random.index(16);
-    config.limits.max_items = 1 + random.index(8);
-    config.ack_every = 1 + random.index(8);
-    config.ack_delay = Duration::from_millis(random.below(200));
-    config.linger = Duration::from_millis(random.below(3) * 20);
-    config.heartbeat = Duration::from_secs(2 + random.below(20));
-    config.keep = Duration::from_secs(20 + random.below(120));
-    config.stall_after = Duration::from_millis(200 + random.below(5000));
-    config.park_after = config.stall_after + Duration::from_millis(random.below(10_000));
-    config.renew_before = Duration::from_secs(1 + random.below(15));
-    config.max_publishes = 1 + random.index(8);
-    // Publishes are repeated for as long as a life lasts, and ids are remembered for as long as the plan says.
-    #[cfg(feature = "json")]
-    if random.chance(30) {
-        config.codecs = crate::session::frame::Codecs::JSON;
-    }
-    config
 }

@@ -271,19 +271,30 @@ impl World {
         }
     }
 
+    /// A process starts. If it cannot open its disk or its store, it ends, and another one tries again.
     pub(super) fn start_server(&mut self) {
-        self.servers[0].node.open();
-        if self.servers[0].node.engine.is_none() {
+        let random = &mut Random::new(self.random.next());
+        let is_alone = self.servers.len() == 1;
+        let node = &mut self.servers[0].node;
+        node.open();
+        if node.engine.is_none() {
+            // What an older one that still runs has written is its own to lose.
+            if is_alone {
+                node.crash(false, random);
+            }
             self.at(Duration::from_secs(1), Due::StartServer);
         }
     }
 
     /// A new process opens what the old one still holds: from then on whatever the old one would write is refused. It does
     /// not know that until it tries, and goes on talking to its clients.
+    /// (One that fails to open would leave the old one its owner in part, which no oracle here knows of: nothing fails then.)
     pub(super) fn take_over(&mut self) {
-        if self.servers[0].node.engine.is_none() {
+        let node = &mut self.servers[0].node;
+        if node.engine.is_none() || node.home.has_failed() {
             return;
         }
+        node.relieve();
         self.end_old_server();
         self.lived.takeovers += 1;
         let marks = self.servers[0].marks.clone();

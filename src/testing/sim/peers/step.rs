@@ -118,7 +118,7 @@ impl World {
         let at = random.index(self.node_count());
         let Some((node, _)) = self.node_at(at) else { return };
         for _ in 0..=random.below(6) {
-            match random.below(20) {
+            match random.below(24) {
                 0..3 => node.append(&mut random),
                 3 => node.written(),
                 4..6 => node.sync(),
@@ -130,6 +130,9 @@ impl World {
                 13..16 => node.loaded(&mut random),
                 16 => node.settle(),
                 17 if !node.is_superseded => node.merge(),
+                20 | 21 => node.heal(),
+                // What a superseded one still has of the store is no longer its own to mend.
+                22 if !node.is_superseded => node.reopen(&mut random),
                 _ => node.keep(),
             }
         }
@@ -141,7 +144,7 @@ impl World {
         let client = self.random.index(self.clients.len());
         let clock = self.clock;
         let (conn, power) = (self.clients[client].net.newest(), self.random.chance(40));
-        match self.random.below(20) {
+        match self.random.below(24) {
             0..3 => self.cut(client),
             3..5 => self.clients[client].net.half_open(conn),
             5..7 => {
@@ -164,9 +167,22 @@ impl World {
             15 => self.crash_server(power),
             16 => self.take_over(),
             17 => self.end_old_server(),
-            _ => self.jump(),
+            18 | 19 => self.jump(),
+            _ => self.break_or_mend(),
         }
         Ok(())
+    }
+
+    /// Some engine's disk or store fails, or works again.
+    fn break_or_mend(&mut self) {
+        let mut random = Random::new(self.random.next());
+        let (at, faults) = (random.index(self.node_count()), self.plan.faults);
+        let Some((node, _)) = self.node_at(at).filter(|(node, _)| !node.is_superseded) else { return };
+        match random.below(3) {
+            0 if random.chance(faults) => node.break_disk(&mut random),
+            1 if random.chance(faults) => node.break_store(&mut random),
+            _ => node.relieve(),
+        }
     }
 
     /// A connection breaks, with what is under way, and both ends hear of it by and by.
