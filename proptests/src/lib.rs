@@ -10,10 +10,13 @@ use std::time::Duration;
 
 use lastmile::digest::Digester;
 use lastmile::machine::{
-    Accepted, Action, Birth, EntryRef, Input, LinkId, Machine, Refusal, Ticket, Verdict,
+    Accepted, Action, Birth, EntryRef, Input, LinkId, Machine, Operation, OperationError, Outcome, Refusal,
+    Target, Ticket, Verdict,
 };
 use lastmile::record::{Counters, Epoch, Seq};
-use lastmile::{Config, DeviceId, Message, MessageBuilder, MessageId, Priority, StreamId, Timestamp, UserId};
+use lastmile::{
+    Config, DeviceId, Message, MessageBuilder, MessageId, Otherwise, Priority, StreamId, Timestamp, UserId,
+};
 
 /// What can happen.
 #[derive(Clone, Debug)]
@@ -30,6 +33,26 @@ pub enum Op {
         priority: Priority,
         /// Its payload.
         body: Vec<u8>,
+    },
+    /// A message is sent that waits for another one of the same sender to the same recipient.
+    After {
+        /// By whom.
+        sender: u8,
+        /// To whom.
+        user: u8,
+        /// Its id.
+        id: u8,
+        /// What it waits for.
+        parent: u8,
+        /// What becomes of it when that is not delivered.
+        otherwise: Otherwise,
+    },
+    /// A message is withdrawn, whoever sent it.
+    Cancel {
+        /// Whom it is for.
+        user: u8,
+        /// Its id.
+        id: u8,
     },
     /// Someone attaches a sink.
     Attach(u8),
@@ -86,6 +109,8 @@ pub struct Shell {
     pub delivered: Vec<(UserId, Priority, MessageId)>,
     /// What was answered, in order.
     pub answers: Vec<(Ticket, Result<Accepted, Refusal>)>,
+    /// How operations were answered, in order.
+    pub done: Vec<(Ticket, Result<Outcome, OperationError>)>,
 }
 
 impl Shell {
@@ -101,6 +126,7 @@ impl Shell {
             links: Vec::new(),
             delivered: Vec::new(),
             answers: Vec::new(),
+            done: Vec::new(),
         }
     }
 
@@ -111,6 +137,19 @@ impl Shell {
                 self.tickets += 1;
                 let message = message(*sender, *user, *id, *priority, body);
                 self.input(&person(*user), Input::Send { ticket: Ticket(self.tickets), message });
+            }
+            Op::After { sender, user, id, parent, otherwise } => {
+                self.tickets += 1;
+                let waits = builder(*sender, *user, *id, Priority::Normal, b"after");
+                let waits = waits.after(MessageId::from_u128(u128::from(*parent)), *otherwise);
+                let message = waits.build().expect("a small message is within the limits");
+                self.input(&person(*user), Input::Send { ticket: Ticket(self.tickets), message });
+            }
+            Op::Cancel { user, id } => {
+                self.tickets += 1;
+                let (user, id) = (person(*user), MessageId::from_u128(u128::from(*id)));
+                let operation = Operation::Cancel(Target { user: user.clone(), id, sender: None });
+                self.input(&user, Input::Operate { ticket: Ticket(self.tickets), operation });
             }
             Op::Attach(user) => self.attach(&person(*user)),
             Op::Wait(millis) => {
@@ -140,6 +179,10 @@ impl Shell {
             while let Some(action) = self.machines[shard].poll_action() {
                 inputs.extend(self.act(action));
             }
+            // More than fits into one drain: operations, and what they cause.
+            if inputs.is_empty() && self.machines[shard].poll_timeout() == Some(Timestamp::ZERO) {
+                inputs.push_back(Input::Tick);
+            }
         }
     }
 
@@ -162,6 +205,10 @@ impl Shell {
             }
             Action::Answer { ticket, result } => {
                 self.answers.push((ticket, result));
+                None
+            }
+            Action::Done { ticket, result } => {
+                self.done.push((ticket, result));
                 None
             }
             _ => None,

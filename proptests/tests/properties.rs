@@ -1,18 +1,18 @@
 //! Properties that hold for every input.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use lastmile::codec::{decode_records, encode_records};
 use lastmile::machine::{Found, Query, Survivors};
 use lastmile::record::{
-    Accept, Admission, Attempt, Burial, End, Epoch, Exposed, Gap, LaneId, Origin, Record, Seq, Told,
+    Accept, Admission, Attempt, Burial, End, Epoch, Exposed, Gap, LaneId, Origin, Parent, Record, Seq, Told,
 };
 use lastmile::storage::MemoryStore;
 use lastmile::storage::outbox::keys::Key;
 use lastmile::storage::outbox::{Identity, Merge, OutboxStore, Progress, Settlement};
 use lastmile::testing::sim::{self, Script};
-use lastmile::{Config, EndReason, MessageId, Priority, StreamId, Timestamp, UserId};
+use lastmile::{Config, EndReason, MessageId, Otherwise, Priority, StreamId, Timestamp, UserId};
 use lastmile_proptests::{Op, Shell, builder};
 use proptest::prelude::*;
 
@@ -25,6 +25,29 @@ fn op() -> impl Strategy<Value = Op> {
     prop_oneof![
         6 => send.prop_map(|(sender, user, id, priority, body)| Op::Send { sender, user, id, priority, body }),
         1 => (0_u8..5).prop_map(Op::Attach),
+        1 => any::<u16>().prop_map(Op::Wait),
+    ]
+}
+
+/// Few people and ids, so that most of what is waited for is there.
+fn waiting() -> impl Strategy<Value = Op> {
+    let (sender, user, id) = (0_u8..2, 0_u8..3, 0_u8..24);
+    let send = (sender.clone(), user.clone(), id.clone(), priority());
+    let otherwise = prop_oneof![Just(Otherwise::Release), Just(Otherwise::Cancel)];
+    let after = (sender, user.clone(), id.clone(), 1_u8..24, otherwise);
+    // Nothing waits for itself.
+    let after = after.prop_map(|(sender, user, id, other, otherwise)| Op::After {
+        sender,
+        user,
+        id,
+        parent: (id + other) % 24,
+        otherwise,
+    });
+    prop_oneof![
+        6 => send.prop_map(|(sender, user, id, priority)| Op::Send { sender, user, id, priority, body: vec![] }),
+        6 => after,
+        2 => (user.clone(), id).prop_map(|(user, id)| Op::Cancel { user, id }),
+        1 => user.prop_map(Op::Attach),
         1 => any::<u16>().prop_map(Op::Wait),
     ]
 }
@@ -53,14 +76,18 @@ fn record() -> impl Strategy<Value = Record> {
         let admission = admissions[(seq.get() % 4) as usize];
         let scheduled = (admission == Admission::New || admission == Admission::Moved).then_some(at);
         let scheduled = scheduled.filter(|_| attempts % 2 == 0);
+        let waits = matches!(admission, Admission::New | Admission::Moved) && attempts % 3 == 0;
+        let otherwise = if flag { Otherwise::Cancel } else { Otherwise::Release };
         let plain = builder(1, 2, 3, priority, &body);
+        let plain =
+            if waits { plain.after(MessageId::from_u128(at.as_millis().into()), otherwise) } else { plain };
         match kind {
             0 => Record::Accept(Arc::new(Accept {
                 message: scheduled.map_or(plain.clone(), |at| plain.not_before(at)).build().unwrap(),
                 at,
                 origin: flag.then_some(Origin { stream: StreamId::from_u128(9), seq }),
                 admission,
-                parent: None,
+                parent: waits.then_some(Parent { lane, seq }),
             })),
             1 => Record::End(End {
                 user,
@@ -125,6 +152,67 @@ proptest! {
             }
             known.entry((*sender, *user, *id)).or_insert(content);
         }
+    }
+
+    /// What waits for another message comes after it; if that did not come, as its sender has said. However many shards.
+    #[test]
+    fn what_waits_comes_after_its_parent_and_shards_are_routing_only(
+        ops in prop::collection::vec(waiting(), 0..120),
+        shards in 2_usize..6,
+    ) {
+        let config = Config::default();
+        let (mut one, mut many) = (Shell::new(1, &config), Shell::new(shards, &config));
+        // By recipient and id: what it waits for. Ids of two senders may be the same, so only those of one are looked at.
+        let (mut parents, mut senders) = (HashMap::new(), HashMap::<(u8, u8), HashSet<u8>>::new());
+        let mut withdrawn = HashSet::new();
+        for op in &ops {
+            one.play(op);
+            many.play(op);
+            let is_done = one.done.last().is_some_and(|(_, result)| result.as_ref().is_ok_and(|o| o.messages == 1));
+            let is_new = one.answers.last().is_some_and(|(_, result)| result.as_ref().is_ok_and(|a| !a.duplicate));
+            match op {
+                Op::Send { sender, user, id, .. } => drop(senders.entry((*user, *id)).or_default().insert(*sender)),
+                Op::After { sender, user, id, parent, otherwise } => {
+                    senders.entry((*user, *id)).or_default().insert(*sender);
+                    if is_new {
+                        parents.insert((*user, *id), (*parent, *otherwise));
+                    }
+                }
+                Op::Cancel { user, id } if is_done => drop(withdrawn.insert((*user, *id))),
+                _ => {}
+            }
+        }
+        for user in 0..3 {
+            one.play(&Op::Attach(user));
+            many.play(&Op::Attach(user));
+        }
+        for user in 0..3 {
+            let came: Vec<_> = one.delivered_to(user).into_iter().map(|(_, id)| id).collect();
+            prop_assert_eq!(one.delivered_to(user), many.delivered_to(user));
+            let place = |id: u8| came.iter().position(|came| *came == MessageId::from_u128(u128::from(id)));
+            let is_alone = |id: u8| senders.get(&(user, id)).is_some_and(|senders| senders.len() == 1);
+            for ((_, id), (parent, otherwise)) in parents.iter().filter(|((of, _), _)| *of == user) {
+                if !is_alone(*id) || !is_alone(*parent) {
+                    continue;
+                }
+                match (place(*parent), place(*id)) {
+                    (Some(parent), Some(child)) => prop_assert!(parent < child, "{} comes before {}", id, parent),
+                    (None, Some(_)) => prop_assert_eq!(*otherwise, Otherwise::Release, "{} of {}", id, parent),
+                    // Everybody is there, so nothing waits any more.
+                    (Some(_), None) => prop_assert!(withdrawn.contains(&(user, *id)), "{} does not come after {}", id, parent),
+                    (None, None) => {
+                        let ended = *otherwise == Otherwise::Cancel || withdrawn.contains(&(user, *id));
+                        prop_assert!(ended, "{} was not let go by {}", id, parent);
+                    }
+                }
+            }
+        }
+        let answers = |shell: &Shell| {
+            let sent: Vec<_> = shell.answers.iter().map(|(t, r)| (*t, r.clone().map(|a| a.duplicate))).collect();
+            let done: Vec<_> = shell.done.iter().map(|(t, r)| (*t, r.clone().map(|o| o.messages))).collect();
+            (sent, done)
+        };
+        prop_assert_eq!(answers(&one), answers(&many));
     }
 
     #[test]
