@@ -13,9 +13,9 @@ fuzz_target!(|input: &[u8]| {
     let (bytes, limits) = (Bytes::copy_from_slice(input), Limits::default());
     let mut frame = None;
     // Twice what came: in JSON a text with escapes is unescaped into one more of at most its length, and base64 into less.
-    // What a message is made of takes up to 22 bytes for each byte on the wire (some 600 for the shortest, of 30; 57 for the
+    // What a message is made of takes up to 18 bytes for each byte on the wire (some 370 for the shortest, of 37; 57 for the
     // shortest header, of three), but a frame has at most 256 messages of 32 headers.
-    let messages = 22 * input.len().min(32 << 10);
+    let messages = 18 * input.len().min(32 << 10);
     let most = 2 * input.len() + messages + (16 << 10);
     assert!(peak <= most, "{peak} bytes held for {} bytes of input", input.len());
     let Some(frame) = frame else { return };

@@ -8,7 +8,7 @@
 //!   is allocated.
 //! - A decoded message passed the checks of [`Message::check`](crate::Message::check): it could have been built.
 //! - Payloads are slices of the frame's bytes. (In JSON, one that is base64 or has escapes must be decoded.)
-//! - Decoding holds at most twice as much as the frame, beside what its messages are made of, which is no more than 22 times
+//! - Decoding holds at most twice as much as the frame, beside what its messages are made of, which is no more than 18 times
 //!   32 KiB with the default limits: 256 messages of 32 headers. (The fuzz target `frame_decode` measures it.)
 
 mod binary;

@@ -164,11 +164,7 @@ impl Node {
             return;
         }
         if let Err(error) = self.try_open() {
-            self.home.close();
-            // What no fault explains is marked.
-            if error.starts_with('!') {
-                self.oracle.fail(error);
-            }
+            self.did_not_open(error);
         }
     }
 

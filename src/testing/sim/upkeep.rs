@@ -166,6 +166,16 @@ impl Node {
         self.oracle.fail("the journal does not heal although every fault is over");
     }
 
+    /// The process ends where it began.
+    pub(super) fn did_not_open(&mut self, error: String) {
+        self.home.close();
+        self.trace.iter_mut().for_each(|trace| trace.push(format!("  does not open: {error}")));
+        // What no fault explains is marked.
+        if error.starts_with('!') {
+            self.oracle.fail(error);
+        }
+    }
+
     /// Settles all that lies in segments that were left.
     pub(super) fn settle_all(&mut self, random: &mut Random) {
         for _ in 0..400 {

@@ -89,12 +89,15 @@ impl World {
         let hub = person(HUB);
         let server = &mut self.servers[0].node;
         server.attach_if_alone(&hub, false);
+        // The store of two processes may have failed for one of them, and the other learns of it when it next writes.
+        server.reopen(random);
         server.wake();
         server.work(random);
         server.deliver_all();
         for (index, client) in self.clients.iter_mut().enumerate() {
             if let Some(node) = &mut client.node {
                 node.attach_if_alone(&person(index as u64), false);
+                node.reopen(random);
                 node.wake();
                 node.work(random);
                 node.deliver_all();

@@ -288,7 +288,8 @@ impl World {
 
     /// A new process opens what the old one still holds: from then on whatever the old one would write is refused. It does
     /// not know that until it tries, and goes on talking to its clients.
-    /// (One that fails to open would leave the old one its owner in part, which no oracle here knows of: nothing fails then.)
+    /// Nothing fails then; if it does not open all the same, the old one ends with it, for that would be the owner still, and
+    /// no oracle here knows of what it would write.
     pub(super) fn take_over(&mut self) {
         let node = &mut self.servers[0].node;
         if node.engine.is_none() || node.home.has_failed() {
@@ -302,6 +303,9 @@ impl World {
         let new = core::mem::replace(&mut self.servers[0].node, old);
         self.servers.insert(0, Server::of(new, marks));
         self.start_server();
+        if self.servers[0].node.engine.is_none() {
+            self.end_old_server();
+        }
     }
 
     /// The old server's process ends too.
