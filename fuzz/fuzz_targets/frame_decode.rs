@@ -12,6 +12,7 @@ static ALLOCATOR: Counting = Counting;
 fuzz_target!(|input: &[u8]| {
     let (bytes, limits) = (Bytes::copy_from_slice(input), Limits::default());
     let mut frame = None;
+    let peak = peak_of(|| frame = decode(&bytes, &limits).ok());
     // Twice what came: in JSON a text with escapes is unescaped into one more of at most its length, and base64 into less.
     // What a message is made of takes up to 18 bytes for each byte on the wire (some 370 for the shortest, of 37; 57 for the
     // shortest header, of three), but a frame has at most 256 messages of 32 headers.
