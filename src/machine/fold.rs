@@ -85,8 +85,6 @@ impl Machine {
         self.last_accept = Some((lane, seq));
         if lane == LaneId::Dead {
             self.dying.sub(cost);
-        }
-        if lane == LaneId::Dead {
             self.note_letter(message.recipient());
         }
         let user = self.user_mut(message.recipient());

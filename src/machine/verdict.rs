@@ -371,6 +371,7 @@ impl Machine {
                     let entry = EntryRef { lane: attempt.lane, seq: attempt.seq };
                     self.announce(&attempt.user, entry, Status::Retrying);
                 }
+                self.let_go(&attempt.user);
             }
             Record::Exposed(exposed) => {
                 self.replay(seq, &record, true);

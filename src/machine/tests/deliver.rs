@@ -252,6 +252,20 @@ fn a_failed_attempt_counts_also_when_everybody_leaves_before_it_is_durable() {
     assert_eq!(rig.machine.stats().counters.backlog.retrying(), 0);
 }
 
+/// Found by review: nothing looked at them again before somebody came.
+#[test]
+fn who_left_before_a_failed_attempt_was_durable_takes_no_memory_afterwards() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let entry = rig.accept(&message("alice"));
+    settle(&mut rig);
+    rig.input(Input::Verdicts { link: LinkId(1), verdicts: vec![(entry, Verdict::Nack(None))] });
+    rig.input(Input::Detach(LinkId(1)));
+    assert_eq!(rig.machine.resident, 1);
+    rig.commit();
+    assert_eq!(rig.machine.resident, 0);
+}
+
 /// Found by review: the confirmation came while the end was on its way to the disk, and was thrown away.
 #[test]
 fn a_confirmation_that_comes_while_another_end_is_recorded_corrects_it() {
