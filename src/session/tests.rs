@@ -94,6 +94,15 @@ impl Pair {
         pair
     }
 
+    /// Two sessions with a connection, of which nothing is remembered.
+    fn up(config: SessionConfig) -> Self {
+        let mut pair = Self::new(config);
+        pair.connect();
+        pair.run();
+        pair.clear();
+        pair
+    }
+
     fn clear(&mut self) {
         self.client_events.clear();
         self.server_events.clear();

@@ -6,10 +6,7 @@ use super::*;
 fn what_waits_behind_a_message_that_was_not_taken_goes_back_and_is_not_sent_after_the_nack() {
     let mut config = SessionConfig::default();
     config.window.messages = 1;
-    let mut pair = Pair::new(config);
-    pair.connect();
-    pair.run();
-    pair.clear();
+    let mut pair = Pair::up(config);
     pair.server(Input::Offer([1, 2].map(|seq| item(seq, Priority::Normal, "room")).to_vec()));
     pair.run();
     let first = pair.taken();
@@ -68,10 +65,7 @@ fn the_window_bounds_what_is_in_flight_and_critical_messages_have_a_reserve() {
         max_queue: 2,
         ..SessionConfig::default()
     };
-    let mut pair = Pair::new(config);
-    pair.connect();
-    pair.run();
-    pair.clear();
+    let mut pair = Pair::up(config);
     pair.server(Input::Offer((1..=2).map(normal).collect()));
     pair.server(Input::Offer((3..=6).map(normal).collect()));
     pair.server(Input::Offer(vec![item(7, Priority::Critical, "x")]));
@@ -101,10 +95,7 @@ fn a_single_message_of_any_size_fits_into_an_empty_window() {
 fn what_never_fits_into_a_frame_of_the_peer_fails_and_does_not_break_the_connection() {
     let mut config = SessionConfig::default();
     config.limits.max_frame = 4096;
-    let mut pair = Pair::new(config);
-    pair.connect();
-    pair.run();
-    pair.clear();
+    let mut pair = Pair::up(config);
     let large = of(1, Message::to("alice", "a.b", vec![0; 5000]).build().unwrap());
     pair.server(Input::Offer(vec![large, normal(2)]));
     pair.run();
@@ -179,10 +170,7 @@ fn a_slow_consumer_is_slowed_then_parked_and_goes_on_when_it_takes_something() {
 #[test]
 fn what_goes_to_a_peer_that_does_not_acknowledge_is_unconfirmed() {
     let config = SessionConfig { capabilities: Capabilities::NONE, ..SessionConfig::default() };
-    let mut pair = Pair::new(config);
-    pair.connect();
-    pair.run();
-    pair.clear();
+    let mut pair = Pair::up(config);
     pair.server(Input::Offer(vec![normal(1), normal(2)]));
     assert_eq!(pair.outcomes(), [(1, Outcome::Unconfirmed), (2, Outcome::Unconfirmed)]);
 }

@@ -59,10 +59,7 @@ fn credentials_are_renewed_on_a_live_session_or_end_it() {
 fn a_session_that_goes_away_gives_back_what_waits_and_says_when_to_come_back() {
     let mut config = SessionConfig::default();
     config.window.messages = 1;
-    let mut pair = Pair::new(config);
-    pair.connect();
-    pair.run();
-    pair.clear();
+    let mut pair = Pair::up(config);
     pair.server(Input::Offer((1..=3).map(normal).collect()));
     let refused = Refused {
         code: Code::Draining,
