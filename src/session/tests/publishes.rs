@@ -4,8 +4,7 @@ use super::*;
 
 /// A connector that may repeat what it publishes.
 fn repeating() -> Pair {
-    let mut pair = Pair::up(SessionConfig { horizon: Duration::from_secs(60), ..SessionConfig::default() });
-    pair
+    Pair::up(SessionConfig { horizon: Duration::from_secs(60), ..SessionConfig::default() })
 }
 
 #[test]
