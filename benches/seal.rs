@@ -12,7 +12,7 @@ use std::sync::Arc;
 use clap::Parser;
 use lastmile::codec::Cipher;
 use lastmile::ports::{Key, Keyring};
-use lastmile::record::{Accept, Admission, Record};
+use lastmile::record::{Accept, Record};
 use lastmile::storage::cipher;
 use lastmile::{KeyId, Message, Timestamp};
 
@@ -69,13 +69,7 @@ fn records(size: usize) -> Result<Vec<Record>, Box<dyn std::error::Error>> {
     let record = |n: usize| {
         let builder = Message::to(format!("user-{n}"), "chat.message", vec![n as u8; size]).sender("sender");
         let message = builder.header("content-type", "text/plain").build()?;
-        Ok(Record::Accept(Arc::new(Accept {
-            message,
-            at: Timestamp::ZERO,
-            origin: None,
-            admission: Admission::New,
-            parent: None,
-        })))
+        Ok(Record::Accept(Arc::new(Accept::new(message, Timestamp::ZERO))))
     };
     (0..BATCH).map(record).collect()
 }

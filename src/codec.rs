@@ -11,6 +11,7 @@
 //! - Each encoding carries its version; golden files hold it.
 
 mod accept;
+mod device;
 mod fields;
 mod group;
 mod ids;
@@ -24,7 +25,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use self::group::Before;
 use self::seal::plain_of;
 use crate::error::{InvalidMessage, KeyError};
-use crate::record::{Accept, Attempt, End, Exposed, Floor, Record, Seq, Told};
+use crate::record::{Accept, Attempt, DeviceChange, End, Exposed, Floor, Record, Seq, Told};
 
 pub(crate) use fields::Fields;
 pub use group::encode_records;
@@ -155,6 +156,10 @@ const WAITING: u8 = 26;
 const LIKE: u8 = 25;
 /// That a receiver was told of a gap.
 const TOLD: u8 = 22;
+/// Something about a device.
+const DEVICE: u8 = 16;
+/// Before an acceptance of one of the other kinds: for which device it is.
+const FOR_DEVICE: u8 = 27;
 
 /// Appends `len · kind · version · body` to `out`.
 pub fn encode_record(record: &Record, out: &mut Vec<u8>) {
@@ -182,6 +187,7 @@ fn encode_bare(record: &Record, cipher: &Cipher, out: &mut Vec<u8>) {
         Record::Exposed(exposed) => encode_kind(EXPOSED, exposed, out),
         Record::Floor(floor) => encode_kind(FLOOR, floor, out),
         Record::Told(told) => encode_kind(TOLD, told, out),
+        Record::Device(change) => encode_kind(DEVICE, change, out),
     }
 }
 
@@ -265,10 +271,14 @@ fn decode_plain_or_sealed(
     cipher: &Cipher,
     shared: Option<Seq>,
 ) -> Result<(Record, Option<KeyMark>), CodecError> {
+    let (before, bytes) = device::split(bytes)?;
     let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
     let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
     let kind = *kind;
     if !matches!(plain_of(kind), ACCEPT | MOVED | COLLAPSING | SCHEDULED | BURIED..=WAITING) {
+        if before.is_some() {
+            return Err(CodecError::UnknownKind { kind });
+        }
         return Ok((decode_fact(kind, *version, body)?, None));
     }
     check_version(kind, *version)?;
@@ -276,12 +286,13 @@ fn decode_plain_or_sealed(
         return Err(CodecError::Body("it leans on a message that is not there".to_owned()));
     }
     let (accept, key) = accept::decode(kind, body, cipher, shared)?;
+    let accept = device::put(accept, before)?;
     Ok((Record::Accept(std::sync::Arc::new(accept)), key))
 }
 
 /// A record that is no acceptance.
 fn decode_fact(kind: u8, version: u8, body: &[u8]) -> Result<Record, CodecError> {
-    if !matches!(kind, END..=FLOOR | TOLD) {
+    if !matches!(kind, END..=FLOOR | TOLD | DEVICE) {
         return Err(CodecError::UnknownKind { kind });
     }
     check_version(kind, version)?;
@@ -290,6 +301,7 @@ fn decode_fact(kind: u8, version: u8, body: &[u8]) -> Result<Record, CodecError>
         ATTEMPT => Record::Attempt(decode_borrowed::<Attempt>(body)?),
         EXPOSED => Record::Exposed(decode_borrowed::<Exposed>(body)?),
         TOLD => Record::Told(decode_borrowed::<Told>(body)?),
+        DEVICE => Record::Device(decode_borrowed::<DeviceChange>(body)?),
         _ => Record::Floor(decode_borrowed::<Floor>(body)?),
     })
 }

@@ -4,7 +4,8 @@ use core::num::{NonZeroU32, NonZeroU64, NonZeroUsize};
 use core::time::Duration;
 
 use crate::event::EventName;
-use crate::message::MAX_PAYLOAD_BYTES;
+use crate::message::{DevicePolicy, MAX_PAYLOAD_BYTES};
+use crate::record::MAX_SLOTS;
 
 macro_rules! nz {
     ($kind:ident, $value:expr) => {
@@ -174,6 +175,13 @@ pub struct Config {
     pub max_volatile: NonZeroUsize,
     /// The most sinks attached to one user. 16.
     pub max_devices: NonZeroUsize,
+    /// Which devices a message is for that does not say. [`DevicePolicy::AnyDevice`].
+    pub devices: DevicePolicy,
+    /// The most devices that can be registered for one user; more are refused. At most 32; 16.
+    pub max_registered: NonZeroUsize,
+    /// How long a registered device is kept that is not seen. When its user is next sent something for each device, or
+    /// their row is read, it is removed, and what waits for it ends as [`DeviceGone`](crate::EndReason::DeviceGone). 90 days.
+    pub device_age: Duration,
     /// Subscriptions to the changes of one user each, in the whole engine; more are refused. 65,536.
     pub max_subscriptions: usize,
     /// Subscriptions that name no user; more are refused, for each of them is looked at for every change. 64.
@@ -237,6 +245,9 @@ impl Default for Config {
             max_dependents: nz!(NonZeroUsize, 256),
             max_volatile: nz!(NonZeroUsize, 256),
             max_devices: nz!(NonZeroUsize, 16),
+            devices: DevicePolicy::AnyDevice,
+            max_registered: nz!(NonZeroUsize, 16),
+            device_age: Duration::from_secs(90 * 24 * 60 * 60),
             max_subscriptions: 65_536,
             max_wide_subscriptions: 64,
             subscription_buffer: nz!(NonZeroUsize, 256),
@@ -297,6 +308,9 @@ impl Config {
         }
         if self.ledger_rows > MAX_LEDGER_ROWS {
             return fail(format!("ledger_rows is over {MAX_LEDGER_ROWS}: they are part of the user's row"));
+        }
+        if self.max_registered.get() > MAX_SLOTS {
+            return fail(format!("max_registered is over {MAX_SLOTS}"));
         }
         if self.ack_deadline.is_zero() {
             return fail("ack_deadline is zero: every offer would fail at once".into());

@@ -32,8 +32,8 @@ pub use id::{
     StreamId, UserId,
 };
 pub use message::{
-    After, Durability, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_BYTES, Message, MessageBuilder, Otherwise,
-    Priority,
+    After, DevicePolicy, Durability, MAX_HEADER_BYTES, MAX_HEADERS, MAX_PAYLOAD_BYTES, Message,
+    MessageBuilder, Otherwise, Priority,
 };
 #[cfg(feature = "runtime")]
 pub use runtime::{

@@ -3,6 +3,7 @@
 #[cfg(feature = "runtime")]
 mod address;
 mod after;
+mod devices;
 mod priority;
 mod request;
 mod variant;
@@ -30,6 +31,7 @@ pub const MAX_HEADER_BYTES: usize = 2048;
 const TRACEPARENT_BYTES: usize = 55;
 
 pub use after::{After, Otherwise};
+pub use devices::DevicePolicy;
 pub use priority::Priority;
 
 /// What an `Ok` from `send` means.
@@ -71,6 +73,7 @@ struct Parts {
     collapse_key: Option<CollapseKey>,
     version: Option<u64>,
     after: Option<After>,
+    devices: Option<DevicePolicy>,
     traceparent: Option<String>,
     /// Shared, as the payload is, by what is sent to many.
     headers: Option<Arc<Vec<(String, Bytes)>>>,
@@ -296,6 +299,7 @@ impl MessageBuilder {
                 collapse_key: None,
                 version: None,
                 after: None,
+                devices: None,
                 traceparent: None,
                 headers: None,
                 payload,

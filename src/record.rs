@@ -1,7 +1,9 @@
 //! The records: the spine of everything. The machine's state is a fold of them.
 
 mod backlog;
+mod counters;
 mod dependent;
+mod device;
 mod ends;
 mod known;
 mod lane;
@@ -17,7 +19,14 @@ use crate::status::EndReason;
 use crate::time::Timestamp;
 
 pub use backlog::Backlog;
-pub use dependent::{DependentRow, Parent, ParentEnd};
+pub use counters::Counters;
+#[cfg(feature = "storage")]
+pub(crate) use counters::FIRST_REASONS;
+use counters::positive;
+pub use dependent::{Copies, DependentRow, Parent, ParentEnd};
+pub use device::{
+    DeviceChange, DeviceEvent, DeviceInfo, DeviceRow, ForDevice, InvalidSlot, MAX_SLOTS, Slot, Slots,
+};
 pub use ends::{EndPosition, Ended};
 pub use known::{Exposed, Floor};
 pub use lane::LaneId;
@@ -95,9 +104,10 @@ impl Epoch {
 ///
 /// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below. Further kinds
 /// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter), 24 (sent once more),
-/// 25 (as the one before it, for somebody else) and 26 (waits for another one); 22 says that a receiver was told of a gap. Each kind of acceptance has a
-/// sealed form, which is 32 more, so that no other kind may be above 31. 16 devices and 21 receipt are reserved for what is
-/// to come and refused until then.
+/// 25 (as the one before it, for somebody else) and 26 (waits for another one), and 27 goes before one of those that is for a
+/// certain device; 22 says that a receiver was told of a gap, and 16 something about a device. Each kind of acceptance has a
+/// sealed form, which is 32 more, so that no other kind may be above 31. 21 receipt is reserved for what is to come and
+/// refused until then.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A message was accepted. Its place in the log is its sequence number from now on.
@@ -113,6 +123,8 @@ pub enum Record {
     Floor(Floor),
     /// A receiver was told of messages that it will not get.
     Told(Told),
+    /// Something about a device.
+    Device(DeviceChange),
 }
 
 impl Record {
@@ -122,6 +134,7 @@ impl Record {
         match self {
             Self::Accept(accept) => Some(accept.at),
             Self::End(end) => Some(end.at),
+            Self::Device(change) => Some(change.at),
             Self::Attempt(_) | Self::Exposed(_) | Self::Floor(_) | Self::Told(_) => None,
         }
     }
@@ -136,6 +149,7 @@ impl Record {
             Self::Exposed(exposed) => &exposed.user,
             Self::Floor(floor) => &floor.user,
             Self::Told(told) => &told.user,
+            Self::Device(change) => &change.user,
         }
     }
 }
@@ -153,6 +167,8 @@ pub struct Accept {
     pub admission: Admission,
     /// Of a message that waits for another one ([`Message::after`]): where that one was.
     pub parent: Option<Parent>,
+    /// For which device of its recipient, if it is for a certain one.
+    pub device: Option<ForDevice>,
 }
 
 /// What brought a message to its place.
@@ -190,7 +206,7 @@ impl Accept {
     /// A new message.
     #[must_use]
     pub fn new(message: Message, at: Timestamp) -> Self {
-        Self { message, at, origin: None, admission: Admission::New, parent: None }
+        Self { message, at, origin: None, admission: Admission::New, parent: None, device: None }
     }
 
     /// Whether it says what another one says, for whomever and whenever, in the same memory.
@@ -203,9 +219,16 @@ impl Accept {
 
     /// The same for somebody else, at another time. It shares payload and headers.
     #[cfg(feature = "storage")]
-    pub(crate) fn for_recipient(&self, recipient: UserId, at: Timestamp) -> Self {
+    pub(crate) fn for_recipient(&self, recipient: UserId, at: Timestamp, device: Option<ForDevice>) -> Self {
         let (origin, admission, parent) = (self.origin, self.admission, self.parent);
-        Self { message: self.message.for_recipient(recipient), at, origin, admission, parent }
+        Self { message: self.message.for_recipient(recipient), at, origin, admission, parent, device }
+    }
+
+    /// Whether both are for the same devices, one of them each, so that a lane says for which.
+    #[cfg(feature = "storage")]
+    pub(crate) fn is_spread_with(&self, other: &Self) -> bool {
+        let all = |accept: &Self| accept.device.map(|device| (device.among, device.rings, device.stride));
+        all(self) == all(other)
     }
 
     /// When it expires ([`Timestamp::NEVER`] without a TTL, and for a dead letter).
@@ -234,7 +257,11 @@ impl Accept {
     pub fn lane(&self) -> LaneId {
         match self.admission {
             Admission::Buried(_) => LaneId::Dead,
-            _ => self.message.lane(),
+            _ => match (self.message.lane(), self.device) {
+                (LaneId::Scheduled, _) => LaneId::Scheduled,
+                (_, Some(device)) => LaneId::Device(device.slot, self.message.priority()),
+                (lane, None) => lane,
+            },
         }
     }
 
@@ -247,7 +274,8 @@ impl Accept {
     /// Whether its sender's repeats are recognised by this place.
     #[must_use]
     pub fn is_sent(&self) -> bool {
-        self.origin.is_none() && self.admission == Admission::New
+        let is_copy = self.device.is_some_and(|device| device.is_copy);
+        self.origin.is_none() && self.admission == Admission::New && !is_copy
     }
 }
 
@@ -331,6 +359,22 @@ pub struct UserRow {
     pub ledger: LedgerRows,
     /// What waits for another message, in the order of places.
     pub dependents: Vec<DependentRow>,
+    /// One for each slot that was ever used, in their order.
+    pub devices: Vec<DeviceRow>,
+}
+
+impl UserRow {
+    /// What it says of a lane, if it says anything.
+    #[must_use]
+    pub fn lane(&self, lane: LaneId) -> Option<&LaneRow> {
+        match lane {
+            LaneId::Device(slot, priority) => {
+                let found = self.devices.binary_search_by_key(&slot, |row| row.slot).ok()?;
+                self.devices.get(found)?.lanes.get(priority.index())
+            }
+            lane => self.lanes.get(lane.index()),
+        }
+    }
 }
 
 /// The newest message of one collapse key.
@@ -387,97 +431,6 @@ pub struct DedupRow {
     pub seq: Seq,
     /// When it was accepted.
     pub at: Timestamp,
-}
-
-/// The ledger's counters: absolute values, a fold of the records.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Counters {
-    /// Messages accepted.
-    pub accepted: u64,
-    /// Messages ended, by [`EndReason::index`].
-    pub ended: [u64; 8],
-    /// Late confirmations, which moved one message from another reason to `Delivered`.
-    pub upgraded: u64,
-    /// Bytes of accepted messages (see [`Message::cost`]).
-    pub accepted_bytes: u64,
-    /// Bytes of ended messages.
-    pub ended_bytes: u64,
-    /// Messages that were kept as dead letters when they ended.
-    pub buried: u64,
-    /// Dead letters that were sent again or dropped.
-    pub unburied: u64,
-    /// Bytes of messages that were kept as dead letters.
-    pub buried_bytes: u64,
-    /// Bytes of dead letters that were sent again or dropped.
-    pub unburied_bytes: u64,
-    /// What waits, by lane and by when it was accepted.
-    pub backlog: Backlog,
-}
-
-impl Counters {
-    /// Messages that have not ended.
-    #[must_use]
-    pub fn live(&self) -> u64 {
-        let ended = self.ended.iter().fold(0, |sum: u64, n| sum.wrapping_add(*n));
-        positive(self.accepted.wrapping_sub(ended))
-    }
-
-    /// Dead letters that are kept.
-    #[must_use]
-    pub fn dead_letters(&self) -> u64 {
-        positive(self.buried.wrapping_sub(self.unburied))
-    }
-
-    /// Their bytes.
-    #[must_use]
-    pub fn dead_bytes(&self) -> u64 {
-        positive(self.buried_bytes.wrapping_sub(self.unburied_bytes))
-    }
-
-    /// Bytes of messages that have not ended.
-    #[must_use]
-    pub fn live_bytes(&self) -> u64 {
-        positive(self.accepted_bytes.wrapping_sub(self.ended_bytes))
-    }
-
-    /// Adds what another shard counted. Sums wrap: when the number of shards has changed, a shard may end messages that
-    /// another one has counted as accepted, and only the sum over all shards means something.
-    pub fn add(&mut self, other: &Self) {
-        self.accepted = self.accepted.wrapping_add(other.accepted);
-        for (mine, theirs) in self.ended.iter_mut().zip(other.ended) {
-            *mine = mine.wrapping_add(theirs);
-        }
-        self.upgraded = self.upgraded.wrapping_add(other.upgraded);
-        self.accepted_bytes = self.accepted_bytes.wrapping_add(other.accepted_bytes);
-        self.ended_bytes = self.ended_bytes.wrapping_add(other.ended_bytes);
-        self.buried = self.buried.wrapping_add(other.buried);
-        self.unburied = self.unburied.wrapping_add(other.unburied);
-        self.buried_bytes = self.buried_bytes.wrapping_add(other.buried_bytes);
-        self.unburied_bytes = self.unburied_bytes.wrapping_add(other.unburied_bytes);
-        self.backlog.add(&other.backlog);
-    }
-
-    /// Shard `i`'s part, when these counters are divided among `shards`. The parts sum up to the whole.
-    #[must_use]
-    pub fn part(&self, i: u64, shards: u64) -> Self {
-        let shards = shards.max(1);
-        let part = |n: u64| n / shards + u64::from(i < n % shards);
-        Self {
-            accepted: part(self.accepted),
-            ended: self.ended.map(part),
-            upgraded: part(self.upgraded),
-            accepted_bytes: part(self.accepted_bytes),
-            ended_bytes: part(self.ended_bytes),
-            buried: part(self.buried),
-            unburied: part(self.unburied),
-            buried_bytes: part(self.buried_bytes),
-            unburied_bytes: part(self.unburied_bytes),
-            backlog: self.backlog.part(i),
-        }
-    }
-}
-
-/// A difference of wrapping counters, or nothing if it is below zero.
-const fn positive(difference: u64) -> u64 {
-    if difference > i64::MAX as u64 { 0 } else { difference }
+    /// The devices that have a copy; the first one's is at the place.
+    pub among: Slots,
 }

@@ -24,11 +24,16 @@ pub enum EndReason {
     Evicted,
     /// Not of a message, but of its place: it waits in another lane now. Never announced as an end, nor counted as one.
     Moved,
+    /// Another of its recipient's devices confirmed it first, which settles it for all: see
+    /// [`DevicePolicy::RingAll`](crate::DevicePolicy::RingAll).
+    Elsewhere,
+    /// The device that it was for is gone.
+    DeviceGone,
 }
 
 impl EndReason {
     /// What messages end for, in the order of [`EndReason::index`].
-    pub const ALL: [Self; 8] = [
+    pub const ALL: [Self; 10] = [
         Self::Delivered,
         Self::Unconfirmed,
         Self::Expired,
@@ -37,12 +42,18 @@ impl EndReason {
         Self::Cancelled,
         Self::Replaced,
         Self::Evicted,
+        Self::Elsewhere,
+        Self::DeviceGone,
     ];
 
     /// Its place in tables of counters.
     #[must_use]
     pub const fn index(self) -> usize {
-        self as usize
+        match self {
+            Self::Elsewhere => 8,
+            Self::DeviceGone => 9,
+            other => other as usize,
+        }
     }
 
     /// A lower-case name, for tables and metrics.
@@ -58,6 +69,8 @@ impl EndReason {
             Self::Replaced => "replaced",
             Self::Evicted => "evicted",
             Self::Moved => "moved",
+            Self::Elsewhere => "elsewhere",
+            Self::DeviceGone => "device_gone",
         }
     }
 }

@@ -15,7 +15,8 @@ use lastmile::machine::{
 };
 use lastmile::record::{Counters, Epoch, Seq};
 use lastmile::{
-    Config, DeviceId, Message, MessageBuilder, MessageId, Otherwise, Priority, StreamId, Timestamp, UserId,
+    Config, DeviceId, DevicePolicy, Message, MessageBuilder, MessageId, Otherwise, Priority, StreamId, Timestamp,
+    UserId,
 };
 
 /// What can happen.
@@ -54,8 +55,12 @@ pub enum Op {
         /// Its id.
         id: u8,
     },
-    /// Someone attaches a sink.
-    Attach(u8),
+    /// Someone attaches a sink for this device.
+    Attach(u8, u8),
+    /// Someone's device is registered.
+    Register(u8, u8),
+    /// Someone's device is removed.
+    Unregister(u8, u8),
     /// Time passes.
     Wait(u16),
 }
@@ -93,6 +98,17 @@ pub fn builder(sender: u8, user: u8, id: u8, priority: Priority, body: &[u8]) ->
         .id(MessageId::from_u128(u128::from(id)))
         .sender(person(sender))
         .priority(priority)
+        .devices(policy(sender))
+}
+
+/// Each sender has a policy of its own.
+fn policy(sender: u8) -> DevicePolicy {
+    let all = [DevicePolicy::AnyDevice, DevicePolicy::EveryDevice, DevicePolicy::RingAll];
+    all[usize::from(sender) % all.len()]
+}
+
+fn device(number: u8) -> DeviceId {
+    DeviceId::new([b'd', number]).expect("two bytes are a device id")
 }
 
 /// Machines and nothing else: commits are durable at once, sinks confirm at once, nothing settles.
@@ -104,7 +120,9 @@ pub struct Shell {
     pub now: Timestamp,
     next: Seq,
     tickets: u64,
-    links: Vec<(LinkId, usize, UserId)>,
+    links: Vec<(LinkId, UserId, u8)>,
+    /// What was delivered, to which device of whom, and where it was, in order.
+    pub places: Vec<(UserId, u8, EntryRef, Message)>,
     /// What was delivered, in order.
     pub delivered: Vec<(UserId, Priority, MessageId)>,
     /// What was answered, in order.
@@ -124,6 +142,7 @@ impl Shell {
             next: Seq::first_of(Epoch(1)),
             tickets: 0,
             links: Vec::new(),
+            places: Vec::new(),
             delivered: Vec::new(),
             answers: Vec::new(),
             done: Vec::new(),
@@ -151,7 +170,13 @@ impl Shell {
                 let operation = Operation::Cancel(Target { user: user.clone(), id, sender: None });
                 self.input(&user, Input::Operate { ticket: Ticket(self.tickets), operation });
             }
-            Op::Attach(user) => self.attach(&person(*user)),
+            Op::Attach(user, number) => self.attach(&person(*user), *number),
+            Op::Register(user, number) => {
+                self.operate(Operation::Register(person(*user), device(*number)));
+            }
+            Op::Unregister(user, number) => {
+                self.operate(Operation::Unregister(person(*user), device(*number)));
+            }
             Op::Wait(millis) => {
                 self.now = self.now.after(Duration::from_millis((*millis).into()));
                 for shard in 0..self.machines.len() {
@@ -161,10 +186,22 @@ impl Shell {
         }
     }
 
-    fn attach(&mut self, user: &UserId) {
+    fn operate(&mut self, operation: Operation) {
+        self.tickets += 1;
+        let user = operation.user().clone();
+        self.input(&user, Input::Operate { ticket: Ticket(self.tickets), operation });
+        // What takes several slices.
+        for shard in 0..self.machines.len() {
+            while self.machines[shard].poll_timeout() == Some(Timestamp::ZERO) {
+                self.on(shard, Input::Tick);
+            }
+        }
+    }
+
+    fn attach(&mut self, user: &UserId, number: u8) {
         let link = LinkId(self.links.len() as u64 + 1);
-        self.links.push((link, self.digester.shard(user, self.machines.len()), user.clone()));
-        let device = DeviceId::new("d").expect("one byte is a device id");
+        self.links.push((link, user.clone(), number));
+        let device = device(number);
         self.input(user, Input::Attach { link, user: user.clone(), device });
     }
 
@@ -194,7 +231,11 @@ impl Shell {
                 Some(Input::Persisted { commit, first })
             }
             Action::Offer { link, batch } => {
-                let user = self.links.iter().find(|(id, ..)| *id == link)?.2.clone();
+                let (_, user, number) = self.links.iter().find(|(id, ..)| *id == link)?.clone();
+                let places = batch
+                    .iter()
+                    .map(|delivery| (user.clone(), number, delivery.entry, delivery.message.clone()));
+                self.places.extend(places);
                 let took = |delivery: &lastmile::machine::Delivery| {
                     (user.clone(), delivery.message.priority(), delivery.message.id())
                 };

@@ -6,13 +6,16 @@ use std::sync::Arc;
 use lastmile::codec::{decode_records, encode_records};
 use lastmile::machine::{Found, Query, Survivors};
 use lastmile::record::{
-    Accept, Admission, Attempt, Burial, End, Epoch, Exposed, Gap, LaneId, Origin, Parent, Record, Seq, Told,
+    Accept, Admission, Attempt, Burial, Copies, DeviceChange, DeviceEvent, End, Epoch, Exposed, ForDevice,
+    Gap, LaneId, Origin, Parent, Record, Seq, Slot, Slots, Told,
 };
 use lastmile::storage::MemoryStore;
 use lastmile::storage::outbox::keys::Key;
 use lastmile::storage::outbox::{Identity, Merge, OutboxStore, Progress, Settlement};
 use lastmile::testing::sim::{self, Script};
-use lastmile::{Config, EndReason, MessageId, Otherwise, Priority, StreamId, Timestamp, UserId};
+use lastmile::{
+    Config, DeviceId, DevicePolicy, EndReason, MessageId, Otherwise, Priority, StreamId, Timestamp, UserId,
+};
 use lastmile_proptests::{Op, Shell, builder};
 use proptest::prelude::*;
 
@@ -24,7 +27,9 @@ fn op() -> impl Strategy<Value = Op> {
     let send = (0_u8..3, 0_u8..5, 0_u8..40, priority(), prop::collection::vec(any::<u8>(), 0..2));
     prop_oneof![
         6 => send.prop_map(|(sender, user, id, priority, body)| Op::Send { sender, user, id, priority, body }),
-        1 => (0_u8..5).prop_map(Op::Attach),
+        1 => (0_u8..5, 0_u8..3).prop_map(|(user, device)| Op::Attach(user, device)),
+        1 => (0_u8..5, 0_u8..3).prop_map(|(user, device)| Op::Register(user, device)),
+        1 => (0_u8..10, 0_u8..3).prop_map(|(user, device)| Op::Unregister(user, device)),
         1 => any::<u16>().prop_map(Op::Wait),
     ]
 }
@@ -47,24 +52,40 @@ fn waiting() -> impl Strategy<Value = Op> {
         6 => send.prop_map(|(sender, user, id, priority)| Op::Send { sender, user, id, priority, body: vec![] }),
         6 => after,
         2 => (user.clone(), id).prop_map(|(user, id)| Op::Cancel { user, id }),
-        1 => user.prop_map(Op::Attach),
+        1 => user.prop_map(|user| Op::Attach(user, 0)),
         1 => any::<u16>().prop_map(Op::Wait),
     ]
 }
 
 fn lane() -> impl Strategy<Value = LaneId> {
-    (0_u8..6).prop_map(|index| LaneId::from_index(index).unwrap())
+    (0_u8..134).prop_map(|index| LaneId::from_index(index).unwrap())
 }
 
 fn user() -> impl Strategy<Value = UserId> {
     prop::collection::vec(any::<u8>(), 1..=255).prop_map(|bytes| UserId::new(bytes).unwrap())
 }
 
+fn a_slot(bits: u32) -> Slot {
+    Slot::new((bits % 32) as u8).unwrap()
+}
+
+fn for_device(bits: u32) -> Option<ForDevice> {
+    let (slot, among) = (a_slot(bits), Slots::from_bits(bits));
+    let (rings, is_copy) = (bits % 3 == 0, bits % 5 == 0);
+    (bits % 7 != 0).then(|| ForDevice {
+        slot,
+        among: among.with(slot),
+        rings,
+        is_copy,
+        stride: 1 + (bits % 2) as u8,
+    })
+}
+
 fn record() -> impl Strategy<Value = Record> {
-    let parts = (user(), priority(), any::<u64>(), 0_usize..8, any::<bool>(), any::<u32>(), any::<u64>());
-    (parts, 0_u8..5, prop::collection::vec(any::<u8>(), 0..5000)).prop_map(|(parts, kind, body)| {
+    let parts = (user(), priority(), any::<u64>(), 0_usize..10, any::<bool>(), any::<u32>(), any::<u64>());
+    (parts, 0_u8..7, prop::collection::vec(any::<u8>(), 0..5000)).prop_map(|(parts, kind, body)| {
         let (user, priority, seq, reason, flag, attempts, at) = parts;
-        let lane = LaneId::from_index((attempts % 6) as u8).unwrap();
+        let lane = LaneId::from_index((attempts % 134) as u8).unwrap();
         let (seq, at) = (Seq::new(seq), Timestamp::from_millis(at));
         let burial = Burial { reason: EndReason::Dead, attempts, possibly_delivered: flag, at };
         let admissions = [
@@ -87,8 +108,39 @@ fn record() -> impl Strategy<Value = Record> {
                 at,
                 origin: flag.then_some(Origin { stream: StreamId::from_u128(9), seq }),
                 admission,
-                parent: waits.then_some(Parent { lane, seq }),
+                parent: waits.then_some(Parent::at(lane, seq)),
+                device: (scheduled.is_none() && !waits).then(|| for_device(attempts)).flatten(),
             })),
+            5 => {
+                let (slot, device) = (a_slot(attempts), DeviceId::new(user.as_bytes()).unwrap());
+                let events = [
+                    DeviceEvent::Registered,
+                    DeviceEvent::Seen,
+                    DeviceEvent::Exposed(Epoch(attempts)),
+                    DeviceEvent::Leaving,
+                    DeviceEvent::Gone,
+                ];
+                let event = events[attempts as usize % events.len()];
+                Record::Device(DeviceChange { user, slot, device, event, at })
+            }
+            6 => {
+                let otherwise = if flag { Otherwise::Release } else { Otherwise::Cancel };
+                let policies = [DevicePolicy::AnyDevice, DevicePolicy::RingAll, DevicePolicy::EveryDevice];
+                let plain = plain.after(MessageId::from_u128(77), otherwise);
+                let message = match policies.get(attempts as usize % 4) {
+                    Some(policy) => plain.devices(*policy),
+                    None => plain,
+                };
+                let parent = match for_device(attempts) {
+                    Some(ForDevice { slot, among, stride, .. }) => {
+                        let copies = Some(Copies { among, left: Slots::one(slot), stride });
+                        Parent { copies, ..Parent::at(LaneId::Device(slot, priority), seq) }
+                    }
+                    None => Parent::at(priority.into(), seq),
+                };
+                let accept = Accept::new(message.build().unwrap(), at);
+                Record::Accept(Arc::new(Accept { parent: Some(parent), ..accept }))
+            }
             1 => Record::End(End {
                 user,
                 lane,
@@ -132,6 +184,20 @@ proptest! {
             shell.answers.iter().map(|(ticket, result)| (*ticket, result.clone().map(|a| a.duplicate))).collect::<Vec<_>>()
         };
         prop_assert_eq!(kinds(&one), kinds(&many));
+    }
+
+    #[test]
+    fn no_place_is_given_to_two_devices_and_no_device_gets_a_message_twice(ops in prop::collection::vec(op(), 0..200)) {
+        let mut shell = Shell::new(1, &Config::default());
+        ops.iter().for_each(|op| shell.play(op));
+        let mut places = std::collections::HashSet::new();
+        // Everybody confirms at once: a device has one copy at most, and of what is for any device one has it.
+        let mut got = std::collections::HashSet::new();
+        for (user, device, entry, message) in &shell.places {
+            prop_assert!(places.insert(entry.seq), "{:?} was offered twice", entry);
+            let one = (user.clone(), *device, message.sender().cloned(), message.id());
+            prop_assert!(got.insert(one), "{:?} got {:?} twice", device, message);
+        }
     }
 
     #[test]

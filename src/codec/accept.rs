@@ -20,6 +20,7 @@ use crate::time::Timestamp;
 /// Appends an accepted message as `kind · version · body`. What is shared says the place of its body.
 pub(super) fn append(accept: &Accept, cipher: &Cipher, shared: Option<Seq>, out: &mut Vec<u8>) {
     let message = &accept.message;
+    super::device::append(accept, out);
     match cipher.seal_contents(message, shared) {
         None => {
             out.reserve(message.payload().len().saturating_add(128));
@@ -142,7 +143,7 @@ impl Read<'_, ContentsIn<'_>> {
             builder = builder.after(id, otherwise);
         }
         let (message, parent) = (builder.build()?, waits.map(|(_, parent)| parent));
-        Ok(Accept { message, at: body.at, origin: body.origin, admission, parent })
+        Ok(Accept { message, at: body.at, origin: body.origin, admission, parent, device: None })
     }
 }
 

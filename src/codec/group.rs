@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Blob, Cipher, CodecError, KeyMark, LIKE, body_error, check_version, decode_borrowed,
-    decode_plain_or_sealed, encode_kind, with_len,
+    decode_plain_or_sealed, device, encode_kind, with_len,
 };
 use crate::error::KeyError;
 use crate::id::UserId;
@@ -47,7 +47,10 @@ pub(super) fn encode<'a>(records: impl IntoIterator<Item = &'a Record>, cipher: 
             Some(before) => {
                 let later = accept.at.as_millis().wrapping_sub(before.at.as_millis());
                 let like = Like { recipient: Blob(accept.message.recipient().as_bytes()), later };
-                with_len(out, |out| encode_kind(LIKE, &like, out));
+                with_len(out, |out| {
+                    device::append(accept, out);
+                    encode_kind(LIKE, &like, out);
+                });
             }
             None => cipher.encode_record(record, out),
         }
@@ -73,10 +76,17 @@ pub(super) fn decode_next(
     cipher: &Cipher,
     before: &mut Before,
 ) -> Result<(Record, Option<KeyMark>), CodecError> {
-    let read = match (bytes, &*before) {
-        ([LIKE, version, body @ ..], Before::Accept(base, key)) => {
-            check_version(LIKE, *version).and_then(|()| Ok((decode_like(body, base)?, *key)))
+    let (for_device, leaning) = match device::split(bytes) {
+        Ok(split) => split,
+        Err(error) => {
+            *before = Before::Nothing;
+            return Err(error);
         }
+    };
+    let read = match (leaning, &*before) {
+        ([LIKE, version, body @ ..], Before::Accept(base, key)) => check_version(LIKE, *version)
+            .and_then(|()| device::put(decode_like(body, base)?, for_device))
+            .map(|accept| (Record::Accept(Arc::new(accept)), *key)),
         ([LIKE, version, ..], Before::Locked(error)) => {
             check_version(LIKE, *version).and(Err(CodecError::Sealed(*error)))
         }
@@ -91,11 +101,11 @@ pub(super) fn decode_next(
     read
 }
 
-fn decode_like(body: &[u8], base: &Accept) -> Result<Record, CodecError> {
+fn decode_like(body: &[u8], base: &Accept) -> Result<Accept, CodecError> {
     let like: Like<'_> = decode_borrowed(body)?;
     let recipient = UserId::new(like.recipient.0).map_err(body_error)?;
     let at = Timestamp::from_millis(base.at.as_millis().wrapping_add(like.later));
-    Ok(Record::Accept(Arc::new(base.for_recipient(recipient, at))))
+    Ok(base.for_recipient(recipient, at, None))
 }
 
 #[cfg(test)]

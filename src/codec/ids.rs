@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! version u8 | row …
-//! row: tag u8 | [sender u128] | key u128 | [content u64] | [place step] | [time step]
+//! row: tag u8 | [sender u128] | key u128 | [content u64] | [place step] | [time step] | [devices varint]
 //! ```
 //!
 //! Rows of a chunk come by sender and place, so most have the sender of the row before, are at the next place or a few
@@ -10,8 +10,8 @@
 //! a row takes 17 bytes, and 25 or a few more when it says something else. The tag says what is there; steps are varints,
 //! either way.
 
-use super::{CodecError, Fields, RECORD_VERSION, check_version, put_step};
-use crate::record::{DedupRow, Seq};
+use super::{CodecError, Fields, RECORD_VERSION, check_version, put_step, put_varint};
+use crate::record::{DedupRow, Seq, Slots};
 use crate::time::Timestamp;
 
 const NEW_SENDER: u8 = 1;
@@ -19,13 +19,21 @@ const NEW_CONTENT: u8 = 2;
 /// Without it, the place is the next one.
 const NEW_PLACE: u8 = 4;
 const NEW_TIME: u8 = 8;
-const TAGS: u8 = NEW_SENDER | NEW_CONTENT | NEW_PLACE | NEW_TIME;
+/// It is for other devices than the one before it.
+const NEW_DEVICES: u8 = 16;
+const TAGS: u8 = NEW_SENDER | NEW_CONTENT | NEW_PLACE | NEW_TIME | NEW_DEVICES;
 /// No row takes more in a chunk.
-pub const MAX_DEDUP_BYTES: usize = 62;
+pub const MAX_DEDUP_BYTES: usize = 67;
 
 /// What the first row of a chunk leans on.
-const NOTHING: DedupRow =
-    DedupRow { sender: 0, key: 0, content: 0, seq: Seq::ZERO, at: Timestamp::from_millis(0) };
+const NOTHING: DedupRow = DedupRow {
+    sender: 0,
+    key: 0,
+    content: 0,
+    seq: Seq::ZERO,
+    at: Timestamp::from_millis(0),
+    among: Slots::NONE,
+};
 
 /// Appends a remembered id to a chunk: behind this one, or as its first.
 pub fn encode_dedup(row: &DedupRow, before: Option<&DedupRow>, out: &mut Vec<u8>) {
@@ -37,7 +45,8 @@ pub fn encode_dedup(row: &DedupRow, before: Option<&DedupRow>, out: &mut Vec<u8>
     let tag = changed(row.sender != before.sender, NEW_SENDER)
         | changed(row.content != before.content, NEW_CONTENT)
         | changed(row.seq != before.seq.plus(1), NEW_PLACE)
-        | changed(row.at != before.at, NEW_TIME);
+        | changed(row.at != before.at, NEW_TIME)
+        | changed(row.among != before.among, NEW_DEVICES);
     out.push(tag);
     if tag & NEW_SENDER != 0 {
         out.extend_from_slice(&row.sender.to_le_bytes());
@@ -51,6 +60,9 @@ pub fn encode_dedup(row: &DedupRow, before: Option<&DedupRow>, out: &mut Vec<u8>
     }
     if tag & NEW_TIME != 0 {
         put_step(before.at.as_millis(), row.at.as_millis(), out);
+    }
+    if tag & NEW_DEVICES != 0 {
+        put_varint(row.among.bits().into(), out);
     }
 }
 
@@ -95,6 +107,10 @@ impl DedupRows<'_> {
             let at = self.fields.step_from(before.at.as_millis()).ok_or_else(short)?;
             row.at = Timestamp::from_millis(at);
         }
+        if tag & NEW_DEVICES != 0 {
+            let bits = self.fields.varint().and_then(|bits| u32::try_from(bits).ok()).ok_or_else(short)?;
+            row.among = Slots::from_bits(bits);
+        }
         Ok(row)
     }
 }
@@ -130,7 +146,8 @@ mod tests {
 
     fn row(n: u64) -> DedupRow {
         let at = Timestamp::from_millis(1_700_000_000_000 + n / 50);
-        DedupRow { sender: 5, key: u128::from(n) << 64, content: 9, seq: Seq::new(7 << 40 | n), at }
+        let among = Slots::NONE;
+        DedupRow { sender: 5, key: u128::from(n) << 64, content: 9, seq: Seq::new(7 << 40 | n), at, among }
     }
 
     #[test]
@@ -141,7 +158,7 @@ mod tests {
             DedupRow { sender: u128::MAX, content: u64::MAX, seq: Seq::MAX, at: Timestamp::NEVER, ..row(1) },
             NOTHING,
             row(3),
-            DedupRow { content: 1, ..row(4) },
+            DedupRow { content: 1, among: Slots::from_bits(u32::MAX), ..row(4) },
             DedupRow { sender: 1, ..row(2) },
         ];
         for rows in [&many[..], &extremes, &many[..1], &[]] {
@@ -183,7 +200,7 @@ mod tests {
         let error = decode_dedup(&newer).next().unwrap().unwrap_err();
         assert!(error.is_too_new());
         let mut tagged = bytes;
-        tagged[1] = 16;
+        tagged[1] = 32;
         assert_eq!(decode_dedup(&tagged).count(), 1);
     }
 }

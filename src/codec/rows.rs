@@ -1,13 +1,16 @@
 //! The bytes of user rows. Every list is a blob of items of fixed width, so that what a row takes in
 //! memory is bounded by its bytes.
 
+mod devices;
+
 use serde::{Deserialize, Serialize};
 
+use self::devices::{pack_devices, unpack_devices};
 use super::{Blob, CodecError, Fields, RECORD_VERSION, decode_borrowed, encode_value};
 use crate::id::{MessageId, StreamId};
 use crate::record::{
-    DependentRow, Epoch, Gap, InboxRow, LaneId, LaneRow, LedgerRow, LedgerRows, NewestRow, Parent, ParentEnd,
-    Seq, UserRow,
+    Copies, DependentRow, Epoch, Gap, InboxRow, LaneId, LaneRow, LedgerRow, LedgerRows, NewestRow, Parent,
+    ParentEnd, Seq, Slots, UserRow,
 };
 use crate::status::EndReason;
 use crate::time::Timestamp;
@@ -41,6 +44,8 @@ struct LaneWire<'a> {
 
 /// The version of a row of somebody who has messages that wait for others: that of the first one, and those.
 const WITH_DEPENDENTS: u8 = 2;
+/// The version of a row of somebody who has, or had, registered devices: that of the second one, and those.
+const WITH_DEVICES: u8 = 3;
 
 const PLACE_BYTES: usize = 8;
 const ATTEMPT_BYTES: usize = 20;
@@ -58,12 +63,23 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
     let (inbox, newest) = (Blob(&inbox), Blob(&newest));
     let (ledger, gaps, forgotten) = (Blob(&ledger), Blob(&gaps), row.ledger.forgotten);
     let wire = RowWire { reflects, exposed, lanes, inbox, newest, ledger, forgotten, gaps };
-    if row.dependents.is_empty() {
-        out.push(RECORD_VERSION);
-        return encode_value(&wire, out);
+    let mut devices = Vec::new();
+    pack_devices(&row.devices, &mut devices);
+    let dependents = pack_dependents(&row.dependents, !devices.is_empty());
+    match (dependents.is_empty(), devices.is_empty()) {
+        (true, true) => {
+            out.push(RECORD_VERSION);
+            encode_value(&wire, out);
+        }
+        (false, true) => {
+            out.push(WITH_DEPENDENTS);
+            encode_value(&(wire, Blob(&dependents)), out);
+        }
+        (_, false) => {
+            out.push(WITH_DEVICES);
+            encode_value(&(wire, Blob(&dependents), Blob(&devices)), out);
+        }
     }
-    out.push(WITH_DEPENDENTS);
-    encode_value(&(wire, Blob(&pack_dependents(&row.dependents))), out);
 }
 
 /// What [`encode_row`] wrote.
@@ -72,9 +88,16 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
 /// [`CodecError`].
 pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
     let (version, body) = bytes.split_first().ok_or(CodecError::Truncated { bytes: 0, needed: 1 })?;
-    let (wire, dependents): (RowWire<'_>, Blob<'_>) = match *version {
-        RECORD_VERSION => (decode_borrowed(body)?, Blob(&[])),
-        WITH_DEPENDENTS => decode_borrowed(body)?,
+    let (wire, dependents, devices): (RowWire<'_>, Vec<_>, Blob<'_>) = match *version {
+        RECORD_VERSION => (decode_borrowed(body)?, Vec::new(), Blob(&[])),
+        WITH_DEPENDENTS => {
+            let (wire, dependents): (_, Blob<'_>) = decode_borrowed(body)?;
+            (wire, unpack(dependents.0, unpack_dependent)?, Blob(&[]))
+        }
+        WITH_DEVICES => {
+            let (wire, dependents, devices): (_, Blob<'_>, _) = decode_borrowed(body)?;
+            (wire, unpack(dependents.0, unpack_dependent_of_copies)?, devices)
+        }
         0 => return Err(CodecError::Body("version 0".to_owned())),
         found => return Err(CodecError::NewerVersion { kind: 0, found }),
     };
@@ -91,7 +114,8 @@ pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
         forgotten: wire.forgotten,
         gaps: unpack(wire.gaps.0, unpack_gap)?.into_iter().collect::<Result<_, _>>()?,
     };
-    row.dependents = unpack(dependents.0, unpack_dependent)?.into_iter().collect::<Result<_, _>>()?;
+    row.dependents = dependents.into_iter().collect::<Result<_, _>>()?;
+    row.devices = unpack_devices(devices.0)?;
     Ok(row)
 }
 
@@ -129,7 +153,7 @@ fn pack_inbox(inbox: &[InboxRow]) -> Vec<u8> {
     let mut out = Vec::new();
     for row in inbox {
         out.extend_from_slice(&row.stream.as_u128().to_le_bytes());
-        out.push(row.lane as u8);
+        out.push(row.lane.code());
         out.extend_from_slice(&row.floor.get().to_le_bytes());
         out.extend_from_slice(&(row.seen.len() as u64).to_le_bytes());
         out.extend_from_slice(&pack_places(&row.seen));
@@ -143,7 +167,7 @@ fn pack_newest(newest: &[NewestRow]) -> Vec<u8> {
     let mut out = Vec::with_capacity(newest.len().saturating_mul(NEWEST_BYTES));
     for row in newest {
         out.extend_from_slice(&row.key.to_le_bytes());
-        out.push(row.lane as u8);
+        out.push(row.lane.code());
         out.extend_from_slice(&row.id.as_u128().to_le_bytes());
         for number in [row.seq.get(), row.cost, row.version] {
             out.extend_from_slice(&number.to_le_bytes());
@@ -167,10 +191,12 @@ fn unpack_lane(fields: &mut Fields<'_>) -> Result<LaneId, CodecError> {
 }
 
 const DEPENDENT_BYTES: usize = 18;
+const DEPENDENT_OF_COPIES_BYTES: usize = DEPENDENT_BYTES + 9;
 
-/// `place u64 · parent u64 · parent's lane u8 · how that ended u8 (0: it waits, 1: delivered, 2: otherwise)`
-fn pack_dependents(rows: &[DependentRow]) -> Vec<u8> {
-    let mut out = Vec::with_capacity(rows.len().saturating_mul(DEPENDENT_BYTES));
+/// `place u64 · parent u64 · parent's lane u8 · how that ended u8 (0: it waits, 1: delivered, 2: otherwise)`, and of whoever
+/// has devices `among u32 · left u32 · stride u8`, all 0 if the parent is for none of them.
+fn pack_dependents(rows: &[DependentRow], with_copies: bool) -> Vec<u8> {
+    let mut out = Vec::with_capacity(rows.len().saturating_mul(DEPENDENT_OF_COPIES_BYTES));
     for row in rows {
         out.extend_from_slice(&row.seq.get().to_le_bytes());
         out.extend_from_slice(&row.parent.seq.get().to_le_bytes());
@@ -179,9 +205,31 @@ fn pack_dependents(rows: &[DependentRow]) -> Vec<u8> {
             Some(ParentEnd::Delivered) => 1,
             Some(ParentEnd::Otherwise) => 2,
         };
-        out.extend_from_slice(&[row.parent.lane as u8, ended]);
+        out.extend_from_slice(&[row.parent.lane.code(), ended]);
+        if with_copies {
+            let copies = row.parent.copies.map(|Copies { among, left, stride }| (among, left, stride));
+            let (among, left, stride) = copies.unwrap_or((Slots::NONE, Slots::NONE, 0));
+            [among, left].iter().for_each(|slots| out.extend_from_slice(&slots.bits().to_le_bytes()));
+            out.push(stride);
+        }
     }
     out
+}
+
+fn unpack_dependent_of_copies(item: &[u8; DEPENDENT_OF_COPIES_BYTES]) -> Result<DependentRow, CodecError> {
+    let mut fields = Fields(item);
+    let mut row = unpack_dependent(&fields.take::<DEPENDENT_BYTES>().unwrap_or([0; DEPENDENT_BYTES]))?;
+    let [among, left] = [(); 2].map(|()| Slots::from_bits(fields.u32().unwrap_or_default()));
+    let [stride] = fields.take::<1>().unwrap_or_default();
+    row.parent.copies = match stride {
+        0 if among.is_empty() && left.is_empty() => None,
+        1 | 2 if among.has_all(left) => Some(Copies { among, left, stride }),
+        _ => return Err(CodecError::Body(format!("copies {left:?} of {among:?}, {stride} apart"))),
+    };
+    if !super::device::fits(row.parent) {
+        return Err(CodecError::Body("copies of a message for no device".to_owned()));
+    }
+    Ok(row)
 }
 
 fn unpack_dependent(item: &[u8; DEPENDENT_BYTES]) -> Result<DependentRow, CodecError> {
@@ -194,7 +242,7 @@ fn unpack_dependent(item: &[u8; DEPENDENT_BYTES]) -> Result<DependentRow, CodecE
         Some([2]) => Some(ParentEnd::Otherwise),
         other => return Err(CodecError::Body(format!("a parent that ended as {other:?}"))),
     };
-    Ok(DependentRow { seq, parent: Parent { lane, seq: parent }, ended })
+    Ok(DependentRow { seq, parent: Parent::at(lane, parent), ended })
 }
 
 const LEDGER_BYTES: usize = 48;
@@ -208,7 +256,7 @@ fn pack_ledger(rows: &[LedgerRow]) -> Vec<u8> {
         }
         out.extend_from_slice(&row.attempts.to_le_bytes());
         let flags = [u8::from(row.possibly_delivered), u8::from(row.id.is_some())];
-        out.extend_from_slice(&[row.lane as u8, row.reason as u8, flags[0], flags[1]]);
+        out.extend_from_slice(&[row.lane.code(), row.reason as u8, flags[0], flags[1]]);
         out.extend_from_slice(&row.id.map_or(0, MessageId::as_u128).to_le_bytes());
     }
     out
@@ -243,7 +291,7 @@ fn pack_gaps(gaps: &[Gap]) -> Vec<u8> {
         for messages in [gap.expired, gap.dead, gap.evicted] {
             out.extend_from_slice(&messages.to_le_bytes());
         }
-        out.push(gap.lane as u8);
+        out.push(gap.lane.code());
     }
     out
 }

@@ -5,8 +5,9 @@ use super::*;
 use crate::id::{MessageId, StreamId, UserId};
 use crate::message::{Durability, MAX_HEADERS, Message, Priority};
 use crate::record::{
-    Admission, Burial, DependentRow, Epoch, Gap, InboxRow, LaneId, LedgerRow, LedgerRows, NewestRow, Origin,
-    Parent, ParentEnd, Told, UserRow,
+    Accept, Admission, Attempt, Burial, Copies, DependentRow, DeviceChange, DeviceEvent, DeviceInfo,
+    DeviceRow, End, Epoch, Exposed, Floor, ForDevice, Gap, InboxRow, LaneId, LaneRow, LedgerRow, LedgerRows,
+    NewestRow, Origin, Parent, ParentEnd, Record, Seq, Slot, Slots, Told, UserRow,
 };
 use crate::status::EndReason;
 use crate::time::Timestamp;
@@ -37,16 +38,39 @@ fn samples() -> Vec<(&'static str, Record)> {
     let origin = Some(Origin { stream: StreamId::from_u128(u128::MAX), seq });
     let at = Timestamp::from_millis(1_700_000_000_000);
     let reason = EndReason::Expired;
-    let accept = |message, admission| {
-        Record::Accept(Arc::new(Accept { message, at, origin: None, admission, parent: None }))
-    };
+    let accept =
+        |message, admission| Record::Accept(Arc::new(Accept { admission, ..Accept::new(message, at) }));
     let scheduled = builder().not_before(at.after(core::time::Duration::from_secs(3600))).build().unwrap();
     let collapsing = builder().collapse_key("order/7").version(41).not_before(at).build().unwrap();
     let after = builder().after(MessageId::from_u128(77), crate::Otherwise::Cancel).not_before(at);
     let after = after.build().unwrap();
     let waiting = |admission| {
-        let (origin, parent) = (None, Some(Parent { lane: LaneId::High, seq }));
-        Record::Accept(Arc::new(Accept { message: after.clone(), at, origin, admission, parent }))
+        let parent = Some(Parent::at(LaneId::High, seq));
+        Record::Accept(Arc::new(Accept { admission, parent, ..Accept::new(after.clone(), at) }))
+    };
+    let change = DeviceChange {
+        user: user.clone(),
+        slot: Slot::new(31).unwrap(),
+        device: crate::DeviceId::new("phone").unwrap(),
+        event: DeviceEvent::Exposed(Epoch(5)),
+        at,
+    };
+    let device = Some(ForDevice {
+        slot: Slot::new(3).unwrap(),
+        among: Slots::from_bits(0x8000_0009),
+        rings: true,
+        is_copy: true,
+        stride: 2,
+    });
+    let later = builder().devices(crate::DevicePolicy::RingAll).not_before(at).build().unwrap();
+    let copies =
+        Some(Copies { among: Slots::from_bits(0x8000_0009), left: Slots::from_bits(0x8000_0001), stride: 2 });
+    let for_copies = Accept {
+        parent: Some(Parent {
+            copies,
+            ..Parent::at(LaneId::Device(Slot::new(3).unwrap(), Priority::Low), seq)
+        }),
+        ..Accept::new(after.with_devices(crate::DevicePolicy::EveryDevice), at)
     };
     let burial = Burial { reason: EndReason::Dead, attempts: 20, possibly_delivered: true, at };
     vec![
@@ -57,6 +81,7 @@ fn samples() -> Vec<(&'static str, Record)> {
         ("collapsing", accept(collapsing, Admission::New)),
         ("waiting", waiting(Admission::New)),
         ("waiting-moved", waiting(Admission::Moved)),
+        ("waiting-for-copies", Record::Accept(Arc::new(for_copies))),
         ("buried", accept(message(), Admission::Buried(burial))),
         ("requeued", accept(message(), Admission::Requeued { possibly_delivered: true })),
         (
@@ -77,6 +102,9 @@ fn samples() -> Vec<(&'static str, Record)> {
         ("attempt", Record::Attempt(Attempt { user: user.clone(), lane, seq, attempts: 2, not_before: at })),
         ("exposed", Record::Exposed(Exposed { user: user.clone(), epoch: Epoch(5) })),
         ("told", Record::Told(Told { user: user.clone(), gap: gap(lane) })),
+        ("device", Record::Device(change)),
+        ("for-device", Record::Accept(Arc::new(Accept { device, ..Accept::new(message(), at) }))),
+        ("for-devices-later", accept(later, Admission::New)),
         ("floor", Record::Floor(Floor { user, stream: StreamId::from_u128(4), lane, floor: seq })),
     ]
 }
@@ -126,7 +154,7 @@ fn bytes_are_those_of_the_golden_files() {
 
 #[test]
 fn unknown_kinds_and_newer_versions_are_named() {
-    for kind in [0, 6, 16, 17, 21, 27, 32, 34, 37, 48, 49, 53, 54, 57, 59, 255] {
+    for kind in [0, 6, 17, 21, 28, 32, 34, 37, 48, 49, 53, 54, 57, 59, 255] {
         let bytes = [2, 0, 0, 0, kind, 1];
         assert_eq!(decode_one(&bytes), Err(CodecError::UnknownKind { kind }));
         assert!(decode_one(&bytes).unwrap_err().is_too_new());
@@ -187,7 +215,7 @@ fn garbage_is_an_error_and_never_a_panic() {
         decode_records(next(&mut seed) as u32 % 8, &bytes).for_each(drop);
         let _ = (decode_row(&bytes), decode_accept(&bytes));
         decode_dedup(&bytes).for_each(drop);
-        for kind in [1, 2, 3, 4, 5, 18, 19, 20, 23, 24, 25, 33, 50, 51, 52, 55, 56] {
+        for kind in [1, 2, 3, 4, 5, 16, 18, 19, 20, 23, 24, 25, 27, 33, 50, 51, 52, 55, 56] {
             let body: Vec<u8> = (0..next(&mut seed) % 64).map(|_| next(&mut seed) as u8).collect();
             let _ = decode_bare(&[&[kind, 1][..], &body].concat());
         }
@@ -198,7 +226,7 @@ fn garbage_is_an_error_and_never_a_panic() {
 fn lengths_of_terabytes_are_refused() {
     // 252 and 253 stand before an integer of four and of eight bytes.
     for len in [[253, 255, 255, 255, 255, 255, 15, 0, 0], [252, 255, 255, 255, 0, 0, 0, 0, 0]] {
-        for kind in [1, 2, 3, 4, 5, 18, 19, 20, 23, 24, 25, 33, 50, 51, 52, 55, 56] {
+        for kind in [1, 2, 3, 4, 5, 16, 18, 19, 20, 23, 24, 25, 27, 33, 50, 51, 52, 55, 56] {
             assert!(decode_bare(&[&[kind, 1][..], &len].concat()).is_err());
             assert!(decode_bare(&[&[kind, 1, 1][..], &len].concat()).is_err());
         }
@@ -263,7 +291,7 @@ fn rows_round_trip() {
     let mut bytes = Vec::new();
     encode_row(&row, &mut bytes);
     assert_eq!((bytes[0], decode_row(&bytes)), (1, Ok(row.clone())));
-    let parent = Parent { lane: LaneId::Low, seq: Seq::new(7) };
+    let parent = Parent::at(LaneId::Low, Seq::new(7));
     let dependent = |ended| DependentRow { seq: Seq::MAX, parent, ended };
     let ends = [None, Some(ParentEnd::Delivered), Some(ParentEnd::Otherwise)];
     row.dependents = ends.into_iter().map(dependent).collect();
@@ -273,4 +301,75 @@ fn rows_round_trip() {
     for len in 0..bytes.len() {
         assert!(decode_row(&bytes[..len]).is_err());
     }
+}
+
+#[test]
+fn rows_with_devices_round_trip_and_those_without_are_of_the_first_version() {
+    let lane = |n: u64| LaneRow {
+        cursor: Seq::new(n),
+        ended: (n + 1..n + 4).map(Seq::new).collect(),
+        attempts: vec![(Seq::new(n + 9), 2, Timestamp::NEVER)],
+    };
+    let info = |name: &str, is_leaving| DeviceInfo {
+        device: crate::DeviceId::new(name).unwrap(),
+        registered_at: Timestamp::from_millis(5),
+        last_seen: Timestamp::NEVER,
+        is_leaving,
+    };
+    let row = |slot, device| DeviceRow {
+        slot: Slot::new(slot).unwrap(),
+        device,
+        exposed: Epoch(u32::from(slot)),
+        lanes: [lane(1), LaneRow::default(), lane(7), LaneRow::default()],
+    };
+    let encoded = |row: &UserRow| {
+        let mut bytes = vec![9];
+        encode_row(row, &mut bytes);
+        bytes.remove(0);
+        bytes
+    };
+    let mut user = UserRow { reflects: Seq::new(77), ..UserRow::default() };
+    assert_eq!(encoded(&user)[0], 1);
+    user.devices = vec![row(0, Some(info("phone", false))), row(3, None), row(31, Some(info("x", true)))];
+    let bytes = encoded(&user);
+    assert_eq!((bytes[0], decode_row(&bytes)), (3, Ok(user.clone())));
+    let (among, left) = (Slots::from_bits(0b1011), Slots::from_bits(0b10));
+    let of = LaneId::Device(Slot::new(3).unwrap(), Priority::High);
+    for copies in [None, Some(Copies { among, left, stride: 2 })] {
+        let parent = Parent { copies, ..Parent::at(of, Seq::new(8)) };
+        user.dependents.push(DependentRow { seq: Seq::MAX, parent, ended: None });
+    }
+    let bytes = encoded(&user);
+    assert_eq!((bytes[0], decode_row(&bytes)), (3, Ok(user.clone())));
+    for len in 0..bytes.len() {
+        assert_ne!(decode_row(&bytes[..len]).as_ref(), Ok(&user), "{len}");
+    }
+    let of_nobody = Parent::at(LaneId::Low, Seq::new(8));
+    for (parent, left) in [(of_nobody, left), (Parent::at(of, Seq::new(8)), Slots::from_bits(0b100))] {
+        let copies = Some(Copies { among, left, stride: 1 });
+        let dependent = DependentRow { seq: Seq::MAX, parent: Parent { copies, ..parent }, ended: None };
+        let wrong = UserRow { dependents: vec![dependent], ..user.clone() };
+        assert!(decode_row(&encoded(&wrong)).is_err(), "{dependent:?}");
+    }
+    user.devices.swap(0, 1);
+    assert!(decode_row(&encoded(&user)).is_err(), "out of order");
+}
+
+#[test]
+fn what_stands_before_an_acceptance_is_refused_where_it_makes_no_sense() {
+    let mut bytes = Vec::new();
+    encode_accept(&Accept::new(message(), Timestamp::ZERO), &mut bytes);
+    let with = |slot: u8, flags: u8, among: u32| {
+        let head = [&[FOR_DEVICE, RECORD_VERSION, slot, flags][..], &among.to_le_bytes()].concat();
+        decode_bare(&[&head[..], &bytes].concat())
+    };
+    assert!(with(3, 0, 0b1000).is_ok() && with(255, 1, 0).is_ok());
+    for (slot, flags, among) in [(3, 0, 0b111), (32, 0, u32::MAX), (3, 8, 0b1000), (255, 3, 0), (255, 0, 1)] {
+        assert!(with(slot, flags, among).is_err(), "{slot} {flags} {among:b}");
+    }
+    // What waits, and says of which copies; but this one waits for nothing.
+    let waits = [FOR_DEVICE, RECORD_VERSION, 254, 3, 9, 0, 0, 0, 1, 0, 0, 0];
+    assert!(decode_bare(&[&waits[..], &bytes].concat()).is_err());
+    let twice = [&[FOR_DEVICE, RECORD_VERSION, 0, 0, 1, 0, 0, 0][..]; 2].concat();
+    assert!(decode_bare(&[&twice[..], &bytes].concat()).is_err());
 }

@@ -7,6 +7,7 @@ use super::Machine;
 use super::batch::Batch;
 use super::commit::{Instead, Pending, PendingAccept, Repeat, Unit};
 use super::dedup::{Known, Slot};
+use super::devices::Among;
 use super::io::{Accepted, Action, Delivery, EntryRef, Ticket};
 use super::operation::Operation;
 use super::overflow::Victim;
@@ -52,13 +53,17 @@ pub(super) fn at_once_if_due(message: Message, now: Timestamp) -> Message {
 }
 
 /// Where a message went that was accepted then.
-fn lane_then(message: &Message, at: Timestamp) -> LaneId {
-    at_once_if_due(message.clone(), at).lane()
+fn lane_then(message: &Message, slot: Slot) -> LaneId {
+    match (at_once_if_due(message.clone(), slot.at).lane(), slot.among.iter().next()) {
+        (lane, Some(first)) if lane != LaneId::Scheduled => LaneId::Device(first, message.priority()),
+        (lane, _) => lane,
+    }
 }
 
 /// The answer to a repeat of what was accepted then.
 pub(super) fn accepted_then(message: &Message, slot: Slot) -> Accepted {
-    Accepted { entry: EntryRef { lane: lane_then(message, slot.at), seq: slot.seq }, duplicate: true }
+    let entry = EntryRef { lane: lane_then(message, slot), seq: slot.seq };
+    Accepted { entry, among: slot.among, duplicate: true }
 }
 
 /// What dedup says of a message that is to take the place of another.
@@ -66,7 +71,7 @@ pub(super) enum Newcomer {
     /// It is new, with this key.
     Fits(u128),
     /// It was accepted before.
-    Accepted(EntryRef),
+    Accepted(Accepted),
     /// It is on its way to the disk, with this key.
     OnItsWay(u128),
     /// Its sender's ids must be read first.
@@ -85,7 +90,7 @@ impl Machine {
 
     /// Sends and operations that wait for a commit or a load.
     pub(super) fn unanswered(&self) -> usize {
-        self.pending + self.parked_count + self.operations.len()
+        self.pending + self.parked_count + self.operations.len() + self.device_waiting
     }
 
     pub(super) fn check_size(&self, message: &Message) -> Result<(), Refusal> {
@@ -151,16 +156,19 @@ impl Machine {
         if !self.ensure_totals(message.recipient()) {
             return self.park(Query::User(message.recipient().clone()), Parked::Send(ticket, message));
         }
-        let victims = match self.claim_room(&message, None, found) {
+        let among = match self.devices_of(&message, now) {
+            Ok(among) => among,
+            Err(query) => return self.park(query, Parked::Send(ticket, message)),
+        };
+        let victims = match self.claim_room(&message, among.copies(), &[], found) {
             Ok(victims) => victims,
             Err(shortage) => return self.fall_short(ticket, message, shortage),
         };
-        self.reserve_id(key, &message, now);
-        let message = at_once_if_due(message, now);
-        let accept = Arc::new(Accept::new(message, now));
+        self.reserve_id(key, &message, now, among);
+        let accepts = self.spread(among, Accept::new(at_once_if_due(message, now), now));
         match victims.is_empty() {
-            true => self.push_accept(accept, Some(key), ticket, Unit::Alone),
-            false => self.push_instead(accept, key, ticket, None, victims),
+            true => self.push_accept(accepts, Some(key), ticket, Unit::Alone),
+            false => self.push_instead(accepts, key, ticket, &[], victims),
         }
     }
 
@@ -181,9 +189,9 @@ impl Machine {
     }
 
     /// Remembers the id of a message that is to be committed.
-    pub(super) fn reserve_id(&mut self, key: u128, message: &Message, at: Timestamp) {
+    pub(super) fn reserve_id(&mut self, key: u128, message: &Message, at: Timestamp, among: Among) {
         let (sender, content) = (self.digester.user(message.sender()), self.content_of(message));
-        self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at, sender });
+        self.dedup.reserve(key, Slot { content, seq: Seq::ZERO, at, sender, among: among.slots });
     }
 
     /// Whether a message may take the place of another one.
@@ -196,29 +204,47 @@ impl Machine {
             Known::Held => Ok(Newcomer::Held(key)),
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
             Known::Seen(slot) if slot.seq == Seq::ZERO => Ok(Newcomer::OnItsWay(key)),
-            Known::Seen(slot) => Ok(Newcomer::Accepted(accepted_then(message, slot).entry)),
+            Known::Seen(slot) => Ok(Newcomer::Accepted(accepted_then(message, slot))),
         }
     }
 
     /// Records a message that takes the place of another one, whose end must be joined to it.
-    pub(super) fn push_newcomer(&mut self, accept: Arc<Accept>, key: Option<u128>, instead: Instead) {
-        if let Some(key) = key {
-            self.reserve_id(key, &accept.message, accept.at);
+    pub(super) fn push_newcomer(&mut self, accepts: Vec<Arc<Accept>>, key: Option<u128>, instead: Instead) {
+        let Some(last) = accepts.last() else { return };
+        self.will_leave(last.message.recipient(), instead.gives_back);
+        self.push_unsent(accepts, key, Some(instead));
+    }
+
+    /// Records a message that nobody waits for. What it takes the place of is that of its last copy.
+    pub(super) fn push_unsent(
+        &mut self,
+        accepts: Vec<Arc<Accept>>,
+        key: Option<u128>,
+        instead: Option<Instead>,
+    ) {
+        let last = accepts.len();
+        for (n, accept) in (1..).zip(accepts) {
+            let pending = PendingAccept {
+                key: key.filter(|_| n == 1),
+                unit: if n == 1 { Unit::Alone } else { Unit::Joined },
+                instead: instead.filter(|_| n == last),
+                answered: true,
+                ..PendingAccept::of(accept)
+            };
+            self.current.push(Pending::Accept(pending));
         }
-        self.will_leave(accept.message.recipient(), instead.gives_back);
-        self.push_unsent(accept, key, Some(instead));
     }
 
-    /// Records a message that nobody waits for.
-    pub(super) fn push_unsent(&mut self, accept: Arc<Accept>, key: Option<u128>, instead: Option<Instead>) {
-        let (ticket, answered, unit) = (None, true, Unit::Alone);
-        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, instead, unit }));
-    }
-
-    pub(super) fn push_accept(&mut self, accept: Arc<Accept>, key: Option<u128>, ticket: Ticket, unit: Unit) {
+    /// Records a message, whose sender waits for it. Its copies are told apart by nobody but the first.
+    pub(super) fn push_accept(
+        &mut self,
+        accepts: Vec<Arc<Accept>>,
+        key: Option<u128>,
+        ticket: Ticket,
+        unit: Unit,
+    ) {
         self.pending += 1;
-        let (ticket, answered, instead) = (Some(ticket), false, None);
-        self.current.push(Pending::Accept(PendingAccept { accept, key, ticket, answered, instead, unit }));
+        self.current.extend(PendingAccept::sent(accepts, key, ticket, unit).map(Pending::Accept));
     }
 
     pub(super) fn answer_repeat(&mut self, ticket: Ticket, key: u128, slot: Slot, message: &Message) {
@@ -239,8 +265,13 @@ impl Machine {
     }
 
     /// Takes the message's share of the quotas, or says which one is full. What it takes the place of gives something back.
-    pub(super) fn claim(&mut self, message: &Message, gives_back: Totals) -> Result<(), Refusal> {
-        let cost = message.cost();
+    pub(super) fn claim(
+        &mut self,
+        message: &Message,
+        copies: u32,
+        gives_back: Totals,
+    ) -> Result<(), Refusal> {
+        let cost = message.cost().saturating_mul(copies.into());
         let leaving = self.leaving.with(gives_back);
         let (totals, reserved) = (&self.counters, self.reserved);
         let messages = totals.live() + u64::from(reserved.messages);
@@ -250,7 +281,7 @@ impl Machine {
         if let Some(max) = config.max_disk_bytes.filter(|max| self.disk_bytes >= max.get()) {
             return Err(Refusal::DiskFull { bytes: self.disk_bytes, max: max.get() });
         }
-        if messages >= config.max_total_messages.get()
+        if messages.saturating_add(copies.into()) > config.max_total_messages.get()
             || bytes.saturating_add(cost) > config.max_total_bytes.get()
         {
             return Err(Refusal::EngineFull { messages, bytes });
@@ -258,20 +289,23 @@ impl Machine {
         let (max_messages, max_bytes) = (config.max_user_messages.get(), config.max_user_bytes.get());
         let user = self.user_mut(message.recipient());
         let Totals { messages, bytes } = user.claimed(gives_back);
-        if messages >= max_messages || bytes.saturating_add(cost) > max_bytes {
+        if messages.saturating_add(copies) > max_messages || bytes.saturating_add(cost) > max_bytes {
             return Err(Refusal::OutboxFull { messages: messages.into(), bytes });
         }
-        self.reserve(message);
+        self.reserve(message, copies);
         Ok(())
     }
 
     /// Takes the message's share of the quotas, whatever they say.
-    pub(super) fn reserve(&mut self, message: &Message) {
-        self.user_mut(message.recipient()).reserved.add(message.cost());
-        self.reserved.add(message.cost());
+    pub(super) fn reserve(&mut self, message: &Message, copies: u32) {
+        let bytes = message.cost().saturating_mul(copies.into());
+        let share = Totals { messages: copies, bytes };
+        self.user_mut(message.recipient()).reserved.put_on(share);
+        self.reserved.put_on(share);
     }
 
     pub(super) fn unclaim(&mut self, accept: &Accept) {
+        self.has_come_in(accept);
         let cost = accept.message.cost();
         self.reserved.sub(cost);
         if let Some(user) = self.users.get_mut(accept.message.recipient()) {
@@ -320,12 +354,12 @@ impl Machine {
         ticket: Ticket,
         delivery: Delivery,
     ) -> Result<Option<Accepted>, Refusal> {
-        let lane = delivery.entry.lane;
+        let lane = LaneId::from(delivery.message.priority());
         self.gate(&delivery.message)?;
         if super::verdict::is_volatile(delivery.entry) {
             return self.send_volatile(now, delivery.message).map(Some);
         }
-        if lane != delivery.message.priority() {
+        if delivery.entry.lane.priority() != Some(delivery.message.priority()) {
             return Err(Refusal::Conflict);
         }
         let recipient = delivery.message.recipient().clone();
@@ -345,7 +379,7 @@ impl Machine {
         }
         if user.has_seen(origin, lane) {
             self.stats.duplicates += 1;
-            return Ok(Some(Accepted { entry: EntryRef { lane, seq: Seq::ZERO }, duplicate: true }));
+            return Ok(Some(Accepted::at(EntryRef { lane, seq: Seq::ZERO }).again()));
         }
         if let Some(inbound) = user.inbound.get_mut(&origin) {
             inbound.waiting.push(ticket);
@@ -355,11 +389,14 @@ impl Machine {
         if !user.has_room_for(origin, lane, max_seen) {
             return Err(Refusal::Overloaded);
         }
-        self.claim(&delivery.message, Totals::default())?;
-        self.user_mut(&recipient).inbound.insert(origin, Inbound { lane, waiting: Vec::new() });
         let message = delivery.message.without_schedule().without_parent();
-        let accept = Arc::new(Accept { origin: Some(origin), ..Accept::new(message, now) });
-        self.push_accept(accept, None, ticket, Unit::Alone);
+        // The row is known: there is nothing to ask for.
+        let among = self.devices_of(&message, now).unwrap_or_default();
+        self.claim(&message, among.copies(), Totals::default())?;
+        self.user_mut(&recipient).inbound.insert(origin, Inbound { lane, waiting: Vec::new() });
+        let accept = Accept { origin: Some(origin), ..Accept::new(message, now) };
+        let accepts = self.spread(among, accept);
+        self.push_accept(accepts, None, ticket, Unit::Alone);
         Ok(None)
     }
 

@@ -9,6 +9,8 @@ use super::Machine;
 use super::accept::{Parked, at_once_if_due};
 use super::commit::{PendingAccept, Unit};
 use super::dedup::{Known, Slot};
+use super::devices::Among;
+use super::fanout::LIKE_BYTES;
 use super::io::{LoadId, Ticket};
 use super::query::Query;
 use super::refusal::Refusal;
@@ -33,10 +35,13 @@ pub(super) struct Batch {
 /// Which message is refused (none: all are) and why.
 pub(super) type Refused = (Option<Ticket>, Refusal);
 
+/// What one message of a batch is: new, with its key and its devices; or a repeat, with its key and what is known of it.
+type InBatch = Result<(u128, Among), (u128, Slot)>;
+
 /// What messages come to that are accepted together.
 pub(super) struct Claimed {
     /// The new ones, which have their shares, with their keys.
-    pub(super) taken: Vec<(Ticket, Arc<Accept>, u128)>,
+    pub(super) taken: Vec<(Ticket, Vec<Arc<Accept>>, u128)>,
     /// The others, and what is known of them.
     pub(super) repeats: Vec<(Ticket, u128, Slot, Message)>,
 }
@@ -140,6 +145,8 @@ impl Machine {
             }
             if !self.ensure_totals(message.recipient()) {
                 last = Some(self.load_once(Query::User(message.recipient().clone())));
+            } else if let Err(query) = self.devices_of(message, self.now) {
+                last = Some(self.load_once(query));
             }
         }
         last
@@ -148,9 +155,9 @@ impl Machine {
     /// Accepts all of them, or changes nothing.
     fn accept_batch(&mut self, now: Timestamp, messages: &[(Ticket, Message)]) -> Result<(), Refused> {
         let Claimed { taken, repeats } = self.claim_all(now, messages)?;
-        for (i, (ticket, accept, key)) in taken.into_iter().enumerate() {
+        for (i, (ticket, accepts, key)) in taken.into_iter().enumerate() {
             let unit = if i == 0 { Unit::First } else { Unit::Joined };
-            self.push_accept(accept, Some(key), ticket, unit);
+            self.push_accept(accepts, Some(key), ticket, unit);
         }
         for (ticket, key, slot, message) in repeats {
             self.answer_repeat(ticket, key, slot, &message);
@@ -167,29 +174,43 @@ impl Machine {
         let mut claimed = Claimed { taken: Vec::new(), repeats: Vec::new() };
         for (ticket, message) in messages {
             match self.claim_in_batch(now, message) {
-                Ok(Ok(key)) => {
+                Ok(Ok((key, among))) => {
                     let message = at_once_if_due(message.clone(), now);
-                    claimed.taken.push((*ticket, Arc::new(Accept::new(message, now)), key));
+                    claimed.taken.push((*ticket, self.spread(among, Accept::new(message, now)), key));
                 }
                 Ok(Err((key, slot))) => claimed.repeats.push((*ticket, key, slot, message.clone())),
                 Err(refusal) => {
-                    for (_, accept, key) in claimed.taken {
-                        self.unclaim(&accept);
-                        self.dedup.cancel(key);
-                    }
+                    self.give_back_claimed(claimed);
                     return Err((Some(*ticket), refusal));
                 }
             }
         }
+        // How many copies there are was not known before.
+        let bytes = |accepts: &[Arc<Accept>]| {
+            let message = accepts.first().map_or(0, |accept| PendingAccept::bytes(&accept.message));
+            message.saturating_add(LIKE_BYTES.saturating_mul(accepts.len() as u64))
+        };
+        let bytes = claimed.taken.iter().map(|(_, accepts, _)| bytes(accepts)).sum();
+        let has_copies = claimed.taken.iter().any(|(_, accepts, _)| accepts.len() > 1);
+        let max_bytes = self.config.max_commit_bytes.get();
+        if has_copies && bytes > max_bytes {
+            self.give_back_claimed(claimed);
+            let max_messages = MAX_BATCH_MESSAGES.min(self.config.max_pending.get());
+            let messages = messages.len();
+            return Err((None, Refusal::BatchTooLarge { messages, max_messages, bytes, max_bytes }));
+        }
         Ok(claimed)
     }
 
+    fn give_back_claimed(&mut self, claimed: Claimed) {
+        for (_, accepts, key) in claimed.taken {
+            accepts.iter().for_each(|accept| self.unclaim(accept));
+            self.dedup.cancel(key);
+        }
+    }
+
     /// The key of a new message, which has its share now; or what is known of a repeat.
-    fn claim_in_batch(
-        &mut self,
-        now: Timestamp,
-        message: &Message,
-    ) -> Result<Result<u128, (u128, Slot)>, Refusal> {
+    fn claim_in_batch(&mut self, now: Timestamp, message: &Message) -> Result<InBatch, Refusal> {
         let (key, known) = self.look_up(message);
         match known {
             Known::Seen(slot) if slot.content != self.digester.content(message) => Err(Refusal::Conflict),
@@ -197,9 +218,11 @@ impl Machine {
             // It was there a moment ago: the batch has more senders than memory remembers.
             Known::AskStore | Known::Held => Err(Refusal::Overloaded),
             Known::New => {
-                self.claim(message, Totals::default())?;
-                self.reserve_id(key, message, now);
-                Ok(Ok(key))
+                // So it is when the row has left memory again.
+                let among = self.devices_of(message, now).map_err(|_| Refusal::Overloaded)?;
+                self.claim(message, among.copies(), Totals::default())?;
+                self.reserve_id(key, message, now, among);
+                Ok(Ok((key, among)))
             }
         }
     }

@@ -8,7 +8,6 @@
 //! one, and its sender waits until the disk has healed.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
 use super::Machine;
 use super::accept::{Parked, at_once_if_due};
@@ -18,9 +17,10 @@ use super::lane::Lane;
 use super::overflow::{Shortage, Victim};
 use super::query::Query;
 use super::refusal::Refusal;
+use crate::digest::Digester;
 use crate::id::{CollapseKey, MAX_ID_BYTES, UserId};
 use crate::message::Message;
-use crate::record::{Accept, Admission, End, LaneId, NewestRow, Seq};
+use crate::record::{Accept, Admission, End, LaneId, NewestRow, Seq, Slot};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -129,22 +129,38 @@ impl Machine {
             self.parked_count += 1;
             return;
         }
-        let newest = self.user_mut(&user).newest.get(key);
-        let outdated =
-            newest.filter(|newest| message.version().is_some_and(|version| version < newest.version));
-        let old = newest.filter(|newest| self.gives_way(&user, newest));
+        let among = match self.devices_of(&message, now) {
+            Ok(among) => among,
+            Err(query) => return self.park(query, Parked::Send(ticket, message)),
+        };
+        let newest = self.newest_of(&user, key);
+        let version = self.user_mut(&user).newest.get(key).map(|newest| newest.version);
+        let outdated = version.filter(|newest| message.version().is_some_and(|version| version < *newest));
+        let old: Vec<_> = newest.into_iter().filter(|newest| self.gives_way(&user, newest)).collect();
         let claimed = match outdated {
-            Some(newest) => Err(Shortage::Refused(Refusal::Outdated { newest: newest.version })),
-            None => self.claim_room(&message, old.map(|old| (old.seq, old.cost)), found),
+            Some(newest) => Err(Shortage::Refused(Refusal::Outdated { newest })),
+            None => self.claim_room(&message, among.copies(), &old, found),
         };
         let victims = match claimed {
             Ok(victims) => victims,
             Err(shortage) => return self.fall_short(ticket, message, shortage),
         };
-        self.reserve_id(id, &message, now);
+        self.reserve_id(id, &message, now, among);
         self.collapsing.insert(key, Vec::new());
-        let accept = Arc::new(Accept::new(at_once_if_due(message, now), now));
-        self.push_instead(accept, id, ticket, old, victims);
+        let accepts = self.spread(among, Accept::new(at_once_if_due(message, now), now));
+        self.push_instead(accepts, id, ticket, &old, victims);
+    }
+
+    /// The newest message of a collapse key: that for any device, and one for each device.
+    fn newest_of(&mut self, id: &UserId, key: u128) -> Vec<NewestRow> {
+        let digester = self.digester;
+        let user = self.user_mut(id);
+        let of_slots = user.slots.keys().map(|slot| of_slot(digester, key, Some(*slot)));
+        let mut newest: Vec<_> =
+            core::iter::once(key).chain(of_slots).filter_map(|key| user.newest.get(key)).collect();
+        newest.sort_unstable_by_key(|row| row.seq);
+        newest.dedup_by_key(|row| row.seq);
+        newest
     }
 
     /// Whether the newest message of a key still waits, and is not about to end.
@@ -180,11 +196,18 @@ impl Machine {
         let Some(key) = self.collapse_digest(&accept.message).filter(|_| accept.origin.is_none()) else {
             return;
         };
+        // What all copies are the newest of is what the first is; the others are only to give way with it.
+        let copy_for = accept.device.filter(|device| device.is_copy).map(|device| device.slot);
+        let key = of_slot(self.digester, key, copy_for);
         let max = self.config.max_collapse_keys.get();
         let (lane, cost, version) =
             (accept.lane(), accept.message.cost(), accept.message.version().unwrap_or_default());
+        let version = if copy_for.is_some() { 0 } else { version };
         let (user, id) = (accept.message.recipient().clone(), accept.message.id());
-        let newest = &mut self.user_mut(&user).newest;
+        let user_now = self.user_mut(&user);
+        // Each device has one of its own.
+        let max = max.saturating_mul(user_now.slots.len().saturating_add(1));
+        let newest = &mut user_now.newest;
         // One that moves is followed when its old place ends.
         if accept.admission == Admission::New {
             newest.put(NewestRow { key, lane, seq, id, cost, version }, max);
@@ -195,11 +218,20 @@ impl Machine {
     /// Folds an end.
     pub(super) fn fold_newest_end(&mut self, seq: Seq, end: &End) {
         let moved_to = self.last_accept.filter(|_| end.reason == EndReason::Moved);
+        let moved_to = moved_to.map(|(lane, seq, _)| (lane, seq));
         let user = self.user_mut(&end.user);
         if user.newest.ended(end.seq, moved_to, user.row_known) {
             self.touch(&end.user, seq);
         }
     }
+}
+
+/// What stands for a collapse key of the messages for one device.
+fn of_slot(digester: Digester, key: u128, slot: Option<Slot>) -> u128 {
+    let Some(slot) = slot else { return key };
+    let [mut named, number] = [[0; 17], [slot.get(); 17]];
+    named.iter_mut().zip(key.to_le_bytes().into_iter().chain(number)).for_each(|(to, from)| *to = from);
+    digester.bytes(&named)
 }
 
 /// Whether a lane's row says that a place has ended.

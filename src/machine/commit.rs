@@ -79,6 +79,10 @@ pub(super) struct PendingAccept {
     /// Whose place it takes, as the end says that is joined to it.
     pub(super) instead: Option<Instead>,
     pub(super) unit: Unit,
+    /// It is the last copy of what was sent: the next of its collapse key may follow.
+    pub(super) is_last: bool,
+    /// An end that is joined to it or to another copy cannot be undone, and so neither can it.
+    pub(super) is_kept: bool,
 }
 
 /// What a message is accepted instead of.
@@ -103,6 +107,30 @@ pub(super) enum Repeat {
 }
 
 impl PendingAccept {
+    /// By itself, with nobody who waits for it.
+    pub(super) fn of(accept: Arc<Accept>) -> Self {
+        let (key, ticket, instead, unit) = (None, None, None, Unit::Alone);
+        Self { accept, key, ticket, answered: false, instead, unit, is_last: false, is_kept: false }
+    }
+
+    /// The copies of a message that was sent, never parted from one another.
+    pub(super) fn sent(
+        accepts: Vec<Arc<Accept>>,
+        key: Option<u128>,
+        ticket: Ticket,
+        unit: Unit,
+    ) -> impl Iterator<Item = Self> {
+        let copies = accepts.len();
+        let first = if copies > 1 && unit == Unit::Alone { Unit::First } else { unit };
+        (1..).zip(accepts).map(move |(n, accept)| Self {
+            key: key.filter(|_| n == 1),
+            ticket: (n == 1).then_some(ticket),
+            unit: if n == 1 { first } else { Unit::Joined },
+            is_last: n == copies,
+            ..Self::of(accept)
+        })
+    }
+
     /// What a message takes in a commit at most.
     pub(super) fn bytes(message: &Message) -> u64 {
         message.cost().saturating_add(FACT_BYTES)
@@ -184,11 +212,11 @@ impl Machine {
         }
         for (ticket, lane) in answers {
             let entry = EntryRef { lane, seq: Seq::ZERO };
-            self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
+            self.answer(ticket, Ok(Accepted::at(entry)));
         }
     }
 
-    fn answer_repeats(&mut self, key: Option<u128>, result: Result<EntryRef, Refusal>) {
+    fn answer_repeats(&mut self, key: Option<u128>, result: Result<Accepted, Refusal>) {
         if self.repeats.is_empty() {
             return;
         }
@@ -197,8 +225,8 @@ impl Machine {
     }
 
     /// Answers repeats of a message, whatever became of that.
-    pub(super) fn answer_waiting(&mut self, repeats: Vec<Repeat>, result: &Result<EntryRef, Refusal>) {
-        let answer = || result.clone().map(|entry| Accepted { entry, duplicate: true });
+    pub(super) fn answer_waiting(&mut self, repeats: Vec<Repeat>, result: &Result<Accepted, Refusal>) {
+        let answer = || result.clone().map(Accepted::again);
         for repeat in repeats {
             match repeat {
                 Repeat::Send(ticket) => {
@@ -240,7 +268,7 @@ impl Machine {
     }
 
     pub(super) fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {
-        let PendingAccept { accept, key, ticket, answered, instead, .. } = pending;
+        let PendingAccept { accept, key, ticket, answered, instead, is_last, .. } = pending;
         self.pending = self.pending.saturating_sub(usize::from(ticket.is_some()));
         let entry = EntryRef { lane: accept.lane(), seq };
         if entry.lane != LaneId::Dead {
@@ -252,31 +280,33 @@ impl Machine {
         if ticket.is_some() {
             self.dependent_decided(&accept);
         }
+        let accepted = Accepted::of(entry, &accept);
         let attached = self.apply_accept(seq, &accept, key, true);
+        self.has_come_in(&accept);
         if let Some(ticket) = ticket.filter(|_| !answered) {
-            self.answer(ticket, Ok(Accepted { entry, duplicate: false }));
+            self.answer(ticket, Ok(accepted));
         }
         if let Some(instead) = instead {
             self.place_taken(instead, &accept, entry);
         }
         // The end that follows says of which message it is.
         self.buried = (entry.lane == LaneId::Dead).then_some(seq);
-        self.answer_repeats(key, Ok(entry));
-        self.answer_inbound(inbound, &Ok(entry));
+        self.answer_repeats(key, Ok(accepted));
+        self.answer_inbound(inbound, &Ok(accepted));
         if attached {
             self.offer_accepted(now, seq, &accept);
         }
         self.free_dependents(accept.message.recipient());
         // Now that it is wherever it may be offered from, the next of its collapse key may take its place.
-        if ticket.is_some() {
+        if is_last {
             self.collapsed(now, &accept, None);
         }
     }
 
-    fn answer_inbound(&mut self, inbound: Option<Inbound>, result: &Result<EntryRef, Refusal>) {
+    fn answer_inbound(&mut self, inbound: Option<Inbound>, result: &Result<Accepted, Refusal>) {
         for ticket in inbound.map(|inbound| inbound.waiting).unwrap_or_default() {
             self.parked_count = self.parked_count.saturating_sub(1);
-            self.answer(ticket, result.clone().map(|entry| Accepted { entry, duplicate: true }));
+            self.answer(ticket, result.clone().map(Accepted::again));
         }
     }
 
@@ -301,8 +331,7 @@ impl Machine {
         let mut kept = Vec::new();
         for pending in records {
             match pending {
-                // An end that is joined to it cannot be undone.
-                Pending::Accept(pending) if !pending.answered && pending.instead.is_none() => {
+                Pending::Accept(pending) if !pending.answered && !pending.is_kept => {
                     self.undo(pending, refusal);
                 }
                 answered => kept.push(answered),
@@ -321,7 +350,7 @@ impl Machine {
     }
 
     fn undo(&mut self, pending: PendingAccept, refusal: &Refusal) {
-        self.pending = self.pending.saturating_sub(1);
+        self.pending = self.pending.saturating_sub(usize::from(pending.ticket.is_some()));
         self.unclaim(&pending.accept);
         self.dependent_decided(&pending.accept);
         if let Some(key) = pending.key {
@@ -332,6 +361,8 @@ impl Machine {
             pending.accept.origin.and_then(|origin| user.and_then(|user| user.inbound.remove(&origin)));
         if let Some(ticket) = pending.ticket {
             self.answer(ticket, Err(refusal.clone()));
+        }
+        if pending.is_last {
             self.collapsed(self.now, &pending.accept, Some(refusal));
         }
         self.answer_repeats(pending.key, Err(refusal.clone()));

@@ -14,7 +14,7 @@ use super::user::User;
 use crate::config::OnFailure;
 use crate::id::UserId;
 use crate::message::Priority;
-use crate::record::{Accept, Admission, Burial, LaneId, LaneRow, Record, Seq, UserRow};
+use crate::record::{Accept, Admission, Burial, ForDevice, LaneId, LaneRow, Record, Seq, UserRow};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -35,11 +35,12 @@ impl Machine {
         let burial =
             Burial { reason, attempts: end.attempts, possibly_delivered: end.possibly_delivered, at: now };
         let admission = Admission::Buried(burial);
-        let letter =
-            Accept { message: accept.message.clone(), at: accept.at, origin: None, admission, parent: None };
+        let device = accept.device.map(ForDevice::alone);
+        let message = accept.message.clone();
+        let letter = Accept { admission, device, ..Accept::new(message, accept.at) };
         self.user_mut(id).dying.add(accept.message.cost());
         self.dying.add(accept.message.cost());
-        self.push_unsent(Arc::new(letter), None, None);
+        self.push_unsent(vec![Arc::new(letter)], None, None);
         self.current.push(Pending::Joined(Record::End(end)));
     }
 

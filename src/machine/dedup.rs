@@ -10,7 +10,7 @@ use lru::LruCache;
 
 use crate::config::Config;
 use crate::digest::{DigestHasher, DigestMap};
-use crate::record::{DedupRow, Seq};
+use crate::record::{DedupRow, Seq, Slots};
 use crate::time::Timestamp;
 
 /// What is remembered of an id.
@@ -21,6 +21,8 @@ pub(super) struct Slot {
     pub(super) seq: Seq,
     pub(super) at: Timestamp,
     pub(super) sender: u128,
+    /// The devices that have a copy; the first one's is at the place.
+    pub(super) among: Slots,
 }
 
 #[derive(Debug, Default)]
@@ -186,7 +188,8 @@ impl Dedup {
         let mut ids = VecDeque::new();
         for row in rows {
             if !self.slots.contains_key(&row.key) {
-                let slot = Slot { content: row.content, seq: row.seq, at: row.at, sender };
+                let DedupRow { content, seq, at, among, .. } = *row;
+                let slot = Slot { content, seq, at, sender, among };
                 self.slots.insert(row.key, slot);
                 ids.push_back(row.key);
             }
@@ -202,7 +205,8 @@ impl Dedup {
     /// The row of an id, if it is still remembered.
     pub(super) fn row(&self, key: u128) -> Option<DedupRow> {
         let slot = self.slots.get(&key).filter(|slot| slot.seq != Seq::ZERO)?;
-        Some(DedupRow { sender: slot.sender, key, content: slot.content, seq: slot.seq, at: slot.at })
+        let Slot { content, seq, at, sender, among } = *slot;
+        Some(DedupRow { sender, key, content, seq, at, among })
     }
 
     /// Everything below this place is in the store.

@@ -7,6 +7,7 @@ use super::Machine;
 use super::commit::Pending;
 use super::entry::EntryState;
 use super::io::{Accepted, Action, Delivery, EntryRef, LinkId};
+use super::lane::Lane;
 use super::pick::Room;
 use super::query::Query;
 use super::refusal::Refusal;
@@ -14,7 +15,7 @@ use super::user::User;
 use super::verdict::{is_volatile, may_be_known};
 use crate::id::{DeviceId, UserId};
 use crate::message::{Message, Priority};
-use crate::record::{Accept, Exposed, Record, Seq};
+use crate::record::{Accept, Exposed, LaneId, Record, Seq, Slot};
 use crate::status::Status;
 use crate::time::Timestamp;
 
@@ -26,6 +27,8 @@ const SERVE_BUDGET: usize = 64;
 pub(super) struct Link {
     pub(super) user: UserId,
     pub(super) device: DeviceId,
+    /// Its device's, if that is registered, once the user is known.
+    pub(super) slot: Option<Slot>,
     /// Its in-flight window.
     pub(super) flights: BTreeMap<EntryRef, Flight>,
     pub(super) bytes: u64,
@@ -59,6 +62,7 @@ impl Machine {
         let attached = Link {
             user: id.clone(),
             device,
+            slot: None,
             flights: BTreeMap::new(),
             bytes: 0,
             paused_until: None,
@@ -76,6 +80,7 @@ impl Machine {
         } else if user.links.len() == 1 {
             self.open_lanes(&id);
         } else {
+            self.open_device(&id, link);
             self.mark_ready(&id);
         }
     }
@@ -98,9 +103,11 @@ impl Machine {
         for lane in &mut user.lanes {
             lane.rebuild_queues(window);
         }
+        let links = user.links.clone();
         for lane in Priority::ALL {
             self.refill(id, lane.into());
         }
+        links.into_iter().for_each(|link| self.open_device(id, link));
         self.ripen(id);
         self.rearm_user(now, id);
         self.mark_ready(id);
@@ -109,6 +116,7 @@ impl Machine {
     /// A sink is gone: what it had in flight waits again, with no attempt burnt.
     pub(super) fn handle_detach(&mut self, id: LinkId) {
         self.handle_gaps_told(id, false);
+        self.note_seen(id);
         let Some(link) = self.links.remove(&id) else { return };
         if let Some(armed) = link.armed {
             self.timers.remove(&(armed, super::timer::TimerKey::Link(id)));
@@ -144,9 +152,19 @@ impl Machine {
     fn leave(&mut self, id: &UserId) {
         self.disarm_user(id);
         let Some(user) = self.users.get_mut(id) else { return };
-        let offered = user.all_lanes().flat_map(|lane| &lane.entries).filter(|entry| entry.offers > 0);
-        let offered = offered.map(|entry| entry.seq).max().unwrap_or(Seq::ZERO);
-        user.exposed_through = user.exposed_through.max(offered);
+        let offered = |lane: &Lane| {
+            let offered = lane.entries.iter().filter(|entry| entry.offers > 0).map(|entry| entry.seq);
+            offered.max().unwrap_or(Seq::ZERO)
+        };
+        let any = user.lanes.iter().map(offered).max().unwrap_or(Seq::ZERO);
+        user.exposed_through = user.exposed_through.max(any);
+        user.turns.forget_deficits();
+        for state in user.slots.values_mut() {
+            let own = state.lanes.iter().map(offered).max().unwrap_or(Seq::ZERO);
+            state.exposed_through = state.exposed_through.max(own);
+            state.turns.forget_deficits();
+            state.lanes.iter_mut().for_each(Lane::clear_queues);
+        }
         for lane in &mut user.lanes {
             lane.clear_queues();
             lane.volatile.clear();
@@ -213,7 +231,7 @@ impl Machine {
             None => waiting.push_back(newer),
         }
         self.mark_ready(&id);
-        Ok(Accepted { entry, duplicate: false })
+        Ok(Accepted::at(entry))
     }
 
     /// Serves users in turn, each at most one batch per sink.
@@ -233,10 +251,12 @@ impl Machine {
     fn lingers(&mut self, id: &UserId) -> bool {
         let (now, config) = (self.now, &self.config);
         let Some(user) = self.users.get_mut(id).filter(|_| !config.linger.is_zero()) else { return false };
-        let urgent = user.lane_ref(Priority::Critical).offerable().next().is_some()
+        let critical = |slot: &Slot| LaneId::Device(*slot, Priority::Critical);
+        let critical = user.slots.keys().map(critical).chain([LaneId::Critical]);
+        let urgent = critical.into_iter().any(|lane| user.lane_ref(lane).offerable().next().is_some())
             || user.lanes.iter().any(|lane| !lane.volatile.is_empty());
         let full = config.max_batch.get() as usize;
-        let waiting = user.lanes.iter().flat_map(|lane| lane.offerable().filter_map(|seq| lane.entry(seq)));
+        let waiting = user.all_lanes().flat_map(|lane| lane.offerable().filter_map(|seq| lane.entry(seq)));
         let (mut n, mut bytes, mut oldest) = (0, 0_u64, Timestamp::NEVER);
         for entry in waiting.take(full) {
             n += 1;
@@ -274,6 +294,11 @@ impl Machine {
         for lane in Priority::ALL {
             self.refill(id, lane.into());
         }
+        let here = self.users.get(id).map(|user| user.links.clone()).unwrap_or_default();
+        let here: Vec<_> = here.into_iter().filter_map(|link| self.links.get(&link)?.slot).collect();
+        for slot in here {
+            LaneId::of_slot(slot).into_iter().for_each(|lane| self.refill(id, lane));
+        }
     }
 
     fn serve_link(&mut self, id: &UserId, link: LinkId) -> bool {
@@ -291,8 +316,18 @@ impl Machine {
         };
         self.last_pick += 1;
         let (pick, now) = (self.last_pick, self.now);
+        let (epoch, slot) = (self.epoch, found.slot);
         let Some(user) = self.users.get_mut(id) else { return false };
-        let picked = super::pick::pick(user, &self.config, room, pick);
+        // Not before it is durable that it may have been offered.
+        let is_exposed = |slot: &Slot| user.slots.get(slot).is_some_and(|state| state.exposed == epoch);
+        let slot = slot.filter(is_exposed);
+        let (links, window) = (&self.links, self.config.max_in_flight.get() as usize);
+        let is_free = |other: &LinkId| {
+            let found = links.get(other).filter(|found| found.paused_until.is_none());
+            *other != link && found.is_some_and(|found| found.flights.len() < window)
+        };
+        let others: Vec<_> = user.links.iter().copied().filter(is_free).collect();
+        let picked = super::pick::pick(user, (link, slot, &others), &self.config, room, pick);
         let mut batch = Vec::with_capacity(picked.len());
         let mut held = Vec::new();
         for (entry, accept) in picked {
@@ -335,13 +370,23 @@ impl Machine {
 
     /// Puts a message into a sink's window.
     fn fly(&mut self, id: &UserId, link: LinkId, entry: EntryRef, accept: Arc<Accept>) -> Option<Delivery> {
-        let (stream, applied) = (self.stream, self.applied);
+        let applied = self.applied;
+        let stream = entry.lane.slot().map_or(self.stream, |slot| slot.stream(self.stream));
         let deadline = self.now.after(self.config.ack_deadline);
         let cost = accept.message.cost();
+        let slot = self.links.get(&link)?.slot;
         let user = self.users.get_mut(id)?;
-        let exposed_through = user.exposed_through;
+        let exposed_through = user.exposed_through(entry.lane);
+        // Receivers tell lanes apart by stream and priority, and over a session by priority only: it is the floor of both
+        // lanes that this sink gets.
+        let mut floor = Seq::MAX;
+        if let Some(priority) = entry.lane.priority() {
+            let own = slot.map(|slot| LaneId::Device(slot, priority));
+            for lane in [Some(priority.into()), own].into_iter().flatten() {
+                floor = floor.min(user.lane(lane).advance_cursor(applied));
+            }
+        }
         let lane = user.lane(entry.lane);
-        let floor = lane.advance_cursor(applied);
         let attempts = lane.attempts.get(&entry.seq).map_or(0, |(n, _)| *n);
         let mut redelivered = false;
         if !is_volatile(entry) {

@@ -11,8 +11,9 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::accept::{Parked, at_once_if_due};
-use super::commit::{Instead, Unit};
+use super::commit::Unit;
 use super::dedup::Known;
+use super::devices::Among;
 use super::entry::EntryState;
 use super::io::{EntryRef, Ticket};
 use super::operate::{OperationId, Work};
@@ -23,7 +24,7 @@ use super::search::Search;
 use super::user::Totals;
 use crate::id::UserId;
 use crate::message::{Message, Otherwise};
-use crate::record::{Accept, Admission, DependentRow, End, LaneId, Parent, ParentEnd, Seq};
+use crate::record::{Accept, Admission, Copies, DependentRow, End, LaneId, Parent, ParentEnd, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -37,12 +38,18 @@ enum Left {
 
 impl DependentRow {
     fn note(&mut self, place: Seq, left: Left) -> bool {
-        if self.ended.is_some() || self.parent.seq != place {
+        if self.ended.is_some() || !self.parent.is_at(place) {
             return false;
         }
+        let rest = || self.parent.copy_at(place).and_then(|slot| self.parent.without(slot));
         match left {
             Left::For(parent) => self.parent = parent,
-            Left::Ended(end) => self.ended = Some(end),
+            Left::Ended(ParentEnd::Delivered) => self.ended = Some(ParentEnd::Delivered),
+            // As long as other devices may still get it, it has not ended.
+            Left::Ended(ParentEnd::Otherwise) => match rest() {
+                Some(rest) => self.parent = rest,
+                None => self.ended = Some(ParentEnd::Otherwise),
+            },
         }
         true
     }
@@ -78,7 +85,7 @@ impl Dependents {
                 continue;
             }
             // Every other end would be among the early ones.
-            if row.ended.is_none() && has_ended(row.parent.lane, row.parent.seq) {
+            if row.ended.is_none() && row.parent.places().any(|(lane, seq)| has_ended(lane, seq)) {
                 row.ended = Some(ParentEnd::Delivered);
             }
             self.put(row);
@@ -95,7 +102,7 @@ impl Dependents {
         }
         let is_delivered = matches!(left, Left::Ended(ParentEnd::Delivered));
         let is_tracked =
-            || self.early.iter().any(|(_, left)| matches!(left, Left::For(to) if to.seq == place));
+            || self.early.iter().any(|(_, left)| matches!(left, Left::For(to) if to.is_at(place)));
         // A row that a settlement has written which came to nothing names what the journal has as well.
         if !row_known && (is_known || on_disk && !is_delivered || is_tracked()) {
             self.early.push((place, left));
@@ -124,6 +131,10 @@ pub(super) struct Orphan {
     ticket: Ticket,
     message: Message,
     target: Target,
+    /// Where it was found.
+    found: Option<Parent>,
+    /// One of its copies was about to end: then it is looked for again.
+    unsettled: bool,
 }
 
 impl Orphan {
@@ -155,7 +166,7 @@ impl Machine {
             return self.park(Query::User(user), Parked::Send(ticket, message));
         }
         let target = Target { user: user.clone(), id: after.id, sender: Some(message.sender().cloned()) };
-        let orphan = Orphan { ticket, message, target };
+        let orphan = Orphan { ticket, message, target, found: None, unsettled: false };
         if let Known::Seen(slot) = known
             && let Some(entry) = self.still_there(&orphan, slot.seq)
         {
@@ -172,8 +183,52 @@ impl Machine {
         LaneId::ALL.into_iter().filter(is_waiting).find_map(|lane| {
             let entry = user.lane_ref(lane).entry(seq)?;
             let is_ending = matches!(entry.state(), EntryState::Ending { .. });
-            (!is_ending && orphan.target.is(&entry.accept)).then_some(Fate::Waits(Parent { lane, seq }))
+            (!is_ending && orphan.target.is(&entry.accept)).then_some(Fate::Waits(Parent::at(lane, seq)))
         })
+    }
+
+    /// A parent was found that waits, is about to end, or is a dead letter; whether that is all that is to be known.
+    pub(super) fn parent_found(
+        &mut self,
+        operation: OperationId,
+        entry: EntryRef,
+        accept: &Arc<Accept>,
+        state: (Option<EntryState>, bool),
+    ) -> bool {
+        let id = accept.message.recipient();
+        let whole = match accept.device.filter(|_| entry.lane.slot().is_some()) {
+            Some(device) => Parent::of_device(entry.lane, entry.seq, device),
+            None => Parent::at(entry.lane, entry.seq),
+        };
+        let user = self.user_mut(id);
+        let ending = whole.places().find(|(lane, seq)| user.is_ending(EntryRef { lane: *lane, seq: *seq }));
+        if let Some((_, seq)) = ending {
+            self.note_of_orphan(operation, |orphan| orphan.unsettled = whole.copies.is_some());
+            self.wait_for_end(operation, seq, false);
+            self.mark_ready(id);
+            return false;
+        }
+        self.locate(operation, entry, accept, state);
+        if entry.lane == LaneId::Dead && accept.device.is_some() {
+            // Another device's copy may still wait.
+            return false;
+        }
+        let others = self.other_copies(id, entry, accept);
+        let left = others.iter().chain([&entry]).filter_map(|at| at.lane.slot()).collect();
+        let copies = whole.copies.map(|copies| Copies { left, ..copies });
+        self.note_of_orphan(operation, |orphan| orphan.found = Some(Parent { copies, ..whole }));
+        // At once: a moment later it may be about to go elsewhere.
+        let done = self.operations.open.get(&operation).map(|open| open.done.clone());
+        self.finish(operation, Ok(done.unwrap_or_default()));
+        true
+    }
+
+    fn note_of_orphan(&mut self, operation: OperationId, note: impl FnOnce(&mut Orphan)) {
+        if let Some(Work::FindParent(orphan)) =
+            self.operations.open.get_mut(&operation).map(|open| &mut open.work)
+        {
+            note(orphan);
+        }
     }
 
     /// A parent was looked for, and found or not.
@@ -182,14 +237,17 @@ impl Machine {
         orphan: Orphan,
         located: Result<Option<Located>, OperationError>,
     ) {
-        self.parked_count = self.parked_count.saturating_sub(1);
-        let fate = located.map(|located| {
-            let located = located?;
-            match (located.status, located.entry) {
-                (Status::Ended(reason), _) => Some(Fate::Ended(reason)),
-                (_, entry) => entry.map(|EntryRef { lane, seq }| Fate::Waits(Parent { lane, seq })),
-            }
+        let fate = located.map(|located| match located?.status {
+            Status::Ended(reason) => Some(Fate::Ended(reason)),
+            _ => orphan.found.map(Fate::Waits),
         });
+        let is_lost =
+            matches!(fate, Ok(Some(Fate::Ended(reason))) if parent_end(reason) == ParentEnd::Otherwise);
+        if orphan.unsettled && is_lost {
+            let (user, orphan) = (orphan.target.user.clone(), Orphan { unsettled: false, ..orphan });
+            return self.begin(user, Work::FindParent(orphan), self.applied);
+        }
+        self.parked_count = self.parked_count.saturating_sub(1);
         self.take_dependent(self.now, orphan, fate.map_err(|_| Refusal::StoreUnreadable));
     }
 
@@ -206,11 +264,11 @@ impl Machine {
         match self.claim_dependent(&message, fate) {
             Err(refusal) => self.answer(ticket, Err(refusal)),
             Ok(parent) => {
-                self.reserve_id(key, &message, now);
+                self.reserve_id(key, &message, now, Among::default());
                 self.user_mut(message.recipient()).dependents.coming += 1;
                 let message = at_once_if_due(message, now);
                 let accept = Accept { parent: Some(parent), ..Accept::new(message, now) };
-                self.push_accept(Arc::new(accept), Some(key), ticket, Unit::Alone);
+                self.push_accept(vec![Arc::new(accept)], Some(key), ticket, Unit::Alone);
             }
         }
     }
@@ -227,7 +285,7 @@ impl Machine {
             None => return Err(Refusal::UnknownParent),
             Some(Fate::Waits(parent)) => parent,
             Some(Fate::Ended(reason))
-                if reason != EndReason::Delivered && otherwise == Some(Otherwise::Cancel) =>
+                if parent_end(reason) != ParentEnd::Delivered && otherwise == Some(Otherwise::Cancel) =>
             {
                 return Err(Refusal::ParentEnded { reason });
             }
@@ -238,7 +296,7 @@ impl Machine {
         if dependents.rows.len() + dependents.coming >= max {
             return Err(Refusal::TooManyDependents { max });
         }
-        self.claim(message, Totals::default())?;
+        self.claim(message, 1, Totals::default())?;
         Ok(parent)
     }
 
@@ -269,9 +327,11 @@ impl Machine {
             return;
         }
         let left = match (end.reason, self.last_accept) {
-            (EndReason::Moved, Some((lane, seq))) => Left::For(Parent { lane, seq }),
-            (EndReason::Delivered, _) => Left::Ended(ParentEnd::Delivered),
-            _ => Left::Ended(ParentEnd::Otherwise),
+            (EndReason::Moved, Some((lane, seq, Some(device)))) => {
+                Left::For(Parent::of_device(lane, seq, device))
+            }
+            (EndReason::Moved, Some((lane, seq, None))) => Left::For(Parent::at(lane, seq)),
+            (reason, _) => Left::Ended(parent_end(reason)),
         };
         let user = self.user_mut(&end.user);
         let row_known = user.row_known;
@@ -363,12 +423,8 @@ impl Machine {
         old: &Accept,
         (message, at, parent): (Message, Timestamp, Option<Parent>),
     ) {
-        let moved = Accept { message, at, origin: None, admission: Admission::Moved, parent };
-        self.reserve(&moved.message);
-        let gives_back = Totals::one(moved.message.cost());
-        let instead = Instead { operation: None, seq: entry.seq, gives_back };
-        self.push_newcomer(Arc::new(moved), None, instead);
-        self.end_wherever(id, entry, old, EndReason::Moved, true);
+        let moved = Accept { at, admission: Admission::Moved, parent, ..Accept::new(message, self.now) };
+        self.move_to_lane(id, entry, old, moved);
     }
 
     /// What a dependent goes on waiting for in another place. `None` while its parent is about to end or to move: what
@@ -376,12 +432,8 @@ impl Machine {
     pub(super) fn parent_to_keep(&self, id: &UserId, seq: Seq) -> Option<Parent> {
         let user = self.users.get(id)?;
         let row = user.dependents.rows.get(&seq).filter(|row| row.ended.is_none())?;
-        let lane = user.lane_ref(row.parent.lane);
-        let is_ending = lane.ending.contains(&row.parent.seq)
-            || lane
-                .entry(row.parent.seq)
-                .is_some_and(|found| matches!(found.state(), EntryState::Ending { .. }));
-        (!is_ending).then_some(row.parent)
+        let is_ending = |(lane, seq)| user.is_ending(EntryRef { lane, seq });
+        (!row.parent.places().any(is_ending)).then_some(row.parent)
     }
 }
 
@@ -390,4 +442,12 @@ impl Machine {
 enum Fate {
     Waits(Parent),
     Ended(EndReason),
+}
+
+/// What the end of a message is to those that wait for it. What was settled elsewhere was delivered there.
+const fn parent_end(reason: EndReason) -> ParentEnd {
+    match reason {
+        EndReason::Delivered | EndReason::Elsewhere => ParentEnd::Delivered,
+        _ => ParentEnd::Otherwise,
+    }
 }

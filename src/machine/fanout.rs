@@ -10,7 +10,7 @@ use crate::record::Accept;
 use crate::time::Timestamp;
 
 /// What an acceptance takes in a commit at most that says what the one before it says: an id and three numbers.
-const LIKE_BYTES: u64 = 288;
+pub(super) const LIKE_BYTES: u64 = 296;
 
 impl Machine {
     pub(super) fn handle_fan_out(

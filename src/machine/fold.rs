@@ -10,7 +10,7 @@ use super::query::Holdings;
 use super::settle::Logged;
 use super::user::User;
 use crate::id::UserId;
-use crate::record::{Accept, Attempt, End, Exposed, LaneId, Record, Seq};
+use crate::record::{Accept, Attempt, End, Epoch, Exposed, LaneId, Record, Seq, Slots};
 
 impl Machine {
     /// Applies a record of the journal, decided in an earlier life. Only before the first
@@ -28,6 +28,7 @@ impl Machine {
             Record::Attempt(attempt) => self.apply_attempt(seq, attempt, counts),
             Record::Exposed(exposed) => self.apply_exposed(seq, exposed),
             Record::Told(told) => self.apply_told(seq, told),
+            Record::Device(change) => self.apply_device(seq, change),
             Record::Floor(floor) => {
                 self.user_mut(&floor.user).raise_floor(floor.stream, floor.lane, floor.floor);
                 self.touch(&floor.user, seq);
@@ -72,7 +73,8 @@ impl Machine {
             Some(key) => {
                 let sender = self.digester.user(message.sender());
                 let content = self.digester.content(message);
-                self.dedup.commit(key, Slot { content, seq, at: accept.at, sender }, false);
+                let among = accept.device.map_or(Slots::NONE, |device| device.among);
+                self.dedup.commit(key, Slot { content, seq, at: accept.at, sender, among }, false);
             }
             None => {}
         }
@@ -82,7 +84,7 @@ impl Machine {
         self.fold_newest(seq, accept);
         self.fold_dependent(seq, accept);
         self.fold_ledger_accept(seq, accept);
-        self.last_accept = Some((lane, seq));
+        self.last_accept = Some((lane, seq, accept.device));
         if lane == LaneId::Dead {
             self.dying.sub(cost);
             self.note_letter(message.recipient());
@@ -100,7 +102,9 @@ impl Machine {
         }
         user.lane(lane).insert(seq, accept.clone());
         if let Some(origin) = accept.origin {
-            user.inbox.entry((origin.stream, lane)).or_default().above.insert(origin.seq);
+            // Those for a device have a stream of their own.
+            let of = message.priority().into();
+            user.inbox.entry((origin.stream, of)).or_default().above.insert(origin.seq);
             self.touch(message.recipient(), seq);
         }
         attached
@@ -147,16 +151,20 @@ impl Machine {
         lane.attempts.remove(&end.seq);
         lane.ending.remove(&end.seq);
         let removed = lane.remove(end.seq);
-        if on_disk && end.seq > lane.cursor {
+        // Whoever finds another copy of it must know that this one has ended, wherever it was.
+        let device = removed.as_ref().and_then(|entry| entry.accept.device);
+        let has_copies = device.is_some_and(|device| device.among.len() > 1);
+        if (on_disk || has_copies) && end.seq > lane.cursor {
             lane.ended.insert(end.seq);
         }
         if user.row_known {
             user.lane(end.lane).advance_cursor(applied);
         }
+        let is_noted = user.lane(end.lane).ended.contains(&end.seq);
         if removed.is_some() {
             self.resident = self.resident.saturating_sub(1);
         }
-        if on_disk {
+        if on_disk || has_copies && is_noted {
             self.touch(&end.user, seq);
         }
         self.fold_newest_end(seq, end);
@@ -215,7 +223,7 @@ impl Machine {
             user.exposed = user.exposed.max(exposed.epoch);
         }
         if !is_live {
-            user.exposed_through = user.exposed_through.max(through(user));
+            user.exposed_through = user.exposed_through.max(through(user.exposed));
         }
         self.touch(&exposed.user, seq);
     }
@@ -254,7 +262,7 @@ impl Machine {
     }
 }
 
-/// Everything up to here may have been offered to a user exposed in an earlier epoch.
-pub(super) fn through(user: &User) -> Seq {
-    Seq::first_of(crate::record::Epoch(user.exposed.0.saturating_add(1))).prev()
+/// Everything up to here may have been offered to somebody exposed in this earlier epoch.
+pub(super) fn through(exposed: Epoch) -> Seq {
+    Seq::first_of(Epoch(exposed.0.saturating_add(1))).prev()
 }

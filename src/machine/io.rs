@@ -12,7 +12,7 @@ use super::refusal::{OperationError, Refusal};
 use crate::event::EventName;
 use crate::id::{DeviceId, MessageId, StreamId, UserId};
 use crate::message::Message;
-use crate::record::{Accept, Counters, DedupRow, Gap, LaneId, Record, Seq, UserRow};
+use crate::record::{Accept, Counters, DedupRow, Gap, LaneId, Record, Seq, Slots, UserRow};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -46,11 +46,12 @@ pub struct EntryRef {
 pub struct Delivery {
     /// The message.
     pub message: Message,
-    /// This engine, for the receiver's inbox.
+    /// This engine, for the receiver's inbox; for what is for a certain device, this engine and that device.
     pub stream: StreamId,
     /// Its lane and place, for acknowledgements.
     pub entry: EntryRef,
-    /// Every place of this lane up to here has ended durably on this side: the receiver's inbox may forget them.
+    /// Every place up to here that this sink may be offered with this priority has ended durably on this side: the
+    /// receiver's inbox may forget them.
     pub floor: Seq,
     /// When it was accepted; of what was scheduled, the time it was scheduled for.
     pub accepted_at: Timestamp,
@@ -58,6 +59,15 @@ pub struct Delivery {
     pub attempts: u32,
     /// Whether it may have been delivered before.
     pub redelivered: bool,
+}
+
+/// A message that another device has confirmed first.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withdrawn {
+    /// Its lane and place, as it was offered.
+    pub entry: EntryRef,
+    /// Its id.
+    pub id: MessageId,
 }
 
 /// What a sink says of one message it was offered.
@@ -236,8 +246,41 @@ pub struct Accepted {
     /// Its lane and place. The place is [`Seq::ZERO`] when it is not known yet (buffered) or never will be
     /// (volatile).
     pub entry: EntryRef,
+    /// The devices that have a copy of their own: the first one's is the entry, those of the others follow it. None when
+    /// the message is for any device, or its devices are not chosen yet.
+    pub among: Slots,
     /// Whether it had been accepted before: this was a repeat.
     pub duplicate: bool,
+}
+
+impl Accepted {
+    /// A new message, for any device.
+    pub(super) fn at(entry: EntryRef) -> Self {
+        Self { entry, among: Slots::NONE, duplicate: false }
+    }
+
+    /// A new message.
+    pub(super) fn of(entry: EntryRef, accept: &Accept) -> Self {
+        let among = accept.device.map_or(Slots::NONE, |device| device.among);
+        Self { entry, among, duplicate: false }
+    }
+
+    /// It had been accepted before.
+    pub(super) fn again(self) -> Self {
+        Self { duplicate: true, ..self }
+    }
+
+    /// Where it waits, for each device that has a copy; in one place when it is for any.
+    pub fn entries(&self) -> Vec<EntryRef> {
+        let EntryRef { lane, seq } = self.entry;
+        let (Some(_), Some(priority)) = (lane.slot(), lane.priority()) else { return vec![self.entry] };
+        if self.among.is_empty() || seq == Seq::ZERO {
+            return vec![self.entry];
+        }
+        let place = |slot| seq.plus(self.among.rank(slot).into());
+        let copy = |slot| EntryRef { lane: LaneId::Device(slot, priority), seq: place(slot) };
+        self.among.iter().map(copy).collect()
+    }
 }
 
 /// What the shell must do, in order.
@@ -299,6 +342,13 @@ pub enum Action {
         link: LinkId,
         /// At least one.
         gaps: Vec<Gap>,
+    },
+    /// Tell the sink that a message it was offered rings no more: another device of its user has confirmed it, durably.
+    Withdraw {
+        /// Which sink.
+        link: LinkId,
+        /// Which message.
+        withdrawn: Withdrawn,
     },
     /// Read from the store, then say [`Input::Loaded`].
     Load {

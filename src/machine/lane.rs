@@ -13,7 +13,7 @@ use std::sync::Arc;
 use hashbrown::HashMap;
 
 use super::entry::{Entry, EntryState};
-use super::io::LoadId;
+use super::io::{LinkId, LoadId};
 use crate::digest::Digester;
 use crate::id::OrderingKey;
 use crate::record::{Accept, LaneRow, Seq};
@@ -41,10 +41,10 @@ pub(super) struct Lane {
     pub(super) loading: Option<LoadId>,
     /// Settled messages that are not in memory and whose end is being recorded.
     pub(super) ending: BTreeSet<Seq>,
+    /// Which sinks have failed to take a message since all of them had, while there are others: it is their turn.
+    pub(super) tried: BTreeMap<Seq, Vec<LinkId>>,
     /// Volatile messages, by their number.
     pub(super) volatile: VecDeque<(Seq, Arc<Accept>)>,
-    /// Unspent turn, in bytes.
-    pub(super) deficit: u64,
     pub(super) in_flight: usize,
     /// When something has to be done about which message; those that are never due are not in it.
     due: BTreeSet<(Timestamp, Seq)>,
@@ -62,6 +62,11 @@ impl Lane {
         Self { is_offered: false, more_after, ..Self::new(digester) }
     }
 
+    /// A lane that is offered from, of which the store may have what lies behind a place.
+    pub(super) fn of_device(digester: Digester, more_after: Option<Seq>) -> Self {
+        Self { more_after, ..Self::new(digester) }
+    }
+
     pub(super) fn new(digester: Digester) -> Self {
         Self {
             entries: VecDeque::new(),
@@ -71,8 +76,8 @@ impl Lane {
             more_after: None,
             loading: None,
             ending: BTreeSet::new(),
+            tried: BTreeMap::new(),
             volatile: VecDeque::new(),
-            deficit: 0,
             in_flight: 0,
             due: BTreeSet::new(),
             horizon: None,
@@ -182,6 +187,7 @@ impl Lane {
     pub(super) fn remove(&mut self, seq: Seq) -> Option<Entry> {
         let entry = self.position(seq).ok().and_then(|i| self.entries.remove(i))?;
         self.due.remove(&(entry.due(), seq));
+        self.tried.remove(&seq);
         Some(entry)
     }
 
@@ -189,6 +195,7 @@ impl Lane {
     fn forget(&mut self, range: core::ops::Range<usize>) {
         for entry in self.entries.drain(range) {
             self.due.remove(&(entry.due(), entry.seq));
+            self.tried.remove(&entry.seq);
         }
     }
 
@@ -204,9 +211,9 @@ impl Lane {
 
     /// Forgets the queues, for a user whom nobody is attached to.
     pub(super) fn clear_queues(&mut self) {
+        self.tried.clear();
         self.keys.clear();
         self.ring.clear();
-        self.deficit = 0;
     }
 
     /// Builds the queues anew from the first `window` entries.

@@ -11,7 +11,7 @@ use super::commit::Pending;
 use super::io::{Action, LinkId};
 use crate::config::Config;
 use crate::id::{MessageId, UserId};
-use crate::record::{Accept, Admission, End, Gap, LedgerRow, LedgerRows, Record, Seq, Told};
+use crate::record::{Accept, Admission, End, Gap, LedgerRow, LedgerRows, Record, Seq, Slot, Told};
 use crate::time::Timestamp;
 
 /// How much is kept of a user's ledger.
@@ -35,8 +35,8 @@ impl Keep {
 enum Event {
     Ended(Option<LedgerRow>, Option<Gap>),
     Confirmed(Seq),
-    /// A dead letter with this id is sent once more: the ledger begins anew for it.
-    Lives(MessageId),
+    /// A dead letter with this id, for this device, is sent once more: the ledger begins anew for it.
+    Lives(MessageId, Option<Slot>),
     Told(Gap),
 }
 
@@ -66,7 +66,13 @@ impl Ledger {
                 gap.into_iter().for_each(|gap| widen(&mut self.gaps, gap));
             }
             Event::Confirmed(place) => self.rows.retain(|row| row.place != place),
-            Event::Lives(id) => self.rows.retain(|row| row.id != Some(id)),
+            Event::Lives(id, slot) => {
+                let lives = |row: &LedgerRow| row.id == Some(id) && row.lane.slot() == slot;
+                // A place that is in no row any more would be taken for one that was delivered.
+                let gone = self.rows.iter().filter(|row| lives(row) && slot.is_some()).map(|row| row.place);
+                self.forgotten = gone.max().map_or(self.forgotten, |place| self.forgotten.max(place));
+                self.rows.retain(|row| !lives(row));
+            }
             Event::Told(told) => {
                 narrow(&mut self.gaps, told);
                 narrow(&mut self.recording, told);
@@ -117,6 +123,16 @@ impl Ledger {
         self.rows.iter().rfind(|row| row.id == Some(id))
     }
 
+    /// How all copies of a message ended, as far as that is known.
+    pub(super) fn all_of(&self, id: MessageId) -> impl Iterator<Item = &LedgerRow> {
+        self.rows.iter().filter(move |row| row.id == Some(id))
+    }
+
+    /// How what was at this place ended, if that is known.
+    pub(super) fn at(&self, place: Seq) -> Option<&LedgerRow> {
+        self.rows.iter().rfind(|row| row.place == place)
+    }
+
     /// Whether a message that was accepted at this place, does not wait, and has no row was delivered for sure.
     pub(super) fn knows_all_since(&self, place: Seq) -> bool {
         place > self.forgotten && self.rows.iter().all(|row| row.id.is_some() || row.place != place)
@@ -161,7 +177,8 @@ impl Machine {
     /// Folds an acceptance into its user's ledger.
     pub(super) fn fold_ledger_accept(&mut self, at: Seq, accept: &Accept) {
         if matches!(accept.admission, Admission::Requeued { .. }) {
-            self.fold_event(at, accept.message.recipient(), Event::Lives(accept.message.id()));
+            let slot = accept.device.map(|device| device.slot);
+            self.fold_event(at, accept.message.recipient(), Event::Lives(accept.message.id(), slot));
         }
     }
 

@@ -78,6 +78,7 @@ impl Machine {
                 self.unpark(now, load, None);
                 self.sweep_read(&id);
                 self.resume_settling();
+                self.clear_slots(&id);
                 self.settle_into_memory(&id);
             }
             (Query::Sender { sender, .. }, Found::Sender(rows)) => {
@@ -124,7 +125,7 @@ impl Machine {
         };
         if let (None, Some(mut held)) = (user.held, held) {
             for (lane, seq, cost) in &user.early_ends {
-                let known = row.and_then(|row| row.lanes.get(lane.index()));
+                let known = row.and_then(|row| row.lane(*lane));
                 let reflected = known.is_some_and(|lane| *seq <= lane.cursor || lane.ended.contains(seq));
                 if *seq < reflects && !reflected {
                     held.sub(*lane, *cost);
@@ -138,14 +139,15 @@ impl Machine {
         if !user.row_known {
             user.row_known = true;
             user.exposed_through = match user.exposed < epoch {
-                true => user.exposed_through.max(through(user)),
+                true => user.exposed_through.max(through(user.exposed)),
                 false => applied,
             };
+            Self::expose_slots(user, epoch, applied);
             if core::mem::take(&mut user.exposed_unread) {
                 user.exposed = epoch;
             }
         }
-        for lane in LaneId::ALL {
+        for lane in user.lane_ids() {
             let is_stored = stored.is_none_or(|stored| stored.has(lane));
             let (known, found) = (stored.is_some(), user.lane_ref(lane));
             // A lane aside that is not there yet is made when it is known that there is something in it.
@@ -270,6 +272,8 @@ impl Machine {
             // The row says so by now.
             user.early_ends.clear();
         }
+        self.clear_slots(id);
+        let Some(user) = self.users.get_mut(id) else { return };
         if user.is_attached() && !user.is_known() {
             self.load_once(Query::User(id.clone()));
         } else if !user.row_known && user.changed.is_some() {

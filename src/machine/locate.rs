@@ -1,5 +1,6 @@
 //! Where a message stands, also when it has ended: by what lives, by the ledger, and by the ids that are remembered.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Machine;
@@ -7,10 +8,10 @@ use super::dedup::Known;
 use super::entry::EntryState;
 use super::io::EntryRef;
 use super::operate::{OperationId, Work};
-use super::operation::{Located, Operation, Target};
+use super::operation::{CopyStanding, Located, Operation, Target};
 use super::query::Query;
-use crate::id::UserId;
-use crate::record::{Accept, Admission, End, LedgerRow, LedgerRows, Seq};
+use crate::id::{DeviceId, UserId};
+use crate::record::{Accept, Admission, End, LaneId, LedgerRow, LedgerRows, Seq, Slot, Slots};
 use crate::status::{EndReason, Status};
 
 impl Located {
@@ -24,7 +25,13 @@ impl Located {
         }
     }
 
-    fn ended(end: &End) -> Self {
+    /// Its receiver has it, and that is all that is known.
+    fn delivered(entry: Option<EntryRef>) -> Self {
+        let status = Status::Ended(EndReason::Delivered);
+        Self { entry, status, possibly_delivered: false, attempts: 0, since: None }
+    }
+
+    pub(super) fn ended(end: &End) -> Self {
         let possibly_delivered = end.possibly_delivered && end.reason != EndReason::Delivered;
         let entry = Some(EntryRef { lane: end.lane, seq: end.seq });
         let (status, attempts, since) = (Status::Ended(end.reason), end.attempts, Some(end.at));
@@ -46,6 +53,12 @@ impl Located {
         };
         Self { entry, status, possibly_delivered: known, attempts, since }
     }
+}
+
+/// Where a message stands of which one device has a copy.
+pub(super) fn best_of(copies: &[CopyStanding]) -> Option<Located> {
+    let all = || copies.iter().filter_map(|copy| copy.located);
+    all().find(|located| located.status == Status::Ended(EndReason::Delivered))
 }
 
 impl Machine {
@@ -78,9 +91,90 @@ impl Machine {
         let user = accept.message.recipient();
         let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
         let attempts = lane.and_then(|lane| lane.attempts.get(&entry.seq)).map_or(0, |(n, _)| *n);
+        let located = Located::living(entry, accept, state, attempts, known);
+        let copies = self.locate_copies(entry, accept, Some(located));
         if let Some(open) = self.operations.open.get_mut(&operation) {
-            open.done.located = Some(Located::living(entry, accept, state, attempts, known));
+            open.done.located = Some(best_of(&copies).unwrap_or(located));
+            open.done.copies = copies;
         }
+    }
+
+    /// A copy was found that is about to end: where the others stand is known now, of this one when it has.
+    pub(super) fn locate_ending(&mut self, operation: OperationId, entry: EntryRef, accept: &Accept) {
+        let copies = self.locate_copies(entry, accept, None);
+        if let Some(open) = self.operations.open.get_mut(&operation)
+            && matches!(open.work, Work::Asked(_, Operation::Locate(_)))
+        {
+            open.done.copies = copies;
+        }
+    }
+
+    /// Where all copies of a message stand, given where this one does.
+    fn locate_copies(&mut self, entry: EntryRef, accept: &Accept, own: Option<Located>) -> Vec<CopyStanding> {
+        let (Some(device), Some(priority)) = (accept.device, entry.lane.priority()) else {
+            return Vec::new();
+        };
+        let id = accept.message.recipient();
+        let alive = self.other_copies(id, entry, accept);
+        let places = device.others(entry.seq).chain([(device.slot, entry.seq)]);
+        let places = places.map(|(slot, seq)| (slot, EntryRef { lane: LaneId::Device(slot, priority), seq }));
+        let mut copies: Vec<_> = places
+            .map(|(slot, at)| {
+                let located = match at == entry {
+                    true => own,
+                    false => self.standing_at(id, at, alive.contains(&at)),
+                };
+                CopyStanding { slot, device: self.name_of(id, slot), located }
+            })
+            .collect();
+        copies.sort_unstable_by_key(|copy| copy.slot);
+        copies
+    }
+
+    fn name_of(&self, id: &UserId, slot: Slot) -> Option<DeviceId> {
+        let state = self.users.get(id)?.slots.get(&slot)?;
+        state.device.as_ref().map(|device| device.device.clone())
+    }
+
+    /// Where a copy stands, by what lives and by the ledger.
+    fn standing_at(&self, id: &UserId, at: EntryRef, lives: bool) -> Option<Located> {
+        let user = self.users.get(id)?;
+        let lane = user.lane_ref(at.lane);
+        let attempts = lane.attempts.get(&at.seq).map_or(0, |(n, _)| *n);
+        let known = at.seq <= user.exposed_through(at.lane);
+        match lane.entry(at.seq) {
+            Some(found) => {
+                let known = known || found.offers > 0;
+                Some(Located::living(at, &found.accept, Some(found.state()), attempts, known))
+            }
+            None if lives => {
+                let status = if attempts > 0 { Status::Retrying } else { Status::Accepted };
+                let (entry, possibly_delivered, since) = (Some(at), known, None);
+                Some(Located { entry, status, possibly_delivered, attempts, since })
+            }
+            None => user
+                .ledger
+                .at(at.seq)
+                .map(Located::by)
+                .or_else(|| user.ledger.knows_all_since(at.seq).then(|| Located::delivered(Some(at)))),
+        }
+    }
+
+    /// What can be said of each copy of a message of which none lives.
+    fn ended_copies(&self, target: &Target, place: Option<(Seq, Slots)>) -> Vec<CopyStanding> {
+        let Some(user) = self.users.get(&target.user) else { return Vec::new() };
+        let rows = user.ledger.all_of(target.id).filter_map(|row| Some((row.lane.slot()?, row)));
+        let rows: BTreeMap<_, _> = rows.collect();
+        let (first, among) = place.unwrap_or((Seq::ZERO, Slots::NONE));
+        let all: BTreeSet<_> = rows.keys().copied().chain(among.iter()).collect();
+        let located = |slot: Slot| {
+            let row = rows.get(&slot).map(|row| Located::by(row));
+            let knows = among.has(slot) && user.ledger.knows_all_since(first);
+            row.or_else(|| knows.then(|| Located::delivered(None)))
+        };
+        let copy =
+            |slot| CopyStanding { slot, device: self.name_of(&target.user, slot), located: located(slot) };
+        all.into_iter().map(copy).collect()
     }
 
     /// It has ended while it was looked for, and that is durable.
@@ -93,8 +187,22 @@ impl Machine {
     /// It does not wait: how it ended, if anything says so.
     ///
     /// Of what was accepted behind `before`, nobody has looked whether it waits.
-    pub(super) fn locate_in_ledger(&mut self, target: &Target, before: Seq) -> Option<Located> {
+    pub(super) fn locate_in_ledger(
+        &mut self,
+        target: &Target,
+        before: Seq,
+    ) -> Option<(Located, Vec<CopyStanding>)> {
         let remembered = self.remembered(target);
+        let place = match remembered {
+            Some(Known::Seen(slot)) if slot.seq != Seq::ZERO && slot.seq < before => {
+                Some((slot.seq, slot.among))
+            }
+            _ => None,
+        };
+        let copies = self.ended_copies(target, place);
+        if let Some(best) = best_of(&copies) {
+            return Some((best, copies));
+        }
         let ledger = &self.users.get(&target.user)?.ledger;
         // Accepted, gone, and not among those that ended otherwise.
         let delivered = match remembered {
@@ -104,14 +212,9 @@ impl Machine {
         match ledger.of(target.id) {
             // An older one had the same id.
             Some(row) if delivered.is_none_or(|place| place < row.ended) => Some(Located::by(row)),
-            _ => delivered.filter(|place| ledger.knows_all_since(*place)).map(|_| Located {
-                entry: None,
-                status: Status::Ended(EndReason::Delivered),
-                possibly_delivered: false,
-                attempts: 0,
-                since: None,
-            }),
+            _ => delivered.filter(|place| ledger.knows_all_since(*place)).map(|_| Located::delivered(None)),
         }
+        .map(|located| (located, copies))
     }
 
     /// What is known of a user's ledger.

@@ -31,10 +31,12 @@ mod accept;
 mod batch;
 mod collapse;
 mod commit;
+mod copies;
 mod dead;
 mod dedup;
 mod deliver;
 mod dependents;
+mod devices;
 mod entry;
 mod fanout;
 mod fold;
@@ -52,7 +54,9 @@ mod pick;
 mod places;
 mod query;
 mod refusal;
+mod register;
 mod reserve;
+mod ring;
 mod schedule;
 mod search;
 mod settle;
@@ -67,10 +71,12 @@ mod verdict;
 pub use batch::MAX_BATCH_MESSAGES;
 pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Input, LinkId, LoadId, MachineStats, Standing,
-    Survivors, Ticket, Verdict,
+    Survivors, Ticket, Verdict, Withdrawn,
 };
 pub use joint::{Joint, JointId, JointPart, Word};
-pub use operation::{DeadLetter, DeadLetters, Located, Operation, Outcome, Target};
+pub use operation::{
+    CopyStanding, DeadLetter, DeadLetters, DeviceStanding, Located, Operation, Outcome, Target,
+};
 pub use query::{DuePlace, Found, Holdings, Page, Query};
 pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};
@@ -90,6 +96,7 @@ use self::deliver::Link;
 use self::entry::EntryState;
 use self::index::Index;
 use self::operate::Operations;
+use self::register::DeviceWaits;
 use self::reserve::Joints;
 use self::settle::{Job, Logged};
 use self::sweep::Sweeps;
@@ -100,7 +107,7 @@ use crate::config::Config;
 use crate::digest::{DigestMap, Digester};
 use crate::id::{StreamId, UserId};
 use crate::message::Message;
-use crate::record::{Counters, Epoch, LaneId, Seq};
+use crate::record::{Counters, Epoch, ForDevice, LaneId, Seq};
 use crate::status::Status;
 use crate::time::Timestamp;
 
@@ -177,7 +184,7 @@ pub struct Machine {
     died: Vec<Seq>,
     job: Option<Job>,
     /// Where the last acceptance went.
-    last_accept: Option<(LaneId, Seq)>,
+    last_accept: Option<(LaneId, Seq, Option<ForDevice>)>,
     /// Where a message has moved whose old place ends with the next record.
     moved: Option<(Seq, EntryRef)>,
     /// Where a dead letter was sent whose place ends with the next record.
@@ -206,6 +213,9 @@ pub struct Machine {
     parked_count: usize,
 
     operations: Operations,
+    /// Who waits for a device to be registered or removed, and how many.
+    device_waits: DeviceWaits,
+    device_waiting: usize,
     joints: Joints,
     sweeps: Sweeps,
     loads: StdMap<LoadId, Query>,
@@ -288,6 +298,8 @@ impl Machine {
             parked: StdMap::new(),
             parked_count: 0,
             operations: Operations::default(),
+            device_waits: DeviceWaits::new(),
+            device_waiting: 0,
             joints: Joints::default(),
             sweeps: Sweeps::default(),
             loads: StdMap::new(),
@@ -317,6 +329,7 @@ impl Machine {
         let now = self.now;
         if !core::mem::replace(&mut self.is_live, true) {
             self.begin_sweeping(now);
+            self.clear_all_slots();
         }
         match input {
             Input::Send { ticket, message } => self.handle_send(now, ticket, message),

@@ -12,7 +12,7 @@ use super::accept::{Newcomer, Parked};
 use super::commit::Repeat;
 use super::dependents::Orphan;
 use super::entry::EntryState;
-use super::io::{Accepted, Action, EntryRef, LoadId, Ticket};
+use super::io::{Action, EntryRef, LoadId, Ticket};
 use super::operation::{DeadLetter, Operation, Outcome};
 use super::overflow::Room;
 use super::refusal::OperationError;
@@ -20,7 +20,7 @@ use super::search::Search;
 use super::verdict::may_be_known;
 use crate::id::UserId;
 use crate::message::Durability;
-use crate::record::{Accept, End, LaneId, Seq};
+use crate::record::{Accept, End, LaneId, Seq, Slot};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -53,9 +53,9 @@ pub(super) struct Open {
     pub(super) user: UserId,
     /// Only messages below this place.
     pub(super) before: Seq,
-    /// Where memory ended and the store began, by lane, when the search began. What is read into memory later is found
-    /// in the store all the same.
-    pub(super) store_after: [Option<Seq>; LaneId::COUNT],
+    /// Where it looks, and where memory ended and the store began there when the search began. What is read into memory
+    /// later is found in the store all the same.
+    pub(super) lanes: Vec<(LaneId, Option<Seq>)>,
     pub(super) search: Search,
     /// The first message of the lane that is being read from the store, and which lane that is.
     pub(super) first_live: Option<(LaneId, Seq)>,
@@ -63,8 +63,8 @@ pub(super) struct Open {
     has_found: bool,
     /// Ends that are being recorded.
     recording: usize,
-    /// What it withdrew last, rather than found ending.
-    pub(super) own: Option<Seq>,
+    /// What it withdrew last, rather than found ending: a message, and its copies.
+    pub(super) own: Vec<Seq>,
     pub(super) done: Outcome,
 }
 
@@ -83,6 +83,8 @@ pub(super) enum Work {
     FindParent(Orphan),
     /// Lets those go (or end) whose parents have ended, which are in these places.
     Free(VecDeque<Seq>),
+    /// Ends what is left of a device that is gone.
+    Clear(Slot),
 }
 
 impl Work {
@@ -92,6 +94,7 @@ impl Work {
             Self::Asked(_, operation) => operation.means(accept),
             Self::FindParent(orphan) => orphan.target().is(accept),
             Self::Free(_) => accept.message.after().is_some(),
+            Self::Clear(slot) => accept.device.is_some_and(|device| device.slot == *slot),
             Self::Ripen(_) | Self::Sweep | Self::MakeRoom(_) => true,
         }
     }
@@ -106,16 +109,19 @@ impl Work {
     }
 
     /// How the places end that it ends for somebody who asked for that.
-    fn reason(&self) -> Option<EndReason> {
+    pub(super) fn reason(&self, lane: LaneId) -> Option<EndReason> {
         match self {
             Self::Asked(_, operation) => operation.reason(),
+            // It had ended before.
+            Self::Clear(_) if lane == LaneId::Dead => Some(EndReason::Cancelled),
+            Self::Clear(_) => Some(EndReason::DeviceGone),
             _ => None,
         }
     }
 
     /// Whether it follows what moves away from where it looks.
     fn follows(&self) -> bool {
-        matches!(self, Self::Asked(..) | Self::FindParent(_))
+        matches!(self, Self::Asked(..) | Self::FindParent(_) | Self::Clear(_))
     }
 }
 
@@ -133,7 +139,9 @@ impl Operations {
     pub(super) fn make_ready(&mut self, id: OperationId) {
         match self.open.get(&id).map(|open| &open.work) {
             Some(Work::Asked(..) | Work::MakeRoom(_) | Work::FindParent(_)) => self.ready.push_back(id),
-            Some(Work::Ripen(_) | Work::Sweep | Work::Free(_)) => self.ready_behind.push_back(id),
+            Some(Work::Ripen(_) | Work::Sweep | Work::Free(_) | Work::Clear(_)) => {
+                self.ready_behind.push_back(id);
+            }
             None => {}
         }
     }
@@ -165,7 +173,7 @@ impl Machine {
                 Ok(Newcomer::Held(key)) => {
                     return self.park_behind(key, Parked::Operate(ticket, operation, before));
                 }
-                Ok(Newcomer::Accepted(entry)) => Ok(Some(Accepted { entry, duplicate: true })),
+                Ok(Newcomer::Accepted(accepted)) => Ok(Some(accepted)),
                 Ok(Newcomer::OnItsWay(key)) => return self.wait_for_first(key, Repeat::Operation(ticket)),
                 Err(refusal) => Err(refusal.into()),
             };
@@ -182,6 +190,9 @@ impl Machine {
         if !self.ensure_row(&user) {
             return self.park(super::query::Query::User(user), Parked::Operate(ticket, operation, before));
         }
+        if self.operate_on_devices(ticket, &operation) {
+            return;
+        }
         if matches!(operation, Operation::Purge(_)) {
             self.user_mut(&user).lanes.iter_mut().for_each(|lane| lane.volatile.clear());
         }
@@ -195,7 +206,8 @@ impl Machine {
     pub(super) fn begin(&mut self, user: UserId, work: Work, before: Seq) {
         let found = self.user_mut(&user);
         found.operations += 1;
-        let store_after = LaneId::ALL.map(|lane| found.lane_ref(lane).more_after);
+        let lanes = work.lanes(&found.slots);
+        let lanes = lanes.into_iter().map(|lane| (lane, found.lane_ref(lane).more_after)).collect();
         let search = Search::begin(&work);
         let done = Outcome::default();
         self.operations.last += 1;
@@ -204,9 +216,8 @@ impl Machine {
             self.operations.asked_for.entry(user.clone()).or_default().push(id);
         }
         let first_live = None;
-        let (has_found, recording, own) = (false, 0, None);
-        let open =
-            Open { work, user, before, store_after, search, first_live, has_found, recording, own, done };
+        let (has_found, recording, own) = (false, 0, Vec::new());
+        let open = Open { work, user, before, lanes, search, first_live, has_found, recording, own, done };
         self.operations.open.insert(id, open);
         self.operations.make_ready(id);
     }
@@ -238,7 +249,7 @@ impl Machine {
         stored: Option<&Arc<Accept>>,
     ) -> bool {
         let user = self.user_mut(id);
-        let exposed_through = user.exposed_through;
+        let exposed_through = user.exposed_through(entry.lane);
         let lane = user.lane(entry.lane);
         let (accept, state, offers) = match (lane.entry(entry.seq), stored) {
             (Some(found), _) => (found.accept.clone(), Some(found.state()), found.offers),
@@ -307,17 +318,14 @@ impl Machine {
                 self.locate(operation, entry, &accept, (state, known));
                 return true;
             }
-            Work::FindParent(_) if !is_ending => {
+            Work::FindParent(_) => {
                 let known = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
-                self.locate(operation, entry, &accept, (state, known));
-                // At once: a moment later it may be about to go elsewhere.
-                let done = self.operations.open.get(&operation).map(|open| open.done.clone());
-                self.finish(operation, Ok(done.unwrap_or_default()));
-                return true;
+                return self.parent_found(operation, entry, &accept, (state, known));
             }
-            Work::Asked(..) | Work::FindParent(_) => {}
+            Work::Asked(..) | Work::Clear(_) => {}
         }
         if is_ending {
+            self.locate_ending(operation, entry, &accept);
             self.wait_for_end(operation, entry.seq, false);
             self.mark_ready(id);
             return false;
@@ -330,25 +338,8 @@ impl Machine {
         true
     }
 
-    /// Ends a message for an operation.
-    fn end_withdrawn(
-        &mut self,
-        operation: OperationId,
-        id: &UserId,
-        entry: EntryRef,
-        accept: &Accept,
-        joined: bool,
-    ) {
-        let Some(reason) = self.operations.open.get(&operation).and_then(|open| open.work.reason()) else {
-            return;
-        };
-        self.end_wherever(id, entry, accept, reason, joined);
-        self.wait_for_end(operation, entry.seq, true);
-        self.mark_ready(id);
-    }
-
     /// Lets an operation wait for an end to be durable: its own, or one that it found.
-    fn wait_for_end(&mut self, operation: OperationId, seq: Seq, own: bool) {
+    pub(super) fn wait_for_end(&mut self, operation: OperationId, seq: Seq, own: bool) {
         let waiting = self.operations.ends.entry(seq).or_default();
         let Some(open) = self.operations.open.get_mut(&operation) else { return };
         // What settles just now may be found twice: in memory and in the store.
@@ -357,7 +348,11 @@ impl Machine {
             open.recording += 1;
         }
         if own {
-            open.own = Some(seq);
+            // Of many it is only asked whether it has withdrawn any.
+            if !open.work.is_about_one() {
+                open.own.clear();
+            }
+            open.own.push(seq);
         }
     }
 
@@ -367,14 +362,17 @@ impl Machine {
             let Some(open) = self.operations.open.get_mut(&id) else { continue };
             open.recording = open.recording.saturating_sub(1);
             if let Some(located) = Self::locate_ended(&open.work, end) {
-                (open.done.located, open.search) = (Some(located), Search::Over);
+                let own = open.done.copies.iter_mut().find(|copy| Some(copy.slot) == end.lane.slot());
+                own.into_iter().for_each(|copy| copy.located = Some(located));
+                let best = super::locate::best_of(&open.done.copies).unwrap_or(located);
+                (open.done.located, open.search) = (Some(best), Search::Over);
             }
             // Of one message that is withdrawn, only that counts; of one that others withdraw, the first.
-            let (reason, is_about_one) = (open.work.reason(), open.work.is_about_one());
-            let counts = match (is_about_one, open.own) {
-                (true, Some(own)) => own == end.seq,
+            let (reason, is_about_one) = (open.work.reason(end.lane), open.work.is_about_one());
+            let counts = match (is_about_one, open.own.is_empty()) {
+                (true, false) => open.own.contains(&end.seq),
                 // What another one put in its place is not what this one wanted there.
-                (true, None) => open.done.messages == 0 && reason == Some(EndReason::Cancelled),
+                (true, true) => open.done.messages == 0 && reason == Some(EndReason::Cancelled),
                 (false, _) => true,
             };
             if counts && Some(end.reason) == reason {
@@ -406,20 +404,24 @@ impl Machine {
             (Work::FindParent(orphan), _) => {
                 let (target, before) = (orphan.target().clone(), open.before);
                 let known = open.done.located;
-                let located = known.or_else(|| self.locate_in_ledger(&target, before));
+                let located = known.or_else(|| Some(self.locate_in_ledger(&target, before)?.0));
                 Ok(Outcome { located, ..Outcome::default() })
             }
             (_, true) => Ok(open.done.clone()),
             (Work::Asked(_, Operation::Locate(target)), false) => {
                 let (target, before) = (target.clone(), open.before);
                 let located = self.locate_in_ledger(&target, before).ok_or(OperationError::NotWaiting);
-                located.map(|located| Outcome { located: Some(located), ..Outcome::default() })
+                located.map(|(located, copies)| Outcome {
+                    located: Some(located),
+                    copies,
+                    ..Outcome::default()
+                })
             }
             // Perhaps it was this very message that took the place, for somebody who asked before.
             (Work::Asked(_, Operation::Replace(_, message)), false) => {
                 let message = message.clone();
                 match self.judge_newcomer(&message) {
-                    Ok(Newcomer::Accepted(entry)) => Ok(Outcome::known(Accepted { entry, duplicate: true })),
+                    Ok(Newcomer::Accepted(accepted)) => Ok(Outcome::known(accepted)),
                     _ => Err(OperationError::NotWaiting),
                 }
             }
@@ -448,7 +450,7 @@ impl Machine {
                 self.actions.push_back(Action::Done { ticket, result });
             }
             Work::Ripen(next) => {
-                let has_read = open.store_after.get(LaneId::Scheduled.index()).is_some_and(Option::is_some);
+                let has_read = open.lanes.iter().any(|(_, began)| began.is_some());
                 self.ripened(&open.user, next, result.is_err(), has_read);
             }
             Work::Sweep => {
@@ -458,6 +460,7 @@ impl Machine {
             Work::MakeRoom(room) => self.room_searched(&open.user, room, result.is_err()),
             Work::FindParent(orphan) => self.parent_searched(orphan, result.map(|done| done.located)),
             Work::Free(_) => self.dependents_freed(&open.user, result.is_err()),
+            Work::Clear(slot) => self.cleared(&open.user, slot, result),
         }
         self.let_go(&open.user);
     }

@@ -2,9 +2,9 @@
 
 use super::io::{Accepted, EntryRef};
 use crate::event::EventName;
-use crate::id::{MessageId, UserId};
+use crate::id::{DeviceId, MessageId, UserId};
 use crate::message::{Message, Priority};
-use crate::record::{Accept, Admission, Burial, LedgerRows, Seq};
+use crate::record::{Accept, Admission, Burial, DeviceInfo, LedgerRows, Seq, Slot};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -41,12 +41,20 @@ pub enum Operation {
     /// Look at dead letters behind this place: at most so many, and no more than
     /// [`Config::max_load_bytes`](crate::Config::max_load_bytes), but at least one.
     Inspect(DeadLetters, Seq, usize),
-    /// Say where one message stands, also when it has ended.
+    /// Say where one message stands, also when it has ended. One for several devices stands where the first to have it has
+    /// it; as long as none has, where one of its copies waits.
     Locate(Target),
     /// Say how messages for this user ended that were not delivered.
     Ledger(UserId),
     /// Say how many dead letters this user has.
     Letters(UserId),
+    /// Register a device: what is sent to every device from now on is for it too.
+    Register(UserId, DeviceId),
+    /// Remove a device: nothing more is for it, and what waits for it ends as
+    /// [`DeviceGone`](EndReason::DeviceGone).
+    Unregister(UserId, DeviceId),
+    /// List the registered devices.
+    Devices(UserId),
 }
 
 /// Which dead letters of a user are meant: those for which all of this is true.
@@ -110,7 +118,8 @@ impl Operation {
             | Self::Replace(target, _)
             | Self::Reprioritise(target, _)
             | Self::Locate(target) => &target.user,
-            Self::Purge(user) | Self::Ledger(user) | Self::Letters(user) => user,
+            Self::Purge(user) | Self::Ledger(user) | Self::Letters(user) | Self::Devices(user) => user,
+            Self::Register(user, _) | Self::Unregister(user, _) => user,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => &letters.user,
         }
     }
@@ -123,8 +132,7 @@ impl Operation {
             | Self::Replace(target, _)
             | Self::Reprioritise(target, _)
             | Self::Locate(target) => Some(target),
-            Self::Purge(_) | Self::Requeue(_) | Self::Discard(_) => None,
-            Self::Inspect(..) | Self::Ledger(_) | Self::Letters(_) => None,
+            _ => None,
         }
     }
 
@@ -137,7 +145,10 @@ impl Operation {
     /// Whether it changes nothing.
     #[must_use]
     pub fn only_reads(&self) -> bool {
-        matches!(self, Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) | Self::Letters(_))
+        matches!(
+            self,
+            Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) | Self::Letters(_) | Self::Devices(_)
+        )
     }
 
     /// How the places end that it is about, if it ends any.
@@ -148,6 +159,7 @@ impl Operation {
             Self::Replace(..) => Some(EndReason::Replaced),
             Self::Reprioritise(..) | Self::Requeue(_) => Some(EndReason::Moved),
             Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) | Self::Letters(_) => None,
+            Self::Register(..) | Self::Unregister(..) | Self::Devices(_) => None,
         }
     }
 }
@@ -169,10 +181,34 @@ pub struct Outcome {
     pub letters: Vec<DeadLetter>,
     /// What [`Operation::Locate`] found.
     pub located: Option<Located>,
+    /// Of a message for several devices, what it found of each copy, in the order of the slots.
+    pub copies: Vec<CopyStanding>,
     /// What [`Operation::Ledger`] read.
     pub ledger: LedgerRows,
     /// How many dead letters [`Operation::Letters`] counted, and their bytes.
     pub dead_letters: (u32, u64),
+    /// What [`Operation::Devices`] listed, in the order of their slots.
+    pub devices: Vec<DeviceStanding>,
+}
+
+/// Where the copy of a message for one device stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CopyStanding {
+    /// The device's number.
+    pub slot: Slot,
+    /// The device that has it now.
+    pub device: Option<DeviceId>,
+    /// Where it stands. None when it has ended and nothing says how: the ledger does not go back so far.
+    pub located: Option<Located>,
+}
+
+/// A registered device.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DeviceStanding {
+    /// What is recorded of it.
+    pub info: DeviceInfo,
+    /// Whether a sink is attached for it now.
+    pub is_attached: bool,
 }
 
 /// Where a message stands.
@@ -215,6 +251,7 @@ impl Operation {
             | Self::Locate(target) => target.is(accept),
             Self::Purge(_) => true,
             Self::Ledger(_) | Self::Letters(_) => false,
+            Self::Register(..) | Self::Unregister(..) | Self::Devices(_) => false,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => {
                 letters.means(accept)
             }

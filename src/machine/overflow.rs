@@ -19,11 +19,8 @@ use super::user::Totals;
 use crate::config::{MAX_EVICTED, Overflow};
 use crate::id::UserId;
 use crate::message::{Message, Priority};
-use crate::record::{Accept, LaneId, NewestRow, Seq};
+use crate::record::{Accept, LaneId, NewestRow, Slot};
 use crate::status::EndReason;
-
-/// The lanes of the priorities, the lowest first.
-const LOWEST_FIRST: [LaneId; 4] = [LaneId::Low, LaneId::Normal, LaneId::High, LaneId::Critical];
 
 /// A message that may give way.
 #[derive(Clone, Debug)]
@@ -37,6 +34,8 @@ pub(super) struct Victim {
 pub(super) struct Room {
     ticket: Ticket,
     message: Message,
+    /// How many entries it makes.
+    copies: u32,
     found: Vec<Victim>,
 }
 
@@ -44,15 +43,20 @@ pub(super) struct Room {
 pub(super) enum Shortage {
     /// It must be refused.
     Refused(Refusal),
-    /// Something may give way: it must be looked for.
-    Unsearched,
+    /// Something may give way to so many entries: it must be looked for.
+    Unsearched { copies: u32 },
 }
 
 impl Room {
     /// Where to look: nothing gives way to what is less urgent.
-    pub(super) fn lanes(&self) -> &'static [LaneId] {
+    pub(super) fn lanes(&self, slots: impl Iterator<Item = Slot> + Clone) -> Vec<LaneId> {
         let upto = Priority::ALL.len() - self.message.priority().index();
-        LOWEST_FIRST.get(..upto).unwrap_or(&LOWEST_FIRST)
+        let lowest_first = Priority::ALL.into_iter().rev().take(upto);
+        let of_priority = |priority: Priority| {
+            let of_slots = slots.clone().map(move |slot| LaneId::Device(slot, priority));
+            core::iter::once(priority.into()).chain(of_slots)
+        };
+        lowest_first.flat_map(of_priority).collect()
     }
 
     /// Notes a message that may give way. What settles just now may be found twice.
@@ -65,28 +69,33 @@ impl Room {
 }
 
 impl Machine {
-    /// Takes the message's share of the quotas. `old` is the place and the cost of what gives way anyhow, `found` what
-    /// else may, if it was looked for. Returns what must go, if something must.
+    /// Takes the message's share of the quotas. `old` is what gives way anyhow, `found` what else may, if it was looked
+    /// for. Returns what must go, if something must.
     pub(super) fn claim_room(
         &mut self,
         message: &Message,
-        old: Option<(Seq, u64)>,
+        copies: u32,
+        old: &[NewestRow],
         found: Option<Vec<Victim>>,
     ) -> Result<Vec<Victim>, Shortage> {
-        let mut gives_back = old.map_or(Totals::default(), |(_, cost)| Totals::one(cost));
-        let mut full = match self.claim(message, gives_back) {
+        let mut gives_back = Totals::default();
+        old.iter().for_each(|old| gives_back.add(old.cost));
+        let mut full = match self.claim(message, copies, gives_back) {
             Ok(()) => return Ok(Vec::new()),
             Err(full) if !matches!(full, Refusal::OutboxFull { .. }) => return Err(Shortage::Refused(full)),
             Err(full) => full,
         };
         let Some(mut found) = found else {
-            let can_fit = message.cost() <= self.config.max_user_bytes.get();
+            let bytes = message.cost().saturating_mul(copies.into());
+            let can_fit =
+                bytes <= self.config.max_user_bytes.get() && copies <= self.config.max_user_messages.get();
             let gives_way = self.config.overflow != Overflow::Reject && can_fit;
-            return Err(if gives_way { Shortage::Unsearched } else { Shortage::Refused(full) });
+            let unsearched = Shortage::Unsearched { copies };
+            return Err(if gives_way { unsearched } else { Shortage::Refused(full) });
         };
         let user = message.recipient();
         found.retain(|victim| {
-            old.is_none_or(|(seq, _)| seq != victim.entry.seq) && self.may_give_way(user, victim.entry)
+            old.iter().all(|old| old.seq != victim.entry.seq) && self.may_give_way(user, victim.entry)
         });
         if self.config.overflow == Overflow::DropOldest {
             found.sort_unstable_by_key(|victim| victim.entry.seq);
@@ -95,7 +104,7 @@ impl Machine {
         for n in 1..=found.len() {
             let next = found.get(n - 1).map_or(0, |victim| victim.accept.message.cost());
             gives_back.add(next);
-            match self.claim(message, gives_back) {
+            match self.claim(message, copies, gives_back) {
                 Ok(()) => {
                     found.truncate(n);
                     return Ok(found);
@@ -129,13 +138,13 @@ impl Machine {
                 self.answer(ticket, Err(refusal));
                 self.evict_if_idle(&user);
             }
-            Shortage::Unsearched if !self.ensure_row(&user) => {
+            Shortage::Unsearched { .. } if !self.ensure_row(&user) => {
                 self.park(Query::User(user), Parked::Send(ticket, message));
             }
-            Shortage::Unsearched => {
+            Shortage::Unsearched { copies } => {
                 self.parked_count += 1;
                 self.overflowing.insert(user.clone(), VecDeque::new());
-                let room = Room { ticket, message, found: Vec::new() };
+                let room = Room { ticket, message, copies, found: Vec::new() };
                 self.begin(user, Work::MakeRoom(room), self.applied);
             }
         }
@@ -153,9 +162,10 @@ impl Machine {
         found_here.for_each(|victim| found.add(victim.accept.message.cost()));
         let (max_messages, max_bytes) =
             (self.config.max_user_messages.get(), self.config.max_user_bytes.get());
-        let bytes = claimed.bytes.saturating_add(room.message.cost());
+        let bytes = claimed.bytes.saturating_add(room.message.cost().saturating_mul(room.copies.into()));
+        let messages = claimed.messages.saturating_add(room.copies);
         found.messages as usize >= MAX_EVICTED
-            || claimed.messages.saturating_sub(found.messages) < max_messages
+            || messages.saturating_sub(found.messages) <= max_messages
                 && bytes.saturating_sub(found.bytes) <= max_bytes
     }
 
@@ -163,7 +173,7 @@ impl Machine {
     pub(super) fn room_searched(&mut self, user: &UserId, room: Room, failed: bool) {
         let now = self.now;
         let mut waiting = self.overflowing.remove(user).unwrap_or_default();
-        let Room { ticket, message, found } = room;
+        let Room { ticket, message, found, .. } = room;
         self.parked_count = self.parked_count.saturating_sub(1);
         match self.gate(&message) {
             _ if failed => self.answer(ticket, Err(Refusal::StoreUnreadable)),
@@ -184,23 +194,25 @@ impl Machine {
     /// of both.
     pub(super) fn push_instead(
         &mut self,
-        accept: Arc<Accept>,
+        accepts: Vec<Arc<Accept>>,
         id: u128,
         ticket: Ticket,
-        old: Option<NewestRow>,
+        old: &[NewestRow],
         victims: Vec<Victim>,
     ) {
-        let user = accept.message.recipient().clone();
-        let mut gives_back = old.map_or(Totals::default(), |old| Totals::one(old.cost));
+        let Some(user) = accepts.first().map(|accept| accept.message.recipient().clone()) else { return };
+        let mut gives_back = Totals::default();
+        old.iter().for_each(|old| gives_back.add(old.cost));
         victims.iter().for_each(|victim| gives_back.add(victim.accept.message.cost()));
-        let first = old.map(|old| old.seq).or(victims.first().map(|victim| victim.entry.seq));
+        let first = old.first().map(|old| old.seq).or(victims.first().map(|victim| victim.entry.seq));
         self.will_leave(&user, gives_back);
         let instead = first.map(|seq| Instead { operation: None, seq, gives_back });
         self.pending += 1;
-        let (key, ticket) = (Some(id), Some(ticket));
-        let accept = PendingAccept { accept, key, ticket, answered: false, instead, unit: Unit::Alone };
-        self.current.push(Pending::Accept(accept));
-        if let Some(old) = old {
+        for pending in PendingAccept::sent(accepts, Some(id), ticket, Unit::Alone) {
+            let (is_kept, instead) = (first.is_some(), instead.filter(|_| pending.is_last));
+            self.current.push(Pending::Accept(PendingAccept { instead, is_kept, ..pending }));
+        }
+        for old in old {
             let entry = EntryRef { lane: old.lane, seq: old.seq };
             self.end_place(&user, entry, (old.cost, old.id), EndReason::Replaced, true);
         }

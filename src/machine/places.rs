@@ -1,15 +1,11 @@
 //! How places end for other reasons than deliveries, and what takes them.
 
-use std::sync::Arc;
-
 use super::Machine;
-use super::accept::Newcomer;
 use super::commit::{Instead, Pending};
 use super::entry::{Entry, EntryState};
 use super::io::{Accepted, EntryRef};
-use super::operate::{Open, OperationId, Work};
-use super::operation::{Operation, Outcome};
-use super::refusal::OperationError;
+use super::operate::{Open, Work};
+use super::operation::Operation;
 use super::user::Totals;
 use super::verdict::may_be_known;
 use crate::id::{MessageId, UserId};
@@ -27,7 +23,7 @@ impl Machine {
         reason: EndReason,
         joined: bool,
     ) {
-        let exposed_through = self.user_mut(id).exposed_through;
+        let exposed_through = self.user_mut(id).exposed_through(entry.lane);
         let known = may_be_known(accept, entry.seq, exposed_through);
         self.end_known(id, entry, (accept.message.cost(), accept.message.id(), known), reason, joined);
     }
@@ -41,7 +37,7 @@ impl Machine {
         reason: EndReason,
         joined: bool,
     ) {
-        let exposed_through = self.user_mut(id).exposed_through;
+        let exposed_through = self.user_mut(id).exposed_through(entry.lane);
         let known = entry.lane.priority().is_some() && entry.seq <= exposed_through;
         self.end_known(id, entry, (cost, message, known), reason, joined);
     }
@@ -106,73 +102,8 @@ impl Machine {
         self.moved = went.filter(|_| accept.admission == Admission::Moved);
         self.requeued = went.filter(|_| matches!(accept.admission, Admission::Requeued { .. }));
         if let Some(open) = instead.operation.and_then(|id| self.operations.open.get_mut(&id)) {
-            open.done.accepted = Some(Accepted { entry, duplicate: false });
+            open.done.accepted = Some(Accepted::of(entry, accept));
         }
-    }
-
-    /// Records what comes instead of a message, if something does: then its end must be joined to that. `Err` with the
-    /// answer when the message stays where it is.
-    pub(super) fn put_in_place(
-        &mut self,
-        operation: OperationId,
-        entry: EntryRef,
-        old: &Accept,
-        offered: bool,
-    ) -> Result<bool, Box<Result<Outcome, OperationError>>> {
-        let stays = |answer| Err(Box::new(answer));
-        let Some(Open { work: Work::Asked(_, asked), .. }) = self.operations.open.get(&operation) else {
-            return Ok(false);
-        };
-        let cost = Totals::one(old.message.cost());
-        let (mut accept, key, gives_back) = match asked {
-            Operation::Cancel(_) | Operation::Purge(_) | Operation::Discard(_) => return Ok(false),
-            Operation::Inspect(..) | Operation::Locate(_) => return Ok(false),
-            Operation::Ledger(_) | Operation::Letters(_) => return Ok(false),
-            Operation::Reprioritise(_, priority) if *priority == old.message.priority() => {
-                return stays(Ok(Outcome::known(Accepted { entry, duplicate: true })));
-            }
-            Operation::Reprioritise(..) if offered => return stays(Err(OperationError::Offered)),
-            Operation::Reprioritise(_, priority) => {
-                let message = old.message.with_priority(*priority);
-                let (origin, admission, at) = (None, Admission::Moved, old.at);
-                (Accept { message, at, origin, admission, parent: None }, None, cost)
-            }
-            Operation::Requeue(_) => {
-                let message = old.message.clone();
-                let possibly_delivered =
-                    matches!(old.admission, Admission::Buried(burial) if burial.possibly_delivered);
-                let admission = Admission::Requeued { possibly_delivered };
-                let accept = Accept { message, at: self.now, origin: None, admission, parent: None };
-                (accept, None, Totals::default())
-            }
-            Operation::Replace(_, message)
-                if message.after().is_some_and(|after| Some(after.id) != parent_of(old)) =>
-            {
-                return stays(Err(OperationError::Unfit));
-            }
-            Operation::Replace(_, message) => {
-                let message = super::accept::at_once_if_due(message.clone(), self.now);
-                let key = match self.judge_newcomer(&message) {
-                    Ok(Newcomer::Fits(key)) => Some(key),
-                    // Somebody else sent it meanwhile, or what was read of its sender has left memory again.
-                    Ok(_) => return stays(Err(OperationError::Overloaded)),
-                    Err(refusal) => return stays(Err(refusal.into())),
-                };
-                (Accept::new(message, self.now), key, cost)
-            }
-        };
-        if accept.message.after().is_some() {
-            accept.parent = self.parent_to_keep(accept.message.recipient(), entry.seq);
-            if accept.parent.is_none() {
-                return stays(Err(OperationError::Overloaded));
-            }
-        }
-        let instead = Instead { operation: Some(operation), seq: entry.seq, gives_back };
-        if let Err(refusal) = self.claim(&accept.message, gives_back) {
-            return stays(Err(refusal.into()));
-        }
-        self.push_newcomer(Arc::new(accept), key, instead);
-        Ok(true)
     }
 
     /// A message lives on in another place. Whoever looks for it has found it only where it was, or not at all: its new
@@ -185,11 +116,12 @@ impl Machine {
         let looks = |open: &Open| match &open.work {
             Work::Asked(_, operation) if operation.target().is_some() => {
                 // Another one with the same id is not meant as well.
-                let has_one = open.own.is_some() || open.done.messages > 0 || open.done.located.is_some();
+                let has_one = !open.own.is_empty() || open.done.messages > 0 || open.done.located.is_some();
                 let follows = !only_purges || operation.only_reads();
                 follows && !has_one && operation.means(&found.accept)
             }
             Work::Asked(_, operation) => matches!(operation, Operation::Purge(_)),
+            Work::Clear(_) => open.work.means(&found.accept),
             Work::FindParent(_) => open.done.located.is_none() && open.work.means(&found.accept),
             _ => false,
         };
@@ -204,9 +136,4 @@ impl Machine {
             self.act_on(operation, &end.user, entry, None);
         }
     }
-}
-
-/// The id of what a message waits for.
-fn parent_of(accept: &Accept) -> Option<MessageId> {
-    accept.message.after().map(|after| after.id)
 }

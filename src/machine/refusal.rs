@@ -194,6 +194,13 @@ pub enum OperationError {
          old message does: nothing was changed"
     )]
     Unfit,
+    /// The user has as many devices as can be registered: see
+    /// [`Config::max_registered`](crate::Config::max_registered).
+    #[error("the user has too many devices: nothing was changed; remove one first")]
+    TooManyDevices,
+    /// No such device is registered.
+    #[error("no such device is registered: nothing was changed")]
+    NoSuchDevice,
     /// Too many operations wait.
     #[error("too many operations wait: nothing was changed; try again")]
     Overloaded,

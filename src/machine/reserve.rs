@@ -159,13 +159,12 @@ impl Machine {
         self.pending += taken.len();
         part.messages.clear();
         part.generation = self.joints.generation;
-        part.records = taken.iter().map(|(_, accept, _)| Record::Accept(Arc::clone(accept))).collect();
+        let accepts = taken.iter().flat_map(|(_, accepts, _)| accepts);
+        part.records = accepts.map(|accept| Record::Accept(Arc::clone(accept))).collect();
         let mut held = Held { accepts: Vec::with_capacity(taken.len()), known: Vec::new() };
-        for (ticket, accept, key) in taken {
+        for (ticket, accepts, key) in taken {
             self.joints.keys.insert(key, ());
-            let (key, ticket) = (Some(key), Some(ticket));
-            let (answered, instead, unit) = (false, None, Unit::Joined);
-            held.accepts.push(PendingAccept { accept, key, ticket, answered, instead, unit });
+            held.accepts.extend(PendingAccept::sent(accepts, Some(key), ticket, Unit::Joined));
         }
         for (ticket, key, slot, message) in repeats {
             if slot.seq == Seq::ZERO {
@@ -272,7 +271,8 @@ impl Machine {
                 waiting.push(self.repeats.remove(&key).unwrap_or_default());
             }
         }
-        self.pending = self.pending.saturating_sub(accepts.len() + known.len());
+        let waiting_for = accepts.iter().filter(|pending| pending.ticket.is_some()).count();
+        self.pending = self.pending.saturating_sub(waiting_for + known.len());
         let tickets = accepts.iter().filter_map(|pending| pending.ticket);
         for ticket in tickets.chain(known.iter().map(|(ticket, _)| *ticket)) {
             self.answer(ticket, Err(refusal.clone()));

@@ -12,7 +12,7 @@ use super::io::EntryRef;
 use super::operate::Work;
 use super::user::Totals;
 use crate::id::UserId;
-use crate::record::{Accept, Admission};
+use crate::record::{Accept, Admission, ForDevice};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
@@ -45,14 +45,36 @@ impl Machine {
             Some(at) if at > self.now => Accept { origin: None, admission, ..accept.clone() },
             at => {
                 let message = accept.message.clone().without_schedule();
-                Accept { message, at: at.unwrap_or(accept.at), origin: None, admission, parent: None }
+                Accept {
+                    at: at.unwrap_or(accept.at),
+                    origin: None,
+                    admission,
+                    ..Accept::new(message, self.now)
+                }
             }
         };
-        self.reserve(&moved.message);
+        self.move_to_lane(id, entry, accept, moved);
+    }
+
+    /// Moves what is scheduled to another place: its own lane again, or those that it is offered from.
+    pub(super) fn move_to_lane(&mut self, id: &UserId, entry: EntryRef, old: &Accept, moved: Accept) {
+        // Its user is known. Now its devices are chosen; each of the others' copies is one more message.
+        let among = self.devices_of(&moved.message, self.now).unwrap_or_default();
+        self.reserve(&moved.message, among.copies());
         let gives_back = Totals::one(moved.message.cost());
         let instead = Instead { operation: None, seq: entry.seq, gives_back };
-        self.push_newcomer(Arc::new(moved), None, instead);
-        self.end_wherever(id, entry, accept, EndReason::Moved, true);
+        let accepts = self.spread(among, moved);
+        let last = accepts.len();
+        let copies = (1..).zip(accepts).map(|(n, accept)| match &accept.device {
+            Some(device) if n < last => {
+                let device = Some(ForDevice { is_copy: true, ..*device });
+                Arc::new(Accept { admission: Admission::New, device, ..Accept::clone(&accept) })
+            }
+            _ => accept,
+        });
+        let accepts = copies.collect();
+        self.push_newcomer(accepts, None, instead);
+        self.end_wherever(id, entry, old, EndReason::Moved, true);
     }
 
     /// All that was scheduled was looked at, unless the store could not be read; the next is due at `next`.

@@ -1,13 +1,16 @@
 //! Where operations look: in memory, a slice at a time, and in the store, page by page.
 
+use std::collections::BTreeMap;
+
 use super::Machine;
+use super::devices::SlotState;
 use super::io::{EntryRef, LoadId};
 use super::operate::{OperationId, Work};
 use super::operation::Operation;
 use super::query::{Page, Query};
 use super::refusal::OperationError;
 use crate::config::{MAX_EVICTED, Overflow};
-use crate::record::{LaneId, Seq};
+use crate::record::{LaneId, Seq, Slot};
 use crate::time::Timestamp;
 
 /// Messages of one operation handled per slice: bounds how long a commit waits behind it.
@@ -35,18 +38,21 @@ impl Search {
 
 impl Work {
     /// Where it looks.
-    fn lanes(&self) -> &'static [LaneId] {
-        let [waiting @ .., dead] = &LaneId::ALL;
+    pub(super) fn lanes(&self, slots: &BTreeMap<Slot, Box<SlotState>>) -> Vec<LaneId> {
+        let slots = slots.keys().copied();
+        let [waiting @ .., dead] = LaneId::ALL;
+        let of_slots = slots.clone().flat_map(LaneId::of_slot);
+        let waiting = waiting.into_iter().chain(of_slots);
         match self {
-            Self::Ripen(_) => &[LaneId::Scheduled],
-            Self::Sweep => waiting,
-            Self::MakeRoom(room) => room.lanes(),
-            Self::Free(_) => &[LaneId::Scheduled],
-            Self::FindParent(_) => &LaneId::ALL,
-            Self::Asked(_, Operation::Ledger(_) | Operation::Letters(_)) => &[],
-            Self::Asked(_, Operation::Purge(_) | Operation::Locate(_)) => &LaneId::ALL,
-            Self::Asked(_, operation) if operation.is_about_dead() => core::slice::from_ref(dead),
-            Self::Asked(..) => waiting,
+            Self::Ripen(_) | Self::Free(_) => vec![LaneId::Scheduled],
+            Self::Sweep => waiting.collect(),
+            Self::MakeRoom(room) => room.lanes(slots),
+            Self::Clear(slot) => LaneId::of_slot(*slot).into_iter().chain([dead]).collect(),
+            Self::FindParent(_) => waiting.chain([dead]).collect(),
+            Self::Asked(_, Operation::Ledger(_) | Operation::Letters(_)) => Vec::new(),
+            Self::Asked(_, Operation::Purge(_) | Operation::Locate(_)) => waiting.chain([dead]).collect(),
+            Self::Asked(_, operation) if operation.is_about_dead() => vec![dead],
+            Self::Asked(..) => waiting.collect(),
         }
     }
 
@@ -70,7 +76,8 @@ impl Work {
     /// Whether it takes what it finds lane by lane and in the order of places: what is in the store comes before what is
     /// in memory only. The others look first where that costs nothing.
     fn is_in_order(&self) -> bool {
-        self.lanes().len() == 1 || matches!(self, Self::Sweep | Self::MakeRoom(_))
+        let is_about_dead = matches!(self, Self::Asked(_, operation) if operation.is_about_dead());
+        is_about_dead || matches!(self, Self::Ripen(_) | Self::Sweep | Self::MakeRoom(_))
     }
 
     /// Where it goes on when it has seen all that the store has of this one of its lanes.
@@ -113,8 +120,8 @@ impl Machine {
                 letters.len() >= *max || bytes >= self.config.max_load_bytes.get()
             }
             Work::MakeRoom(room) => {
-                let lane = open.work.lanes().get(at).copied();
-                let has_room = lane.is_none_or(|lane| self.has_room(&open.user, room, lane));
+                let lane = open.lanes.get(at);
+                let has_room = lane.is_none_or(|(lane, _)| self.has_room(&open.user, room, *lane));
                 // Of the next lane something may be older.
                 return has_room.then_some(match self.config.overflow {
                     Overflow::DropOldest => Search::Before(at + 1, Seq::ZERO),
@@ -130,12 +137,11 @@ impl Machine {
         let Some(open) = self.operations.open.get(&id) else { return };
         let is_before = matches!(open.search, Search::Before(..));
         let in_order = open.work.is_in_order();
-        let Some(lane) = open.work.lanes().get(at).copied() else {
+        let Some((lane, store_after)) = open.lanes.get(at).copied() else {
             return self.go_on(id, if in_order { Search::Over } else { Search::Store(0, Seq::ZERO) });
         };
         let user = open.user.clone();
         // What is in memory behind where the store began comes after what the store has.
-        let store_after = open.store_after.get(lane.index()).copied().flatten();
         let (after, until) = match (is_before, in_order) {
             (true, _) => (after.max(open.work.starts_behind()), store_after.map_or(Seq::ZERO, Seq::next)),
             (false, true) => {
@@ -171,13 +177,13 @@ impl Machine {
 
     pub(super) fn search_store(&mut self, id: OperationId, at: usize, after: Seq) {
         let Some(open) = self.operations.open.get(&id) else { return };
-        let Some(lane) = open.work.lanes().get(at).copied() else {
+        let Some((lane, began)) = open.lanes.get(at).copied() else {
             return self.go_on(id, Search::Over);
         };
         let page = open.work.page();
         let behind = open.work.behind_store(at);
         let (user, after) = (open.user.clone(), after.max(open.work.starts_behind()));
-        let Some(memory_ends) = open.store_after.get(lane.index()).copied().flatten() else {
+        let Some(memory_ends) = began else {
             return self.go_on(id, behind);
         };
         let found = self.user_mut(&user).lane(lane);
@@ -249,7 +255,7 @@ impl Machine {
     fn lane_begins(&mut self, id: OperationId, lane: LaneId) {
         let Some(open) = self.operations.open.get_mut(&id) else { return };
         let first_live = open.first_live.filter(|(of, _)| *of == lane).map(|(_, first)| first);
-        let began = open.store_after.get(lane.index()).copied().flatten();
+        let began = open.lanes.iter().find(|(of, _)| *of == lane).and_then(|(_, began)| *began);
         let (whole, user) = (open.work.starts_behind() == Seq::ZERO, open.user.clone());
         let Some(user) = self.users.get_mut(&user) else { return };
         // The lanes that are offered from are read into memory while somebody is there.

@@ -1,9 +1,12 @@
 //! What a machine holds of a user, in a form that two folds can be compared by.
 
+use std::collections::BTreeMap;
+
 use super::Machine;
+use super::devices::SlotState;
 use super::query::Holdings;
 use crate::id::UserId;
-use crate::record::{DependentRow, Epoch, InboxRow, LaneId, LedgerRows, Seq};
+use crate::record::{DependentRow, DeviceInfo, Epoch, InboxRow, LaneId, LedgerRows, Seq, Slot};
 use crate::time::Timestamp;
 
 /// One lane.
@@ -24,6 +27,10 @@ pub struct LaneSnapshot {
 pub struct UserSnapshot {
     /// By [`LaneId::index`].
     pub lanes: [LaneSnapshot; LaneId::COUNT],
+    /// Those of registered devices.
+    pub device_lanes: BTreeMap<LaneId, LaneSnapshot>,
+    /// The devices, if what the store has of them is known.
+    pub devices: Option<BTreeMap<Slot, DeviceInfo>>,
     /// What the user has, if known.
     pub totals: Option<Holdings>,
     /// The newest epoch a sink was attached in.
@@ -36,12 +43,20 @@ pub struct UserSnapshot {
     pub dependents: Option<Vec<DependentRow>>,
 }
 
+impl UserSnapshot {
+    /// One of its lanes, if it ever had anything.
+    #[must_use]
+    pub fn lane(&self, lane: LaneId) -> Option<&LaneSnapshot> {
+        self.lanes.get(lane.index()).or_else(|| self.device_lanes.get(&lane))
+    }
+}
+
 impl Machine {
     /// What is in memory of a user; `None` for users who are not. For tests: it costs as much as the user is large.
     #[must_use]
     pub fn snapshot(&self, id: &UserId) -> Option<UserSnapshot> {
         let user = self.users.get(id)?;
-        let lanes = LaneId::ALL.map(|id| {
+        let snapshot = |id: LaneId| {
             let lane = user.lane_ref(id);
             let row = lane.row();
             LaneSnapshot {
@@ -50,7 +65,14 @@ impl Machine {
                 ended: row.ended,
                 attempts: row.attempts,
             }
-        });
+        };
+        let lanes = LaneId::ALL.map(snapshot);
+        let of_slots = user.slots.keys().flat_map(|slot| LaneId::of_slot(*slot));
+        let device_lanes = of_slots.map(|lane| (lane, snapshot(lane))).collect();
+        let known = |(slot, state): (&Slot, &SlotState)| Some((*slot, state.device.clone()?));
+        let devices = user
+            .row_known
+            .then(|| user.slots.iter().map(|(slot, state)| (slot, &**state)).filter_map(known).collect());
         let inbox = user.inbox.iter().map(|((stream, lane), seen)| InboxRow {
             stream: *stream,
             lane: *lane,
@@ -60,7 +82,7 @@ impl Machine {
         let ledger = user.row_known.then(|| user.ledger.known());
         let dependents = user.row_known.then(|| user.dependents.rows());
         let (totals, exposed, inbox) = (user.held, user.exposed, inbox.collect());
-        Some(UserSnapshot { lanes, totals, exposed, inbox, ledger, dependents })
+        Some(UserSnapshot { lanes, device_lanes, devices, totals, exposed, inbox, ledger, dependents })
     }
 
     /// The users in memory, in no particular order. For tests.

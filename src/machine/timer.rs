@@ -109,7 +109,7 @@ impl Machine {
     pub(super) fn rearm_user(&mut self, now: Timestamp, id: &UserId) {
         let latest = now.after(self.config.backoff_cap);
         let Some(user) = self.users.get_mut(id).filter(|user| user.is_attached()) else { return };
-        user.lanes.iter_mut().for_each(|lane| lane.clamp_backoffs(latest));
+        user.all_lanes_mut().for_each(|(_, lane)| lane.clamp_backoffs(latest));
         let ripe = user.held.filter(|held| held.scheduled > 0).map(|_| user.next_ripe);
         let next = user.all_lanes().filter_map(Lane::next_due).chain(ripe);
         if let Some(next) = next.min() {

@@ -5,13 +5,17 @@ use std::sync::LazyLock;
 
 use super::collapse::{Newest, has_ended};
 use super::dependents::Dependents;
-use super::io::{LinkId, LoadId, Ticket};
+use super::devices::SlotState;
+use super::entry::{Entry, EntryState};
+use super::io::{EntryRef, LinkId, LoadId, Ticket};
 use super::lane::Lane;
 use super::ledger::{Keep, Ledger};
+use super::pick::Turns;
 use super::query::Holdings;
 use crate::digest::Digester;
 use crate::id::StreamId;
-use crate::record::{Epoch, InboxRow, LaneId, LaneRow, Origin, Seq, UserRow};
+use crate::message::Priority;
+use crate::record::{DeviceChange, Epoch, InboxRow, LaneId, LaneRow, Origin, Seq, Slot, UserRow};
 use crate::time::Timestamp;
 
 /// Live messages and bytes.
@@ -82,7 +86,11 @@ pub(super) struct User {
     pub(super) lanes: [Lane; 4],
     /// Those that nothing is offered from, for the few who have something there.
     aside: Option<Box<Aside>>,
-    digester: Digester,
+    /// Those of registered devices.
+    pub(super) slots: BTreeMap<Slot, Box<SlotState>>,
+    /// What was said of devices before the row was known, and where: the row may reflect it already.
+    pub(super) early_devices: Vec<(Seq, DeviceChange)>,
+    pub(super) digester: Digester,
     /// What is durable; unknown until the store was asked, for users met in replay.
     pub(super) held: Option<Holdings>,
     /// Totals of dead letters that are being committed.
@@ -119,14 +127,8 @@ pub(super) struct User {
     pub(super) operations: usize,
     pub(super) links: Vec<LinkId>,
     pub(super) next_link: usize,
-    /// Critical messages in a row.
-    pub(super) streak: u32,
-    /// The lane whose turn it is.
-    pub(super) turn: usize,
-    /// It has been given its share.
-    pub(super) turn_began: bool,
-    /// Turns that are over since the last critical message.
-    pub(super) turns: u32,
+    /// Of the sinks whose device is not registered.
+    pub(super) turns: Turns,
     /// In the queue of users to be served.
     pub(super) ready: bool,
     /// The armed timer.
@@ -140,6 +142,8 @@ impl User {
         Self {
             lanes: core::array::from_fn(|_| Lane::new(digester)),
             aside: None,
+            slots: BTreeMap::new(),
+            early_devices: Vec::new(),
             digester,
             held,
             dying: Totals::default(),
@@ -162,10 +166,7 @@ impl User {
             operations: 0,
             links: Vec::new(),
             next_link: 0,
-            streak: 0,
-            turn: 1,
-            turn_began: false,
-            turns: 0,
+            turns: Turns::default(),
             ready: false,
             wake: None,
             changed: None,
@@ -173,6 +174,16 @@ impl User {
     }
 
     pub(super) fn lane(&mut self, lane: impl Into<LaneId>) -> &mut Lane {
+        let lane = lane.into();
+        if let LaneId::Device(slot, priority) = lane {
+            let [critical, high, normal, low] = &mut self.slot_mut(slot).lanes;
+            return match priority {
+                Priority::Critical => critical,
+                Priority::High => high,
+                Priority::Normal => normal,
+                Priority::Low => low,
+            };
+        }
         let Self { lanes: [critical, high, normal, low], aside, digester, held, .. } = self;
         // As long as nobody knows what there is, the store may have something.
         let more_after = if held.is_none() { Some(Seq::ZERO) } else { None };
@@ -180,13 +191,13 @@ impl User {
             let [scheduled, dead] = [(); 2].map(|()| Lane::aside(*digester, more_after));
             Box::new(Aside { scheduled, dead })
         };
-        match lane.into() {
+        match lane {
             LaneId::Critical => critical,
             LaneId::High => high,
             LaneId::Normal => normal,
             LaneId::Low => low,
             LaneId::Scheduled => &mut aside.get_or_insert_with(new).scheduled,
-            LaneId::Dead => &mut aside.get_or_insert_with(new).dead,
+            LaneId::Dead | LaneId::Device(..) => &mut aside.get_or_insert_with(new).dead,
         }
     }
 
@@ -200,13 +211,38 @@ impl User {
             LaneId::Low => low,
             LaneId::Scheduled => self.aside.as_ref().map_or(&EMPTY, |aside| &aside.scheduled),
             LaneId::Dead => self.aside.as_ref().map_or(&EMPTY, |aside| &aside.dead),
+            LaneId::Device(slot, priority) => {
+                let lanes = self.slots.get(&slot).map(|state| &state.lanes);
+                lanes.and_then(|lanes| lanes.get(priority.index())).unwrap_or(&EMPTY)
+            }
         }
     }
 
     /// The lanes that have ever had something since the user came into memory.
     pub(super) fn all_lanes(&self) -> impl Iterator<Item = &Lane> {
         let aside = self.aside.iter().flat_map(|aside| [&aside.scheduled, &aside.dead]);
-        self.lanes.iter().chain(aside)
+        self.lanes.iter().chain(aside).chain(self.slots.values().flat_map(|state| &state.lanes))
+    }
+
+    /// The names of those, but for a lane aside that never had anything.
+    pub(super) fn lane_ids(&self) -> Vec<LaneId> {
+        let of_slots = self.slots.keys().flat_map(|slot| LaneId::of_slot(*slot));
+        LaneId::ALL.into_iter().chain(of_slots).collect()
+    }
+
+    /// Whether the end of what is at this place is being recorded.
+    pub(super) fn is_ending(&self, EntryRef { lane, seq }: EntryRef) -> bool {
+        let lane = self.lane_ref(lane);
+        let state = lane.entry(seq).map(Entry::state);
+        lane.ending.contains(&seq) || matches!(state, Some(EntryState::Ending { .. }))
+    }
+
+    /// Messages of this lane up to here may have been offered in an earlier attachment.
+    pub(super) fn exposed_through(&self, lane: LaneId) -> Seq {
+        match lane.slot() {
+            Some(slot) => self.slots.get(&slot).map_or(Seq::ZERO, |state| state.exposed_through),
+            None => self.exposed_through,
+        }
     }
 
     pub(super) fn all_lanes_mut(&mut self) -> impl Iterator<Item = (LaneId, &mut Lane)> {
@@ -214,7 +250,11 @@ impl User {
             let Aside { scheduled, dead } = &mut **aside;
             [scheduled, dead]
         });
-        LaneId::ALL.into_iter().zip(self.lanes.iter_mut().chain(aside))
+        let of_slots = self
+            .slots
+            .iter_mut()
+            .flat_map(|(slot, state)| LaneId::of_slot(*slot).into_iter().zip(state.lanes.iter_mut()));
+        LaneId::ALL.into_iter().zip(self.lanes.iter_mut().chain(aside)).chain(of_slots)
     }
 
     /// Whether both the row and the totals are known, which is what delivering and operating need.
@@ -247,6 +287,8 @@ impl User {
             && self.dying.messages == 0
             && !self.ledger.is_recording()
             && self.dependents.is_idle()
+            && self.early_devices.is_empty()
+            && !self.slots.values().any(|state| state.is_busy())
             && self
                 .all_lanes()
                 .all(|lane| lane.entries.is_empty() && lane.loading.is_none() && lane.ending.is_empty())
@@ -304,6 +346,7 @@ impl User {
             ledger: self.ledger.rows(keep),
             dependents: self.dependents.rows(),
             lanes: LaneId::ALL.map(|lane| self.lane_ref(lane).row()),
+            devices: self.slots.iter().filter_map(|(slot, state)| state.row(*slot)).collect(),
         }
     }
 
@@ -329,5 +372,6 @@ impl User {
         dependents.merge(&row.dependents, |lane, seq| has_ended(self.lane_ref(lane), seq));
         self.dependents = dependents;
         self.ledger.merge(&row.ledger, row.reflects, keep);
+        self.merge_devices(&row.devices, row.reflects);
     }
 }

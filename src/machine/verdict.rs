@@ -8,6 +8,7 @@ use super::Machine;
 use super::commit::Pending;
 use super::entry::{Entry, EntryState};
 use super::io::{Action, Change, EntryRef, LinkId, Verdict};
+use super::ring::Ring;
 use crate::config::OnFailure;
 use crate::id::UserId;
 use crate::message::Message;
@@ -19,12 +20,14 @@ use crate::time::Timestamp;
 pub(super) const MAX_RECENT_ENDS: usize = 4096;
 
 /// How a message ended that may still be confirmed.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct RecentEnd {
     reason: EndReason,
     attempts: u32,
     /// Where it is kept as a dead letter.
     letter: Option<Seq>,
+    /// It rang elsewhere too.
+    ring: Option<Ring>,
 }
 
 /// Whether a place names a volatile message.
@@ -53,6 +56,7 @@ impl Machine {
             return;
         };
         let user = found.user.clone();
+        self.note_seen(link);
         let mut gone = false;
         for (entry, verdict) in verdicts {
             gone |= verdict == Verdict::Disconnected;
@@ -77,8 +81,9 @@ impl Machine {
             return self.verdict(now, link, user, entry, &Verdict::Delivered);
         }
         let deadline = now.after(self.config.ack_deadline);
+        let entry = self.entry_of(link, user, entry);
         let Some(flight) = self.links.get_mut(&link).and_then(|link| link.flights.get_mut(&entry)) else {
-            return self.late_verdict(now, user, entry, verdict);
+            return self.late_verdict(now, link, user, entry, verdict);
         };
         match verdict {
             Verdict::AwaitingAck | Verdict::Progress => flight.deadline = deadline,
@@ -93,6 +98,7 @@ impl Machine {
                     self.land_keeping_key(link, user, entry);
                 }
                 match reason {
+                    EndReason::Delivered => self.delivered(now, user, entry),
                     EndReason::Rejected if !is_volatile(entry) => self.give_up(now, user, entry, reason),
                     _ => self.end(now, user, entry, reason),
                 }
@@ -101,22 +107,33 @@ impl Machine {
     }
 
     /// A confirmation that comes late is true all the same; everything else that comes late is not.
-    fn late_verdict(&mut self, now: Timestamp, user: &UserId, entry: EntryRef, verdict: &Verdict) {
-        if *verdict == Verdict::Delivered && !is_volatile(entry) && entry.lane.priority().is_some() {
+    fn late_verdict(
+        &mut self,
+        now: Timestamp,
+        link: LinkId,
+        user: &UserId,
+        entry: EntryRef,
+        verdict: &Verdict,
+    ) {
+        let slot = self.links.get(&link).and_then(|link| link.slot);
+        // What is for one device only that can confirm.
+        let is_theirs =
+            entry.lane.priority().is_some() && (entry.lane.slot().is_none() || entry.lane.slot() == slot);
+        if *verdict == Verdict::Delivered && !is_volatile(entry) && is_theirs {
             let found = self.users.get(user);
-            let exposed_through = found.map_or(Seq::ZERO, |user| user.exposed_through);
+            let exposed_through = found.map_or(Seq::ZERO, |user| user.exposed_through(entry.lane));
             let lane = found.map(|user| user.lane_ref(entry.lane));
             let live = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| (found.state(), found.offers));
             match live {
                 Some((EntryState::Waiting | EntryState::Backoff(_), offers))
                     if offers > 0 || entry.seq <= exposed_through =>
                 {
-                    return self.end(now, user, entry, EndReason::Delivered);
+                    return self.delivered(now, user, entry);
                 }
                 // Two offers: the other sink has the second one. One: nobody else can have it.
                 Some((EntryState::InFlight(other), offers)) if offers > 1 || entry.seq <= exposed_through => {
                     self.land(other, user, entry);
-                    return self.end(now, user, entry, EndReason::Delivered);
+                    return self.delivered(now, user, entry);
                 }
                 // Its end is on its way to the disk, and cannot be called back: it is corrected by what follows it.
                 Some((EntryState::Ending { holds_key: true }, offers))
@@ -132,8 +149,24 @@ impl Machine {
         self.stats.stray_verdicts += 1;
     }
 
+    /// What a receiver that knows priorities only speaks of: perhaps what is for its device.
+    fn entry_of(&self, link: LinkId, user: &UserId, entry: EntryRef) -> EntryRef {
+        let Some(link) = self.links.get(&link) else { return entry };
+        let (None, Some(priority), Some(slot)) = (entry.lane.slot(), entry.lane.priority(), link.slot) else {
+            return entry;
+        };
+        let own = EntryRef { lane: LaneId::Device(slot, priority), ..entry };
+        let lives = |entry: EntryRef| {
+            let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
+            lane.is_some_and(|lane| lane.entry(entry.seq).is_some())
+        };
+        let is_own =
+            link.flights.contains_key(&own) || lives(own) || self.recent_ends.contains(&(user.clone(), own));
+        if is_own && !link.flights.contains_key(&entry) { own } else { entry }
+    }
+
     fn upgrade(&mut self, now: Timestamp, user: &UserId, entry: EntryRef) -> bool {
-        let Some(RecentEnd { reason, attempts, letter }) = self.recent_ends.pop(&(user.clone(), entry))
+        let Some(RecentEnd { reason, attempts, letter, ring }) = self.recent_ends.pop(&(user.clone(), entry))
         else {
             return false;
         };
@@ -150,6 +183,9 @@ impl Machine {
             at: now,
         };
         self.current.push(Pending::Fact(Record::End(end)));
+        if let Some(ring) = ring {
+            self.stop_ringing(user, entry, &ring);
+        }
         if let Some(letter) = letter {
             self.exhume(user, letter);
         }
@@ -190,7 +226,7 @@ impl Machine {
         reason: EndReason,
     ) -> Option<End> {
         let user = self.users.get_mut(id).filter(|_| !is_volatile(entry))?;
-        let exposed_through = user.exposed_through;
+        let exposed_through = user.exposed_through(entry.lane);
         let lane = user.lane(entry.lane);
         let found = lane.entry_mut(entry.seq)?;
         let attempts = found.failures;
@@ -256,11 +292,30 @@ impl Machine {
             self.land_keeping_key(link, &id, entry);
             return self.give_up(now, &id, entry, EndReason::Dead);
         }
-        let not_before =
-            now.after(delay.unwrap_or_else(|| self.backoff(attempts)).min(self.config.backoff_cap));
+        let not_before = match self.moves_on(&id, link, entry) {
+            true => now,
+            false => now.after(delay.unwrap_or_else(|| self.backoff(attempts)).min(self.config.backoff_cap)),
+        };
         self.rest(now, link, &id, entry, not_before);
         let attempt = Attempt { user: id, lane: entry.lane, seq: entry.seq, attempts, not_before };
         self.current.push(Pending::Fact(Record::Attempt(attempt)));
+    }
+
+    /// Whether another device is to have a message at once that this one has failed to take. When each has failed, it rests.
+    fn moves_on(&mut self, id: &UserId, link: LinkId, entry: EntryRef) -> bool {
+        let Some(user) = self.users.get_mut(id).filter(|_| entry.lane.slot().is_none()) else { return false };
+        let links = user.links.clone();
+        let tried = user.lane(entry.lane).tried.entry(entry.seq).or_default();
+        tried.retain(|other| links.contains(other) && *other != link);
+        tried.push(link);
+        let is_left = |other: &LinkId| {
+            !tried.contains(other) && self.links.get(other).is_some_and(|link| link.paused_until.is_none())
+        };
+        let moves_on = links.iter().any(is_left);
+        if !moves_on {
+            user.lane(entry.lane).tried.remove(&entry.seq);
+        }
+        moves_on
     }
 
     fn busy(&mut self, now: Timestamp, link: LinkId, entry: EntryRef, delay: Duration) {
@@ -340,11 +395,14 @@ impl Machine {
                     None => self.announce_end(end, entry),
                 }
                 self.release_ended(end);
+                let ring = self.ring_of(&end.user, entry);
+                self.tell_withdrawn(end, entry);
                 self.replay(seq, &record, true);
                 let letter = self.buried.take();
                 let requeued = self.requeued.take_if(|(from, _)| *from == end.seq);
                 if end.counts() && end.reason != EndReason::Delivered && end.possibly_delivered {
-                    let recent = RecentEnd { reason: end.reason, attempts: end.attempts, letter };
+                    let (reason, attempts) = (end.reason, end.attempts);
+                    let recent = RecentEnd { reason, attempts, letter, ring };
                     self.recent_ends.put((end.user.clone(), entry), recent);
                     if self.confirmed_late.remove(&end.seq) {
                         self.upgrade(now, &end.user, entry);
@@ -382,6 +440,10 @@ impl Machine {
                 self.replay(seq, &record, true);
                 self.mark_ready(&told.user);
                 self.let_go(&told.user);
+            }
+            Record::Device(change) => {
+                self.replay(seq, &record, true);
+                self.device_durable(change);
             }
             Record::Floor(_) | Record::Accept(_) => self.replay(seq, &record, true),
         }

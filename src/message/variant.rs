@@ -53,7 +53,7 @@ impl Message {
             && a.event == b.event
             && a.sender == b.sender
             && a.ordering_key == b.ordering_key
-            && (&a.collapse_key, a.version) == (&b.collapse_key, b.version)
+            && (&a.collapse_key, a.version, a.devices) == (&b.collapse_key, b.version, b.devices)
             && a.traceparent == b.traceparent
             && a.headers == b.headers
     }

@@ -3,7 +3,7 @@
 use core::future::Future;
 
 use super::acks::Acks;
-use crate::machine::{Delivery, EntryRef, Verdict};
+use crate::machine::{Delivery, EntryRef, Verdict, Withdrawn};
 use crate::record::Gap;
 
 /// Takes deliveries for one user's device, the host's own way.
@@ -54,6 +54,17 @@ pub trait Sink: Send + 'static {
     /// The future is dropped when the attachment is; the next device is told.
     fn gaps(&mut self, gaps: Vec<Gap>) -> impl Future<Output = ()> + Send {
         drop(gaps);
+        async {}
+    }
+
+    /// Takes note that a message it was offered rings no more: another device of its user has confirmed it. Comes after the
+    /// `deliver` that it was in, when that is durable, and only while the sink is attached and its queue has room. A
+    /// confirmation that is under way is taken all the same. Does nothing unless it is implemented.
+    ///
+    /// # Cancel safety
+    /// The future is dropped when the attachment is; it is not said again.
+    fn withdrawn(&mut self, withdrawn: Withdrawn) -> impl Future<Output = ()> + Send {
+        let _ = withdrawn;
         async {}
     }
 }

@@ -42,7 +42,7 @@ impl Slot {
     }
 
     fn count(&mut self, lane: LaneId, more: u64) {
-        if let Some(n) = self.live.get_mut(lane.index()) {
+        if let Some(n) = self.live.get_mut(counted(lane)) {
             *n = n.wrapping_add(more);
         }
     }
@@ -61,7 +61,7 @@ impl Default for Backlog {
 }
 
 impl Backlog {
-    /// Messages of a lane that have not ended.
+    /// Messages of a lane that have not ended. What is for a certain device counts in the lane of its priority.
     #[must_use]
     pub fn depth(&self, lane: LaneId) -> u64 {
         super::positive(self.slots().iter().fold(0, |sum, slot| sum.wrapping_add(slot.of(lane))))
@@ -227,8 +227,13 @@ impl Backlog {
 
 impl Slot {
     fn of(&self, lane: LaneId) -> u64 {
-        self.live.get(lane.index()).copied().unwrap_or(0)
+        self.live.get(counted(lane)).copied().unwrap_or(0)
     }
+}
+
+/// What is for a certain device counts where the others of its priority do.
+fn counted(lane: LaneId) -> usize {
+    lane.priority().map_or(lane, LaneId::from).index()
 }
 
 impl core::fmt::Debug for Backlog {

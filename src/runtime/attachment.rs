@@ -9,7 +9,7 @@ use super::mail::{Mail, Post};
 use super::presence::{Presences, Sign};
 use crate::error::Closed;
 use crate::id::{DeviceId, UserId};
-use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
+use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict, Withdrawn};
 use crate::ports::{Acks, Report, Reporting};
 use crate::record::Gap;
 
@@ -37,6 +37,7 @@ pub enum Detached {
 pub(super) enum Handed {
     Batch(Vec<Delivery>),
     Gaps(Vec<Gap>),
+    Withdrawn(Withdrawn),
 }
 
 /// Whose sink it is, its queue, and how it is told that it ended.
@@ -94,6 +95,11 @@ impl Registry {
     /// Queues gaps to be told of; `false` when they cannot be.
     pub(super) fn tell(&self, link: LinkId, gaps: Vec<Gap>) -> bool {
         self.hand(link, Handed::Gaps(gaps)).is_none()
+    }
+
+    /// Queues that a message rings no more. When the queue is full, the sink learns it by what it is not offered again.
+    pub(super) fn withdraw(&self, link: LinkId, withdrawn: Withdrawn) {
+        let _ = self.hand(link, Handed::Withdrawn(withdrawn));
     }
 
     /// Nothing when it was queued, or the sink is gone: the machine is told of that by itself.

@@ -281,6 +281,7 @@ impl Driver {
                         self.post.note(Input::GapsTold { link, told: false });
                     }
                 }
+                Action::Withdraw { link, withdrawn } => self.registry.withdraw(link, withdrawn),
                 Action::Dismiss(link) => self.registry.dismiss(link),
                 Action::Load { load, query } => self.load(load, query),
                 Action::Announce(change) => self.announce(&change),

@@ -17,6 +17,7 @@ mod builder;
 mod clock;
 mod committer;
 mod contain;
+mod devices;
 mod driver;
 mod ends;
 mod engine;

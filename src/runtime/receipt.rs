@@ -1,5 +1,10 @@
 //! Receipts: what a sender holds of an accepted message.
 
+use core::future::{Future, poll_fn};
+use core::pin::Pin;
+use core::task::Poll;
+use core::time::Duration;
+
 use tokio::sync::oneshot;
 
 use super::error::WatchError;
@@ -15,8 +20,10 @@ use crate::status::{EndReason, Status};
 pub enum Stage {
     /// It was handed to a sink.
     Sent,
-    /// Its receiver confirmed it.
+    /// Its receiver confirmed it: of what is for several devices, the first of them.
     Delivered,
+    /// All devices that it is for have confirmed it. As good as [`Stage::Delivered`] where it is for any.
+    DeliveredAll,
 }
 
 /// What a wait found.
@@ -86,14 +93,24 @@ impl Receipt {
         self.accepted.entry
     }
 
+    /// Its places: one for each device that has a copy of its own, in the order of their slots, or only [`Receipt::entry`].
+    #[must_use]
+    pub fn entries(&self) -> Vec<EntryRef> {
+        self.accepted.entries()
+    }
+
     /// Whether it had been accepted before: this send was a repeat, and changed nothing.
     #[must_use]
     pub fn is_duplicate(&self) -> bool {
         self.accepted.duplicate
     }
 
-    /// Waits until the message reaches `stage`, or ends otherwise. Put a timeout around it: a message for someone who
-    /// is away may wait for weeks.
+    /// Waits until the message reaches `stage`, or ends otherwise. Put a timeout around it, or use
+    /// [`Receipt::reached_within`]: a message for someone who is away may wait for weeks.
+    ///
+    /// Of a message for several devices the first one counts, and it ends otherwise when the last copy has; with
+    /// [`Stage::DeliveredAll`] all of them count, and it ends otherwise when one copy does. Of a scheduled one that is spread
+    /// over devices when its time comes, one copy is followed.
     ///
     /// # Errors
     /// [`WatchError`]; the message is unaffected.
@@ -104,12 +121,58 @@ impl Receipt {
         if self.accepted.entry.seq.epoch() == Seq::ZERO.epoch() {
             return Err(WatchError::NotTracked);
         }
-        let (reply, answer) = oneshot::channel();
-        let mail = Mail::Watch { user: self.user.clone(), entry: self.accepted.entry, stage, reply };
-        self.post.mail.send(mail).await.map_err(|_| Closed)?;
-        answer.await.map_err(|_| match self.post.mail.is_closed() {
+        let mut answers = Vec::new();
+        for entry in self.entries() {
+            let (reply, answer) = oneshot::channel();
+            let mail = Mail::Watch { user: self.user.clone(), entry, stage, reply };
+            self.post.mail.send(mail).await.map_err(|_| Closed)?;
+            answers.push(answer);
+        }
+        poll_fn(|context| {
+            let mut at = 0;
+            while let Some(answer) = answers.get_mut(at) {
+                let Poll::Ready(answer) = Pin::new(answer).poll(context) else {
+                    at += 1;
+                    continue;
+                };
+                answers.swap_remove(at);
+                let reached = answer.map_err(|_| self.forgotten());
+                let is_last_word = match (&reached, stage) {
+                    // One is enough; or it takes all of them, and one has failed.
+                    (Ok(Reached::Stage(_)), stage) => stage != Stage::DeliveredAll,
+                    (_, stage) => stage == Stage::DeliveredAll,
+                };
+                if is_last_word || answers.is_empty() {
+                    return Poll::Ready(reached);
+                }
+            }
+            Poll::Pending
+        })
+        .await
+    }
+
+    /// As [`Receipt::reached`], but for no longer than this: `None` when that was not enough.
+    ///
+    /// # Errors
+    /// [`WatchError`]; the message is unaffected.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn reached_within(
+        &self,
+        stage: Stage,
+        deadline: Duration,
+    ) -> Result<Option<Reached>, WatchError> {
+        match tokio::time::timeout(deadline, self.reached(stage)).await {
+            Ok(reached) => reached.map(Some),
+            Err(_) => Ok(None),
+        }
+    }
+
+    fn forgotten(&self) -> WatchError {
+        match self.post.mail.is_closed() {
             true => WatchError::Closed(Closed),
             false => WatchError::Forgotten,
-        })
+        }
     }
 }

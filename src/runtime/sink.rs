@@ -10,7 +10,7 @@ use super::contain::{Running, caught};
 use super::mail::{Mail, Post};
 use super::meters::Meters;
 use super::presence::Sign;
-use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict};
+use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict, Withdrawn};
 use crate::ports::{Acks, Sink};
 use crate::record::Gap;
 
@@ -19,6 +19,7 @@ pub(super) trait AnySink: Send {
     fn attached(&mut self, acks: Acks);
     fn deliver(&mut self, batch: Vec<Delivery>) -> Running<'_, Vec<(EntryRef, Verdict)>>;
     fn gaps(&mut self, gaps: Vec<Gap>) -> Running<'_, ()>;
+    fn withdrawn(&mut self, withdrawn: Withdrawn) -> Running<'_, ()>;
 }
 
 impl<S: Sink> AnySink for S {
@@ -32,6 +33,10 @@ impl<S: Sink> AnySink for S {
 
     fn gaps(&mut self, gaps: Vec<Gap>) -> Running<'_, ()> {
         Box::pin(Sink::gaps(self, gaps))
+    }
+
+    fn withdrawn(&mut self, withdrawn: Withdrawn) -> Running<'_, ()> {
+        Box::pin(Sink::withdrawn(self, withdrawn))
     }
 }
 
@@ -48,7 +53,7 @@ pub(super) struct SinkTask {
 
 /// What a sink's code came to.
 struct Done {
-    input: Input,
+    input: Option<Input>,
     /// Why the attachment ends, if it does.
     ends: Option<Detached>,
     /// Whether that came from the receiver.
@@ -81,7 +86,9 @@ impl SinkTask {
             if done.seen {
                 self.sign.seen();
             }
-            if self.post.mail.send(Mail::Input(done.input)).await.is_err() {
+            if let Some(input) = done.input
+                && self.post.mail.send(Mail::Input(input)).await.is_err()
+            {
                 return;
             }
             ends = done.ends;
@@ -115,7 +122,18 @@ async fn run(link: LinkId, sink: &mut dyn AnySink, handed: Handed) -> Done {
             let told = caught(span, || sink.gaps(gaps)).await.is_some();
             warn_of_panic(told);
             let ends = (!told).then_some(Detached::Panicked);
-            Done { input: Input::GapsTold { link, told }, ends, seen: false }
+            Done { input: Some(Input::GapsTold { link, told }), ends, seen: false }
+        }
+        Handed::Withdrawn(withdrawn) => {
+            let span = tracing::info_span!(
+                "withdraw",
+                messaging.system = "lastmile",
+                error.r#type = tracing::field::Empty
+            );
+            let told = caught(span, || sink.withdrawn(withdrawn)).await.is_some();
+            warn_of_panic(told);
+            let ends = (!told).then_some(Detached::Panicked);
+            Done { input: None, ends, seen: false }
         }
     }
 }
@@ -138,7 +156,7 @@ async fn deliver(link: LinkId, sink: &mut dyn AnySink, batch: Vec<Delivery>) -> 
         verdicts.unwrap_or_else(|| entries.into_iter().map(|entry| (entry, Verdict::Nack(None))).collect());
     let gone = verdicts.iter().any(|(_, verdict)| *verdict == Verdict::Disconnected);
     let ends = panicked.or(gone.then_some(Detached::Disconnected));
-    Done { input: Input::Verdicts { link, verdicts }, ends, seen }
+    Done { input: Some(Input::Verdicts { link, verdicts }), ends, seen }
 }
 
 fn warn_of_panic(is_well: bool) {

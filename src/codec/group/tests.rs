@@ -122,7 +122,8 @@ fn only_what_says_the_same_leans_on_what_stands_before_it() {
         assert_eq!(decode(2, &bytes), records.map(Ok));
     }
     let accept = |admission, origin| {
-        Record::Accept(Arc::new(Accept { message: base.clone(), at: at(0), origin, admission, parent: None }))
+        let message = base.clone();
+        Record::Accept(Arc::new(Accept { origin, admission, ..Accept::new(message, at(0)) }))
     };
     let origin = Some(Origin { stream: StreamId::from_u128(1), seq: Seq::new(1) });
     for other in

@@ -163,6 +163,7 @@ fn a_window_that_was_just_read_stays_until_the_send_that_needs_it_goes_on() {
         content: 0,
         seq: Seq::new(n as u64),
         at: rig.now,
+        among: crate::record::Slots::NONE,
     };
     let rows = vec![row(1), row(2), row(3)];
     rig.input(Input::Loaded { load, found: Box::new(Found::Sender(rows)) });

@@ -283,7 +283,7 @@ fn a_message_keeps_its_own_collapse_key_and_a_repeat_is_one_also_when_its_event_
     let place = rig.accept(&first);
     rig.machine.config.coalesce = vec![EventName::new("cursor.moved").unwrap()];
     let ticket = rig.send(&first);
-    assert_eq!(rig.answer(ticket).unwrap().clone().unwrap(), Accepted { entry: place, duplicate: true });
+    assert_eq!(rig.answer(ticket).unwrap().clone().unwrap(), Accepted::at(place).again());
     let own = rig.accept(&hint("a").collapse_key("own").build().unwrap());
     let new = rig.accept(&hint("a").build().unwrap());
     rig.attach(1, "alice", "phone");

@@ -186,7 +186,7 @@ fn what_waits_for_something_that_has_ended_goes_at_once_or_is_refused_and_says_h
         assert_eq!((offered.message.id(), offered.entry.lane), (dependent.id(), LaneId::Normal));
         // Its sender's repeats are answered with the place that it was accepted in, wherever that was.
         let ticket = rig.send(dependent);
-        let known = Accepted { entry: place, duplicate: true };
+        let known = Accepted::at(place).again();
         assert_eq!(rig.answer(ticket), Some(&Ok(known)));
     }
     let refusal = rig.refused(&after(&rejected, Otherwise::Cancel));

@@ -97,7 +97,7 @@ fn a_commit_has_room_for_as_many_as_its_bytes_allow_when_the_body_counts_once() 
     let message = news(10_000);
     let one = message.for_recipient(UserId::new("user-0").unwrap()).cost() + 1024;
     for (room, commits) in
-        [(one + 99 * 288 - 1, vec![99, 1]), (one + 99 * 288, vec![100]), (one, vec![1; 100])]
+        [(one + 99 * 296 - 1, vec![99, 1]), (one + 99 * 296, vec![100]), (one, vec![1; 100])]
     {
         let mut rig =
             Rig::with(Config { max_commit_bytes: NonZeroU64::new(room).unwrap(), ..Config::default() });

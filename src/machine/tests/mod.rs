@@ -8,6 +8,8 @@ mod collapse;
 mod dead;
 mod deliver;
 mod dependents;
+mod dependents_of_copies;
+mod devices;
 mod fanout;
 mod inbox;
 mod ledger;
@@ -48,6 +50,7 @@ struct Rig {
     done: Vec<(Ticket, Result<Outcome, OperationError>)>,
     told: Vec<(usize, Word)>,
     joints: Vec<(JointId, Vec<JointPart>)>,
+    withdrawn: Vec<(LinkId, Withdrawn)>,
     tickets: u64,
 }
 
@@ -93,6 +96,7 @@ impl Rig {
             done: Vec::new(),
             told: Vec::new(),
             joints: Vec::new(),
+            withdrawn: Vec::new(),
             tickets: 0,
         }
     }
@@ -123,6 +127,7 @@ impl Rig {
             Action::Answer { ticket, result } => self.answers.push((ticket, result)),
             Action::Offer { link, batch } => self.offers.extend(batch.into_iter().map(|d| (link, d))),
             Action::TellGaps { link, gaps } => self.gaps_told.push((link, gaps)),
+            Action::Withdraw { link, withdrawn } => self.withdrawn.push((link, withdrawn)),
             Action::Load { load, query } => self.loads.push((load, query)),
             Action::Announce(change) => self.changes.push(change),
             Action::Moved { from, to, .. } => self.moves.push((from, to)),

@@ -416,6 +416,7 @@ fn what_is_found_in_memory_and_in_the_store_counts_once() {
             origin: None,
             admission: Admission::New,
             parent: None,
+            device: None,
         })
     };
     let store = [(Seq::new(5), accept(1)), (rig.next, accept(2))];

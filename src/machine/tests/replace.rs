@@ -195,7 +195,7 @@ fn a_moved_message_goes_first_keeps_its_time_and_its_senders_repeats() {
     rig.commit();
     let (_, accepted) = rig.placed(ticket);
     let repeat = rig.send(&moved);
-    let known = Accepted { entry: before, duplicate: true };
+    let known = Accepted::at(before).again();
     assert_eq!(rig.answer(repeat), Some(&Ok(known)));
     rig.attach(1, "alice", "phone");
     assert_eq!(rig.offered(), [accepted.entry, kept]);
@@ -231,7 +231,7 @@ fn what_is_where_it_should_go_stays_there() {
     let entry = rig.accept(&one);
     let ticket = rig.reprioritise(&one, Priority::Normal);
     let (done, accepted) = rig.placed(ticket);
-    assert_eq!((done.messages, accepted), (0, Accepted { entry, duplicate: true }));
+    assert_eq!((done.messages, accepted), (0, Accepted::at(entry).again()));
     assert!(rig.open.is_empty());
     let id = MessageId::from_u128(77);
     let ticket =
@@ -252,7 +252,7 @@ fn a_replay_does_not_remember_a_moved_message_as_sent_again() {
         reborn.machine.replay(*seq, record, true);
     }
     let repeat = reborn.send(&one);
-    assert_eq!(reborn.answer(repeat), Some(&Ok(Accepted { entry: before, duplicate: true })));
+    assert_eq!(reborn.answer(repeat), Some(&Ok(Accepted::at(before).again())));
 }
 
 /// Found by review: the old place stayed in the count until its end was durable.

@@ -19,7 +19,7 @@ use crate::id::{DeviceId, UserId};
 use crate::machine::{Delivery, EntryRef, Verdict};
 use crate::message::Message;
 use crate::ports::TransportError;
-use crate::record::{Gap, Seq};
+use crate::record::{Gap, LaneId, Seq};
 use crate::runtime::attachment::Handed;
 use crate::runtime::contain::{Running, called};
 use crate::runtime::engine::Engine;
@@ -188,6 +188,8 @@ impl Pump {
             Woken::Heard(conn, heard) => self.heard(conn, heard).await,
             Woken::Handed(Some(Handed::Batch(batch))) => self.offer(batch).await,
             Woken::Handed(Some(Handed::Gaps(gaps))) => self.gaps(gaps).await,
+            // The protocol has no word for it yet: the peer's copy rings until its TTL is over, or it is confirmed.
+            Woken::Handed(Some(Handed::Withdrawn(_))) => {}
             Woken::Handed(None) => self.dismiss().await,
             Woken::Received(verdicts) => {
                 self.tell_missed();
@@ -234,7 +236,10 @@ impl Pump {
                 foreign.push((delivery.entry, Verdict::Rejected));
                 continue;
             };
-            let place = Place { lane: delivery.entry.lane, seq: delivery.entry.seq };
+            // A peer knows priorities only: what is for its device is told from what is for any by its place.
+            let lane = delivery.entry.lane;
+            let lane = lane.priority().map_or(lane, LaneId::from);
+            let place = Place { lane, seq: delivery.entry.seq };
             self.raise_floor(Place { seq: delivery.floor, ..place });
             items.push(Item {
                 place,

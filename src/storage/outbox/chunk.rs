@@ -2,13 +2,13 @@
 //!
 //! ```text
 //! version u8 | entry …
-//! entry: tag u8 | [kept u8 · len u8 · rest of the user] | place step | [cost varint] | [due step] | body
+//! entry: tag u8 | [lane u8] | [kept u8 · len u8 · rest of the user] | place step | [cost varint] | [due step] | body
 //! body:  len varint · bytes | STUB: bytes u32 · parts u32 | SHARED: [place step · later varint]
 //! ```
 //!
 //! Entries lean on the one before in their chunk: another user's id keeps some of its first bytes, a place is a step from
 //! its place (varint, either way), and the tag says when the cost is the same, or the shared body and the time behind it.
-//! The tag holds the lane in its low three bits, and says whether a time follows at which something has to be done. Bytes are an accepted message as the record codec writes it; with STUB
+//! The tag holds the lane in its low three bits (all of them set when it is a device's, which follows), and says whether a time follows at which something has to be done. Bytes are an accepted message as the record codec writes it; with STUB
 //! it lies in parts of its own; with SHARED it leans on a body of its run.
 
 use core::ops::Range;
@@ -21,6 +21,8 @@ use crate::time::Timestamp;
 
 const VERSION: u8 = 1;
 const LANE: u8 = 0b111;
+/// The lane of a device, which follows.
+const DEVICE_LANE: u8 = LANE;
 const NEW_USER: u8 = 0b1000;
 const STUB: u8 = 0b1_0000;
 const SHARED: u8 = 0b10_0000;
@@ -181,13 +183,17 @@ impl Chunk {
         };
         let has_due = entry.due != Timestamp::NEVER;
         out.clear();
+        let lane = entry.lane.code();
         out.push(
-            entry.lane as u8
+            (if entry.lane.slot().is_some() { DEVICE_LANE } else { lane })
                 | flag(is_new, NEW_USER)
                 | body
                 | flag(same_cost, SAME_COST)
                 | flag(has_due, DUE),
         );
+        if entry.lane.slot().is_some() {
+            out.push(lane);
+        }
         if is_new {
             let kept = self.user.iter().zip(entry.user).take_while(|(a, b)| a == b).count();
             let rest = entry.user.get(kept..).unwrap_or_default();
@@ -261,7 +267,13 @@ struct Parser<'a> {
 impl<'a> Parser<'a> {
     fn entry(&mut self, users: &mut Vec<u8>) -> Option<Parsed<'a>> {
         let [tag] = self.fields.take::<1>()?;
-        let lane = LaneId::from_index(tag & LANE)?;
+        let lane = match tag & LANE {
+            DEVICE_LANE => {
+                let [lane] = self.fields.take::<1>()?;
+                LaneId::from_index(lane).filter(|lane| lane.slot().is_some())?
+            }
+            lane => LaneId::from_index(lane).filter(|lane| lane.slot().is_none())?,
+        };
         if tag & NEW_USER != 0 {
             let [kept, len] = self.fields.take::<2>()?.map(usize::from);
             let rest = self.fields.bytes(len)?;
@@ -394,7 +406,7 @@ mod tests {
 
     #[test]
     fn bytes_that_lean_on_nothing_are_broken() {
-        let leaning = LaneId::Low as u8 | SAME_COST;
+        let leaning = LaneId::Low.code() | SAME_COST;
         for wrong in [
             &[1, leaning, 2, 0][..],
             &[1, NEW_USER, 1, 1, b'a', 0, 0, 0],

@@ -232,7 +232,7 @@ pub(super) fn chunk(run: u64, user: &UserId, lane: LaneId, seq: Seq) -> Vec<u8> 
     if let Some(number) = head.last_chunk_mut::<8>() {
         *number = run.to_be_bytes();
     }
-    let mut tail = [lane as u8; 9];
+    let mut tail = [lane.code(); 9];
     if let Some(place) = tail.last_chunk_mut::<8>() {
         *place = seq.get().to_be_bytes();
     }

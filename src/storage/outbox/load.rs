@@ -208,7 +208,7 @@ type Visit<'a> = dyn FnMut(Result<Entry<'_>, Option<(LaneId, Seq)>>) -> Flow + '
 
 /// Behind a user's last entry in a run.
 fn end_of(run: &RunInfo, user: &UserId) -> Vec<u8> {
-    keys::after(keys::chunk(run.number, user, LaneId::Dead, Seq::MAX))
+    keys::after(keys::chunk(run.number, user, LaneId::LAST, Seq::MAX))
 }
 
 /// The runs that may hold something of a user.
@@ -250,7 +250,7 @@ fn visit_chunk(mut first: Option<(LaneId, Seq)>, value: &[u8], user: &UserId, vi
 /// Whether the row says that a message has ended.
 pub(super) fn has_ended(row: &UserRow, lane: LaneId, seq: Seq) -> bool {
     let ended = |lane: &LaneRow| seq <= lane.cursor || lane.ended.binary_search(&seq).is_ok();
-    row.lanes.get(lane.index()).is_some_and(ended)
+    row.lane(lane).is_some_and(ended)
 }
 
 /// The message of an entry of a run, and what it is sealed with; of the bodies that were read, some are kept for those that

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::filter::Filter;
 use super::keys::Key;
+use super::later;
 use super::sealed::{self, RunKeys};
 use crate::codec::{self, Cipher, CodecError, Fields, KeyMark};
 use crate::error::KeyError;
@@ -16,9 +17,13 @@ use crate::storage::frame;
 use crate::time::Timestamp;
 
 /// The newest format of the row that this build reads. It is written where messages are sealed.
-pub const META_VERSION: u8 = 11;
-/// The format of the row where they are not.
+pub const META_VERSION: u8 = 13;
+/// The formats of the row where messages are sealed, and where they are not, and nothing ever ended for a reason that came
+/// later than these.
+const SEALED_VERSION: u8 = 11;
 const PLAIN_VERSION: u8 = 10;
+/// What is added to the format when something did: the counters of later reasons stand before the row.
+const LATER: u8 = 2;
 /// What a part says before its share of the row.
 const PART_HEAD: usize = 2;
 /// The row's checksum is bound to this name.
@@ -214,12 +219,17 @@ impl Meta {
     /// `version u8 · frame`, for a file or for rows.
     pub(super) fn encode(&self, cipher: &Cipher) -> Vec<u8> {
         let (version, body) = match sealed::encode(self, cipher) {
-            Some(body) => (META_VERSION, body),
+            Some(body) => (SEALED_VERSION, body),
             None => {
                 let mut body = Vec::new();
                 codec::encode_value(self, &mut body);
                 (PLAIN_VERSION, body)
             }
+        };
+        let later = later::pack(&self.counters);
+        let (version, body) = match later.is_empty() {
+            true => (version, body),
+            false => (version + LATER, [later, body].concat()),
         };
         let mut out = vec![version];
         out.extend_from_slice(&frame::encode(NAME, &body));
@@ -235,12 +245,21 @@ impl Meta {
             return Err(MetaError::Damaged(format!("format {version} is older than every release")));
         }
         let body = frame::decode(NAME, framed).map_err(|e| MetaError::Damaged(e.to_string()))?;
-        if *version == META_VERSION {
-            return sealed::decode(body, cipher);
-        }
-        let mut meta: Self =
-            codec::decode_value(body).map_err(|e: CodecError| MetaError::Damaged(e.to_string()))?;
-        meta.runs.iter_mut().for_each(|run| run.keys.plain = run.entries > 0);
+        let (later, body) = match *version > SEALED_VERSION {
+            true => later::unpack(body)
+                .ok_or_else(|| MetaError::Damaged("its counters are cut short".to_owned()))?,
+            false => (Vec::new(), body),
+        };
+        let mut meta = match *version == SEALED_VERSION || *version == SEALED_VERSION + LATER {
+            true => sealed::decode(body, cipher)?,
+            false => {
+                let mut meta: Self =
+                    codec::decode_value(body).map_err(|e: CodecError| MetaError::Damaged(e.to_string()))?;
+                meta.runs.iter_mut().for_each(|run| run.keys.plain = run.entries > 0);
+                meta
+            }
+        };
+        later::put(&mut meta.counters, later);
         Ok(meta)
     }
 
@@ -323,7 +342,7 @@ mod tests {
         backlog.retry(true);
         let counters = Counters {
             accepted: 1000,
-            ended: [1, 2, 3, 4, 5, 6, 7, 8],
+            ended: [1, 2, 3, 4, 5, 6, 7, 8, 0, 0],
             upgraded: 9,
             accepted_bytes: 300_000,
             ended_bytes: 200_000,
@@ -367,7 +386,7 @@ mod tests {
         let mut bytes = sample().encode(&Cipher::plain());
         let decode = |bytes: &[u8]| Meta::decode(bytes, &Cipher::plain());
         bytes[0] = META_VERSION + 1;
-        assert!(matches!(decode(&bytes), Err(MetaError::TooNew { found: 12 })));
+        assert!(matches!(decode(&bytes), Err(MetaError::TooNew { found: 14 })));
         bytes[0] = PLAIN_VERSION - 1;
         assert!(matches!(decode(&bytes), Err(MetaError::Damaged(_))));
         bytes[0] = PLAIN_VERSION;

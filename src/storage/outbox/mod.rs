@@ -29,6 +29,7 @@ mod ends;
 mod export;
 mod filter;
 pub mod keys;
+mod later;
 mod letters;
 mod load;
 mod loss;

@@ -53,7 +53,9 @@ impl Sharing {
                 continue;
             }
             let base = *known.entry((payload.as_ptr(), accept.message.id().as_u128())).or_insert(index);
-            let same = |(_, other): &(Seq, Arc<Accept>)| accept.is_shared_with(other);
+            let same = |(_, other): &(Seq, Arc<Accept>)| {
+                accept.is_shared_with(other) && accept.is_spread_with(other)
+            };
             if base == index || !entries.get(base as usize).is_some_and(same) {
                 continue;
             }
@@ -129,7 +131,8 @@ impl Bodies {
         let (base, sealed) = self.find(outbox, run, seq)?.map_err(|reason| rows::damaged(&key(), &reason))?;
         let user = UserId::new(entry.user).map_err(|error| rows::damaged(&key(), &error.to_string()))?;
         let at = base.at.as_millis().wrapping_add(later);
-        Ok((base.for_recipient(user, crate::time::Timestamp::from_millis(at)), sealed))
+        let device = base.device.zip(entry.lane.slot()).map(|(device, slot)| device.for_slot(slot));
+        Ok((base.for_recipient(user, crate::time::Timestamp::from_millis(at), device), sealed))
     }
 
     /// A body, or what is wrong with it. One whose key is missing is not damaged, and is not kept.
@@ -195,7 +198,8 @@ impl Twins {
         let known = self.seen.iter_mut().find(|seen| {
             let other = &seen.accept;
             other.message.id() == message.id()
-                && accept.for_recipient(other.message.recipient().clone(), other.at) == *other
+                && accept.is_spread_with(other)
+                && accept.for_recipient(other.message.recipient().clone(), other.at, other.device) == *other
         });
         if let Some(seen) = known {
             if let Some(place) = seen.place {

@@ -13,10 +13,9 @@ impl OutboxStore {
     /// [`StoreError::Io`].
     pub fn is_waiting(&self, user: &UserId, lane: LaneId, seq: Seq) -> Result<bool, StoreError> {
         let ended = match self.load(&Query::Row(user.clone()))? {
-            Found::User { row: Some(row), .. } => row
-                .lanes
-                .get(lane.index())
-                .is_some_and(|lane| seq <= lane.cursor || lane.ended.contains(&seq)),
+            Found::User { row: Some(row), .. } => {
+                row.lane(lane).is_some_and(|lane| seq <= lane.cursor || lane.ended.contains(&seq))
+            }
             _ => false,
         };
         if ended {

@@ -41,7 +41,14 @@ fn accept(to: &str, lane: LaneId, payload: Vec<u8>) -> Arc<Accept> {
 
 fn id(sender: u128, seq: u64, at: u64) -> DedupRow {
     let at = Timestamp::from_millis(at);
-    DedupRow { sender, key: u128::from(seq), content: seq, seq: Seq::new(seq), at }
+    DedupRow {
+        sender,
+        key: u128::from(seq),
+        content: seq,
+        seq: Seq::new(seq),
+        at,
+        among: crate::record::Slots::NONE,
+    }
 }
 
 fn row(reflects: u64, cursor: u64, ended: &[u64]) -> UserRow {

@@ -38,6 +38,7 @@ fn accept(to: &str, sender: Option<&str>, id: u128) -> Accept {
         origin,
         admission: Admission::New,
         parent: None,
+        device: None,
     }
 }
 
@@ -83,8 +84,8 @@ fn of_each_kind() -> Vec<(u8, Accept)> {
             (26, after().not_before(at), Admission::Moved),
         ] {
             let message = builder.build().unwrap();
-            let parent = message.after().map(|_| Parent { lane: LaneId::Low, seq: Seq::new(9) });
-            all.push((kind, Accept { message, at: Timestamp::ZERO, origin: None, admission, parent }));
+            let parent = message.after().map(|_| Parent::at(LaneId::Low, Seq::new(9)));
+            all.push((kind, Accept { admission, parent, ..Accept::new(message, Timestamp::ZERO) }));
         }
     }
     all
@@ -133,7 +134,7 @@ fn what_is_shared_is_opened_in_its_place_only_and_is_no_message_of_its_own() {
 fn fan() -> Vec<Record> {
     let base = accept("alice", Some("bob"), 1);
     let to = |name: &str, at| {
-        let accept = base.for_recipient(UserId::new(name).unwrap(), Timestamp::from_millis(at));
+        let accept = base.for_recipient(UserId::new(name).unwrap(), Timestamp::from_millis(at), None);
         Record::Accept(Arc::new(accept))
     };
     vec![to("alice", 7), to("carol", 8), to("dave", 9)]
@@ -292,6 +293,7 @@ fn a_message_at_its_limits_is_sealed_without_growing_out_of_its_room() {
         origin: None,
         admission: Admission::New,
         parent: None,
+        device: None,
     };
     let cipher = sealing(1, &[]);
     assert_eq!(cipher.decode_accept(&sealed(&cipher, &accept)), Ok(accept));

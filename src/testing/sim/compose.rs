@@ -5,7 +5,7 @@ use core::time::Duration;
 use super::plan::Plan;
 use super::random::Random;
 use crate::id::{MessageId, UserId};
-use crate::message::{Durability, Message, MessageBuilder, Otherwise, Priority};
+use crate::message::{DevicePolicy, Durability, Message, MessageBuilder, Otherwise, Priority};
 use crate::time::Timestamp;
 
 /// A recipient.
@@ -63,6 +63,12 @@ pub(super) fn compose_for(
         2 => builder.collapse_key("other"),
         _ => builder,
     };
+    let builder = match random.below(8) {
+        0 | 1 => builder.devices(DevicePolicy::EveryDevice),
+        2 => builder.devices(DevicePolicy::AnyDevice),
+        3 => builder.devices(DevicePolicy::RingAll),
+        _ => builder,
+    };
     let builder = match random.below(40) {
         _ if durability == Durability::Volatile => builder,
         0 => builder.not_before(now),
@@ -112,6 +118,9 @@ pub(super) fn compose_for_many(plan: &Plan, random: &mut Random, number: usize, 
     }
     if let Some(ttl) = message.ttl() {
         builder = builder.ttl(ttl);
+    }
+    if let Some(policy) = message.devices() {
+        builder = builder.devices(policy);
     }
     builder.header("kind", "fan-out").build().expect("a simulated message is within the limits")
 }

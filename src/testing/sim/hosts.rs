@@ -1,6 +1,7 @@
 //! What hosts do with messages besides sending them.
 
 use super::compose::{compose_after, compose_for, person};
+use super::oracle::device;
 use super::random::Random;
 use super::script::Op;
 use super::world::World;
@@ -34,6 +35,20 @@ impl World {
             _ => Operation::Cancel(target),
         };
         self.operate(index, operation);
+    }
+
+    /// Registers, removes or lists somebody's devices.
+    pub(super) fn operate_on_devices(&mut self, op: Op, index: usize, random: &mut Random) {
+        let user = person(random.below(self.plan.users));
+        let name = device(random.below(5));
+        self.operate(
+            index,
+            match op {
+                Op::Register => Operation::Register(user, name),
+                Op::Unregister => Operation::Unregister(user, name),
+                _ => Operation::Devices(user),
+            },
+        );
     }
 
     /// Reads somebody's ledger.

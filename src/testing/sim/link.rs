@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::collections::VecDeque;
 
 use super::random::Random;
-use crate::id::UserId;
+use crate::id::{DeviceId, UserId};
 use crate::machine::{Delivery, EntryRef, LinkId, Ticket, Verdict};
 use crate::record::Seq;
 
@@ -13,6 +13,7 @@ use crate::record::Seq;
 pub(super) struct Link {
     pub(super) id: LinkId,
     pub(super) user: UserId,
+    pub(super) device: DeviceId,
     /// Whether it leads to the other engine's inbox.
     pub(super) is_wire: bool,
     /// Offered, and not yet dealt with.

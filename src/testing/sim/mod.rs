@@ -31,6 +31,7 @@ mod plan;
 mod random;
 mod script;
 mod sealing;
+mod sinks;
 #[cfg(test)]
 mod tests;
 mod upkeep;
@@ -72,7 +73,7 @@ pub struct Outcome {
     /// Repeats recognised.
     pub duplicates: u64,
     /// Messages that ended, by [`EndReason::index`](crate::EndReason::index).
-    pub ended: [u64; 8],
+    pub ended: [u64; crate::EndReason::ALL.len()],
 }
 
 /// Lives a script. A panic of the engine is a violation.

@@ -8,7 +8,7 @@ use super::defect::Defect;
 use super::feed::Feed;
 use super::home::Home;
 use super::link::Link;
-use super::oracle::{Oracle, is_volatile};
+use super::oracle::Oracle;
 use super::plan::Plan;
 use super::random::Random;
 use crate::digest::Digester;
@@ -337,6 +337,7 @@ impl Node {
             }
             Action::Offer { link, batch } => self.offered(link, batch),
             Action::TellGaps { link, gaps } => self.tell_gaps(link, &gaps),
+            Action::Withdraw { link, withdrawn } => self.withdraw(link, &withdrawn),
             Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
             Action::Announce(change) => self.oracle.announced(&change),
             Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
@@ -360,7 +361,7 @@ impl Node {
             self.oracle.fail(format!("a batch of {} messages", batch.len()));
         }
         let told = engine.flight.is_none();
-        self.oracle.offered(self.now, engine.epoch, &found.user, &batch, told);
+        self.oracle.offered(self.now, engine.epoch, (&found.user, &found.device), &batch, told);
         found.queue.extend(batch);
     }
 
@@ -383,56 +384,6 @@ impl Node {
         found.is_told = false;
         let shard = self.digester.shard(&found.user, self.shards);
         self.input(shard, Input::GapsTold { link, told });
-    }
-
-    // ------------------------------------------------------------------------------------------------------ sinks
-
-    pub(super) fn attach(&mut self, user: UserId, device: u64, is_wire: bool) -> Option<LinkId> {
-        self.last_link += 1;
-        let id = LinkId(self.last_link);
-        let engine = self.engine.as_mut()?;
-        let link =
-            Link { id, user: user.clone(), is_wire, queue: VecDeque::new(), carrying: None, is_told: false };
-        engine.links.insert(id, link);
-        let shard = self.shard_of(&user);
-        self.input(shard, Input::Attach { link: id, user, device: super::oracle::device(device) });
-        Some(id)
-    }
-
-    pub(super) fn detach(&mut self, id: LinkId) {
-        let Some(user) =
-            self.engine.as_ref().and_then(|engine| engine.links.get(&id)).map(|link| link.user.clone())
-        else {
-            return;
-        };
-        self.forget_link(id);
-        let shard = self.shard_of(&user);
-        self.input(shard, Input::Detach(id));
-    }
-
-    fn forget_link(&mut self, id: LinkId) {
-        let Some(link) = self.engine.as_mut().and_then(|engine| engine.links.remove(&id)) else { return };
-        self.ghosts.extend(link.queue.iter().map(|delivery| (id, link.user.clone(), delivery.entry)));
-        let surplus = self.ghosts.len().saturating_sub(32);
-        self.ghosts.drain(..surplus);
-    }
-
-    /// Passes on what a sink did and said.
-    pub(super) fn react(&mut self, link: LinkId, user: &UserId, reaction: super::link::Reaction) {
-        for (entry, verdict) in &reaction.verdicts {
-            self.oracle.said(*entry, verdict);
-            if !is_volatile(*entry) {
-                self.ghosts.push((link, user.clone(), *entry));
-            }
-        }
-        for seq in reaction.applied {
-            self.oracle.applied(self.now, seq);
-        }
-        if reaction.verdicts.is_empty() {
-            return;
-        }
-        let shard = self.shard_of(user);
-        self.input(shard, Input::Verdicts { link, verdicts: reaction.verdicts });
     }
 
     // ------------------------------------------------------------------------------------------------------ checks

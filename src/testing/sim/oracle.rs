@@ -3,6 +3,7 @@
 mod batches;
 mod collapse;
 mod dependents;
+mod devices;
 mod ends;
 mod ledger;
 mod operations;
@@ -39,6 +40,8 @@ pub(super) struct Kept {
     pub(super) withdrawn: Option<EndReason>,
     /// Some sink was handed it, in whatever life.
     pub(super) offered: bool,
+    /// It had ended otherwise before it was confirmed.
+    pub(super) was_upgraded: bool,
     status: Option<Status>,
     said: BTreeSet<EndReason>,
 }
@@ -76,11 +79,13 @@ pub(super) struct Oracle {
     /// Where messages went when they became dead letters, or were sent again.
     went_to: HashMap<Seq, Seq>,
     /// The newest message of each user and collapse key, and its version.
-    newest: HashMap<(UserId, CollapseKey), (Seq, Option<u64>)>,
+    newest: HashMap<(UserId, CollapseKey), (Vec<Seq>, Option<u64>)>,
     /// What waits for another message, and how that has ended.
     dependents: BTreeMap<Seq, dependents::Waits>,
     /// Where the parents were of what was sent, if they waited then.
     parents: HashMap<Ticket, Seq>,
+    /// What devices each user has, and had.
+    slots: HashMap<UserId, devices::Slots>,
     /// What each user's ledger should say.
     ledgers: HashMap<UserId, ledger::Expected>,
     pub(super) latest: Timestamp,
@@ -130,12 +135,14 @@ impl Oracle {
     /// A whole group is durable.
     fn fold_group(&mut self, plan: &Plan, records: Vec<(Seq, Record)>) {
         self.check_units(&records, plan);
+        self.check_copies(&records);
         for (seq, record) in records {
             self.durable(plan, seq, record);
         }
         self.check_batches();
         self.check_newest();
         self.check_dependents(plan);
+        self.check_rings();
     }
 
     /// What was not synced is fenced off for good; or nothing of it was written at all.
@@ -166,6 +173,7 @@ impl Oracle {
                 self.exposed.insert(exposed.user.clone(), exposed.epoch);
             }
             Record::Told(told) => self.fold_told(told),
+            Record::Device(change) => self.fold_device(plan, change),
             Record::Floor(_) => {}
         }
         self.log.insert(seq, record);
@@ -186,17 +194,20 @@ impl Oracle {
             Some(origin) => {
                 // Volatile places begin anew with every life of the sender.
                 let volatile = origin.seq.epoch() == Epoch::default();
-                if !self.origins.insert((message.recipient().clone(), origin)) && !volatile {
+                let is_copy = accept.device.is_some_and(|device| device.is_copy);
+                if !self.origins.insert((message.recipient().clone(), origin)) && !volatile && !is_copy {
                     self.fail(format!("applied twice: {origin:?} for {}", message.recipient()));
                 }
             }
-            None if accept.admission != Admission::New => {}
+            None if !accept.is_sent() => {}
             None => self.check_window(plan, seq, accept),
         }
+        self.check_device(seq, accept);
         self.fold_newest(seq, accept);
         self.fold_dependent(seq, accept);
         if matches!(accept.admission, Admission::Requeued { .. }) {
-            self.lives_again(message.recipient(), message.id());
+            let slot = accept.device.map(|device| device.slot);
+            self.lives_again(message.recipient(), message.id(), slot);
         }
         let kept = Kept {
             accept: Arc::clone(accept),
@@ -205,6 +216,7 @@ impl Oracle {
             applied: false,
             withdrawn: None,
             offered: false,
+            was_upgraded: false,
             status: None,
             said: BTreeSet::new(),
         };
@@ -327,7 +339,7 @@ impl Oracle {
         &mut self,
         now: Timestamp,
         epoch: Epoch,
-        user: &UserId,
+        (user, device): (&UserId, &DeviceId),
         batch: &[Delivery],
         told: bool,
     ) {
@@ -336,15 +348,21 @@ impl Oracle {
                 continue;
             }
             let seq = delivery.entry.seq;
-            if self.exposed.get(user) != Some(&epoch) {
+            let is_exposed = match delivery.entry.lane.slot() {
+                Some(slot) => self.is_exposed(user, slot, device, epoch),
+                None => self.exposed.get(user) == Some(&epoch),
+            };
+            if !is_exposed {
                 self.fail(format!("{seq:?} offered to {user} before the exposure was durable"));
             }
             let floor = delivery.floor;
+            // A receiver knows priorities only.
             let live = |(seq, kept): &(&Seq, &Kept)| {
                 **seq <= floor
                     && kept.end.is_none()
                     && kept.accept.message.recipient() == user
-                    && kept.accept.lane() == delivery.entry.lane
+                    && kept.accept.lane().priority() == delivery.entry.lane.priority()
+                    && kept.accept.lane().slot().is_none_or(|slot| delivery.entry.lane.slot() == Some(slot))
             };
             if let Some((below, _)) = self.messages.range(..=floor).find(|pair| live(pair)) {
                 let what = format!("{seq:?} offered with floor {floor:?}, below which {below:?} is live");

@@ -6,6 +6,7 @@ use core::time::Duration;
 use super::random::Random;
 use crate::config::{Config, KeepEnds, OnFailure, Overflow};
 use crate::event::EventName;
+use crate::message::DevicePolicy;
 use crate::storage::journal::JournalConfig;
 
 /// How large everything is, drawn from a seed: small, so that every limit is met.
@@ -62,6 +63,10 @@ impl Plan {
     }
 }
 
+/// Which devices messages are for that do not say so.
+const POLICIES: [DevicePolicy; 4] =
+    [DevicePolicy::AnyDevice, DevicePolicy::AnyDevice, DevicePolicy::EveryDevice, DevicePolicy::RingAll];
+
 fn config(random: &mut Random) -> Config {
     let dedup_ids = 4 + random.below(30);
     let in_flight = 1 + random.below(6);
@@ -110,6 +115,9 @@ fn config(random: &mut Random) -> Config {
         max_inbox_seen: of_usize(4 + random.below(40)),
         max_volatile: of_usize(1 + random.below(5)),
         max_devices: of_usize(devices),
+        max_registered: of_usize(1 + random.below(5)),
+        devices: POLICIES[random.index(POLICIES.len())],
+        device_age: Duration::from_secs(if random.chance(30) { 600 + random.below(90_000) } else { 1 << 40 }),
         // No number of their own, so that each seed goes on living the life it did.
         keep_ends: [KeepEnds::Undelivered, KeepEnds::All, KeepEnds::All][(dedup_ids % 3) as usize],
         max_ends: NonZeroU64::new([1 + dedup_ids, 65_536][(in_flight % 2) as usize])

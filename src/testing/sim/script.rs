@@ -57,6 +57,12 @@ ops! {
     Locate "locate" 10,
     /// A host reads somebody's ledger.
     Ledger "ledger" 4,
+    /// A host registers a device.
+    Register "register" 14,
+    /// A host removes a device.
+    Unregister "unregister" 4,
+    /// A host lists somebody's devices.
+    Devices "devices" 4,
     /// What a machine says to another reaches it.
     Pass "pass" 60,
     /// The committer takes the waiting commits as one group and writes it.

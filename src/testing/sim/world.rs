@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use super::compose::{altered, compose, compose_for_many, person};
 use super::defect::Defect;
-use super::link::{self, Reaction};
+use super::link::Reaction;
 use super::node::Node;
 use super::plan::Plan;
 use super::random::Random;
@@ -87,6 +87,7 @@ impl World {
             }
             Op::Requeue | Op::Discard | Op::Inspect | Op::Letters => self.operate_on_dead(op, index, random),
             Op::Ledger => self.read_ledger(index, random),
+            Op::Register | Op::Unregister | Op::Devices => self.operate_on_devices(op, index, random),
             Op::Told => self.told_of_gap(index, random),
             Op::Carry => self.carry(random),
             Op::Duplicate => self.duplicate(random),
@@ -116,7 +117,7 @@ impl World {
             Op::LoadFail => node.load_failed(random),
             Op::Attach => {
                 let user = random.below(plan.users);
-                let _ = node.attach(person(user), random.below(3), is_wire(index, user));
+                let _ = node.attach(person(user), random.below(5), is_wire(index, user));
             }
             Op::Detach => {
                 if let Some(id) = node.some_link(random) {
@@ -403,6 +404,10 @@ impl World {
             for user in 0..self.plan.users {
                 for index in 0..2 {
                     self.nodes[index].attach_if_alone(&person(user), is_wire(index, user));
+                    // Each has some rounds to take what is for it.
+                    if round % 8 == 0 {
+                        self.nodes[index].attach_devices(&person(user), is_wire(index, user), &mut random);
+                    }
                 }
             }
             self.round(&mut random);
@@ -446,41 +451,5 @@ impl Node {
         let age = u64::try_from(self.plan.config.dedup_age.as_millis()).unwrap_or(u64::MAX);
         // Ids accepted before this need not be remembered.
         self.home.merge(Timestamp::from_millis(self.now.as_millis().saturating_sub(age)));
-    }
-
-    /// Somebody's sink says something of what it holds.
-    pub(super) fn verdict_of_sink(&mut self, random: &mut Random) {
-        let Some(engine) = &mut self.engine else { return };
-        let mut sinks: Vec<_> =
-            engine.links.values_mut().filter(|link| !link.is_wire && !link.queue.is_empty()).collect();
-        let at = random.index(sinks.len());
-        let Some(link) = sinks.get_mut(at) else { return };
-        let mut reaction = Reaction::default();
-        for _ in 0..=random.below(3) {
-            let next = link.react(random);
-            reaction.applied.extend(next.applied);
-            reaction.verdicts.extend(next.verdicts);
-        }
-        let (id, user) = (link.id, link.user.clone());
-        self.react(id, &user, reaction);
-    }
-
-    pub(super) fn some_link(&self, random: &mut Random) -> Option<LinkId> {
-        let links = &self.engine.as_ref()?.links;
-        links.keys().nth(random.index(links.len())).copied()
-    }
-
-    /// Someone says something about a message that is no longer, or never was, theirs.
-    fn stray(&mut self, random: &mut Random) {
-        let at = random.index(self.ghosts.len());
-        let Some((link, user, entry)) = self.ghosts.get(at).cloned() else { return };
-        let live =
-            self.engine.as_ref().and_then(|engine| engine.links.values().find(|link| link.user == user));
-        let link = if random.chance(50) { live.map_or(link, |link| link.id) } else { link };
-        // Untrue confirmations are the one lie that cannot be told from the truth: only what was taken is confirmed.
-        let taken = self.oracle.messages.get(&entry.seq).is_some_and(|kept| kept.applied);
-        let verdict = if taken && random.chance(60) { Verdict::Delivered } else { link::nonsense(random) };
-        let reaction = Reaction { applied: Vec::new(), verdicts: vec![(entry, verdict)] };
-        self.react(link, &user, reaction);
     }
 }

@@ -80,7 +80,7 @@ fn a_parent_is_followed_wherever_it_goes_also_while_it_is_looked_for() {
     rig.pass(Duration::from_secs(61));
     rig.pass(Duration::from_millis(20));
     assert_eq!(rig.offered_ids(), [parent.id()]);
-    let Parent { lane, seq } = rig.dependents()[0].parent;
+    let Parent { lane, seq, .. } = rig.dependents()[0].parent;
     assert_eq!(EntryRef { lane, seq }, rig.offered()[0]);
     rig.say(1, rig.offered()[0], Verdict::Delivered);
     assert_eq!(rig.offered_ids(), [parent.id(), dependent.id()]);
@@ -98,7 +98,7 @@ fn a_parent_that_moves_twice_at_once_is_where_it_went_last() {
     rig.operate(Operation::Reprioritise(target(parent.id()), Priority::Low));
     rig.commit();
     assert!(rig.answer(ticket).unwrap().is_ok());
-    let Parent { lane, seq } = rig.dependents()[0].parent;
+    let Parent { lane, seq, .. } = rig.dependents()[0].parent;
     let waiting = rig.machine.snapshot(&alice()).unwrap().lanes[LaneId::Low.index()].live.clone();
     assert_eq!((lane, vec![seq]), (LaneId::Low, waiting));
 }

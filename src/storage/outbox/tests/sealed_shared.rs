@@ -255,8 +255,8 @@ fn a_message_with_everything_that_can_be_said_is_whole_whether_it_lies_in_parts_
                     Some(Origin { stream: StreamId::from_u128(u128::MAX), seq: Seq::new(u64::MAX - n) });
                 let message = builder.build().unwrap();
                 let at = Timestamp::from_millis(u64::MAX - n);
-                let accept =
-                    Accept { message, at, origin, admission: Admission::Buried(burial(n)), parent: None };
+                let admission = Admission::Buried(burial(n));
+                let accept = Accept { origin, admission, ..Accept::new(message, at) };
                 (Seq::new(n), Arc::new(accept))
             })
             .collect();

@@ -14,7 +14,14 @@ impl Oracle {
             return;
         }
         let version = message.version();
-        let before = self.newest.insert((message.recipient().clone(), key), (seq, version));
+        if accept.device.is_some_and(|device| device.is_copy) {
+            // Of a message that was spread when its time came, the one that moved is followed.
+            if let Some((places, _)) = self.newest.get_mut(&(message.recipient().clone(), key)) {
+                places.push(seq);
+            }
+            return;
+        }
+        let before = self.newest.insert((message.recipient().clone(), key), (vec![seq], version));
         if let Some((other, Some(newest))) =
             before.filter(|(_, newest)| version < *newest && version.is_some())
         {
@@ -24,7 +31,8 @@ impl Oracle {
 
     /// After every group: what is not the newest of its key has ended.
     pub(super) fn check_newest(&mut self) {
-        let newest: Vec<Seq> = self.newest.values().map(|(seq, _)| self.place_of(*seq)).collect();
+        let newest = self.newest.values().flat_map(|(places, _)| places);
+        let newest: Vec<Seq> = newest.map(|seq| self.place_of(*seq)).collect();
         let is_old = |(seq, accept): (Seq, &Accept)| {
             let tracked = matches!(accept.admission, Admission::New) && accept.origin.is_none();
             tracked && accept.message.collapse_key().is_some() && !newest.contains(&seq)

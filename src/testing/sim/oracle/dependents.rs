@@ -1,5 +1,7 @@
 //! That nothing goes before what it waits for, and nothing waits for ever.
 
+use std::collections::BTreeSet;
+
 use super::super::plan::Plan;
 use super::{Oracle, identity};
 use crate::id::UserId;
@@ -13,7 +15,8 @@ use crate::status::EndReason;
 pub(super) struct Waits {
     user: UserId,
     otherwise: Otherwise,
-    parent: Seq,
+    /// Where that is: of a message for several devices, all its copies that have not ended.
+    parent: BTreeSet<Seq>,
     /// Whether that was delivered, once it has ended.
     delivered: Option<bool>,
 }
@@ -56,13 +59,15 @@ impl Oracle {
             };
             self.messages.keys().filter_map(is_parent).any(ended)
         };
+        let places: BTreeSet<_> = parent.places().map(|(_, seq)| seq).collect();
+        let lives = |place: &Seq| is_parent(place).is_some_and(|kept| kept.end.is_none());
         let is_true = match parent == Parent::ENDED {
             true => has_ended(after.otherwise == Otherwise::Cancel),
-            false => is_parent(&parent.seq).is_some_and(|kept| kept.end.is_none()),
+            false => places == self.with_copies(parent.seq).into_iter().filter(lives).collect(),
         };
         let delivered = (parent == Parent::ENDED).then_some(true);
         let (user, otherwise) = (message.recipient().clone(), after.otherwise);
-        self.dependents.insert(seq, Waits { user, otherwise, parent: parent.seq, delivered });
+        self.dependents.insert(seq, Waits { user, otherwise, parent: places, delivered });
         if !is_true {
             self.fail(format!("{seq:?} waits for {parent:?}, which is not what it was to wait for"));
         }
@@ -75,15 +80,25 @@ impl Oracle {
         }
         self.dependents.remove(&end.seq);
         let moved_to = self.moved_to.get(&end.seq).filter(|_| end.reason == EndReason::Moved);
+        let moved_to = moved_to.map(|place| self.with_copies(*place));
+        let delivered = matches!(end.reason, EndReason::Delivered | EndReason::Elsewhere);
         for waits in self.dependents.values_mut() {
-            if waits.parent != end.seq || waits.delivered.is_some() {
+            if waits.delivered.is_some() || !waits.parent.remove(&end.seq) {
                 continue;
             }
-            match moved_to {
-                Some(to) => waits.parent = *to,
-                None => waits.delivered = Some(end.reason == EndReason::Delivered),
+            match &moved_to {
+                Some(to) => waits.parent.extend(to),
+                None if delivered || waits.parent.is_empty() => waits.delivered = Some(delivered),
+                None => {}
             }
         }
+    }
+
+    /// Where a message is, and its copies for other devices, whether they have ended or not.
+    fn with_copies(&self, place: Seq) -> BTreeSet<Seq> {
+        let device = self.messages.get(&place).and_then(|kept| kept.accept.device);
+        let others = device.into_iter().flat_map(|device| device.others(place).map(|(_, seq)| seq));
+        others.chain([place]).collect()
     }
 
     /// After every group: nobody has more of them than may be.
@@ -105,7 +120,8 @@ impl Oracle {
         let is_same = |((seq, waits), row): (&(&Seq, &Waits), &DependentRow)| {
             let ended = row.ended.map(|ended| ended == ParentEnd::Delivered);
             // Where the parent was matters no more once it has ended.
-            let same_parent = waits.parent == row.parent.seq || ended.is_some();
+            let parent: BTreeSet<_> = row.parent.places().map(|(_, seq)| seq).collect();
+            let same_parent = waits.parent == parent || ended.is_some();
             **seq == row.seq && waits.delivered == ended && same_parent
         };
         let same = ours.len() == rows.len() && ours.iter().zip(rows).all(is_same);

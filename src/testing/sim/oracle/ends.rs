@@ -7,7 +7,7 @@ use super::dependents::Waits;
 use super::{Kept, Oracle, identity};
 use crate::config::Overflow;
 use crate::id::UserId;
-use crate::machine::{Holdings, UserSnapshot};
+use crate::machine::{Holdings, LaneSnapshot, UserSnapshot};
 use crate::record::{Accept, Backlog, Counters, End, LaneId, Seq};
 use crate::status::EndReason;
 
@@ -16,6 +16,7 @@ impl Oracle {
         self.latest = self.latest.max(end.at);
         self.ends.insert(seq, end.clone());
         let moved_within = self.has_moved_within(end);
+        let was_elsewhere = self.was_elsewhere(end);
         let Some(kept) = self.messages.get_mut(&end.seq) else {
             return self
                 .fail(format!("{:?} recorded for {:?}, which was never accepted", end.reason, end.seq));
@@ -41,6 +42,13 @@ impl Oracle {
             }
             // Joined to what has taken its place, too.
             EndReason::Evicted => plan.config.overflow != Overflow::Reject,
+            EndReason::Elsewhere => was_elsewhere,
+            EndReason::DeviceGone => Self::is_leaving(&self.slots, &end.user, accept.device),
+            EndReason::Cancelled
+                if end.lane == LaneId::Dead && Self::is_leaving(&self.slots, &end.user, accept.device) =>
+            {
+                true
+            }
             EndReason::Expired => end.at >= kept.accept.expires(),
             EndReason::Dead => end.attempts >= plan.config.max_attempts.get(),
             EndReason::Cancelled | EndReason::Replaced | EndReason::Moved => {
@@ -65,6 +73,7 @@ impl Oracle {
             None
         };
         kept.end = Some(end.reason);
+        kept.was_upgraded |= end.upgrades.is_some();
         if let Some(wrong) = wrong {
             self.fail(format!(
                 "{:?} (before: {before:?}) recorded for {:?} {wrong}: {end:?}",
@@ -130,7 +139,9 @@ impl Oracle {
     /// What waits, by lane, against all places that have not ended; and how many of them were tried.
     fn what_is_wrong_with_backlog(&self, theirs: &Backlog) -> Option<String> {
         for lane in LaneId::ALL {
-            let of_lane = || self.kept().filter(|(_, kept)| kept.accept.lane() == lane);
+            // What is for a certain device counts with the others of its priority.
+            let of = |accept: &Accept| accept.lane().priority().map_or(accept.lane(), LaneId::from);
+            let of_lane = || self.kept().filter(|(_, kept)| of(&kept.accept) == lane);
             let (depth, said) = (of_lane().count() as u64, theirs.depth(lane));
             if depth != said {
                 return Some(format!("{depth} wait in {lane:?}, the engine counts {said}"));
@@ -154,7 +165,8 @@ impl Oracle {
         let theirs = self.messages.iter().filter(|(_, kept)| kept.accept.message.recipient() == user);
         for (seq, kept) in theirs {
             let message = &kept.accept.message;
-            let lane = &held.lanes[kept.accept.lane().index()];
+            let empty = LaneSnapshot::default();
+            let lane = held.lane(kept.accept.lane()).unwrap_or(&empty);
             let (has, live) = (lane.live.binary_search(seq).is_ok(), kept.end.is_none());
             if live {
                 totals.add(kept.accept.lane(), message.cost());
@@ -173,8 +185,8 @@ impl Oracle {
                 wrong.push(format!("{seq:?} has {} attempts, in memory {attempts}", kept.attempts));
             }
         }
-        for lane in LaneId::ALL {
-            let unknown = held.lanes[lane.index()].live.iter().find(|seq| !self.messages.contains_key(seq));
+        for lane in held.lanes.iter().chain(held.device_lanes.values()) {
+            let unknown = lane.live.iter().find(|seq| !self.messages.contains_key(seq));
             wrong.extend(unknown.map(|seq| format!("{seq:?} is in memory, but not durable")));
         }
         if held.totals.is_some_and(|held| held != totals) {
@@ -182,6 +194,7 @@ impl Oracle {
         }
         let dependents = held.dependents.as_deref();
         wrong.extend(dependents.and_then(|rows| self.what_is_wrong_with_dependents(user, rows)));
+        wrong.extend(self.what_is_wrong_with_devices(user, held));
         let ledger = held.ledger.as_ref().and_then(|ledger| self.what_is_wrong_with_ledger(user, ledger));
         wrong.extend(ledger.map(|what| format!("the ledger has {what}: {:?}", held.ledger)));
         if let Some(what) = wrong.into_iter().next() {

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::Oracle;
 use crate::id::{MessageId, UserId};
-use crate::machine::{Outcome, Target};
-use crate::record::{End, Gap, LaneId, LedgerRow, LedgerRows, Seq, Told};
+use crate::machine::{CopyStanding, Outcome, Target};
+use crate::record::{End, Gap, LaneId, LedgerRow, LedgerRows, Seq, Slot, Told};
 use crate::status::{EndReason, Status};
 
 /// What one user's ledger should say.
@@ -47,8 +47,9 @@ impl Oracle {
     }
 
     /// A dead letter is sent again: how it had ended says nothing any more.
-    pub(super) fn lives_again(&mut self, user: &UserId, id: MessageId) {
-        self.ledgers.entry(user.clone()).or_default().rows.retain(|_, row| row.id != Some(id));
+    pub(super) fn lives_again(&mut self, user: &UserId, id: MessageId, slot: Option<Slot>) {
+        let lives = |row: &LedgerRow| row.id == Some(id) && row.lane.slot() == slot;
+        self.ledgers.entry(user.clone()).or_default().rows.retain(|_, row| !lives(row));
     }
 
     pub(super) fn fold_told(&mut self, told: &Told) {
@@ -89,7 +90,7 @@ impl Oracle {
         let expected = self.ledgers.get(user);
         let untold: BTreeMap<_, _> = expected.into_iter().flat_map(|expected| &expected.untold).collect();
         let theirs: BTreeMap<_, _> = held.gaps.iter().map(|gap| (gap.lane, counts(gap))).collect();
-        let same = LaneId::ALL.iter().all(|lane| {
+        let same = theirs.keys().chain(untold.keys().copied()).all(|lane| {
             theirs.get(lane).copied().unwrap_or_default()
                 == untold.get(lane).copied().copied().unwrap_or_default()
         });
@@ -137,12 +138,34 @@ impl Oracle {
         };
         let theirs: Vec<_> = self.messages.values().filter(|kept| same(kept)).collect();
         let ever = self.ledgers.get(&target.user).map(|expected| &expected.ever);
+        let was_at = |kept: &super::Kept, reason| {
+            kept.was_upgraded && kept.end == Some(EndReason::Delivered) && reason != EndReason::Delivered
+        };
         // A late confirmation may be durable, and not yet known to the machine.
         let was = |reason| {
             let row = located.entry.and_then(|entry| ever.and_then(|ever| ever.get(&entry.seq)));
             row.is_some_and(|row| row.reason == reason && row.id == Some(target.id))
         };
         let ended = |reason| theirs.iter().any(|kept| kept.end == Some(reason)) || was(reason);
+        // Each copy stands where it is said to, or has moved on since that was durable.
+        let is_true_copy = |copy: &CopyStanding| {
+            let at = copy.located.and_then(|located| located.entry);
+            let kept = at.and_then(|at| self.messages.get(&at.seq));
+            match (copy.located.map(|located| located.status), kept) {
+                (Some(Status::Ended(reason)), Some(kept)) => kept.end == Some(reason) || was_at(kept, reason),
+                (Some(Status::Ended(reason)), None) => {
+                    let of_slot = |kept: &&&super::Kept| {
+                        kept.accept.device.is_some_and(|device| device.slot == copy.slot)
+                    };
+                    theirs.iter().filter(of_slot).any(|kept| kept.end == Some(reason) || kept.was_upgraded)
+                }
+                (Some(_), kept) => kept.is_some_and(&same),
+                (None, _) => true,
+            }
+        };
+        if !done.copies.iter().all(is_true_copy) {
+            return Some("with a copy that is not where it stands");
+        }
         let is_true = match located.status {
             Status::Ended(reason) => ended(reason),
             _ => located.entry.is_some_and(|entry| self.messages.get(&entry.seq).is_some_and(same)),

@@ -11,7 +11,8 @@ use crate::status::EndReason;
 
 /// A message without what a move may change.
 fn bare(message: &Message) -> Message {
-    message.clone().without_schedule().without_parent().with_priority(Priority::Normal)
+    let message = message.clone().without_schedule().without_parent().without_devices();
+    message.with_priority(Priority::Normal)
 }
 
 impl Oracle {
@@ -91,7 +92,7 @@ impl Oracle {
     pub(super) fn check_evicted(&mut self, newcomer: Option<&Arc<Accept>>, end: &End) {
         let old = self.messages.get(&end.seq).map(|kept| Arc::clone(&kept.accept));
         let fits = newcomer.zip(old.as_ref()).is_some_and(|(newcomer, old)| {
-            newcomer.is_sent()
+            newcomer.admission == Admission::New
                 && newcomer.message.recipient() == &end.user
                 && newcomer.message.priority() <= old.message.priority()
                 && end.lane.priority().is_some()
