@@ -63,8 +63,18 @@ pub(super) const SEND_ERRORS: &[&str] = &[
 ];
 
 const PRIORITIES: &[&str] = &["critical", "high", "normal", "low"];
-const REASONS: &[&str] =
-    &["delivered", "unconfirmed", "expired", "rejected", "dead", "cancelled", "replaced", "evicted"];
+const REASONS: &[&str] = &[
+    "delivered",
+    "unconfirmed",
+    "expired",
+    "rejected",
+    "dead",
+    "cancelled",
+    "replaced",
+    "evicted",
+    "elsewhere",
+    "device_gone",
+];
 const MESSAGING: (&str, &[&str]) = ("messaging.system", &["lastmile"]);
 
 macro_rules! metric {
