@@ -89,7 +89,8 @@ pub fn person(number: u8) -> UserId {
 /// The message of a send.
 #[must_use]
 pub fn message(sender: u8, user: u8, id: u8, priority: Priority, body: &[u8]) -> Message {
-    builder(sender, user, id, priority, body).build().expect("a small message is within the limits")
+    let builder = builder(sender, user, id, priority, body).devices(policy(sender));
+    builder.build().expect("a small message is within the limits")
 }
 
 /// The message of a send, before it is built.
@@ -98,7 +99,6 @@ pub fn builder(sender: u8, user: u8, id: u8, priority: Priority, body: &[u8]) ->
         .id(MessageId::from_u128(u128::from(id)))
         .sender(person(sender))
         .priority(priority)
-        .devices(policy(sender))
 }
 
 /// Each sender has a policy of its own.
