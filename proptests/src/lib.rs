@@ -15,8 +15,8 @@ use lastmile::machine::{
 };
 use lastmile::record::{Counters, Epoch, Seq};
 use lastmile::{
-    Config, DeviceId, DevicePolicy, Message, MessageBuilder, MessageId, Otherwise, Priority, StreamId, Timestamp,
-    UserId,
+    Config, DeviceId, DevicePolicy, Message, MessageBuilder, MessageId, Otherwise, Priority, StreamId,
+    Timestamp, UserId,
 };
 
 /// What can happen.

@@ -249,8 +249,8 @@ proptest! {
             }
         }
         for user in 0..3 {
-            one.play(&Op::Attach(user));
-            many.play(&Op::Attach(user));
+            one.play(&Op::Attach(user, 0));
+            many.play(&Op::Attach(user, 0));
         }
         for user in 0..3 {
             let came: Vec<_> = one.delivered_to(user).into_iter().map(|(_, id)| id).collect();
