@@ -71,8 +71,8 @@ fn a_slot(bits: u32) -> Slot {
 
 fn for_device(bits: u32) -> Option<ForDevice> {
     let (slot, among) = (a_slot(bits), Slots::from_bits(bits));
-    let (rings, is_copy) = (bits % 3 == 0, bits % 5 == 0);
-    (bits % 7 != 0).then(|| ForDevice {
+    let (rings, is_copy) = (bits.is_multiple_of(3), bits.is_multiple_of(5));
+    (!bits.is_multiple_of(7)).then(|| ForDevice {
         slot,
         among: among.with(slot),
         rings,
