@@ -19,7 +19,7 @@ pub struct Counters {
     pub ended: [u64; EndReason::ALL.len()],
     /// Late confirmations, which moved one message from another reason to `Delivered`.
     pub upgraded: u64,
-    /// Bytes of accepted messages (see [`Message::cost`]).
+    /// Bytes of accepted messages (see [`Message::cost`](crate::Message::cost)).
     pub accepted_bytes: u64,
     /// Bytes of ended messages.
     pub ended_bytes: u64,
