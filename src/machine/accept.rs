@@ -278,15 +278,23 @@ impl Machine {
         let messages = messages.saturating_sub(leaving.messages.into());
         let bytes = (totals.live_bytes() + reserved.bytes).saturating_sub(leaving.bytes);
         let config = &self.config;
+        let (max_messages, max_bytes) = (config.max_user_messages.get(), config.max_user_bytes.get());
+        if copies > 1 && (copies > max_messages || cost > max_bytes) {
+            return Err(Refusal::TooManyCopies { copies, bytes: cost, max_messages, max_bytes });
+        }
         if let Some(max) = config.max_disk_bytes.filter(|max| self.disk_bytes >= max.get()) {
             return Err(Refusal::DiskFull { bytes: self.disk_bytes, max: max.get() });
+        }
+        // What takes no more than it gives back fits, also where what was scheduled has taken more than there was.
+        if copies <= gives_back.messages && cost <= gives_back.bytes {
+            self.reserve(message, copies);
+            return Ok(());
         }
         if messages.saturating_add(copies.into()) > config.max_total_messages.get()
             || bytes.saturating_add(cost) > config.max_total_bytes.get()
         {
             return Err(Refusal::EngineFull { messages, bytes });
         }
-        let (max_messages, max_bytes) = (config.max_user_messages.get(), config.max_user_bytes.get());
         let user = self.user_mut(message.recipient());
         let Totals { messages, bytes } = user.claimed(gives_back);
         if messages.saturating_add(copies) > max_messages || bytes.saturating_add(cost) > max_bytes {

@@ -264,6 +264,7 @@ impl Machine {
             seq = seq.plus(1);
             self.applied = seq;
         }
+        self.tell_operations();
         self.take_up_carried();
     }
 

@@ -7,7 +7,7 @@ use super::Machine;
 use super::dedup::Known;
 use super::entry::EntryState;
 use super::io::EntryRef;
-use super::operate::{OperationId, Work};
+use super::operate::{Open, OperationId, Work};
 use super::operation::{CopyStanding, Located, Operation, Target};
 use super::query::Query;
 use crate::id::{DeviceId, UserId};
@@ -99,12 +99,23 @@ impl Machine {
         }
     }
 
-    /// A copy was found that is about to end: where the others stand is known now, of this one when it has.
+    /// A copy was found that is about to end: where the others stand is known now, of this one, and of others that are
+    /// about to end with it, when they have.
     pub(super) fn locate_ending(&mut self, operation: OperationId, entry: EntryRef, accept: &Accept) {
+        let locates = |open: &Open| matches!(open.work, Work::Asked(_, Operation::Locate(_)));
+        if !self.operations.open.get(&operation).is_some_and(locates) {
+            return;
+        }
         let copies = self.locate_copies(entry, accept, None);
-        if let Some(open) = self.operations.open.get_mut(&operation)
-            && matches!(open.work, Work::Asked(_, Operation::Locate(_)))
-        {
+        let user = self.user_mut(accept.message.recipient());
+        let others = accept.device.zip(entry.lane.priority()).into_iter();
+        let others = others.flat_map(|(device, priority)| {
+            let at = move |(slot, seq)| EntryRef { lane: LaneId::Device(slot, priority), seq };
+            device.others(entry.seq).map(at)
+        });
+        let ending: Vec<_> = others.filter(|at| user.is_ending(*at)).collect();
+        ending.into_iter().for_each(|at| self.wait_for_end(operation, at.seq, false));
+        if let Some(open) = self.operations.open.get_mut(&operation) {
             open.done.copies = copies;
         }
     }

@@ -15,6 +15,7 @@ use super::entry::EntryState;
 use super::io::{Action, EntryRef, LoadId, Ticket};
 use super::operation::{DeadLetter, Operation, Outcome};
 use super::overflow::Room;
+use super::places::Went;
 use super::refusal::OperationError;
 use super::search::Search;
 use super::verdict::may_be_known;
@@ -40,6 +41,8 @@ pub(super) struct Operations {
     pub(super) asked_for: BTreeMap<UserId, Vec<OperationId>>,
     /// Who waits for the end of a message to be durable.
     pub(super) ends: BTreeMap<Seq, Vec<OperationId>>,
+    /// Ends of the commit that is becoming state, of which some are to hear.
+    pub(super) durable: Vec<(End, Option<Went>)>,
     pub(super) loads: BTreeMap<LoadId, OperationId>,
     last: u64,
     /// Those that a host waits for.

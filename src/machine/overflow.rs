@@ -86,9 +86,7 @@ impl Machine {
             Err(full) => full,
         };
         let Some(mut found) = found else {
-            let bytes = message.cost().saturating_mul(copies.into());
-            let can_fit =
-                bytes <= self.config.max_user_bytes.get() && copies <= self.config.max_user_messages.get();
+            let can_fit = message.cost() <= self.config.max_user_bytes.get();
             let gives_way = self.config.overflow != Overflow::Reject && can_fit;
             let unsearched = Shortage::Unsearched { copies };
             return Err(if gives_way { unsearched } else { Shortage::Refused(full) });

@@ -13,6 +13,15 @@ use crate::record::{Accept, Admission, End, Record};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
+/// Where a message is whose place has ended.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Went {
+    /// It waits in another place.
+    On(EntryRef),
+    /// It is a dead letter, or was one.
+    AsAnother(EntryRef),
+}
+
 impl Machine {
     /// Ends a message that lives, in memory or in the store.
     pub(super) fn end_wherever(
@@ -106,9 +115,36 @@ impl Machine {
         }
     }
 
+    /// An end is durable; where its message has gone, if it lives on. Operations hear of it when all of its commit is
+    /// state: only then is it known where the copies for other devices are, which have moved or ended with it.
+    pub(super) fn note_end(&mut self, end: &End, went: Option<Went>) {
+        let concerns_one = self.operations.ends.contains_key(&end.seq)
+            || went.is_some() && self.operations.asked_for.contains_key(&end.user);
+        if concerns_one {
+            self.operations.durable.push((end.clone(), went));
+        }
+    }
+
+    /// Tells operations of the ends that were noted.
+    pub(super) fn tell_operations(&mut self) {
+        for (end, went) in core::mem::take(&mut self.operations.durable) {
+            if let Some(went) = went {
+                self.follow_moved(&end, went);
+            }
+            self.end_durable_for_operations(&end);
+            self.mark_ready(&end.user);
+            self.let_go(&end.user);
+        }
+    }
+
     /// A message lives on in another place. Whoever looks for it has found it only where it was, or not at all: its new
     /// place lies behind everything that they look at.
-    pub(super) fn follow_moved(&mut self, end: &End, entry: EntryRef, only_purges: bool) {
+    fn follow_moved(&mut self, end: &End, went: Went) {
+        let (entry, only_purges) = match went {
+            Went::On(entry) => (entry, false),
+            // A purge means it wherever it goes; whoever means one message has found that it has ended.
+            Went::AsAnother(entry) => (entry, true),
+        };
         // Most who have something moved have asked for nothing.
         let Some(asked) = self.operations.asked_for.get(&end.user) else { return };
         let user = self.users.get(&end.user);

@@ -20,6 +20,21 @@ pub enum Refusal {
         /// Live bytes now.
         bytes: u64,
     },
+    /// A message for each of the recipient's devices would not fit even into an empty outbox.
+    #[error(
+        "the message makes {copies} entries of {bytes} bytes together, one for each of the recipient's devices, and an \
+         outbox holds {max_messages} and {max_bytes}: send it to any device, make it smaller, or raise the user's quota"
+    )]
+    TooManyCopies {
+        /// How many entries it makes.
+        copies: u32,
+        /// What they take together.
+        bytes: u64,
+        /// The most live messages of one user: [`Config::max_user_messages`](crate::Config::max_user_messages).
+        max_messages: u32,
+        /// Their most live bytes: [`Config::max_user_bytes`](crate::Config::max_user_bytes).
+        max_bytes: u64,
+    },
     /// The whole engine's outbox is full.
     #[error("the engine's outbox is full ({messages} messages, {bytes} bytes)")]
     EngineFull {
@@ -126,6 +141,7 @@ impl Refusal {
         matches!(
             self,
             Self::PayloadTooLarge { .. }
+                | Self::TooManyCopies { .. }
                 | Self::Conflict
                 | Self::Obsolete
                 | Self::BatchTooLarge { .. }
@@ -150,6 +166,7 @@ impl Refusal {
         match self {
             Self::PayloadTooLarge { .. } => "payload_too_large",
             Self::OutboxFull { .. } => "outbox_full",
+            Self::TooManyCopies { .. } => "too_many_copies",
             Self::EngineFull { .. } => "engine_full",
             Self::DiskFull { .. } => "disk_full",
             Self::Overloaded => "overloaded",

@@ -8,6 +8,7 @@ use super::Machine;
 use super::commit::Pending;
 use super::entry::{Entry, EntryState};
 use super::io::{Action, Change, EntryRef, LinkId, Verdict};
+use super::places::Went;
 use super::ring::Ring;
 use crate::config::OnFailure;
 use crate::id::UserId;
@@ -408,15 +409,9 @@ impl Machine {
                         self.upgrade(now, &end.user, entry);
                     }
                 }
-                if let Some((_, to)) = moved {
-                    self.follow_moved(end, to, false);
-                }
-                // A purge means it wherever it goes; whoever means one message has found that it has ended.
                 let kept = letter.map(|seq| EntryRef { lane: LaneId::Dead, seq });
-                if let Some(to) = kept.or(requeued.map(|(_, to)| to)) {
-                    self.follow_moved(end, to, true);
-                }
-                self.end_durable_for_operations(end);
+                let goes_on = kept.or(requeued.map(|(_, to)| to)).map(Went::AsAnother);
+                self.note_end(end, moved.map(|(_, to)| Went::On(to)).or(goes_on));
                 self.free_dependents(&end.user);
                 self.mark_ready(&end.user);
                 self.let_go(&end.user);

@@ -191,6 +191,26 @@ fn a_parent_that_is_moved_to_another_priority_is_waited_for_in_all_its_new_place
 }
 
 #[test]
+fn a_parent_that_is_just_moving_with_its_copies_is_waited_for_where_they_go() {
+    let mut rig = Rig::new();
+    rig.register("phone");
+    rig.register("laptop");
+    let parent = parent();
+    rig.accepted(&parent);
+    let target = Target { user: alice(), id: parent.id(), sender: None };
+    rig.tickets += 1;
+    rig.input(Input::Operate {
+        ticket: Ticket(rig.tickets),
+        operation: Operation::Reprioritise(target, Priority::High),
+    });
+    let ticket = rig.send(&after(&parent, Otherwise::Cancel));
+    rig.commit();
+    assert!(rig.answer(ticket).unwrap().is_ok());
+    let moved: Vec<_> = rig.moves.iter().map(|(_, to)| to.seq).collect();
+    assert_eq!((moved.len(), rig.waits_for()), (2, vec![moved]));
+}
+
+#[test]
 fn a_device_that_goes_is_waited_for_no_more() {
     let mut rig = rig();
     let parent = parent();

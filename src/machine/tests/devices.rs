@@ -332,6 +332,56 @@ fn a_full_outbox_takes_all_copies_of_a_message_or_none() {
 }
 
 #[test]
+fn what_would_not_fit_into_an_empty_outbox_for_all_devices_is_refused_for_good() {
+    let cost = every().build().unwrap().cost();
+    let bytes = |max| core::num::NonZeroU64::new(max).unwrap();
+    for (messages, max_bytes, fits) in
+        [(1, 1 << 20, false), (2, 1 << 20, true), (3, 2 * cost - 1, false), (3, 2 * cost, true)]
+    {
+        for overflow in [crate::Overflow::Reject, crate::Overflow::DropOldest] {
+            let max_user_messages = core::num::NonZeroU32::new(messages).unwrap();
+            let config =
+                Config { max_user_messages, max_user_bytes: bytes(max_bytes), overflow, ..Config::default() };
+            let mut rig = Rig::with(config);
+            rig.register("phone");
+            rig.register("laptop");
+            let ticket = rig.send(&every().build().unwrap());
+            rig.commit();
+            let answer = rig.answer(ticket).expect("it is answered");
+            let refused =
+                Refusal::TooManyCopies { copies: 2, bytes: 2 * cost, max_messages: messages, max_bytes };
+            let expected = if fits { Ok(()) } else { Err(&refused) };
+            assert_eq!(answer.as_ref().map(drop), expected, "{messages} messages, {max_bytes} bytes");
+            assert!(refused.is_final());
+        }
+    }
+}
+
+#[test]
+fn what_was_scheduled_takes_its_places_over_the_quota_and_then_nothing_new_comes_in() {
+    let max_user_messages = core::num::NonZeroU32::new(3).unwrap();
+    let max_total_messages = core::num::NonZeroU64::new(3).unwrap();
+    let mut rig = Rig::with(Config { max_user_messages, max_total_messages, ..Config::default() });
+    rig.register("phone");
+    rig.register("laptop");
+    rig.attach(1, "alice", "phone");
+    let later = every().not_before(rig.now.after(Duration::from_secs(60))).build().unwrap();
+    rig.accepted(&later);
+    let low = to("bob").priority(Priority::Low).build().unwrap();
+    rig.accepted(&low);
+    rig.accepted(&message("bob"));
+    rig.pass(Duration::from_secs(61));
+    assert_eq!(rig.machine.stats().counters.live(), 4);
+    let ticket = rig.send(&message("carol"));
+    assert!(matches!(rig.answer(ticket), Some(Err(Refusal::EngineFull { messages: 4, .. }))));
+    // What needs no more room than it gives back is still done.
+    let target =
+        Target { user: UserId::new("bob").unwrap(), id: low.id(), sender: Some(low.sender().cloned()) };
+    rig.settled_by(Operation::Reprioritise(target, Priority::High)).unwrap();
+    assert_eq!(rig.machine.stats().counters.live(), 4);
+}
+
+#[test]
 fn copies_are_undone_together_when_their_commit_fails() {
     let mut rig = Rig::new();
     rig.register("phone");
@@ -475,4 +525,26 @@ fn a_copy_that_ended_before_it_settled_does_not_end_again_when_another_is_confir
     late.say(1, entries[0], Verdict::Delivered);
     let ends = late.log.iter().filter(|(_, record)| matches!(record, Record::End(_))).count();
     assert_eq!((ends, late.count_of(EndReason::Elsewhere)), (1, 0));
+}
+
+#[test]
+fn where_all_copies_stand_is_said_when_what_is_done_to_all_of_them_is_state() {
+    let everywhere = |operation: fn(Target) -> Operation| {
+        let mut rig = Rig::new();
+        rig.register("phone");
+        rig.register("laptop");
+        let message = every().build().unwrap();
+        rig.accepted(&message);
+        let target = Target { user: alice(), id: message.id(), sender: None };
+        rig.tickets += 1;
+        rig.input(Input::Operate { ticket: Ticket(rig.tickets), operation: operation(target.clone()) });
+        let found = rig.settled_by(Operation::Locate(target)).unwrap();
+        let all = found.copies.iter().map(|copy| copy.located.map(|located| located.status));
+        (found.located.map(|located| located.status), all.collect::<Vec<_>>())
+    };
+    let moved = everywhere(|target| Operation::Reprioritise(target, Priority::High));
+    let waits = Some(Status::Accepted);
+    assert_eq!(moved, (waits, vec![waits, waits]));
+    let cancelled = Some(Status::Ended(EndReason::Cancelled));
+    assert_eq!(everywhere(Operation::Cancel), (cancelled, vec![cancelled, cancelled]));
 }

@@ -64,7 +64,9 @@ pub(super) fn verdict(result: Result<(), Refusal>, volatile: bool, full: Full) -
         // Nobody is there for it, and it is not kept.
         Err(_) if volatile => Verdict::Rejected(Code::Rejected),
         Err(Refusal::Conflict) => Verdict::Rejected(Code::Conflict),
-        Err(Refusal::PayloadTooLarge { .. }) => Verdict::Rejected(Code::Invalid),
+        Err(Refusal::PayloadTooLarge { .. } | Refusal::TooManyCopies { .. }) => {
+            Verdict::Rejected(Code::Invalid)
+        }
         Err(refusal) if refusal.is_final() => Verdict::Rejected(Code::Rejected),
         Err(Refusal::OutboxFull { .. }) if full == Full::OneOfMany => Verdict::Nack(None),
         Err(_) => Verdict::Busy(BUSY),

@@ -72,7 +72,7 @@ fn config(random: &mut Random) -> Config {
     let in_flight = 1 + random.below(6);
     let reserve = random.below(3) as u32;
     let devices = 1 + random.below(3);
-    let config = Config {
+    let mut config = Config {
         max_payload_bytes: of_usize(8 << 10),
         max_user_messages: of_u32(4 + random.below(60)),
         max_user_bytes: NonZeroU64::new((9 << 10) + random.below(100 << 10)).unwrap_or(NonZeroU64::MIN),
@@ -124,6 +124,13 @@ fn config(random: &mut Random) -> Config {
             .unwrap_or(NonZeroU64::MIN),
         ..Config::default()
     };
+    // What blocks when it is refused for good would do so for ever: then every message fits for all devices.
+    if config.on_failure.contains(&OnFailure::Block) {
+        let copies = config.max_registered.get() as u64;
+        config.max_user_messages = config.max_user_messages.max(of_u32(copies));
+        let bytes = NonZeroU64::new((9 << 10) * copies).unwrap_or(NonZeroU64::MIN);
+        config.max_user_bytes = config.max_user_bytes.max(bytes);
+    }
     debug_assert_eq!(config.check(), Ok(()));
     config
 }

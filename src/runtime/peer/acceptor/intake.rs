@@ -201,7 +201,7 @@ const fn code(refusal: &Refusal) -> Code {
     match refusal {
         Refusal::Conflict => Code::Conflict,
         Refusal::Outdated { .. } => Code::Outdated,
-        Refusal::PayloadTooLarge { .. } => Code::Invalid,
+        Refusal::PayloadTooLarge { .. } | Refusal::TooManyCopies { .. } => Code::Invalid,
         Refusal::OutboxFull { .. } | Refusal::EngineFull { .. } => Code::QuotaExceeded,
         // Nobody is there for a volatile message, and it is not kept.
         Refusal::NobodyAttached => Code::Rejected,

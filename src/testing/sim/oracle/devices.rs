@@ -99,6 +99,20 @@ impl Oracle {
         }
     }
 
+    /// How many live entries there are only because one that had waited for its time, or for another message, is for
+    /// several devices: those take their places whatever the quotas say.
+    pub(in super::super) fn copies_of_released(&self) -> u64 {
+        let was_moved = |place: &Seq| {
+            self.messages.get(place).is_some_and(|kept| kept.accept.admission == Admission::Moved)
+        };
+        let is_one = |(seq, kept): &(&Seq, &super::Kept)| {
+            let device = kept.accept.device.filter(|device| device.is_copy);
+            let places = device.map(|device| device.others(**seq).map(|(_, place)| place).chain([**seq]));
+            places.is_some_and(|mut places| places.any(|place| was_moved(&place)))
+        };
+        self.live().filter(is_one).count() as u64
+    }
+
     /// Whether another device has confirmed what rings here.
     pub(super) fn was_elsewhere(&self, end: &End) -> bool {
         let device = self.messages.get(&end.seq).and_then(|kept| kept.accept.device);
