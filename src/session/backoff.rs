@@ -53,6 +53,11 @@ impl Backoff {
         }
     }
 
+    /// The delay before something else is tried that has not failed yet, which is a first attempt. It counts no failure.
+    pub(super) fn short_delay(&mut self) -> Duration {
+        Duration::from_millis(self.floor).saturating_add(self.jitter(self.floor))
+    }
+
     /// A time to come back at, for whoever was asked to come no earlier. It counts no failure.
     pub(super) fn behind(&mut self, after: Duration) -> Duration {
         let share = u64::try_from(after.as_millis() / 8).unwrap_or(u64::MAX);

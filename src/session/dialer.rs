@@ -14,65 +14,19 @@
 //! - What the peer asked for with `retry_after` is obeyed, whoever hints at a better network meanwhile.
 //! - While a connection stands, attempts at another transport cost it nothing.
 
+mod config;
+
 use core::time::Duration;
 use std::collections::VecDeque;
 
 use super::backoff::Backoff;
 use super::code::Code;
-use super::ladder::{Ladder, LadderConfig};
+use super::ladder::Ladder;
 use super::quality::Grade;
-use super::recovery::{Recovery, Step};
-use crate::config::ConfigError;
+use super::recovery::{Step, Strategy};
 use crate::time::Timestamp;
 
-/// Policies of a [`Dialer`].
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub struct DialerConfig {
-    /// The shortest delay before a new attempt. Default: 500 ms.
-    pub backoff_floor: Duration,
-    /// The longest delay of its own choice. Default: 20 s.
-    pub backoff_cap: Duration,
-    /// How long a transport may take to connect. Default: 10 s.
-    pub dial_timeout: Duration,
-    /// When transports are left and tried again.
-    pub ladder: LadderConfig,
-    /// What is done about each error.
-    pub recovery: Recovery,
-}
-
-impl Default for DialerConfig {
-    fn default() -> Self {
-        Self {
-            backoff_floor: Duration::from_millis(500),
-            backoff_cap: Duration::from_secs(20),
-            dial_timeout: Duration::from_secs(10),
-            ladder: LadderConfig::default(),
-            recovery: Recovery::default(),
-        }
-    }
-}
-
-impl DialerConfig {
-    /// Checks that the limits make sense.
-    ///
-    /// # Errors
-    /// [`ConfigError`] naming the first contradiction and what to change.
-    pub fn check(&self) -> Result<(), ConfigError> {
-        if self.backoff_floor.is_zero() || self.backoff_floor > self.backoff_cap {
-            return Err(ConfigError::new("backoff_floor must be above zero and not above backoff_cap"));
-        }
-        if self.dial_timeout.is_zero() {
-            return Err(ConfigError::new("dial_timeout is zero: no transport could ever be made"));
-        }
-        if self.ladder.cool_down.is_zero() || self.ladder.stable.is_zero() {
-            return Err(ConfigError::new(
-                "ladder.cool_down and ladder.stable must be above zero: transports would be changed all the time",
-            ));
-        }
-        Ok(())
-    }
-}
+pub use self::config::DialerConfig;
 
 /// What happens to a dialer.
 #[derive(Clone, Debug)]
@@ -154,6 +108,14 @@ enum Phase {
     Closed,
 }
 
+/// Whether the transport has to answer for how a connection ended, if the table says that one has.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Fault {
+    Transport,
+    /// It has answered for it already, or it was not this one.
+    Nobody,
+}
+
 /// Decides when to connect and how. See the module's documentation; the drain contract is that of a
 /// [`Session`](super::Session).
 #[derive(Clone, Debug)]
@@ -205,9 +167,7 @@ impl Dialer {
     pub fn poll_timeout(&self) -> Option<Timestamp> {
         match self.phase {
             Phase::Waiting(until) => Some(until),
-            Phase::Dialing(_, since) | Phase::Up(_, Some((_, since))) => {
-                Some(since.after(self.config.dial_timeout))
-            }
+            Phase::Dialing(_, since) | Phase::Up(_, Some((_, since))) => Some(since.after(self.dial_time())),
             Phase::Up(_, None) => {
                 let proves = self.ladder.proves_at().filter(|_| self.grade > Grade::Poor);
                 self.ladder.poll_timeout().into_iter().chain(proves).min()
@@ -240,6 +200,15 @@ impl Dialer {
             DialInput::Reopen => self.reopen(),
             DialInput::Close(code) => self.close(code),
             DialInput::Tick => self.tick(),
+        }
+    }
+
+    /// How long the attempt that is under way may take.
+    fn dial_time(&self) -> Duration {
+        let DialerConfig { patience, dial_timeout, .. } = &self.config;
+        match self.phase {
+            Phase::Dialing(_, since) if self.ladder.has_fresh(since) => *patience.min(dial_timeout),
+            _ => *dial_timeout,
         }
     }
 
@@ -307,7 +276,7 @@ impl Dialer {
     /// A transport could not be made.
     fn failed(&mut self, code: Code, retry_after: Option<Duration>) {
         match self.phase {
-            Phase::Dialing(..) => self.ended(code, retry_after),
+            Phase::Dialing(..) => self.ended(code, retry_after, Fault::Transport),
             Phase::Up(held, Some((rung, _))) => {
                 // It is left at once: there is one that works.
                 let mut next = self.ladder.failed_beside(self.now);
@@ -317,6 +286,24 @@ impl Dialer {
                 self.try_beside(held, next);
             }
             _ => {}
+        }
+    }
+
+    /// Nothing at all was heard of the transport that is being made: if there is another one, that wait was wait enough.
+    fn silent(&mut self) {
+        const CODE: Code = Code::HandshakeTimeout;
+        self.actions.push_back(DialAction::Abandon);
+        let is_blamed = self.config.recovery.strategy(CODE) == Strategy::BlameTransport;
+        match self.phase {
+            Phase::Dialing(..) if is_blamed => {
+                if self.ladder.failed_silently(self.now) {
+                    self.why = Some(CODE);
+                    self.proceed();
+                } else {
+                    self.ended(CODE, None, Fault::Nobody);
+                }
+            }
+            _ => self.failed(CODE, None),
         }
     }
 
@@ -345,9 +332,10 @@ impl Dialer {
         match self.phase {
             Phase::Up(_, Some(_)) => {
                 self.actions.push_back(DialAction::Abandon);
-                self.ended(code, retry_after);
+                self.ladder.lost_beside(self.now);
+                self.ended(code, retry_after, Fault::Nobody);
             }
-            Phase::Up(_, None) | Phase::Greeting(_) => self.ended(code, retry_after),
+            Phase::Up(_, None) | Phase::Greeting(_) => self.ended(code, retry_after, Fault::Transport),
             _ => {}
         }
     }
@@ -360,20 +348,28 @@ impl Dialer {
     }
 
     /// What the table says about how it ended.
-    fn ended(&mut self, code: Code, retry_after: Option<Duration>) {
+    fn ended(&mut self, code: Code, retry_after: Option<Duration>, fault: Fault) {
         self.why = Some(code);
-        match self.config.recovery.next(code, retry_after, &mut self.backoff) {
-            Step::Reconnect(delay) => self.come_back(delay, retry_after),
+        let step = self.config.recovery.next(code, retry_after, &mut self.backoff);
+        match step {
+            Step::Reconnect(delay) => {
+                self.ladder.ended();
+                self.come_back(delay, retry_after);
+            }
             Step::SwitchTransport(delay) => {
-                self.ladder.failed(self.now);
+                let next = fault == Fault::Transport && self.ladder.failed_for_another(self.now);
+                let soon = next && retry_after.is_none();
+                let delay = if soon { self.backoff.short_delay() } else { delay };
                 self.come_back(delay, retry_after);
             }
             Step::WaitForCredentials => {
+                self.ladder.ended();
                 self.has_credentials = false;
                 self.not_before = self.now.after(self.backoff.next_delay(retry_after));
                 self.proceed();
             }
             Step::GiveUp => {
+                self.ladder.ended();
                 self.phase = Phase::GivenUp;
                 self.state(DialState::Closed(code));
             }
@@ -454,10 +450,9 @@ impl Dialer {
         match self.phase {
             Phase::Waiting(until) if until <= self.now => self.proceed(),
             Phase::Dialing(_, since) | Phase::Up(_, Some((_, since)))
-                if since.after(self.config.dial_timeout) <= self.now =>
+                if since.after(self.dial_time()) <= self.now =>
             {
-                self.actions.push_back(DialAction::Abandon);
-                self.failed(Code::HandshakeTimeout, None);
+                self.silent();
             }
             Phase::Up(_, None) => self.look_around(),
             _ => {}

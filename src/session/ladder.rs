@@ -52,6 +52,13 @@ struct Rung {
     before: Option<(u32, bool)>,
 }
 
+impl Rung {
+    /// Nothing has been held against it since anything worked, and it does not rest.
+    fn is_fresh(&self, now: Timestamp) -> bool {
+        self.before.is_none() && self.failures == 0 && self.rests_until <= now
+    }
+}
+
 /// Chooses among transports. The host keeps [`Ladder::memory`] for each network it knows, if it can tell them apart.
 #[derive(Clone, Debug)]
 pub struct Ladder {
@@ -60,6 +67,8 @@ pub struct Ladder {
     current: usize,
     /// Since when the connection stands.
     since: Option<Timestamp>,
+    /// It had stood for long enough before something else was tried beside it.
+    stood: bool,
 }
 
 impl Ladder {
@@ -74,7 +83,7 @@ impl Ladder {
             }
         }
         let current = rungs.iter().position(|rung| rung.worked).unwrap_or(0);
-        Self { config, rungs, current, since: None }
+        Self { config, rungs, current, since: None, stood: false }
     }
 
     /// The transport to connect with, or that is connected.
@@ -97,6 +106,7 @@ impl Ladder {
     /// The connection over the current transport stands: what others failed with meanwhile, they have failed with alone.
     pub fn connected(&mut self, now: Timestamp) {
         self.since = Some(now);
+        self.stood = false;
         self.rungs.iter_mut().for_each(|rung| rung.before = None);
     }
 
@@ -105,13 +115,52 @@ impl Ladder {
         self.count_failure(now, false)
     }
 
+    /// As [`Ladder::failed`]. Whether the next one is another, which has not failed since anything worked.
+    pub(super) fn failed_for_another(&mut self, now: Timestamp) -> bool {
+        let before = self.current;
+        let next = self.failed(now);
+        // Whoever was left has something held against it, unless that was forgiven to all of them just now.
+        let was_left = self.rungs.get(before).is_some_and(|rung| rung.before.is_some());
+        next != before && was_left && self.rungs.get(next).is_some_and(|rung| rung.is_fresh(now))
+    }
+
+    /// As [`Ladder::failed_for_another`], of a transport of which nothing at all was heard: once is enough.
+    pub(super) fn failed_silently(&mut self, now: Timestamp) -> bool {
+        let most = self.config.failures;
+        if let Some(rung) = self.rungs.get_mut(self.current) {
+            rung.failures = rung.failures.max(most.saturating_sub(1));
+        }
+        self.failed_for_another(now)
+    }
+
+    /// Whether there is another transport, which has not failed since anything worked.
+    pub(super) fn has_fresh(&self, now: Timestamp) -> bool {
+        self.rungs.iter().enumerate().any(|(index, rung)| index != self.current && rung.is_fresh(now))
+    }
+
+    /// The connection ended, and its transport is not to blame.
+    pub(super) const fn ended(&mut self) {
+        self.since = None;
+        self.stood = false;
+    }
+
     /// A transport that was tried beside a connection could not connect. Returns what to try next.
     pub(super) fn failed_beside(&mut self, now: Timestamp) -> usize {
         self.count_failure(now, true)
     }
 
+    /// The connection broke while another transport was tried beside it. That says nothing of the other one, and nothing of
+    /// its own: next is the best that is known to work here, or the one that was tried if none is.
+    pub(super) fn lost_beside(&mut self, now: Timestamp) {
+        self.ended();
+        let known = self.rungs.iter().position(|rung| rung.worked && rung.rests_until <= now);
+        self.current = known.unwrap_or(self.current);
+    }
+
     fn count_failure(&mut self, now: Timestamp, another_stands: bool) -> usize {
-        let stood = self.since.take().is_some_and(|since| now >= since.after(self.config.stable));
+        let since = self.since.take();
+        let stood = core::mem::take(&mut self.stood)
+            || since.is_some_and(|since| now >= since.after(self.config.stable));
         let most = self.config.failures.max(1);
         let Some(rung) = self.rungs.get_mut(self.current) else { return self.current };
         if stood {
@@ -162,7 +211,7 @@ impl Ladder {
             self.current = better.unwrap_or(before);
         }
         (self.current != before).then(|| {
-            self.since = None;
+            self.ended();
             self.current
         })
     }
@@ -174,10 +223,12 @@ impl Ladder {
         self.since.filter(|_| !is_known).map(|since| since.after(self.config.stable))
     }
 
-    /// No other transport would do: the connection over this one is kept, and others are tried when they have rested.
-    pub(super) const fn settle(&mut self, held: usize, now: Timestamp) {
+    /// No other transport would do: the connection over this one is kept, and others are tried when they have rested, but
+    /// not at once.
+    pub(super) fn settle(&mut self, held: usize, now: Timestamp) {
         self.current = held;
         self.since = Some(now);
+        self.stood = self.rungs.get(held).is_some_and(|rung| rung.worked);
     }
 
     /// When a better transport has rested, for [`Ladder::graded`].

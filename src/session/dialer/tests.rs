@@ -85,22 +85,82 @@ fn without_credentials_the_host_is_asked_again_later() {
 }
 
 #[test]
-fn a_transport_that_takes_too_long_is_dropped_and_the_next_one_gets_its_turn() {
-    let mut dialer = dialer(2);
+fn a_transport_of_which_nothing_is_heard_is_dropped_and_the_next_one_gets_its_turn_at_once() {
+    let mut dialer = dialer(3);
     tell(&mut dialer, 0, DialInput::Credentials);
-    let mut now = 0;
-    for _ in 0..2 {
-        now += 10_000;
-        let slow = tell(&mut dialer, now, DialInput::Tick);
-        assert_eq!(slow.first(), Some(&DialAction::Abandon));
-        now = until(&slow);
-        tell(&mut dialer, now, DialInput::Tick);
+    for (now, next) in [(2500, 1), (5000, 2)] {
+        assert_eq!(dialer.poll_timeout(), Some(at(now)));
+        let silent = tell(&mut dialer, now, DialInput::Tick);
+        let dials = [DialAction::State(DialState::Connecting(next)), DialAction::Dial(next)];
+        assert_eq!(silent, [[DialAction::Abandon].as_slice(), &dials].concat());
     }
-    assert_eq!(dialer.phase, Phase::Dialing(1, at(now)));
+    // The last one has more time: nothing else is left.
+    assert_eq!(dialer.poll_timeout(), Some(at(15_000)));
+    let silent = tell(&mut dialer, 15_000, DialInput::Tick);
+    assert!((15_500..=16_000).contains(&until(&silent)), "{silent:?}");
+    assert_eq!(dialled(&mut dialer).1, 0, "it is the network, or the peer: from the best one on");
+}
+
+#[test]
+fn a_single_transport_has_all_the_time() {
+    let mut dialer = dialer(1);
+    tell(&mut dialer, 0, DialInput::Credentials);
+    assert_eq!(dialer.poll_timeout(), Some(at(10_000)));
+    let silent = tell(&mut dialer, 10_000, DialInput::Tick);
+    assert!((10_500..=11_000).contains(&until(&silent)), "{silent:?}");
+}
+
+#[test]
+fn with_the_best_transport_refused_or_swallowed_the_second_one_is_dialled_within_three_seconds() {
+    for seed in 0..1000 {
+        for is_silent in [false, true] {
+            let mut dialer = Dialer::new(DialerConfig::default(), 3, &[], seed);
+            tell(&mut dialer, 0, DialInput::Start);
+            tell(&mut dialer, 0, DialInput::Credentials);
+            let mut now = 0;
+            while dialer.phase != Phase::Dialing(1, at(now)) {
+                if !is_silent && matches!(dialer.phase, Phase::Dialing(..)) {
+                    tell(&mut dialer, now, DialInput::Failed(Code::TransportLost, None));
+                }
+                now = dialer.poll_timeout().expect("it goes on").as_millis() - 1_000_000;
+                tell(&mut dialer, now, DialInput::Tick);
+            }
+            assert!(now <= 2500, "seed {seed}: {now}");
+        }
+    }
+}
+
+#[test]
+fn a_connection_that_was_closed_in_good_order_says_nothing_for_the_attempts_after_it() {
+    let mut dialer = up(2);
+    tell(&mut dialer, 60_000, DialInput::Lost(Code::Draining, None));
+    for _ in 0..2 {
+        let (now, rung) = dialled(&mut dialer);
+        assert_eq!(rung, 0);
+        tell(&mut dialer, now, DialInput::Failed(Code::TransportLost, None));
+    }
+    assert_eq!(dialled(&mut dialer).1, 1, "it failed twice");
 }
 
 #[test]
 fn a_better_transport_is_tried_beside_the_one_that_stands_and_a_failure_costs_nothing() {
+    let (mut dialer, rested) = climbing();
+    assert_eq!(tell(&mut dialer, rested, DialInput::Failed(Code::TransportLost, None)), []);
+    assert_eq!(dialer.phase, Phase::Up(1, None));
+    let longer = dialer.poll_timeout().expect("it is tried again").as_millis() - 1_000_000;
+    assert!(longer >= rested + 40_000, "{longer} after {rested}");
+    assert_eq!(tell(&mut dialer, longer, DialInput::Tick), [DialAction::Dial(0)]);
+    assert_eq!(tell(&mut dialer, longer, DialInput::Stands), []);
+    let climbed = tell(&mut dialer, longer, DialInput::Opened);
+    assert_eq!(climbed, [DialAction::State(DialState::Online(0))]);
+    let proven = dialer.poll_timeout().expect("it has to stand for a while").as_millis() - 1_000_000;
+    assert_eq!((proven, dialer.memory()), (longer + 8000, vec![1]));
+    tell(&mut dialer, proven, DialInput::Tick);
+    assert_eq!((dialer.poll_timeout(), dialer.memory()), (None, vec![0, 1]));
+}
+
+/// Up over the second transport, and trying the first one beside it, since the time that is returned.
+fn climbing() -> (Dialer, u64) {
     let mut dialer = dialer(2);
     tell(&mut dialer, 0, DialInput::Credentials);
     tell(&mut dialer, 0, DialInput::Failed(Code::TransportLost, None));
@@ -115,18 +175,68 @@ fn a_better_transport_is_tried_beside_the_one_that_stands_and_a_failure_costs_no
     assert_eq!(tell(&mut dialer, now + 8000, DialInput::Tick), []);
     let rested = dialer.poll_timeout().expect("the better one rests").as_millis() - 1_000_000;
     assert_eq!(tell(&mut dialer, rested, DialInput::Tick), [DialAction::Dial(0)]);
-    assert_eq!(tell(&mut dialer, rested, DialInput::Failed(Code::TransportLost, None)), []);
-    assert_eq!(dialer.phase, Phase::Up(1, None));
-    let longer = dialer.poll_timeout().expect("it is tried again").as_millis() - 1_000_000;
-    assert!(longer >= rested + 40_000, "{longer} after {rested}");
-    assert_eq!(tell(&mut dialer, longer, DialInput::Tick), [DialAction::Dial(0)]);
-    assert_eq!(tell(&mut dialer, longer, DialInput::Stands), []);
-    let climbed = tell(&mut dialer, longer, DialInput::Opened);
-    assert_eq!(climbed, [DialAction::State(DialState::Online(0))]);
-    let proven = dialer.poll_timeout().expect("it has to stand for a while").as_millis() - 1_000_000;
-    assert_eq!((proven, dialer.memory()), (longer + 8000, vec![1]));
-    tell(&mut dialer, proven, DialInput::Tick);
-    assert_eq!((dialer.poll_timeout(), dialer.memory()), (None, vec![0, 1]));
+    (dialer, rested)
+}
+
+/// The transport that is dialled once the time for it has come.
+fn dialled(dialer: &mut Dialer) -> (u64, usize) {
+    let now = dialer.poll_timeout().expect("it comes back").as_millis() - 1_000_000;
+    match tell(dialer, now, DialInput::Tick).last() {
+        Some(DialAction::Dial(rung)) => (now, *rung),
+        other => panic!("a dial was expected, not {other:?}"),
+    }
+}
+
+#[test]
+fn a_connection_lost_while_a_better_transport_is_tried_is_made_again_and_counts_against_neither() {
+    let (mut dialer, now) = climbing();
+    let lost = tell(&mut dialer, now + 1, DialInput::Lost(Code::TransportLost, None));
+    assert_eq!(lost.first(), Some(&DialAction::Abandon));
+    let (now, rung) = dialled(&mut dialer);
+    assert_eq!(rung, 1, "what worked a moment ago");
+    tell(&mut dialer, now, DialInput::Failed(Code::TransportLost, None));
+    let (now, rung) = dialled(&mut dialer);
+    assert_eq!(rung, 1, "it has failed once, not twice");
+    tell(&mut dialer, now, DialInput::Stands);
+    tell(&mut dialer, now, DialInput::Opened);
+    assert_eq!(
+        tell(&mut dialer, now + 8000, DialInput::Tick),
+        [DialAction::Dial(0)],
+        "which has not failed again"
+    );
+}
+
+#[test]
+fn a_poor_connection_that_is_lost_while_the_next_transport_is_tried_is_followed_by_that_one() {
+    let mut dialer = up(3);
+    assert_eq!(tell(&mut dialer, 8000, DialInput::Graded(Grade::Poor)), [DialAction::Dial(1)]);
+    tell(&mut dialer, 8001, DialInput::Lost(Code::HeartbeatTimeout, None));
+    let (now, rung) = dialled(&mut dialer);
+    assert_eq!(rung, 1);
+    tell(&mut dialer, now, DialInput::Failed(Code::TransportLost, None));
+    assert_eq!(dialled(&mut dialer).1, 1, "it has failed once, not twice");
+}
+
+#[test]
+fn what_the_network_before_lost_counts_against_no_transport_of_the_new_one() {
+    let mut dialer = up(3);
+    assert_eq!(tell(&mut dialer, 9000, DialInput::NetworkChanged(vec![2])), [DialAction::Dial(2)]);
+    tell(&mut dialer, 9001, DialInput::Lost(Code::TransportLost, None));
+    let (now, rung) = dialled(&mut dialer);
+    assert_eq!(rung, 2);
+    tell(&mut dialer, now, DialInput::Failed(Code::TransportLost, None));
+    assert_eq!(dialled(&mut dialer).1, 2, "it has failed once, not twice");
+}
+
+#[test]
+fn a_connection_that_had_stood_and_breaks_after_a_failed_attempt_beside_it_counts_against_nobody() {
+    let (mut dialer, now) = climbing();
+    tell(&mut dialer, now + 1, DialInput::Failed(Code::TransportLost, None));
+    tell(&mut dialer, now + 2, DialInput::Lost(Code::TransportLost, None));
+    let (now, rung) = dialled(&mut dialer);
+    assert_eq!(rung, 1);
+    tell(&mut dialer, now, DialInput::Failed(Code::TransportLost, None));
+    assert_eq!(dialled(&mut dialer).1, 1, "it has failed once, not twice");
 }
 
 #[test]
@@ -198,7 +308,7 @@ fn what_breaks_for_good_closes_it_and_nothing_opens_it_again() {
 
 /// One client's way through an outage, and through refusals after it: when it is up, and when it is up over the best
 /// transport.
-fn through_an_outage(seed: u64, ends: u64, refused: Option<Duration>) -> (u64, u64) {
+fn through_an_outage(seed: u64, ends: u64, refused: Option<Duration>, is_silent: bool) -> (u64, u64) {
     let mut dialer = Dialer::new(DialerConfig::default(), 2, &[0], seed);
     let (mut now, mut refusals, mut up) = (0, u64::from(refused.is_some()), None);
     let mut actions: VecDeque<_> = tell(&mut dialer, 0, DialInput::Start).into();
@@ -215,6 +325,7 @@ fn through_an_outage(seed: u64, ends: u64, refused: Option<Duration>) -> (u64, u
             DialAction::AskCredentials(_) => {
                 actions.extend(tell(&mut dialer, now, DialInput::Credentials));
             }
+            DialAction::Dial(_) if now < ends && is_silent => {}
             DialAction::Dial(_) if now < ends => {
                 actions.extend(tell(&mut dialer, now, DialInput::Failed(Code::TransportLost, None)));
             }
@@ -238,8 +349,11 @@ fn an_outage_of_any_length_keeps_nobody_from_the_best_transport_for_longer_than_
     let rest = 20_000 + 8_000;
     for seed in 0..2000_u64 {
         let ends = (seed * 7919) % 7_200_000;
-        let (up, best) = through_an_outage(seed, ends, None);
+        let (up, best) = through_an_outage(seed, ends, None, false);
         assert!(up <= ends + 20_000 && best <= up + rest, "seed {seed}: {ends}, {up}, {best}");
+        // An attempt that began in it lasts until it is given up.
+        let (up, best) = through_an_outage(seed, ends, None, true);
+        assert!(up <= ends + 30_000 && best <= up + rest, "silent, seed {seed}: {ends}, {up}, {best}");
     }
 }
 
@@ -249,7 +363,7 @@ fn a_hundred_thousand_clients_come_back_after_an_outage_and_after_the_same_refus
     for refused in [None, Some(Duration::from_secs(60))] {
         let mut tenths = std::collections::BTreeMap::<u64, u64>::new();
         for seed in 0..CROWD {
-            let (up, _) = through_an_outage(seed, 60_000, refused);
+            let (up, _) = through_an_outage(seed, 60_000, refused, false);
             *tenths.entry(up / 100).or_default() += 1;
         }
         let most = tenths.into_values().max().expect("somebody came");
