@@ -23,6 +23,7 @@ const MAX_TOKEN: usize = 8 << 10;
 const MAX_KEYS: usize = 64;
 /// The shortest secret for HMAC, in bytes: as long as what SHA-256 puts out (RFC 7518, 3.2).
 const MIN_SECRET: usize = 32;
+const EXPIRED: &str = "an expired token";
 
 /// An algorithm that tokens are signed with. There is no `none`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -58,6 +59,9 @@ pub enum JwtKeyError {
     /// More keys than an authenticator takes.
     #[error("at most {MAX_KEYS} keys at a time")]
     TooMany,
+    /// Two keys for the same `kid`, or two without one: one of them would never be used.
+    #[error("two keys have the same name")]
+    Repeated,
     /// The key could not sign.
     #[error("the token could not be signed: {0}")]
     Signing(String),
@@ -165,10 +169,11 @@ impl JwtKey {
 }
 
 impl JwtAuthenticator {
-    /// Takes tokens for this audience, of this issuer, signed with one of these keys. A token names its key by `kid`.
+    /// Takes tokens for this audience, of this issuer, signed with one of these keys. A token names its key by `kid`; one
+    /// without a `kid` is checked with the key that has none.
     ///
     /// # Errors
-    /// [`JwtKeyError::TooMany`].
+    /// [`JwtKeyError::TooMany`], [`JwtKeyError::Repeated`].
     pub fn new(
         audience: impl Into<String>,
         issuer: impl Into<String>,
@@ -194,16 +199,21 @@ impl JwtAuthenticator {
     /// Exchanges the keys, for all clones. Sessions that stand are not asked again before they renew.
     ///
     /// # Errors
-    /// [`JwtKeyError::TooMany`]. The keys are as they were.
+    /// [`JwtKeyError::TooMany`], [`JwtKeyError::Repeated`]. The keys are as they were.
     pub fn set_keys(
         &self,
         keys: impl IntoIterator<Item = (Option<String>, JwtKey)>,
     ) -> Result<(), JwtKeyError> {
-        let keys: Keys = keys.into_iter().take(MAX_KEYS + 1).collect();
-        if keys.len() > MAX_KEYS {
-            return Err(JwtKeyError::TooMany);
+        let mut taken = Keys::new();
+        for (name, key) in keys {
+            if taken.len() == MAX_KEYS {
+                return Err(JwtKeyError::TooMany);
+            }
+            if taken.insert(name, key).is_some() {
+                return Err(JwtKeyError::Repeated);
+            }
         }
-        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        *self.keys.write().unwrap_or_else(PoisonError::into_inner) = taken;
         Ok(())
     }
 
@@ -237,6 +247,10 @@ impl JwtAuthenticator {
             .exp
             .saturating_add(self.leeway.as_secs())
             .saturating_sub(jsonwebtoken::get_current_timestamp());
+        // "On or after" that time it is not to be accepted (RFC 7519, 4.1.4).
+        if left == 0 {
+            return Err(Denied::refused(EXPIRED));
+        }
         Ok(Identity::new(user).expires_in(Duration::from_secs(left)))
     }
 }
@@ -304,7 +318,7 @@ fn ensure_provider() {
 /// Says why in words that hold nothing of the token.
 fn denied(why: &jsonwebtoken::errors::Error) -> Denied {
     Denied::refused(match why.kind() {
-        ErrorKind::ExpiredSignature => "an expired token",
+        ErrorKind::ExpiredSignature => EXPIRED,
         ErrorKind::ImmatureSignature => "a token that is not valid yet",
         ErrorKind::InvalidAudience => "a token for another audience",
         ErrorKind::InvalidIssuer => "a token of another issuer",

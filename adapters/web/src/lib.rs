@@ -41,13 +41,13 @@ pub use config::{Origins, WebConfig};
 pub use jwt::{Algorithm, JwtAuthenticator, JwtIssuer, JwtKey, JwtKeyError};
 #[cfg(feature = "server")]
 pub use server::{
-    Accept, Kind, Peer, Refusal, ServeConfig, Web, WebReader, WebStats, WebTransport, WebWriter, router,
-    serve,
+    Accept, Closed, Kind, Peer, Refusal, ServeConfig, SocketRefusal, Web, WebReader, WebStats, WebTransport,
+    WebWriter, router, serve,
 };
 #[cfg(all(feature = "server", feature = "tls"))]
 pub use server::{TlsError, tls_from_pem};
 
 /// Compiles the README's examples.
-#[cfg(all(doctest, feature = "server", feature = "client", feature = "jwt"))]
+#[cfg(all(doctest, feature = "server", feature = "client", feature = "jwt", feature = "tls"))]
 #[doc = include_str!("../README.md")]
 struct Readme;

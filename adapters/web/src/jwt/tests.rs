@@ -54,6 +54,7 @@ fn each_claim_is_held_to_and_none_may_miss() {
     let now = jsonwebtoken::get_current_timestamp();
     assert!(tokens().check(with(|_| ()).as_bytes()).is_ok());
     assert_eq!(refusal(&with(|c| c["exp"] = json!(now - 31))), "an expired token");
+    assert_eq!(refusal(&with(|c| c["exp"] = json!(now - 30))), "an expired token", "at its very end");
     assert!(tokens().check(with(|c| c["exp"] = json!(now - 25)).as_bytes()).is_ok(), "within the leeway");
     assert_eq!(refusal(&with(|c| c["aud"] = json!("mail"))), "a token for another audience");
     assert!(tokens().check(with(|c| c["aud"] = json!(["mail", "chat"])).as_bytes()).is_ok());
@@ -147,6 +148,8 @@ fn keys_are_exchanged_for_all_clones_and_a_token_names_its_own() {
     assert!(clone.check(new.as_bytes()).is_ok() && clone.check(old.as_bytes()).is_err());
     let many = (0..65).map(|n| (Some(n.to_string()), JwtKey::hmac(OTHER).unwrap()));
     assert_eq!(tokens.set_keys(many), Err(JwtKeyError::TooMany));
+    let twice = [(None, JwtKey::hmac(SECRET).unwrap()), (None, JwtKey::hmac(OTHER).unwrap())];
+    assert_eq!(tokens.set_keys(twice), Err(JwtKeyError::Repeated));
     assert!(clone.check(new.as_bytes()).is_ok(), "the keys are as they were");
 }
 

@@ -174,6 +174,7 @@ pub(super) async fn up(hub: Arc<Hub>, request: Request) -> Response {
     answer(hub, request, |hub, request, _| async move {
         let pipe = find(&hub, &request)?;
         let number = number(&request)?;
+        let _upload = pipe.begin_up(number)?;
         let body = body(&hub, request).await?;
         let taken = pipe.wait(|pipe| match pipe.up(number, &body) {
             Ok(Up::Taken) => Some(Ok(())),

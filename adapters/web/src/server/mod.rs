@@ -21,6 +21,7 @@ mod origin;
 mod pipe;
 mod refusal;
 mod serve;
+mod stalled;
 mod transport;
 mod ws;
 
@@ -41,7 +42,7 @@ use self::gate::{Gate, Place};
 use self::pipe::Pipe;
 pub use self::refusal::Refusal;
 use self::refusal::Refusals;
-pub use self::serve::{ServeConfig, serve};
+pub use self::serve::{Closed, ServeConfig, SocketRefusal, serve};
 #[cfg(feature = "tls")]
 pub use self::serve::{TlsError, tls_from_pem};
 pub use self::transport::{WebReader, WebTransport, WebWriter};

@@ -19,6 +19,9 @@ use super::refusal::Refusal;
 use crate::config::WebConfig;
 use crate::line;
 
+/// Requests up whose bodies are read at once: one, and the repeats that a client makes of it while its answer is lost.
+const MAX_UPLOADS: u8 = 4;
+
 /// One connection, shared by its session's two halves and by the requests that carry it.
 #[derive(Debug)]
 pub(super) struct Pipe {
@@ -44,6 +47,8 @@ struct State {
     up_bytes: usize,
     /// The number of the next request up.
     up_next: u64,
+    /// Requests up whose bodies are being read.
+    uploads: u8,
     /// Why nothing more comes from the peer.
     up_end: Option<End>,
     /// Frames for the peer, as lines with their breaks.
@@ -109,6 +114,7 @@ impl Pipe {
             up: VecDeque::new(),
             up_bytes: 0,
             up_next: 1,
+            uploads: 0,
             up_end: None,
             down: VecDeque::new(),
             down_bytes: 0,
@@ -209,6 +215,18 @@ impl Pipe {
     }
 
     // --------------------------------------------------------------------------------------------------- for requests
+
+    /// Request `number` begins, before its body is read: a connection holds the memory of a few of them, whatever is asked.
+    pub(super) fn begin_up(self: &Arc<Self>, number: u64) -> Result<Upload, Refusal> {
+        let mut state = self.lock();
+        let is_repeat = number.checked_add(1) == Some(state.up_next);
+        if !is_repeat && number != state.up_next || state.uploads >= MAX_UPLOADS {
+            return Err(Refusal::OutOfTurn);
+        }
+        state.uploads += 1;
+        drop(state);
+        Ok(Upload(Arc::clone(self)))
+    }
 
     /// Takes the frames of request `number`, all or none. `Err` is what it is answered with.
     pub(super) fn up(&self, number: u64, body: &Bytes) -> Result<Up, Refusal> {
@@ -390,6 +408,16 @@ impl Pipe {
                 }
             }
         }
+    }
+}
+
+/// A request up whose body is being read.
+#[derive(Debug)]
+pub(super) struct Upload(Arc<Pipe>);
+
+impl Drop for Upload {
+    fn drop(&mut self) {
+        self.0.lock().uploads -= 1;
     }
 }
 

@@ -75,7 +75,8 @@ refusals! {
     SlowBody = REQUEST_TIMEOUT, TransportLost, "slow_body", "the body did not come in time";
     /// A connection that is not there, or not any more.
     Unknown = NOT_FOUND, TransportLost, "unknown_connection", "there is no such connection, or not any more: open a new one";
-    /// A number that is neither the next nor the last one, or a second reader of one connection.
+    /// A number that is neither the next nor the last one, more repeats at once than a client makes, or a second reader of
+    /// one connection.
     OutOfTurn = CONFLICT, OutOfOrder, "out_of_turn", "this is neither the next request nor a repeat of the last one";
     /// Too many connections from one address.
     Address = TOO_MANY_REQUESTS, RateLimited, "address", "too many connections from this address";
@@ -107,48 +108,67 @@ impl Refusal {
 
 /// Counts refusals, and logs each kind at most once in a while.
 #[derive(Debug)]
-pub(super) struct Refusals {
-    counts: [AtomicU64; Refusal::ALL.len()],
-    said: Mutex<[Option<Said>; Refusal::ALL.len()]>,
+pub(super) struct Refusals(Tally<{ Refusal::ALL.len() }>);
+
+impl Refusals {
+    pub(super) fn new(every: Duration) -> Self {
+        Self(Tally::new(every))
+    }
+
+    pub(super) fn count(&self, refusal: Refusal) -> u64 {
+        self.0.count(refusal as usize)
+    }
+
+    /// Counts one, and says so if it is time; whether it did.
+    pub(super) fn note(&self, refusal: Refusal, from: Option<IpAddr>) -> bool {
+        let Some(count) = self.0.note(refusal as usize) else { return false };
+        tracing::warn!(
+            error.type = refusal.kind(),
+            count,
+            last_address = ?from,
+            "requests were refused: {}",
+            refusal.text()
+        );
+        true
+    }
+}
+
+/// Counts what happens, by kind, and says when it is time to speak of it.
+#[derive(Debug)]
+pub(super) struct Tally<const KINDS: usize> {
+    counts: [AtomicU64; KINDS],
+    said: Mutex<[Option<Said>; KINDS]>,
     every: Duration,
 }
 
-/// What was logged last.
+/// What was said last.
 #[derive(Clone, Copy, Debug)]
 struct Said {
     at: Instant,
     count: u64,
 }
 
-impl Refusals {
+impl<const KINDS: usize> Tally<KINDS> {
     pub(super) fn new(every: Duration) -> Self {
-        Self { counts: [const { AtomicU64::new(0) }; Refusal::ALL.len()], said: Mutex::default(), every }
+        Self { counts: [const { AtomicU64::new(0) }; KINDS], said: Mutex::new([None; KINDS]), every }
     }
 
-    pub(super) fn count(&self, refusal: Refusal) -> u64 {
-        self.counts[refusal as usize].load(Ordering::Relaxed)
+    pub(super) fn count(&self, kind: usize) -> u64 {
+        self.counts[kind].load(Ordering::Relaxed)
     }
 
-    /// Counts one, and says so if it is time; whether it did.
-    pub(super) fn note(&self, refusal: Refusal, from: Option<IpAddr>) -> bool {
-        let count = self.counts[refusal as usize].fetch_add(1, Ordering::Relaxed) + 1;
+    /// Counts one. How many there were since that was last said, if it is time to say it again.
+    pub(super) fn note(&self, kind: usize) -> Option<u64> {
+        let count = self.counts[kind].fetch_add(1, Ordering::Relaxed) + 1;
         let now = Instant::now();
         let mut all = self.said.lock().unwrap_or_else(PoisonError::into_inner);
-        let said = &mut all[refusal as usize];
+        let said = &mut all[kind];
         if said.is_some_and(|said| now.duration_since(said.at) < self.every) {
-            return false;
+            return None;
         }
         let since = count.saturating_sub(said.map_or(0, |said| said.count));
         *said = Some(Said { at: now, count });
-        drop(all);
-        tracing::warn!(
-            error.type = refusal.kind(),
-            count = since,
-            last_address = ?from,
-            "requests were refused: {}",
-            refusal.text()
-        );
-        true
+        Some(since)
     }
 }
 

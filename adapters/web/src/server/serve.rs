@@ -1,14 +1,17 @@
-//! Serving a router to the internet: `axum::serve` with time-outs for headers and handshakes, and limits on sockets.
+//! Serving a router to the internet: `axum::serve` with time-outs for headers, handshakes and answers, and limits on sockets.
 
+use std::error::Error as _;
 use std::future::Future;
-use std::io;
+use std::io::{self, ErrorKind};
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
 use axum::Router;
-use axum::extract::ConnectInfo;
+use axum::extract::{ConnectInfo, Request};
+use hyper::body::Incoming;
 use hyper::server::conn::http1;
+use hyper::service::{Service as _, service_fn};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
@@ -17,10 +20,14 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::gate::{Gate, Place};
+use super::refusal::{Refusal, Tally};
+use super::stalled::{Begun, Patient};
 use crate::config::WebConfig;
 
 /// How long to wait when the system has no sockets left.
 const NO_SOCKETS: Duration = Duration::from_millis(100);
+/// Closed sockets of one kind are logged once in this time.
+const LOG_EVERY: Duration = Duration::from_secs(10);
 
 /// Limits of [`serve`].
 #[derive(Clone)]
@@ -39,8 +46,12 @@ pub struct ServeConfig {
     pub max_sockets_per_address: usize,
     /// How long a TLS handshake may take. 10 s.
     pub tls_timeout: Duration,
+    /// How long a peer may take nothing of what it is sent: an answer, or frames of a WebSocket. 30 s.
+    pub write_timeout: Duration,
     /// How long requests may go on after the shutdown begins. 5 s.
     pub drain: Duration,
+    /// Counts the sockets that were closed for one of these reasons; a clone of it tells. Each is logged once in 10 s too.
+    pub closed: Closed,
     /// Serve TLS; see [`tls_from_pem`]. None.
     #[cfg(feature = "tls")]
     pub tls: Option<Arc<tokio_rustls::rustls::ServerConfig>>,
@@ -55,7 +66,9 @@ impl Default for ServeConfig {
             max_sockets: 12_000,
             max_sockets_per_address: 256,
             tls_timeout: Duration::from_secs(10),
+            write_timeout: Duration::from_secs(30),
             drain: Duration::from_secs(5),
+            closed: Closed::default(),
             #[cfg(feature = "tls")]
             tls: None,
         }
@@ -72,9 +85,71 @@ impl std::fmt::Debug for ServeConfig {
     }
 }
 
+/// Why a socket was closed without an answer, or in the middle of one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
+pub enum SocketRefusal {
+    /// There were too many already.
+    Full,
+    /// There were too many of its address.
+    Address,
+    /// No TLS handshake came, or none in time.
+    NoTls,
+    /// A request's head did not come in time. A kept connection on which nothing comes is none of these.
+    SlowHead,
+    /// What came was no request, or its head was over a limit: that is answered with 400 or 431 first.
+    BadHead,
+    /// It did not take what it was sent.
+    Stalled,
+}
+
+impl SocketRefusal {
+    /// All of them.
+    pub const ALL: &[Self] =
+        &[Self::Full, Self::Address, Self::NoTls, Self::SlowHead, Self::BadHead, Self::Stalled];
+
+    /// Its name in logs and metrics.
+    #[must_use]
+    pub const fn kind(self) -> &'static str {
+        match self {
+            Self::Full => "full",
+            Self::Address => "address",
+            Self::NoTls => "no_tls",
+            Self::SlowHead => "slow_head",
+            Self::BadHead => "bad_head",
+            Self::Stalled => "stalled",
+        }
+    }
+}
+
+/// Sockets that [`serve`] closed, counted by reason. A cheap handle: clones count together.
+#[derive(Clone, Debug)]
+pub struct Closed(Arc<Tally<{ SocketRefusal::ALL.len() }>>);
+
+impl Default for Closed {
+    fn default() -> Self {
+        Self(Arc::new(Tally::new(LOG_EVERY)))
+    }
+}
+
+impl Closed {
+    /// How many were closed for this reason so far.
+    #[must_use]
+    pub fn count(&self, why: SocketRefusal) -> u64 {
+        self.0.count(why as usize)
+    }
+
+    fn note(&self, why: SocketRefusal, from: SocketAddr) {
+        if let Some(count) = self.0.note(why as usize) {
+            tracing::warn!(error.type = why.kind(), count, last_address = %from.ip(), "sockets were closed");
+        }
+    }
+}
+
 /// Serves HTTP/1.1 until `shutdown` is done and what was under way then is answered, or [`ServeConfig::drain`] is over.
 ///
-/// WebSockets are not waited for: whoever took them ends them, by its own farewell. Handlers get the peer's address as `ConnectInfo<SocketAddr>`. A socket over a limit is closed without an answer.
+/// WebSockets are not waited for: whoever took them ends them, by its own farewell. Handlers get the peer's address as
+/// `ConnectInfo<SocketAddr>`. A socket over a limit is closed without an answer; [`ServeConfig::closed`] counts those.
 ///
 /// # Errors
 /// That of the listener, if its address cannot be told. Failures to accept are waited out.
@@ -95,12 +170,7 @@ pub async fn serve(
         ..WebConfig::default()
     }));
     let drain = config.drain;
-    let server = Arc::new(Server {
-        http: http(&config),
-        app,
-        #[cfg(feature = "tls")]
-        config,
-    });
+    let server = Arc::new(Server { http: http(&config), app: TowerToHyperService::new(app), config });
     let (stop, stopping) = watch::channel(false);
     let mut connections = JoinSet::new();
     let mut shutdown = std::pin::pin!(shutdown);
@@ -114,7 +184,15 @@ pub async fn serve(
             tokio::time::sleep(NO_SOCKETS).await;
             continue;
         };
-        let Ok(place) = gate.enter(Some(from.ip())) else { continue };
+        let place = match gate.enter(Some(from.ip())) {
+            Ok(place) => place,
+            Err(refusal) => {
+                let why =
+                    if refusal == Refusal::Address { SocketRefusal::Address } else { SocketRefusal::Full };
+                server.config.closed.note(why, from);
+                continue;
+            }
+        };
         connections.spawn(Arc::clone(&server).connection(socket, from, place, stopping.clone()));
     }
     drop(listener);
@@ -126,8 +204,7 @@ pub async fn serve(
 
 struct Server {
     http: http1::Builder,
-    app: Router,
-    #[cfg(feature = "tls")]
+    app: TowerToHyperService<Router>,
     config: ServeConfig,
 }
 
@@ -157,8 +234,11 @@ impl Server {
             let acceptor = tokio_rustls::TlsAcceptor::from(Arc::clone(tls));
             match tokio::time::timeout(self.config.tls_timeout, acceptor.accept(socket)).await {
                 Ok(Ok(secured)) => self.requests(secured, from, stopping).await,
-                Ok(Err(why)) => tracing::debug!(%from, %why, "no TLS handshake"),
-                Err(_) => tracing::debug!(%from, "no TLS handshake in time"),
+                Ok(Err(why)) => {
+                    tracing::debug!(%from, %why, "no TLS handshake");
+                    self.config.closed.note(SocketRefusal::NoTls, from);
+                }
+                Err(_) => self.config.closed.note(SocketRefusal::NoTls, from),
             }
             return;
         }
@@ -171,8 +251,14 @@ impl Server {
         from: SocketAddr,
         mut stopping: watch::Receiver<bool>,
     ) {
-        let app = self.app.clone().layer(axum::Extension(ConnectInfo(from)));
-        let service = TowerToHyperService::new(app);
+        let begun = Begun::default();
+        let socket = Patient::new(socket, self.config.write_timeout, begun.clone());
+        let app = self.app.clone();
+        // With each request and not as a layer: a layer would copy every route for each connection.
+        let service = service_fn(move |mut request: Request<Incoming>| {
+            request.extensions_mut().insert(ConnectInfo(from));
+            app.call(request)
+        });
         let connection = self.http.serve_connection(TokioIo::new(socket), service).with_upgrades();
         let mut connection = std::pin::pin!(connection);
         let stop = async { drop(stopping.wait_for(|stop| *stop).await) };
@@ -185,7 +271,23 @@ impl Server {
         };
         if let Err(why) = ended {
             tracing::debug!(%from, %why, "a connection ended");
+            if let Some(why) = refusal(&why, &begun) {
+                self.config.closed.note(why, from);
+            }
         }
+    }
+}
+
+/// What was wrong with a connection that ended, if that was the peer's doing.
+fn refusal(why: &hyper::Error, begun: &Begun) -> Option<SocketRefusal> {
+    let stalled = why.source().and_then(|why| why.downcast_ref::<io::Error>());
+    if stalled.is_some_and(|why| why.kind() == ErrorKind::TimedOut) {
+        Some(SocketRefusal::Stalled)
+    } else if why.is_parse() {
+        Some(SocketRefusal::BadHead)
+    } else {
+        // One that is kept and on which nothing comes ends in the same way, and that is in order.
+        (why.is_timeout() && begun.get()).then_some(SocketRefusal::SlowHead)
     }
 }
 

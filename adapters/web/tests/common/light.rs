@@ -5,8 +5,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use lastmile::ports::{Connector, FrameReader as _, FrameWriter as _, Transport};
 use lastmile::session::frame::{
-    Ack, Capabilities, Codec, Codecs, Credentials, Frame, Hello, Item, Limits, Published, Range, Window,
-    decode, encode,
+    Ack, Capabilities, Codec, Codecs, Credentials, Frame, Hello, Item, Limits, Published, Range, Refused,
+    Window, decode, encode,
 };
 use lastmile::{DeviceId, Message, StreamId};
 
@@ -26,13 +26,23 @@ pub(crate) enum Said {
 }
 
 impl<T: Transport> Light<T> {
-    /// Says hello, and waits for the welcome.
+    /// Says hello, and is welcome.
     pub(crate) async fn connect(
         connector: &impl Connector<Transport = T>,
         token: &str,
         device: &str,
         json: bool,
     ) -> Self {
+        Self::try_connect(connector, token, device, json).await.expect("it is let in")
+    }
+
+    /// Says hello, and waits for the welcome, or why there is none.
+    pub(crate) async fn try_connect(
+        connector: &impl Connector<Transport = T>,
+        token: &str,
+        device: &str,
+        json: bool,
+    ) -> Result<Self, Refused> {
         let transport = connector.connect().await.expect("the server is there");
         let (reader, writer) = transport.split();
         let codec = if json { Codec::Json } else { Codec::Binary };
@@ -56,9 +66,9 @@ impl<T: Transport> Light<T> {
             match light.frame().await {
                 Frame::Welcome(welcome) => {
                     light.published = welcome.published;
-                    return light;
+                    return Ok(light);
                 }
-                Frame::Reject(refused) => panic!("rejected: {refused:?}"),
+                Frame::Reject(refused) => return Err(refused),
                 _ => {}
             }
         }
@@ -93,7 +103,7 @@ impl<T: Transport> Light<T> {
         }
     }
 
-    async fn say(&mut self, frames: &[Frame]) {
+    pub(crate) async fn say(&mut self, frames: &[Frame]) {
         let frames = frames.iter().map(|frame| {
             let mut bytes = Vec::new();
             encode(frame, self.codec, &mut bytes);
@@ -102,7 +112,7 @@ impl<T: Transport> Light<T> {
         self.writer.write(frames.collect()).await.expect("the connection stands");
     }
 
-    async fn frame(&mut self) -> Frame {
+    pub(crate) async fn frame(&mut self) -> Frame {
         let bytes = self.reader.read().await.expect("the connection stands").expect("it is open");
         decode(&bytes, &Limits::default()).expect("a frame")
     }

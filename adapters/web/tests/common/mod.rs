@@ -86,15 +86,7 @@ impl Server {
 
     /// A request by hand: its status and all of the answer.
     pub(crate) async fn request(&self, head: &str, body: &[u8]) -> (u16, String) {
-        let mut socket = TcpStream::connect(self.address).await.unwrap();
-        let host = self.address;
-        let length = body.len();
-        let head = head.trim_end();
-        let text = format!("{head}\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
-        socket.write_all(text.as_bytes()).await.unwrap();
-        // A server may answer and close before it has read everything.
-        let _sent = socket.write_all(body).await;
-        answer(&mut socket).await
+        request(self.address, head, body).await
     }
 
     /// Opens a connection over HTTP by hand.
@@ -113,6 +105,18 @@ impl Server {
 pub(crate) struct Ends<T: Transport> {
     pub(crate) reader: T::Reader,
     pub(crate) writer: T::Writer,
+}
+
+/// A request by hand: its status and all of the answer.
+pub(crate) async fn request(host: SocketAddr, head: &str, body: &[u8]) -> (u16, String) {
+    let mut socket = TcpStream::connect(host).await.unwrap();
+    let length = body.len();
+    let head = head.trim_end();
+    let text = format!("{head}\r\nHost: {host}\r\nConnection: close\r\nContent-Length: {length}\r\n\r\n");
+    socket.write_all(text.as_bytes()).await.unwrap();
+    // A server may answer and close before it has read everything.
+    let _sent = socket.write_all(body).await;
+    answer(&mut socket).await
 }
 
 /// Reads until the server closes.

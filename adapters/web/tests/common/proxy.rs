@@ -1,7 +1,7 @@
 //! A proxy on loopback between client and server, which does what networks do.
 //!
 //! It passes bytes on, and knows enough of HTTP to tell a WebSocket from an event stream. It can cut all connections, stall
-//! them, refuse WebSockets, hold event streams back until they end, lose answers, and say everything twice.
+//! them, refuse or swallow WebSockets, hold event streams back until they end, lose answers, and say everything twice.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -20,6 +20,8 @@ use super::spawn;
 pub(crate) struct Trouble {
     /// WebSockets are answered with 403.
     pub(crate) block_upgrades: AtomicBool,
+    /// WebSockets are answered nothing, for ever.
+    pub(crate) swallow_upgrades: AtomicBool,
     /// Event streams are held back until they end, which they do not.
     pub(crate) hold_streams: AtomicBool,
     /// Nothing passes, in either direction.
@@ -96,6 +98,10 @@ impl Proxy {
         self.trouble.block_upgrades.store(block, Ordering::SeqCst);
     }
 
+    pub(crate) fn swallow_upgrades(&self, swallow: bool) {
+        self.trouble.swallow_upgrades.store(swallow, Ordering::SeqCst);
+    }
+
     pub(crate) fn hold_streams(&self, hold: bool) {
         self.trouble.hold_streams.store(hold, Ordering::SeqCst);
     }
@@ -122,6 +128,9 @@ impl Line {
                     b"HTTP/1.1 403 Forbidden\r\nContent-Length: 7\r\nConnection: close\r\n\r\nblocked";
                 let _sent = client_out.write_all(refused).await;
                 return;
+            }
+            if is_upgrade && self.trouble.swallow_upgrades.load(Ordering::SeqCst) {
+                return swallow(client_in, server_in).await;
             }
             if !is_upgrade
                 && self.trouble.duplicate.load(Ordering::SeqCst)
