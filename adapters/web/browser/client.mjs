@@ -918,6 +918,10 @@ export async function readEvents(reader, event) {
         name = line.slice(6).trim();
       }
     }
+    // The longest event is a frame, as base64, and what stands before it.
+    if (data.reduce((sum, each) => sum + each.length, rest.length) > 2 * MAX_FRAME) {
+      throw new ConnectError("an event of the stream does not end", Code.FrameTooLarge);
+    }
   }
 }
 

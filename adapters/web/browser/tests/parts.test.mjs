@@ -139,6 +139,15 @@ test("event streams are read however their bytes are cut", async () => {
   }
 });
 
+test("an event that does not end is not kept for ever", async () => {
+  for (const piece of ["x".repeat(1 << 16), `data: ${"x".repeat(1 << 16)}\n`]) {
+    let read = 0;
+    const reading = readEvents({ read: async () => ({ done: (read += 1) > 1000, value: piece }) }, () => {});
+    await assert.rejects(reading, { code: Code.FrameTooLarge });
+    assert.ok(read < 40, `${read} pieces`);
+  }
+});
+
 test("the chat's page is right by these types", () => {
   const project = fileURLToPath(new URL("page.tsconfig.json", import.meta.url));
   const { status, stdout } = spawnSync(process.execPath, [join(npm, "node_modules/typescript/bin/tsc"), "-p", project], { encoding: "utf8" });

@@ -3,7 +3,7 @@ import { Person, Server, launch } from "./harness.mjs";
 
 const [path] = process.argv.slice(2);
 const browser = await launch(), server = await new Server().start();
-const [alice, bob] = [await Person.enter(browser, "alice", server.url, { deviceScaleFactor: 1.5 }), await Person.enter(browser, "bob", server.url)];
+const [alice, bob] = [await Person.enter(browser, "alice", server.url, { deviceScaleFactor: 1.5, viewport: { width: 1280, height: 940 } }), await Person.enter(browser, "bob", server.url)];
 const carol = await Person.enter(browser, "carol", server.url);
 await carol.talkTo("alice");
 await carol.write("Dinner on Friday?");
