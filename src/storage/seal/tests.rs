@@ -299,17 +299,19 @@ fn a_message_at_its_limits_is_sealed_without_growing_out_of_its_room() {
     assert_eq!(cipher.decode_accept(&sealed(&cipher, &accept)), Ok(accept));
 }
 
-/// Seals are never the same twice: this file was written once, and is read for ever.
+/// Seals are never the same twice: this file was written once, and is read for ever. Blessing writes it anew only if it is
+/// not read.
 #[test]
 fn the_sealed_golden_record_is_read() {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/golden/record-sealed.v1.bin");
     let cipher = sealing(7, &[]);
     let record = Record::Accept(Arc::new(accept("alice", Some("bob"), 1)));
-    if std::env::var_os("LASTMILE_BLESS").is_some() {
+    let read = |bytes: &[u8]| cipher.decode_records(1, bytes).collect::<Vec<_>>();
+    let is_read = |golden: Vec<u8>| read(&golden) == [Ok(record.clone())];
+    if std::env::var_os("LASTMILE_BLESS").is_some() && !std::fs::read(path).is_ok_and(is_read) {
         let mut bytes = Vec::new();
         cipher.encode_record(&record, &mut bytes);
         std::fs::write(path, bytes).unwrap();
     }
-    let golden = std::fs::read(path).unwrap();
-    assert_eq!(cipher.decode_records(1, &golden).collect::<Vec<_>>(), [Ok(record)]);
+    assert_eq!(read(&std::fs::read(path).unwrap()), [Ok(record.clone())]);
 }
