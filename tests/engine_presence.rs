@@ -1,28 +1,17 @@
 //! Who is attached, through the whole engine.
 #![cfg(feature = "runtime")]
 
+#[path = "common/phone.rs"]
+mod phone;
+
 use std::time::Duration;
 
-use lastmile::machine::{Delivery, EntryRef, Verdict};
-use lastmile::ports::Sink;
 use lastmile::storage::MemoryStore;
 use lastmile::{
     Config, Detached, Engine, HearError, Message, PresenceChange, PresenceKind, PresenceWatch, UserId,
 };
 
-/// Confirms everything, or panics.
-struct Phone {
-    panics: bool,
-}
-
-impl Sink for Phone {
-    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
-        assert!(!self.panics, "as asked");
-        batch.iter().map(|delivery| (delivery.entry, Verdict::Delivered)).collect()
-    }
-}
-
-const PHONE: Phone = Phone { panics: false };
+use self::phone::{PHONE, Phone};
 
 fn engine() -> Engine {
     Engine::builder(MemoryStore::new()).build().unwrap()

@@ -1,24 +1,18 @@
 //! Subscriptions to what becomes of messages, through the whole engine.
 #![cfg(feature = "runtime")]
 
+#[path = "common/phone.rs"]
+mod phone;
+
 use std::time::Duration;
 
-use lastmile::machine::{Delivery, EntryRef, Verdict};
-use lastmile::ports::Sink;
 use lastmile::storage::MemoryStore;
 use lastmile::{
     EndReason, Engine, EventName, Filter, HearError, Heard, Message, MessageId, Priority, Status,
     SubscribeError, Subscription, UserId,
 };
 
-/// Confirms everything.
-struct Confirm;
-
-impl Sink for Confirm {
-    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
-        batch.iter().map(|delivery| (delivery.entry, Verdict::Delivered)).collect()
-    }
-}
+use self::phone::PHONE;
 
 fn engine() -> Engine {
     Engine::builder(MemoryStore::new()).build().unwrap()
@@ -48,7 +42,7 @@ async fn each_subscriber_hears_of_its_messages_in_the_order_things_happened() {
     let call = EventName::new("call").unwrap();
     let mut calls = engine.subscribe(Filter::all().sender(user("bob")).event(call)).unwrap();
     let mut one = engine.subscribe(Filter::all().message(user("carol"), MessageId::from_u128(3))).unwrap();
-    let _attached = ["alice", "carol"].map(|user| engine.attach(user, "phone", Confirm).unwrap());
+    let _attached = ["alice", "carol"].map(|user| engine.attach(user, "phone", PHONE).unwrap());
     for (to, event, id) in
         [("alice", "chat.message", 1), ("carol", "call.ring", 2), ("carol", "chat.message", 3)]
     {

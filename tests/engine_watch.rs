@@ -1,23 +1,17 @@
 //! Waiting for what becomes of a message.
 #![cfg(all(feature = "runtime", feature = "sled"))]
 
+#[path = "common/phone.rs"]
+mod phone;
+
 use std::time::Duration;
 
-use lastmile::machine::{Delivery, EntryRef, Verdict};
-use lastmile::ports::Sink;
 use lastmile::storage::SledStore;
 use lastmile::{Engine, Message, MessageId, Reached, Stage, WatchError};
 
+use self::phone::PHONE;
+
 const LONG: Duration = Duration::from_secs(20);
-
-/// Confirms everything.
-struct Confirm;
-
-impl Sink for Confirm {
-    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
-        batch.iter().map(|delivery| (delivery.entry, Verdict::Delivered)).collect()
-    }
-}
 
 fn engine(dir: &std::path::Path) -> Engine {
     let mut config = lastmile::Config::default();
@@ -45,7 +39,7 @@ async fn settle(engine: &Engine, from: u128) {
 async fn a_wait_for_a_message_that_ended_in_an_earlier_life_ends_and_one_that_waits_goes_on() {
     let dir = tempfile::tempdir().unwrap();
     let first = engine(dir.path());
-    let attached = first.attach("alice", "phone", Confirm).unwrap();
+    let attached = first.attach("alice", "phone", PHONE).unwrap();
     let receipt = first.send(message("alice", 1)).await.unwrap();
     assert_eq!(receipt.reached(Stage::Delivered).await, Ok(Reached::Stage(Stage::Delivered)));
     drop(attached);
@@ -63,7 +57,7 @@ async fn a_wait_for_a_message_that_ended_in_an_earlier_life_ends_and_one_that_wa
     let waiting = second.send(message("alice", 2)).await.unwrap();
     let (reached, _attached) = tokio::join!(waiting.reached(Stage::Delivered), async {
         second.stats().await.unwrap();
-        second.attach("alice", "phone", Confirm).unwrap()
+        second.attach("alice", "phone", PHONE).unwrap()
     });
     assert_eq!(reached, Ok(Reached::Stage(Stage::Delivered)));
     second.shutdown(LONG).await;

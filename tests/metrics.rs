@@ -1,27 +1,18 @@
 //! Every series that the engine tells is listed, documented, and the same however many people there are.
 
+#[path = "common/phone.rs"]
+mod phone;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use lastmile::machine::{Delivery, EntryRef, Verdict};
-use lastmile::ports::Sink;
 use lastmile::storage::MemoryStore;
 use lastmile::{Config, Engine, METRICS, Message, MessageId, Metric, MetricKind, Priority, Stage};
 use metrics::Unit;
 use metrics_util::MetricKind as Kind;
 use metrics_util::debugging::{DebugValue, DebuggingRecorder, Snapshotter};
 
-/// Confirms everything, or panics.
-struct Phone {
-    panics: bool,
-}
-
-impl Sink for Phone {
-    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
-        assert!(!self.panics, "as asked");
-        batch.iter().map(|delivery| (delivery.entry, Verdict::Delivered)).collect()
-    }
-}
+use self::phone::{PHONE, Phone};
 
 /// A series: its name, and its labels in order.
 type Series = (String, Vec<(String, String)>);
@@ -123,7 +114,7 @@ async fn what_is_told_is_what_happened() {
     engine.send(message(0, 1, 8)).await.unwrap();
     engine.send(message(0, 1, 9)).await.unwrap_err();
     engine.cancel("user-4", MessageId::from_u128(1)).await.unwrap();
-    let attached = engine.attach("user-1", "phone", Phone { panics: false }).unwrap();
+    let attached = engine.attach("user-1", "phone", PHONE).unwrap();
     engine.send(message(1, 2, 8)).await.unwrap().reached(Stage::Delivered).await.unwrap();
     engine.report_metrics().await.unwrap();
     let all = series(&snapshotter);
