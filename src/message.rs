@@ -42,7 +42,8 @@ pub enum Durability {
     /// The message survives a crash of the process, of the system and of power. The default.
     #[default]
     Synced,
-    /// The message survives a crash of the process; a power cut may take it within the next commit's time.
+    /// The message survives a crash of the process; a power cut may take it within the next commit's time. If a sync of the
+    /// journal fails, it is in memory alone until the journal has healed: a crash or a shutdown before then takes it.
     Buffered,
     /// The message is kept in memory only, and only for someone who is attached now.
     Volatile,
