@@ -25,7 +25,7 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use self::group::Before;
 use self::seal::plain_of;
 use crate::error::{InvalidMessage, KeyError};
-use crate::record::{Accept, Attempt, DeviceChange, End, Exposed, Floor, Record, Seq, Told};
+use crate::record::{Accept, Attempt, DeviceChange, End, Exposed, Floor, Read, Record, Seq, Told};
 
 pub(crate) use fields::Fields;
 pub use group::encode_records;
@@ -158,6 +158,8 @@ const LIKE: u8 = 25;
 const TOLD: u8 = 22;
 /// Something about a device.
 const DEVICE: u8 = 16;
+/// How far somebody has read.
+const READ: u8 = 21;
 /// Before an acceptance of one of the other kinds: for which device it is.
 const FOR_DEVICE: u8 = 27;
 
@@ -188,6 +190,7 @@ fn encode_bare(record: &Record, cipher: &Cipher, out: &mut Vec<u8>) {
         Record::Floor(floor) => encode_kind(FLOOR, floor, out),
         Record::Told(told) => encode_kind(TOLD, told, out),
         Record::Device(change) => encode_kind(DEVICE, change, out),
+        Record::Read(read) => encode_kind(READ, read, out),
     }
 }
 
@@ -292,7 +295,7 @@ fn decode_plain_or_sealed(
 
 /// A record that is no acceptance.
 fn decode_fact(kind: u8, version: u8, body: &[u8]) -> Result<Record, CodecError> {
-    if !matches!(kind, END..=FLOOR | TOLD | DEVICE) {
+    if !matches!(kind, END..=FLOOR | TOLD | DEVICE | READ) {
         return Err(CodecError::UnknownKind { kind });
     }
     check_version(kind, version)?;
@@ -302,6 +305,7 @@ fn decode_fact(kind: u8, version: u8, body: &[u8]) -> Result<Record, CodecError>
         EXPOSED => Record::Exposed(decode_borrowed::<Exposed>(body)?),
         TOLD => Record::Told(decode_borrowed::<Told>(body)?),
         DEVICE => Record::Device(decode_borrowed::<DeviceChange>(body)?),
+        READ => Record::Read(decode_borrowed::<Read>(body)?),
         _ => Record::Floor(decode_borrowed::<Floor>(body)?),
     })
 }

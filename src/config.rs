@@ -51,6 +51,9 @@ const MAX_COALESCED: usize = 64;
 /// The most rows of the ledger that are kept for a user.
 const MAX_LEDGER_ROWS: usize = 1024;
 
+/// The most conversations of one user of which it can be kept how far they were read.
+const MAX_READ_MARKS: usize = 4096;
+
 /// Which ends are kept for [`Engine::ends`](crate::Engine::ends), over all users.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum KeepEnds {
@@ -179,6 +182,9 @@ pub struct Config {
     pub devices: DevicePolicy,
     /// The most devices that can be registered for one user; more are refused. At most 32; 16.
     pub max_registered: NonZeroUsize,
+    /// Conversations of one user of which it is kept how far they were read; of more, those whose marks lie furthest back
+    /// are forgotten, and count as unread. 256, at most 4,096; each takes 32 bytes of the user's row.
+    pub max_read_marks: NonZeroUsize,
     /// How long a registered device is kept that is not seen. When its user is next sent something for each device, or
     /// their row is read, it is removed, and what waits for it ends as [`DeviceGone`](crate::EndReason::DeviceGone). 90 days.
     pub device_age: Duration,
@@ -247,6 +253,7 @@ impl Default for Config {
             max_devices: nz!(NonZeroUsize, 16),
             devices: DevicePolicy::AnyDevice,
             max_registered: nz!(NonZeroUsize, 16),
+            max_read_marks: nz!(NonZeroUsize, 256),
             device_age: Duration::from_secs(90 * 24 * 60 * 60),
             max_subscriptions: 65_536,
             max_wide_subscriptions: 64,
@@ -311,6 +318,9 @@ impl Config {
         }
         if self.max_registered.get() > MAX_SLOTS {
             return fail(format!("max_registered is over {MAX_SLOTS}"));
+        }
+        if self.max_read_marks.get() > MAX_READ_MARKS {
+            return fail(format!("max_read_marks is over {MAX_READ_MARKS}: they are part of the user's row"));
         }
         if self.ack_deadline.is_zero() {
             return fail("ack_deadline is zero: every offer would fail at once".into());

@@ -8,6 +8,7 @@ mod ends;
 mod known;
 mod lane;
 mod ledger;
+mod read;
 
 use std::sync::Arc;
 
@@ -31,6 +32,7 @@ pub use ends::{EndPosition, Ended};
 pub use known::{Exposed, Floor};
 pub use lane::LaneId;
 pub use ledger::{Gap, LedgerRow, LedgerRows, Told};
+pub use read::{Read, ReadMark, ReadRow};
 
 /// A record's place in the log. Unique and increasing over the whole life of an engine, never reused.
 ///
@@ -105,9 +107,8 @@ impl Epoch {
 /// On disk a record is `kind u8 · version u8 · body`, so kinds can be added. Kinds 1–5 are the ones below. Further kinds
 /// of acceptance are 18 (moved), 19 (with a collapse key), 20 (scheduled), 23 (a dead letter), 24 (sent once more),
 /// 25 (as the one before it, for somebody else) and 26 (waits for another one), and 27 goes before one of those that is for a
-/// certain device; 22 says that a receiver was told of a gap, and 16 something about a device. Each kind of acceptance has a
-/// sealed form, which is 32 more, so that no other kind may be above 31. 21 receipt is reserved for what is to come and
-/// refused until then.
+/// certain device; 22 says that a receiver was told of a gap, 16 something about a device, and 21 how far somebody has read.
+/// Each kind of acceptance has a sealed form, which is 32 more, so that no other kind may be above 31.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Record {
     /// A message was accepted. Its place in the log is its sequence number from now on.
@@ -125,6 +126,8 @@ pub enum Record {
     Told(Told),
     /// Something about a device.
     Device(DeviceChange),
+    /// Somebody has read a conversation up to a place.
+    Read(Read),
 }
 
 impl Record {
@@ -135,6 +138,7 @@ impl Record {
             Self::Accept(accept) => Some(accept.at),
             Self::End(end) => Some(end.at),
             Self::Device(change) => Some(change.at),
+            Self::Read(read) => Some(read.at),
             Self::Attempt(_) | Self::Exposed(_) | Self::Floor(_) | Self::Told(_) => None,
         }
     }
@@ -150,6 +154,7 @@ impl Record {
             Self::Floor(floor) => &floor.user,
             Self::Told(told) => &told.user,
             Self::Device(change) => &change.user,
+            Self::Read(read) => &read.user,
         }
     }
 }
@@ -361,6 +366,8 @@ pub struct UserRow {
     pub dependents: Vec<DependentRow>,
     /// One for each slot that was ever used, in their order.
     pub devices: Vec<DeviceRow>,
+    /// How far conversations were read, in the order of their digests.
+    pub reads: Vec<ReadRow>,
 }
 
 impl UserRow {

@@ -10,7 +10,7 @@ use super::{Blob, CodecError, Fields, RECORD_VERSION, decode_borrowed, encode_va
 use crate::id::{MessageId, StreamId};
 use crate::record::{
     Copies, DependentRow, Epoch, Gap, InboxRow, LaneId, LaneRow, LedgerRow, LedgerRows, NewestRow, Parent,
-    ParentEnd, Seq, Slots, UserRow,
+    ParentEnd, ReadMark, ReadRow, Seq, Slots, UserRow,
 };
 use crate::status::EndReason;
 use crate::time::Timestamp;
@@ -46,6 +46,8 @@ struct LaneWire<'a> {
 const WITH_DEPENDENTS: u8 = 2;
 /// The version of a row of somebody who has, or had, registered devices: that of the second one, and those.
 const WITH_DEVICES: u8 = 3;
+/// The version of a row of somebody who has read something: that of the third one, and how far.
+const WITH_READS: u8 = 4;
 
 const PLACE_BYTES: usize = 8;
 const ATTEMPT_BYTES: usize = 20;
@@ -65,8 +67,13 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
     let wire = RowWire { reflects, exposed, lanes, inbox, newest, ledger, forgotten, gaps };
     let mut devices = Vec::new();
     pack_devices(&row.devices, &mut devices);
-    let dependents = pack_dependents(&row.dependents, !devices.is_empty());
+    let reads = pack_reads(&row.reads);
+    let dependents = pack_dependents(&row.dependents, !devices.is_empty() || !reads.is_empty());
     match (dependents.is_empty(), devices.is_empty()) {
+        _ if !reads.is_empty() => {
+            out.push(WITH_READS);
+            encode_value(&(wire, Blob(&dependents), Blob(&devices), Blob(&reads)), out);
+        }
         (true, true) => {
             out.push(RECORD_VERSION);
             encode_value(&wire, out);
@@ -88,15 +95,20 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
 /// [`CodecError`].
 pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
     let (version, body) = bytes.split_first().ok_or(CodecError::Truncated { bytes: 0, needed: 1 })?;
-    let (wire, dependents, devices): (RowWire<'_>, Vec<_>, Blob<'_>) = match *version {
-        RECORD_VERSION => (decode_borrowed(body)?, Vec::new(), Blob(&[])),
+    type Parts<'a> = (RowWire<'a>, Vec<Result<DependentRow, CodecError>>, Blob<'a>, Blob<'a>);
+    let (wire, dependents, devices, reads): Parts<'_> = match *version {
+        RECORD_VERSION => (decode_borrowed(body)?, Vec::new(), Blob(&[]), Blob(&[])),
         WITH_DEPENDENTS => {
             let (wire, dependents): (_, Blob<'_>) = decode_borrowed(body)?;
-            (wire, unpack(dependents.0, unpack_dependent)?, Blob(&[]))
+            (wire, unpack(dependents.0, unpack_dependent)?, Blob(&[]), Blob(&[]))
         }
         WITH_DEVICES => {
             let (wire, dependents, devices): (_, Blob<'_>, _) = decode_borrowed(body)?;
-            (wire, unpack(dependents.0, unpack_dependent_of_copies)?, devices)
+            (wire, unpack(dependents.0, unpack_dependent_of_copies)?, devices, Blob(&[]))
+        }
+        WITH_READS => {
+            let (wire, dependents, devices, reads): (_, Blob<'_>, _, _) = decode_borrowed(body)?;
+            (wire, unpack(dependents.0, unpack_dependent_of_copies)?, devices, reads)
         }
         0 => return Err(CodecError::Body("version 0".to_owned())),
         found => return Err(CodecError::NewerVersion { kind: 0, found }),
@@ -116,6 +128,7 @@ pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
     };
     row.dependents = dependents.into_iter().collect::<Result<_, _>>()?;
     row.devices = unpack_devices(devices.0)?;
+    row.reads = unpack(reads.0, unpack_read)?;
     Ok(row)
 }
 
@@ -301,6 +314,27 @@ fn unpack_gap(item: &[u8; GAP_BYTES]) -> Result<Gap, CodecError> {
     let [first, last] = [(); 2].map(|()| Seq::new(fields.u64().unwrap_or_default()));
     let [expired, dead, evicted] = [(); 3].map(|()| fields.take::<4>().map_or(0, u32::from_le_bytes));
     Ok(Gap { lane: unpack_lane(&mut fields)?, first, last, expired, dead, evicted })
+}
+
+const READ_BYTES: usize = 32;
+
+/// `conversation u128 · up to u64 · at u64`
+fn pack_reads(reads: &[ReadRow]) -> Vec<u8> {
+    let mut out = Vec::with_capacity(reads.len().saturating_mul(READ_BYTES));
+    for ReadRow { conversation, mark } in reads {
+        out.extend_from_slice(&conversation.to_le_bytes());
+        out.extend_from_slice(&mark.up_to.get().to_le_bytes());
+        out.extend_from_slice(&mark.at.as_millis().to_le_bytes());
+    }
+    out
+}
+
+fn unpack_read(item: &[u8; READ_BYTES]) -> ReadRow {
+    let mut fields = Fields(item);
+    let conversation = fields.u128().unwrap_or_default();
+    let [up_to, at] = [(); 2].map(|()| fields.u64().unwrap_or_default());
+    let mark = ReadMark { up_to: Seq::new(up_to), at: Timestamp::from_millis(at) };
+    ReadRow { conversation, mark }
 }
 
 fn unpack_inbox(bytes: &[u8]) -> Result<Vec<InboxRow>, CodecError> {

@@ -29,6 +29,7 @@ impl Machine {
             Record::Exposed(exposed) => self.apply_exposed(seq, exposed),
             Record::Told(told) => self.apply_told(seq, told),
             Record::Device(change) => self.apply_device(seq, change),
+            Record::Read(read) => self.apply_read(seq, read),
             Record::Floor(floor) => {
                 self.user_mut(&floor.user).raise_floor(floor.stream, floor.lane, floor.floor);
                 self.touch(&floor.user, seq);

@@ -20,13 +20,19 @@ pub(super) struct Keep {
     rows: usize,
     /// Rows from before are dropped.
     since: Timestamp,
+    /// How many conversations it is known how far they were read.
+    marks: usize,
 }
 
 impl Keep {
     pub(super) fn new(config: &Config, now: Timestamp) -> Self {
         let age = u64::try_from(config.ledger_age.as_millis()).unwrap_or(u64::MAX);
         let since = Timestamp::from_millis(now.as_millis().saturating_sub(age));
-        Self { rows: config.ledger_rows, since }
+        Self { rows: config.ledger_rows, since, marks: config.max_read_marks.get() }
+    }
+
+    pub(super) fn marks(self) -> usize {
+        self.marks
     }
 }
 

@@ -53,6 +53,7 @@ mod overflow;
 mod pick;
 mod places;
 mod query;
+mod read;
 mod refusal;
 mod register;
 mod reserve;
@@ -96,6 +97,7 @@ use self::deliver::Link;
 use self::entry::EntryState;
 use self::index::Index;
 use self::operate::Operations;
+use self::read::ReadWaits;
 use self::register::DeviceWaits;
 use self::reserve::Joints;
 use self::settle::{Job, Logged};
@@ -216,6 +218,7 @@ pub struct Machine {
     /// Who waits for a device to be registered or removed, and how many.
     device_waits: DeviceWaits,
     device_waiting: usize,
+    read_waits: ReadWaits,
     joints: Joints,
     sweeps: Sweeps,
     loads: StdMap<LoadId, Query>,
@@ -300,6 +303,7 @@ impl Machine {
             operations: Operations::default(),
             device_waits: DeviceWaits::new(),
             device_waiting: 0,
+            read_waits: ReadWaits::new(),
             joints: Joints::default(),
             sweeps: Sweeps::default(),
             loads: StdMap::new(),

@@ -2,9 +2,9 @@
 
 use super::io::{Accepted, EntryRef};
 use crate::event::EventName;
-use crate::id::{DeviceId, MessageId, UserId};
+use crate::id::{DeviceId, MessageId, OrderingKey, UserId};
 use crate::message::{Message, Priority};
-use crate::record::{Accept, Admission, Burial, DeviceInfo, LedgerRows, Seq, Slot};
+use crate::record::{Accept, Admission, Burial, DeviceInfo, LedgerRows, ReadMark, Seq, Slot};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -55,6 +55,10 @@ pub enum Operation {
     Unregister(UserId, DeviceId),
     /// List the registered devices.
     Devices(UserId),
+    /// Record that this user has read the conversation with this ordering key up to a place.
+    MarkRead(UserId, Option<OrderingKey>, Seq),
+    /// Say how far that was.
+    ReadUpTo(UserId, Option<OrderingKey>),
 }
 
 /// Which dead letters of a user are meant: those for which all of this is true.
@@ -120,6 +124,7 @@ impl Operation {
             | Self::Locate(target) => &target.user,
             Self::Purge(user) | Self::Ledger(user) | Self::Letters(user) | Self::Devices(user) => user,
             Self::Register(user, _) | Self::Unregister(user, _) => user,
+            Self::MarkRead(user, ..) | Self::ReadUpTo(user, _) => user,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => &letters.user,
         }
     }
@@ -147,7 +152,12 @@ impl Operation {
     pub fn only_reads(&self) -> bool {
         matches!(
             self,
-            Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) | Self::Letters(_) | Self::Devices(_)
+            Self::Inspect(..)
+                | Self::Locate(_)
+                | Self::Ledger(_)
+                | Self::Letters(_)
+                | Self::Devices(_)
+                | Self::ReadUpTo(..)
         )
     }
 
@@ -160,6 +170,7 @@ impl Operation {
             Self::Reprioritise(..) | Self::Requeue(_) => Some(EndReason::Moved),
             Self::Inspect(..) | Self::Locate(_) | Self::Ledger(_) | Self::Letters(_) => None,
             Self::Register(..) | Self::Unregister(..) | Self::Devices(_) => None,
+            Self::MarkRead(..) | Self::ReadUpTo(..) => None,
         }
     }
 }
@@ -187,6 +198,8 @@ pub struct Outcome {
     pub ledger: LedgerRows,
     /// How many dead letters [`Operation::Letters`] counted, and their bytes.
     pub dead_letters: (u32, u64),
+    /// How far the conversation is known to have been read, of [`Operation::MarkRead`] and [`Operation::ReadUpTo`].
+    pub read: Option<ReadMark>,
     /// What [`Operation::Devices`] listed, in the order of their slots.
     pub devices: Vec<DeviceStanding>,
 }
@@ -250,7 +263,7 @@ impl Operation {
             | Self::Reprioritise(target, _)
             | Self::Locate(target) => target.is(accept),
             Self::Purge(_) => true,
-            Self::Ledger(_) | Self::Letters(_) => false,
+            Self::Ledger(_) | Self::Letters(_) | Self::MarkRead(..) | Self::ReadUpTo(..) => false,
             Self::Register(..) | Self::Unregister(..) | Self::Devices(_) => false,
             Self::Requeue(letters) | Self::Discard(letters) | Self::Inspect(letters, ..) => {
                 letters.means(accept)

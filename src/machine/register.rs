@@ -136,6 +136,8 @@ impl Machine {
                 let outcome = Outcome { devices: self.list_devices(id), ..Outcome::default() };
                 self.actions.push_back(Action::Done { ticket, result: Ok(outcome) });
             }
+            Operation::MarkRead(id, key, up_to) => self.mark_read(ticket, id, key.as_ref(), *up_to),
+            Operation::ReadUpTo(id, key) => self.read_up_to(ticket, id, key.as_ref()),
             _ => return false,
         }
         self.let_go(operation.user());

@@ -6,7 +6,7 @@ use super::Machine;
 use super::devices::SlotState;
 use super::query::Holdings;
 use crate::id::UserId;
-use crate::record::{DependentRow, DeviceInfo, Epoch, InboxRow, LaneId, LedgerRows, Seq, Slot};
+use crate::record::{DependentRow, DeviceInfo, Epoch, InboxRow, LaneId, LedgerRows, ReadRow, Seq, Slot};
 use crate::time::Timestamp;
 
 /// One lane.
@@ -37,6 +37,8 @@ pub struct UserSnapshot {
     pub exposed: Epoch,
     /// What the inbox has seen.
     pub inbox: Vec<InboxRow>,
+    /// How far conversations were read, if what the store has of it is known.
+    pub reads: Option<Vec<ReadRow>>,
     /// The ledger, if what the store has of it is known.
     pub ledger: Option<LedgerRows>,
     /// What waits for another message, if what the store has of that is known.
@@ -80,9 +82,10 @@ impl Machine {
             seen: seen.above.iter().copied().collect(),
         });
         let ledger = user.row_known.then(|| user.ledger.known());
+        let reads = user.row_known.then(|| user.reads.rows());
         let dependents = user.row_known.then(|| user.dependents.rows());
         let (totals, exposed, inbox) = (user.held, user.exposed, inbox.collect());
-        Some(UserSnapshot { lanes, device_lanes, devices, totals, exposed, inbox, ledger, dependents })
+        Some(UserSnapshot { lanes, device_lanes, devices, totals, exposed, inbox, ledger, reads, dependents })
     }
 
     /// The users in memory, in no particular order. For tests.

@@ -12,6 +12,7 @@ use super::lane::Lane;
 use super::ledger::{Keep, Ledger};
 use super::pick::Turns;
 use super::query::Holdings;
+use super::read::Reads;
 use crate::digest::Digester;
 use crate::id::StreamId;
 use crate::message::Priority;
@@ -110,6 +111,8 @@ pub(super) struct User {
     /// The newest message of each collapse key.
     pub(super) newest: Newest,
     pub(super) ledger: Ledger,
+    /// How far conversations were read.
+    pub(super) reads: Reads,
     /// What waits for another message.
     pub(super) dependents: Dependents,
     pub(super) exposed: Epoch,
@@ -156,6 +159,7 @@ impl User {
             inbound: BTreeMap::new(),
             newest: Newest::default(),
             ledger: Ledger::default(),
+            reads: Reads::default(),
             dependents: Dependents::default(),
             exposed: Epoch::default(),
             exposing: false,
@@ -344,6 +348,7 @@ impl User {
             inbox: inbox.collect(),
             newest: self.newest.rows(),
             ledger: self.ledger.rows(keep),
+            reads: self.reads.rows(),
             dependents: self.dependents.rows(),
             lanes: LaneId::ALL.map(|lane| self.lane_ref(lane).row()),
             devices: self.slots.iter().filter_map(|(slot, state)| state.row(*slot)).collect(),
@@ -373,5 +378,6 @@ impl User {
         self.dependents = dependents;
         self.ledger.merge(&row.ledger, row.reflects, keep);
         self.merge_devices(&row.devices, row.reflects);
+        self.reads.merge(&row.reads, keep.marks());
     }
 }

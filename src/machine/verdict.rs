@@ -440,6 +440,10 @@ impl Machine {
                 self.replay(seq, &record, true);
                 self.device_durable(change);
             }
+            Record::Read(read) => {
+                self.replay(seq, &record, true);
+                self.read_durable(read);
+            }
             Record::Floor(_) | Record::Accept(_) => self.replay(seq, &record, true),
         }
     }

@@ -34,6 +34,7 @@ mod meters;
 mod operate;
 mod peer;
 mod presence;
+mod read;
 mod receipt;
 mod report;
 mod requests;

@@ -1,6 +1,5 @@
 //! Registered devices: what is for each of them, what rings, and what becomes of what is left.
 
-use std::sync::Arc;
 
 use super::*;
 use crate::message::DevicePolicy;
@@ -478,24 +477,22 @@ fn a_copy_that_was_a_dead_letter_and_was_sent_again_is_not_said_to_have_been_del
 
 /// Found by the simulator: a copy that was accepted and ended before either settled is in no row and no run, and ended once
 /// more when another device confirmed the message.
-#[test]
-fn a_copy_that_ended_before_it_settled_does_not_end_again_when_another_is_confirmed() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
-    let entries = rig.accepted(&ring()).entries();
-    rig.settled_by(Operation::Unregister(alice(), device("laptop"))).unwrap();
-    let birth = Birth { epoch: Epoch(2), store_empty: false, ..birth(Config::default()) };
+/// Another life of the same, in which everything settles; then the phone comes, and is offered what waits for it in this lane.
+fn settled_in_another_life(rig: &Rig, for_phone: &[EntryRef]) -> Rig {
+    let birth = Birth { epoch: Epoch(2), store_empty: false, ..birth(rig.machine.config.clone()) };
     let mut late = Rig::born(birth);
     for (seq, record) in &rig.log {
         late.machine.replay(*seq, record, true);
     }
-    let accept = rig.log.iter().find_map(|(seq, record)| match record {
-        Record::Accept(accept) if *seq == entries[0].seq => Some(Arc::clone(accept)),
-        _ => None,
-    });
-    let accept = accept.unwrap();
     let before = late.next;
+    let waits = |(seq, record): &(Seq, Record)| match record {
+        Record::Accept(accept) if for_phone.iter().any(|entry| entry.seq == *seq) => {
+            Some((*seq, accept.clone()))
+        }
+        _ => None,
+    };
+    let waits: Vec<_> = rig.log.iter().filter_map(waits).collect();
+    let cost = waits.iter().map(|(_, accept)| accept.message.cost()).sum();
     let answer_loads = |late: &mut Rig| {
         while let Some((load, query)) = late.loads.pop() {
             let mut rows = late.survivors.iter().flat_map(|part| &part.rows);
@@ -503,11 +500,10 @@ fn a_copy_that_ended_before_it_settled_does_not_end_again_when_another_is_confir
             let reflects = if row.is_some() { before } else { Seq::ZERO };
             let found = match query {
                 Query::Page { lane, .. } => {
-                    let here = lane == entries[0].lane;
-                    let entries = here.then(|| (entries[0].seq, accept.clone())).into_iter().collect();
+                    let entries = if lane == for_phone[0].lane { waits.clone() } else { Vec::new() };
                     Found::Page(Page { entries, damaged: Vec::new(), more_after: None, reflects })
                 }
-                Query::User(_) => Found::User { row, held: Some(held(1, accept.message.cost())), reflects },
+                Query::User(_) => Found::User { row, held: Some(held(waits.len() as u32, cost)), reflects },
                 _ => Found::User { row, held: None, reflects },
             };
             late.input(Input::Loaded { load, found: Box::new(found) });
@@ -521,10 +517,46 @@ fn a_copy_that_ended_before_it_settled_does_not_end_again_when_another_is_confir
     late.attach(1, "alice", "phone");
     answer_loads(&mut late);
     late.commit();
-    assert_eq!(late.offered(), [entries[0]]);
+    assert_eq!(late.offered(), for_phone);
+    late
+}
+
+impl Rig {
+    /// How many ends were recorded, and how many of them because another device was first.
+    fn ends(&self) -> (usize, u64) {
+        let ends = self.log.iter().filter(|(_, record)| matches!(record, Record::End(_)));
+        (ends.count(), self.count_of(EndReason::Elsewhere))
+    }
+}
+
+#[test]
+fn a_copy_that_ended_before_it_settled_does_not_end_again_when_another_is_confirmed() {
+    let mut rig = Rig::new();
+    rig.register("phone");
+    rig.register("laptop");
+    let entries = rig.accepted(&ring()).entries();
+    rig.settled_by(Operation::Unregister(alice(), device("laptop"))).unwrap();
+    let mut late = settled_in_another_life(&rig, &entries[..1]);
     late.say(1, entries[0], Verdict::Delivered);
-    let ends = late.log.iter().filter(|(_, record)| matches!(record, Record::End(_))).count();
-    assert_eq!((ends, late.count_of(EndReason::Elsewhere)), (1, 0));
+    assert_eq!(late.ends(), (1, 0));
+}
+
+#[test]
+fn nor_does_one_that_ended_behind_another_which_still_waits() {
+    let skip = [crate::OnFailure::Skip; 4];
+    let mut rig = Rig::with(Config { on_failure: skip, ..Config::default() });
+    rig.register("phone");
+    rig.register("laptop");
+    rig.attach(2, "alice", "laptop");
+    let rings = |room: &str| to("alice").devices(DevicePolicy::RingAll).ordering_key(room).build().unwrap();
+    let [first, second] = ["a", "b"].map(|room| rig.accepted(&rings(room)).entries());
+    rig.say(2, second[1], Verdict::Rejected);
+    assert_eq!(rig.ends(), (1, 0));
+    let mut late = settled_in_another_life(&rig, &[first[0], second[0]]);
+    late.say(1, second[0], Verdict::Delivered);
+    assert_eq!(late.ends(), (1, 0), "the laptop's copy had ended");
+    late.say(1, first[0], Verdict::Delivered);
+    assert_eq!(late.ends(), (3, 1), "and that of the first had not");
 }
 
 #[test]

@@ -10,6 +10,7 @@ mod deliver;
 mod dependents;
 mod dependents_of_copies;
 mod devices;
+mod devices_come_and_go;
 mod fanout;
 mod inbox;
 mod ledger;
@@ -18,6 +19,7 @@ mod overflow;
 mod replace;
 mod reserve;
 
+mod reads;
 mod schedule;
 mod settle;
 mod sweep;

@@ -5,6 +5,7 @@ use super::oracle::device;
 use super::random::Random;
 use super::script::Op;
 use super::world::World;
+use crate::id::OrderingKey;
 use crate::machine::{DeadLetters, Input, Operation, Target, Ticket};
 use crate::message::{Message, Priority};
 use crate::record::Seq;
@@ -49,6 +50,21 @@ impl World {
                 _ => Operation::Devices(user),
             },
         );
+    }
+
+    /// Somebody reads up to some message, or a host asks how far.
+    pub(super) fn mark_read(&mut self, index: usize, random: &mut Random) {
+        let user = person(random.below(self.plan.users));
+        let key = match random.below(self.plan.keys + 1) {
+            0 => None,
+            key => OrderingKey::new(format!("k{key}")).ok(),
+        };
+        let last = self.nodes[index].oracle.messages.keys().rev().nth(random.index(40)).copied();
+        let operation = match last.filter(|_| random.chance(70)) {
+            Some(up_to) => Operation::MarkRead(user, key, up_to),
+            None => Operation::ReadUpTo(user, key),
+        };
+        self.operate(index, operation);
     }
 
     /// Reads somebody's ledger.

@@ -432,7 +432,8 @@ impl Node {
         for machine in &engine.shards {
             for user in machine.resident_users() {
                 if let Some(held) = machine.snapshot(user) {
-                    self.oracle.check_user(user, settled, &held);
+                    let max_marks = self.plan.config.max_read_marks.get();
+                    self.oracle.check_user(user, settled, &held, max_marks);
                 }
             }
         }

@@ -8,6 +8,7 @@ mod ends;
 mod ledger;
 mod operations;
 mod places;
+mod reads;
 mod recovery;
 
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
@@ -86,6 +87,8 @@ pub(super) struct Oracle {
     parents: HashMap<Ticket, Seq>,
     /// What devices each user has, and had.
     slots: HashMap<UserId, devices::Slots>,
+    /// How far each user has read, and how far they ever had.
+    reads: HashMap<UserId, reads::Marks>,
     /// What each user's ledger should say.
     ledgers: HashMap<UserId, ledger::Expected>,
     pub(super) latest: Timestamp,
@@ -174,6 +177,7 @@ impl Oracle {
             }
             Record::Told(told) => self.fold_told(told),
             Record::Device(change) => self.fold_device(plan, change),
+            Record::Read(read) => self.fold_read(read),
             Record::Floor(_) => {}
         }
         self.log.insert(seq, record);

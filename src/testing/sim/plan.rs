@@ -120,6 +120,7 @@ fn config(random: &mut Random) -> Config {
         device_age: Duration::from_secs(if random.chance(30) { 600 + random.below(90_000) } else { 1 << 40 }),
         // No number of their own, so that each seed goes on living the life it did.
         keep_ends: [KeepEnds::Undelivered, KeepEnds::All, KeepEnds::All][(dedup_ids % 3) as usize],
+        max_read_marks: of_usize(1 + dedup_ids % 4),
         max_ends: NonZeroU64::new([1 + dedup_ids, 65_536][(in_flight % 2) as usize])
             .unwrap_or(NonZeroU64::MIN),
         ..Config::default()

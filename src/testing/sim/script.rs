@@ -61,6 +61,8 @@ ops! {
     Register "register" 14,
     /// A host removes a device.
     Unregister "unregister" 4,
+    /// Somebody has read a conversation.
+    MarkRead "markread" 8,
     /// A host lists somebody's devices.
     Devices "devices" 4,
     /// What a machine says to another reaches it.

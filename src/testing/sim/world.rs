@@ -87,6 +87,7 @@ impl World {
             }
             Op::Requeue | Op::Discard | Op::Inspect | Op::Letters => self.operate_on_dead(op, index, random),
             Op::Ledger => self.read_ledger(index, random),
+            Op::MarkRead => self.mark_read(index, random),
             Op::Register | Op::Unregister | Op::Devices => self.operate_on_devices(op, index, random),
             Op::Told => self.told_of_gap(index, random),
             Op::Carry => self.carry(random),

@@ -159,7 +159,13 @@ impl Oracle {
     }
 
     /// What the machine holds of a user against the fold of the records.
-    pub(in super::super) fn check_user(&mut self, user: &UserId, settled: Seq, held: &UserSnapshot) {
+    pub(in super::super) fn check_user(
+        &mut self,
+        user: &UserId,
+        settled: Seq,
+        held: &UserSnapshot,
+        max_marks: usize,
+    ) {
         let mut wrong = Vec::new();
         let mut totals = Holdings::default();
         let theirs = self.messages.iter().filter(|(_, kept)| kept.accept.message.recipient() == user);
@@ -195,6 +201,7 @@ impl Oracle {
         let dependents = held.dependents.as_deref();
         wrong.extend(dependents.and_then(|rows| self.what_is_wrong_with_dependents(user, rows)));
         wrong.extend(self.what_is_wrong_with_devices(user, held));
+        wrong.extend(self.what_is_wrong_with_reads(user, held, max_marks));
         let ledger = held.ledger.as_ref().and_then(|ledger| self.what_is_wrong_with_ledger(user, ledger));
         wrong.extend(ledger.map(|what| format!("the ledger has {what}: {:?}", held.ledger)));
         if let Some(what) = wrong.into_iter().next() {

@@ -123,6 +123,10 @@ impl Oracle {
                 Some("with nothing, or something else, in its place")
             }
             Ok(_) if matches!(operation, Operation::Unregister(..)) => None,
+            Ok(done) if matches!(operation, Operation::MarkRead(..)) => {
+                let is_durable = self.is_read(operation.user(), done.read);
+                (!is_durable).then_some("which is not durable")
+            }
             Ok(done) if done.messages > withdrawn => Some("more than has a durable end"),
             Ok(Outcome { messages: 0, accepted: Some(known), .. }) if known.duplicate => None,
             Ok(done) if is_one && !(1..=copies).contains(&done.messages) => Some("not one message"),
@@ -186,6 +190,9 @@ impl Oracle {
     ) -> Option<&'static str> {
         let (after, max) = match operation {
             Operation::Inspect(_, after, max) => (after, max),
+            Operation::ReadUpTo(user, _) if !self.is_read(user, done.read) => {
+                return Some("further than is durable");
+            }
             Operation::Devices(user) => return self.what_is_wrong_with_list(user, &done.devices),
             Operation::Ledger(user) => return self.what_is_wrong_with_answer(user, &done.ledger.rows),
             Operation::Letters(user) => return self.what_is_wrong_with_letters(user, done.dead_letters),
