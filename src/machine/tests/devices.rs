@@ -1,6 +1,5 @@
 //! Registered devices: what is for each of them, what rings, and what becomes of what is left.
 
-
 use super::*;
 use crate::message::DevicePolicy;
 use crate::record::{LaneId, Slot};

@@ -99,3 +99,104 @@ fn a_dead_letter_is_sent_again_to_the_device_that_it_was_for() {
     let again: Vec<_> = rig.offers.iter().map(|(link, delivery)| (*link, delivery.entry.lane)).collect();
     assert_eq!(again, [(LinkId(2), lane(1))]);
 }
+
+#[test]
+fn who_was_removed_is_offered_nothing_that_is_for_the_next_one_in_its_slot() {
+    let mut rig = Rig::new();
+    rig.register("phone");
+    rig.attach(1, "alice", "phone");
+    rig.settled_by(Operation::Unregister(alice(), device("phone"))).unwrap();
+    rig.register("tablet");
+    assert_eq!((rig.lanes_of_next(), rig.offers.len()), (vec![lane(0)], 0));
+    rig.attach(2, "alice", "tablet");
+    assert_eq!(rig.offers.iter().map(|(link, _)| *link).collect::<Vec<_>>(), [LinkId(2)]);
+}
+
+#[test]
+fn who_is_there_when_it_registers_is_offered_what_comes_at_once() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    rig.register("phone");
+    assert_eq!((rig.lanes_of_next(), rig.offers.len()), (vec![lane(0)], 1));
+}
+
+#[test]
+fn dead_letters_of_a_device_go_with_it_and_no_others() {
+    let mut rig = Rig::new();
+    for (link, name) in [(1, "phone"), (2, "laptop")] {
+        rig.register(name);
+        rig.attach(link, "alice", name);
+    }
+    let entries = rig.accepted(&every().build().unwrap()).entries();
+    rig.say(1, entries[0], Verdict::Rejected);
+    rig.say(2, entries[1], Verdict::Rejected);
+    rig.settled_by(Operation::Unregister(alice(), device("laptop"))).unwrap();
+    let letters =
+        rig.settled_by(Operation::Inspect(DeadLetters::of(alice()), Seq::ZERO, 10)).unwrap().letters;
+    assert_eq!(letters.len(), 1, "that of the phone");
+}
+
+#[test]
+fn copies_are_never_parted_however_small_commits_are() {
+    let max_commit_bytes = NonZeroU64::new(600).unwrap();
+    let mut rig = Rig::with(Config { max_commit_bytes, ..Config::default() });
+    ["phone", "laptop", "tablet"].into_iter().for_each(|name| rig.register(name));
+    [(); 2].map(|()| rig.send(&every().build().unwrap()));
+    let mut commits = Vec::new();
+    while let Some((commit, records)) = rig.open.pop_front() {
+        let first = rig.next;
+        commits.push(records.len());
+        records.iter().for_each(|_| rig.next = rig.next.plus(1));
+        rig.input(Input::Persisted { commit, first });
+    }
+    assert_eq!(commits, [3, 3]);
+}
+
+#[test]
+fn every_way_in_takes_a_place_for_each_copy() {
+    let max_user_messages = core::num::NonZeroU32::new(3).unwrap();
+    let devices = crate::message::DevicePolicy::EveryDevice;
+    let rig = || {
+        let mut rig = Rig::with(Config { max_user_messages, devices, ..Config::default() });
+        ["phone", "laptop"].into_iter().for_each(|name| rig.register(name));
+        rig
+    };
+    let refused = |rig: &Rig, ticket| {
+        matches!(rig.answer(ticket), Some(Err(Refusal::OutboxFull { .. } | Refusal::OtherRefused)))
+    };
+    let mut batch = rig();
+    let tickets = [Ticket(1001), Ticket(1002)];
+    batch.input(Input::SendBatch(tickets.map(|ticket| (ticket, message("alice"))).into()));
+    batch.commit();
+    assert!(tickets.iter().all(|ticket| refused(&batch, *ticket)), "four copies do not fit");
+    let mut sender = Rig::new();
+    sender.attach(1, "alice", "engine");
+    ["a", "b"].map(|room| sender.accept(&to("alice").ordering_key(room).build().unwrap()));
+    let deliveries = sender.offers.iter().map(|(_, delivery)| delivery.clone());
+    let mut inbox = rig();
+    inbox.input(Input::Receive(tickets.into_iter().zip(deliveries).collect()));
+    inbox.commit();
+    assert!(inbox.answer(tickets[0]).unwrap().is_ok());
+    assert!(refused(&inbox, tickets[1]), "{:?}", inbox.answer(tickets[1]));
+}
+
+#[test]
+fn what_a_released_message_takes_is_its_own_and_no_room_of_others_that_are_on_their_way() {
+    let max_total_messages = NonZeroU64::new(3).unwrap();
+    let mut rig = Rig::with(Config { max_total_messages, ..Config::default() });
+    ["phone", "laptop"].into_iter().for_each(|name| rig.register(name));
+    rig.attach(1, "alice", "phone");
+    let at = rig.now.after(Duration::from_secs(60));
+    rig.accepted(&every().not_before(at).build().unwrap());
+    rig.now = at.after(Duration::from_secs(1));
+    rig.input(Input::Tick);
+    let on_its_way = rig.send(&message("bob"));
+    let (commit, records) = rig.open.pop_front().unwrap();
+    let first = rig.next;
+    records.iter().for_each(|_| rig.next = rig.next.plus(1));
+    rig.input(Input::Persisted { commit, first });
+    let over = rig.send(&message("carol"));
+    rig.commit();
+    assert!(rig.answer(on_its_way).unwrap().is_ok());
+    assert!(matches!(rig.answer(over), Some(Err(Refusal::EngineFull { messages: 3, .. }))));
+}

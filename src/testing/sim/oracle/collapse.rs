@@ -34,8 +34,12 @@ impl Oracle {
         let newest = self.newest.values().flat_map(|(places, _)| places);
         let newest: Vec<Seq> = newest.map(|seq| self.place_of(*seq)).collect();
         let is_old = |(seq, accept): (Seq, &Accept)| {
-            let tracked = matches!(accept.admission, Admission::New) && accept.origin.is_none();
-            tracked && accept.message.collapse_key().is_some() && !newest.contains(&seq)
+            // What was about to move when a newer one came could not give way to it.
+            let is_new = accept.admission == Admission::New && !self.came_by_moving(seq, accept);
+            is_new
+                && accept.origin.is_none()
+                && accept.message.collapse_key().is_some()
+                && !newest.contains(&seq)
         };
         let old = self.live().find(|(seq, kept)| is_old((**seq, &kept.accept))).map(|(seq, _)| *seq);
         if let Some(old) = old {

@@ -102,15 +102,18 @@ impl Oracle {
     /// How many live entries there are only because one that had waited for its time, or for another message, is for
     /// several devices: those take their places whatever the quotas say.
     pub(in super::super) fn copies_of_released(&self) -> u64 {
-        let was_moved = |place: &Seq| {
-            self.messages.get(place).is_some_and(|kept| kept.accept.admission == Admission::Moved)
-        };
         let is_one = |(seq, kept): &(&Seq, &super::Kept)| {
-            let device = kept.accept.device.filter(|device| device.is_copy);
-            let places = device.map(|device| device.others(**seq).map(|(_, place)| place).chain([**seq]));
-            places.is_some_and(|mut places| places.any(|place| was_moved(&place)))
+            kept.accept.device.is_some_and(|device| device.is_copy)
+                && self.came_by_moving(**seq, &kept.accept)
         };
         self.live().filter(is_one).count() as u64
+    }
+
+    /// Whether a message has moved here, or another one of its copies has.
+    pub(super) fn came_by_moving(&self, seq: Seq, accept: &Accept) -> bool {
+        let others = accept.device.into_iter().flat_map(|device| device.others(seq).map(|(_, place)| place));
+        let others = others.filter_map(|place| self.messages.get(&place)).map(|kept| kept.accept.admission);
+        others.chain([accept.admission]).any(|admission| admission == Admission::Moved)
     }
 
     /// Whether another device has confirmed what rings here.
