@@ -141,7 +141,7 @@ fn copies_are_never_parted_however_small_commits_are() {
     let max_commit_bytes = NonZeroU64::new(600).unwrap();
     let mut rig = Rig::with(Config { max_commit_bytes, ..Config::default() });
     ["phone", "laptop", "tablet"].into_iter().for_each(|name| rig.register(name));
-    [(); 2].map(|()| rig.send(&every().build().unwrap()));
+    (0..2).for_each(|_| _ = rig.send(&every().build().unwrap()));
     let mut commits = Vec::new();
     while let Some((commit, records)) = rig.open.pop_front() {
         let first = rig.next;
@@ -171,7 +171,9 @@ fn every_way_in_takes_a_place_for_each_copy() {
     assert!(tickets.iter().all(|ticket| refused(&batch, *ticket)), "four copies do not fit");
     let mut sender = Rig::new();
     sender.attach(1, "alice", "engine");
-    ["a", "b"].map(|room| sender.accept(&to("alice").ordering_key(room).build().unwrap()));
+    for room in ["a", "b"] {
+        sender.accept(&to("alice").ordering_key(room).build().unwrap());
+    }
     let deliveries = sender.offers.iter().map(|(_, delivery)| delivery.clone());
     let mut inbox = rig();
     inbox.input(Input::Receive(tickets.into_iter().zip(deliveries).collect()));
