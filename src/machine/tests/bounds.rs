@@ -65,6 +65,32 @@ fn the_newest_of_as_many_collapse_keys_is_known_as_the_bound_says() {
 }
 
 #[test]
+fn an_id_is_remembered_up_to_so_many_and_up_to_its_age_and_no_longer() {
+    let repeated = |rig: &mut Rig, message: &Message| {
+        let ticket = rig.send(message);
+        rig.commit();
+        rig.answer(ticket).unwrap().as_ref().unwrap().duplicate
+    };
+    for (later, is_known) in [(2, true), (3, false), (4, false)] {
+        let dedup_ids = NonZeroUsize::new(3).unwrap();
+        let mut rig = Rig::with(Config { dedup_ids, ..Config::default() });
+        let first = message("alice");
+        rig.accept(&first);
+        for _ in 0..later {
+            rig.accept(&message("bob"));
+        }
+        assert_eq!(repeated(&mut rig, &first), is_known, "{later} ids later");
+    }
+    for (passed, is_known) in [(SPAN - MILLI, true), (SPAN, true), (SPAN + MILLI, false)] {
+        let mut rig = Rig::with(Config { dedup_age: SPAN, ..Config::default() });
+        let first = message("alice");
+        rig.accept(&first);
+        rig.pass(passed);
+        assert_eq!(repeated(&mut rig, &first), is_known, "after {passed:?}");
+    }
+}
+
+#[test]
 fn a_message_is_given_up_with_the_last_of_its_attempts_and_not_before() {
     for budget in 1..=3 {
         let max_attempts = NonZeroU32::new(budget).unwrap();
