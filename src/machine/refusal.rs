@@ -62,23 +62,27 @@ pub enum Refusal {
     #[error("the recipient's inbox has no room to remember one more engine's places")]
     InboxFull,
     /// The same sender used this id for another message to this recipient.
-    #[error("this id was used for a message with another content")]
+    #[error("this id was used for a message with another content: give the new one an id of its own")]
     Conflict,
     /// The disk failed while this message was being committed. It may or may not be stored: send the same id again,
     /// that is safe.
-    #[error("the disk failed while the message was being committed: it may or may not be stored")]
+    #[error(
+        "the disk failed while the message was being committed: it may or may not be stored; sending it again is safe"
+    )]
     OutcomeUnknown,
     /// The engine cannot write at the moment.
     #[error("the engine cannot write at the moment; it heals by itself once the disk does")]
     Degraded,
     /// The store could not be read for what must be known first.
-    #[error("the store could not be read")]
+    #[error("the store could not be read: try again")]
     StoreUnreadable,
     /// A volatile message for someone who is not attached, or whose queue is full.
-    #[error("nobody is attached to take a volatile message, or their queue is full")]
+    #[error(
+        "nobody is attached to take a volatile message, or their queue is full: only a durable one waits"
+    )]
     NobodyAttached,
     /// The engine is shutting down.
-    #[error("the engine is shutting down")]
+    #[error("the engine is shutting down: send it to the one that is opened next")]
     ShuttingDown,
     /// More than a batch may hold.
     #[error(

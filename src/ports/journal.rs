@@ -81,7 +81,9 @@ pub enum JournalError {
     #[error("journal is full: nothing was written; it has room again once its oldest segment has settled")]
     Full,
     /// The group is larger than `max_group_bytes`. Nothing was stored.
-    #[error("group of {bytes} bytes is over the journal's limit of {max}: nothing was written")]
+    #[error(
+        "group of {bytes} bytes is over the journal's limit of {max}: nothing was written; send less at once, or configure larger segments"
+    )]
     TooLarge {
         /// The size asked for.
         bytes: u64,
@@ -91,7 +93,7 @@ pub enum JournalError {
     /// A write or a sync failed. Whether the groups since the last successful sync are stored is unknown; the
     /// journal takes no more of them until [`Journal::heal`] has fenced them off.
     #[error(
-        "journal I/O failed ({op}): what was written since the last sync is unknown; heal before writing on"
+        "journal I/O failed ({op}: {source}): what was written since the last sync is unknown; heal before writing on"
     )]
     Io {
         /// The operation that failed.
@@ -101,11 +103,13 @@ pub enum JournalError {
         source: std::io::Error,
     },
     /// An earlier failure has not been healed. Nothing was stored.
-    #[error("journal needs healing after an earlier failure: nothing was written")]
+    #[error(
+        "an earlier failure of the journal is not healed: nothing was written; heal it before writing on"
+    )]
     NeedsHeal,
     /// The files are of a newer format. Nothing was touched.
     #[error(
-        "journal format {found} is newer than {supported}, the newest this build reads: nothing was touched"
+        "journal format {found} is newer than {supported}, the newest this build reads: nothing was touched; upgrade lastmile"
     )]
     FormatTooNew {
         /// The version found on disk.
@@ -114,7 +118,7 @@ pub enum JournalError {
         supported: u16,
     },
     /// The visitor of a replay asked to stop with an error.
-    #[error("replay was stopped: {0}")]
+    #[error("replay was stopped ({0}): nothing was changed; replay again from the beginning")]
     Stopped(String),
 }
 

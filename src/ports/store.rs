@@ -142,7 +142,9 @@ pub enum StoreError {
         reason: String,
     },
     /// A batch, key or value is over the limits. Nothing was changed. This is a bug in the caller.
-    #[error("{what} of {bytes} bytes is over the store's limit of {max}: nothing was changed")]
+    #[error(
+        "{what} of {bytes} bytes is over the store's limit of {max}: nothing was changed; the caller has to cut it"
+    )]
     TooLarge {
         /// What was too large.
         what: &'static str,
@@ -152,7 +154,9 @@ pub enum StoreError {
         max: usize,
     },
     /// The file system refused. What was synced is safe.
-    #[error("store I/O failed ({op}): what was synced is safe")]
+    #[error(
+        "store I/O failed ({op}: {source}): what was synced is safe; see to the disk or its rights and try again"
+    )]
     Io {
         /// The operation that failed.
         op: &'static str,

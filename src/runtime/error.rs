@@ -107,7 +107,7 @@ pub enum RequestError {
     #[error(transparent)]
     NotSent(#[from] SendError),
     /// It could not be marked as a request: it has too many headers. Nothing was stored.
-    #[error("it cannot be marked as a request: {flaw}")]
+    #[error("it cannot be marked as a request, nothing was stored: {flaw}")]
     Invalid {
         /// Why.
         flaw: crate::error::MessageFlaw,
@@ -115,7 +115,7 @@ pub enum RequestError {
         message: Box<Message>,
     },
     /// Too many answers are waited for. Nothing was stored.
-    #[error("too many answers are waited for")]
+    #[error("too many answers are waited for: nothing was stored; ask again when some have come")]
     TooMany(Box<Message>),
     /// No answer came in time. The message is accepted and on its way; a late answer comes as a message.
     #[error("no answer came in time; the message is accepted, and a late answer comes as a message")]
@@ -153,7 +153,7 @@ pub enum AttachError {
     #[error(transparent)]
     Id(#[from] crate::id::InvalidId),
     /// The engine is shutting down.
-    #[error("the engine is shutting down: nothing was attached")]
+    #[error("the engine is shutting down: nothing was attached; attach to the one that is opened next")]
     ShuttingDown,
 }
 
@@ -174,7 +174,9 @@ pub enum OperateError {
     #[error(transparent)]
     NotDone(#[from] OperationError),
     /// The engine stopped before it answered: it may or may not have been done. Repeating it is safe.
-    #[error("the engine stopped before it answered: the operation may or may not have been done")]
+    #[error(
+        "the engine stopped before it answered: the operation may or may not have been done; repeating it is safe"
+    )]
     Unknown,
 }
 
@@ -189,10 +191,12 @@ impl From<core::convert::Infallible> for OperateError {
 #[non_exhaustive]
 pub enum WatchError {
     /// Its place is not known: it was answered before it was durable, or it is volatile.
-    #[error("only messages sent as synced can be watched")]
+    #[error("only messages sent as synced can be watched: this one goes on unwatched")]
     NotTracked,
     /// It ended too long ago to be remembered, or there are too many watchers.
-    #[error("the message ended too long ago to be remembered, or too many messages are being watched")]
+    #[error(
+        "the message ended too long ago to be remembered, or too many are being watched: ask Engine::status where it stands"
+    )]
     Forgotten,
     /// The engine is gone.
     #[error(transparent)]

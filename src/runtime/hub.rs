@@ -22,7 +22,7 @@ use crate::id::UserId;
 #[non_exhaustive]
 pub enum SubscribeError {
     /// There are as many as the configuration allows. Nothing was changed.
-    #[error("there are {0} subscriptions of this kind already: nothing was subscribed to")]
+    #[error("there are {0} subscriptions of this kind already: nothing was subscribed to; drop one first")]
     TooMany(usize),
     /// The engine is shut down. Nothing was changed.
     #[error(transparent)]

@@ -24,10 +24,12 @@ impl Default for JournalConfig {
 #[non_exhaustive]
 pub enum JournalConfigError {
     /// The segment size is out of range or not a multiple of 4 KiB.
-    #[error("segment_bytes is {0}: it must be a multiple of 4096 from 16384 to 1073741824")]
+    #[error(
+        "segment_bytes is {0}: it must be a multiple of 4096 from 16384 to 1073741824; nothing was opened"
+    )]
     SegmentBytes(u64),
     /// Too few or too many segments.
-    #[error("segments is {0}: it must be from 3 to 65536")]
+    #[error("segments is {0}: it must be from 3 to 65536; nothing was opened")]
     Segments(u32),
 }
 

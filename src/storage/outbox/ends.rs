@@ -54,7 +54,7 @@ pub enum EndsError {
         resume: EndPosition,
     },
     /// The engine is configured to keep none: see [`Config::keep_ends`]. Nothing was changed.
-    #[error("no ends are kept: see Config::keep_ends")]
+    #[error("no ends are kept: nothing was read; Config::keep_ends says which are")]
     NotKept,
     /// The store could not be read. Nothing was changed.
     #[error(transparent)]

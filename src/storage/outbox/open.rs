@@ -98,7 +98,9 @@ pub enum OpenError {
         supported: u8,
     },
     /// The table is damaged and there is no manifest to take its place. Nothing was touched.
-    #[error("the outbox's table is damaged ({0}) and there is no manifest: nothing was touched")]
+    #[error(
+        "the outbox's table is damaged ({0}) and there is no manifest: nothing was touched; restore a copy of the directory, or open an empty one"
+    )]
     Damaged(String),
     /// Messages are sealed, and the key is missing or another one. Nothing was touched.
     #[error(transparent)]
