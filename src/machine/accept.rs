@@ -15,7 +15,7 @@ use super::query::Query;
 use super::refusal::{OperationError, Refusal};
 use super::reserve::Waiting;
 use super::user::{Inbound, Totals};
-use crate::id::{OrderingKey, StreamId, UserId};
+use crate::id::{MessageId, OrderingKey, StreamId, UserId};
 use crate::message::{Durability, Message};
 use crate::record::{Accept, LaneId, Origin, Record, Seq};
 use crate::time::Timestamp;
@@ -174,8 +174,13 @@ impl Machine {
 
     /// The key of a message, and what is known of it.
     pub(super) fn look_up(&mut self, message: &Message) -> (u128, Known) {
+        self.look_up_id(message, message.id())
+    }
+
+    /// The same of another id, of the same sender and recipient.
+    pub(super) fn look_up_id(&mut self, message: &Message, id: MessageId) -> (u128, Known) {
         let sender = self.digester.user(message.sender());
-        let key = self.digester.identity(message.sender(), message.recipient(), message.id());
+        let key = self.digester.identity(message.sender(), message.recipient(), id);
         match self.joints.hold(key) {
             true => (key, Known::Held),
             false => (key, self.dedup.look_up(sender, key, self.now)),

@@ -150,12 +150,7 @@ impl Machine {
     pub(super) fn send_dependent(&mut self, now: Timestamp, ticket: Ticket, message: Message) {
         let Some(after) = message.after() else { return };
         let user = message.recipient().clone();
-        let sender = self.digester.user(message.sender());
-        let key = self.digester.identity(message.sender(), &user, after.id);
-        let known = match self.joints.hold(key) {
-            true => Known::Held,
-            false => self.dedup.look_up(sender, key, now),
-        };
+        let (key, known) = self.look_up_id(&message, after.id);
         match known {
             Known::AskStore => return self.park(self.ids_of_sender(&message), Parked::Send(ticket, message)),
             // It has no place to wait for yet.
