@@ -1,13 +1,14 @@
-//! The verdict: what the logs say, against what was promised.
+//! The verdict: what the logs say, against what was promised. A message for each device counts once for each of them: it is
+//! as many copies as there are devices; every other message is one copy.
 //!
-//! - **accepted**: messages with an `ok` line.
-//! - **delivered**: messages with a `got` line.
+//! - **accepted**: copies of messages with an `ok` line.
+//! - **delivered**: copies with a `got` line.
 //! - **lost**: accepted, never applied, and not ended with a reason either. A message without a TTL has no reason to
 //!   end. Of those whose TTL passed, at most as many may be missing as the two engines' ledgers count as expired.
 //! - **duplicated**: applied as new more than once, or accepted twice by the receiver's inbox (two places). A handler
 //!   that runs again for the same inbox entry *and is told so* is the promise, not a breach of it: nobody can know
 //!   whether a process that was killed had finished.
-//! - **inverted**: among first applications of one recipient, priority and ordering key, one that comes before
+//! - **inverted**: among first applications of one recipient, device, priority and ordering key, one that comes before
 //!   another although the outbox gave it the later place, or the same sender sent it later.
 
 use std::collections::HashMap;
@@ -16,10 +17,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use hdrhistogram::Histogram;
-use lastmile::Priority;
+use lastmile::{EndReason, Priority};
 
 use super::logs::{self, Entry, Got};
-use super::plan::{Line, Plan, Planned};
+use super::plan::{Copy, Line, Plan, Planned};
 
 /// Longer waits count as this long: a day.
 const MAX_WAIT_MS: u64 = 86_400_000;
@@ -27,10 +28,25 @@ const MAX_WAIT_MS: u64 = 86_400_000;
 /// What the engines' ledgers said at the end.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Ledger {
-    /// Messages that ended as expired, in both engines.
+    /// How many copies ended in the outbox, by reason.
+    pub(crate) ended: [u64; EndReason::ALL.len()],
+    /// Copies that ended as expired, in all engines.
     pub(crate) expired: u64,
-    /// Repeats that the inbox recognised, in the last life.
+    /// Repeats that the inboxes recognised, in the last life.
     pub(crate) inbox_repeats: u64,
+}
+
+impl Ledger {
+    /// In the words that [`Ledger::of`] understands.
+    pub(crate) fn to_words(self) -> String {
+        let all = [self.expired, self.inbox_repeats].into_iter().chain(self.ended);
+        all.map(|n| n.to_string()).collect::<Vec<_>>().join(" ")
+    }
+
+    pub(crate) fn of(numbers: &[u64]) -> Option<Self> {
+        let [expired, inbox_repeats, ended @ ..] = numbers else { return None };
+        Some(Self { expired: *expired, inbox_repeats: *inbox_repeats, ended: ended.try_into().ok()? })
+    }
 }
 
 /// What became of everything.
@@ -48,7 +64,10 @@ pub(crate) struct Outcome {
     /// Handlers that ran again and were told so.
     pub(crate) reruns: u64,
     pub(crate) torn_lines: u64,
+    /// By priority.
     pub(crate) waits: [Histogram<u64>; 4],
+    /// By which copy it is.
+    pub(crate) waits_of_copies: [Histogram<u64>; Copy::ALL.len()],
     /// The first few violations, in words.
     pub(crate) complaints: Vec<String>,
 }
@@ -58,6 +77,12 @@ pub(crate) struct Outcome {
 struct Story {
     accepted_at: Option<u64>,
     place: u64,
+    copies: [Applied; Copy::ALL.len()],
+}
+
+/// What is known of one copy.
+#[derive(Clone, Copy, Debug, Default)]
+struct Applied {
     first: Option<Got>,
     /// Some application of it was not told that there may have been another.
     was_fresh: bool,
@@ -75,6 +100,7 @@ impl Outcome {
     pub(crate) fn of(dir: &Path, plan: &Plan, ledger: Ledger) -> io::Result<Self> {
         let bounds = || Histogram::new_with_bounds(1, MAX_WAIT_MS, 3).expect("the bounds are in order");
         let waits = [(); 4].map(|()| bounds());
+        let waits_of_copies = [(); Copy::ALL.len()].map(|()| bounds());
         let mut outcome = Self {
             accepted: 0,
             delivered: 0,
@@ -86,6 +112,7 @@ impl Outcome {
             reruns: 0,
             torn_lines: 0,
             waits,
+            waits_of_copies,
             complaints: Vec::new(),
         };
         let mut stories = vec![Story::default(); plan.messages as usize];
@@ -124,14 +151,19 @@ impl Outcome {
         let torn = logs::read(&dir.join(logs::RECEIVERS), |entry| {
             let Entry::Got { number, got } = entry else { return };
             let Some(story) = stories.get_mut(number as usize) else { return };
-            let was_fresh = story.was_fresh;
-            story.was_fresh |= !got.redelivered;
-            if let Some(first) = story.first {
+            let Some(applied) = story.copies.get_mut(got.copy.code()) else { return };
+            let was_fresh = applied.was_fresh;
+            applied.was_fresh |= !got.redelivered;
+            if let Some(first) = applied.first {
                 return self.applied_again(number, first, got, was_fresh);
             }
-            story.first = Some(got);
+            applied.first = Some(got);
             let (planned, place) = (plan.message(number), story.place);
-            let heads = heads.entry(planned.line()).or_default();
+            if !planned.copies().contains(&got.copy) {
+                self.duplicated += 1;
+                return self.complain(format!("message {number} has no such copy: {got:?}, {planned:?}"));
+            }
+            let heads = heads.entry(planned.line(got.copy)).or_default();
             if let Some(what) = heads.pass(&planned, place) {
                 self.inverted += 1;
                 self.complain(what);
@@ -154,22 +186,27 @@ impl Outcome {
         let ended = logs::now_ms();
         for (number, story) in (0..).zip(stories) {
             let planned = plan.message(number);
-            self.accepted += u64::from(story.accepted_at.is_some());
-            match (story.accepted_at, story.first) {
-                (accepted, Some(got)) => self.delivered(planned.priority, accepted, got),
-                (Some(at), None) if expired(&planned, at, ended) => self.expired += 1,
-                (Some(_), None) => {
-                    self.lost += 1;
-                    self.complain(format!("message {number} was accepted and is gone: {planned:?}"));
+            for copy in planned.copies() {
+                self.accepted += u64::from(story.accepted_at.is_some());
+                let first = story.copies.get(copy.code()).and_then(|applied| applied.first);
+                match (story.accepted_at, first) {
+                    (accepted, Some(got)) => self.delivered(planned.priority, accepted, got),
+                    (Some(at), None) if expired(&planned, at, ended) => self.expired += 1,
+                    (Some(_), None) => {
+                        self.lost += 1;
+                        self.complain(format!(
+                            "message {number} was accepted and is gone: {copy:?}, {planned:?}"
+                        ));
+                    }
+                    (None, None) => {}
                 }
-                (None, None) => {}
             }
         }
         let unexplained = self.expired.saturating_sub(ledger.expired);
         if unexplained > 0 {
             self.lost += unexplained;
             self.expired -= unexplained;
-            self.complain(format!("{unexplained} messages with a TTL are gone and no ledger says expired"));
+            self.complain(format!("{unexplained} copies with a TTL are gone and no ledger says expired"));
         }
     }
 
@@ -177,9 +214,9 @@ impl Outcome {
         self.delivered += 1;
         // Delivered before its sender heard of it: no wait at all.
         let wait = got.at.saturating_sub(accepted.unwrap_or(got.at));
-        if let Some(waits) = self.waits.get_mut(priority.index()) {
-            waits.saturating_record(wait);
-        }
+        let by_priority = self.waits.get_mut(priority.index());
+        let by_copy = self.waits_of_copies.get_mut(got.copy.code());
+        by_priority.into_iter().chain(by_copy).for_each(|waits| waits.saturating_record(wait));
     }
 }
 
@@ -229,11 +266,19 @@ mod tests {
     }
 
     fn got(number: u32, redelivered: u8, entry: u64) -> String {
-        format!("got {number} 1500 {redelivered} {entry}\n")
+        got_copy(number, redelivered, entry, 0)
+    }
+
+    fn got_copy(number: u32, redelivered: u8, entry: u64, copy: usize) -> String {
+        format!("got {number} 1500 {redelivered} {entry} {copy}\n")
     }
 
     fn without_ttl(n: usize) -> Vec<u32> {
-        (0..PLAN.messages).filter(|number| PLAN.message(*number).ttl.is_none()).take(n).collect()
+        let is_meant = |number: &u32| {
+            let planned = PLAN.message(*number);
+            planned.ttl.is_none() && !planned.everywhere
+        };
+        (0..PLAN.messages).filter(is_meant).take(n).collect()
     }
 
     #[test]
@@ -245,7 +290,7 @@ mod tests {
 
     #[test]
     fn ttl_explains_no_more_than_the_ledger_says() {
-        let brief = |p: &Planned| p.ttl.is_some_and(|ttl| ttl < Duration::from_secs(10));
+        let brief = |p: &Planned| !p.everywhere && p.ttl.is_some_and(|ttl| ttl < Duration::from_secs(10));
         let number = (0..PLAN.messages).find(|number| brief(&PLAN.message(*number))).unwrap();
         let with = |expired| {
             let outcome = judged(&[ok(number)], &[], Ledger { expired, ..Ledger::default() });
@@ -268,12 +313,33 @@ mod tests {
 
     #[test]
     fn overtaking_within_a_line_is_an_inversion() {
-        let same = |a: &u32, b: &u32| PLAN.message(*a).line() == PLAN.message(*b).line();
+        let line = |number: &u32| {
+            let planned = PLAN.message(*number);
+            (!planned.everywhere).then(|| planned.line(Copy::Any))
+        };
+        let same = |a: &u32, b: &u32| line(a).is_some() && line(a) == line(b);
         let pairs = (0..PLAN.messages).flat_map(|a| (a + 1..PLAN.messages).map(move |b| (a, b)));
         let (a, b) = pairs.into_iter().find(|(a, b)| same(a, b)).unwrap();
         let inverted = |lines: &[String]| judged(&[ok(a), ok(b)], lines, Ledger::default()).inverted;
         assert_eq!(inverted(&[got(a, 0, 1), got(b, 0, 2)]), 0);
         assert_eq!(inverted(&[got(b, 0, 1), got(a, 0, 2)]), 1);
+    }
+
+    #[test]
+    fn each_device_has_to_get_its_copy_once_and_no_other() {
+        let everywhere = (0..PLAN.messages).find(|number| {
+            let planned = PLAN.message(*number);
+            planned.everywhere && planned.ttl.is_none()
+        });
+        let a = everywhere.unwrap();
+        let judged = |lines: &[String]| {
+            let outcome = judged(&[ok(a)], lines, Ledger::default());
+            (outcome.accepted, outcome.delivered, outcome.lost, outcome.duplicated)
+        };
+        assert_eq!(judged(&[got_copy(a, 0, 1, 1)]), (2, 1, 1, 0));
+        assert_eq!(judged(&[got_copy(a, 0, 1, 1), got_copy(a, 0, 1, 2)]), (2, 2, 0, 0));
+        assert_eq!(judged(&[got_copy(a, 0, 1, 1), got_copy(a, 0, 2, 1)]), (2, 1, 1, 1));
+        assert_eq!(judged(&[got_copy(a, 0, 1, 1), got_copy(a, 0, 1, 2), got(a, 0, 1)]), (2, 2, 0, 1));
     }
 
     #[test]

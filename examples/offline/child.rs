@@ -7,7 +7,7 @@ use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use lastmile::storage::SledStore;
-use lastmile::{Closed, EndReason, Engine};
+use lastmile::{Closed, EndReason, Engine, OperateError};
 use tokio::task::JoinSet;
 
 use super::Failure;
@@ -15,16 +15,18 @@ use super::check::Ledger;
 use super::logs::{self, Entry, Log, now_ms};
 use super::parent::Report;
 use super::people;
-use super::plan::Plan;
+use super::plan::{Copy, DEVICES, Plan, user_name};
 use super::senders;
 
 /// How often the parent hears of progress.
 const REPORT_EVERY: Duration = Duration::from_millis(20);
 /// How long messages may wait once all are sent and everybody comes in turn, with no one fewer.
 const STUCK: Duration = Duration::from_secs(45);
+/// Registrations under way at a time.
+const REGISTRATIONS: usize = 1_000;
 /// Bits of a message's state.
 const ACCEPTED: u8 = 1;
-const APPLIED: u8 = 2;
+const APPLIED: u8 = 2; // of the first copy; of the others the bits above
 
 /// What everything in a life shares.
 #[derive(Debug)]
@@ -32,7 +34,8 @@ pub(crate) struct World {
     pub(crate) plan: Plan,
     pub(crate) life: u32,
     pub(crate) outbox: Engine,
-    pub(crate) inbox: Engine,
+    /// By [`Copy`]: what is for any device goes into one that all of somebody's devices share.
+    pub(crate) inboxes: [Engine; Copy::ALL.len()],
     pub(crate) senders_log: Log,
     pub(crate) receivers_log: Log,
     /// All senders have an answer for all of their messages.
@@ -63,6 +66,7 @@ pub(crate) fn main(plan: Plan, dir: &Path, life: u32) -> ExitCode {
 
 async fn live(plan: Plan, dir: &Path, life: u32) -> Result<Ledger, Failure> {
     let world = Arc::new(World::open(plan, dir, life)?);
+    world.register_devices().await?;
     let mut tasks = JoinSet::new();
     for sender in 0..plan.senders() {
         tasks.spawn(senders::run(Arc::clone(&world), sender));
@@ -78,7 +82,7 @@ async fn live(plan: Plan, dir: &Path, life: u32) -> Result<Ledger, Failure> {
     people.join_all().await;
     reporter.join_all().await.into_iter().collect::<Result<(), Closed>>()?;
     let ledger = world.ledger().await?;
-    for engine in [&world.outbox, &world.inbox] {
+    for engine in world.inboxes.iter().chain([&world.outbox]) {
         engine.shutdown(Duration::from_secs(10)).await;
     }
     Ok(ledger)
@@ -86,11 +90,12 @@ async fn live(plan: Plan, dir: &Path, life: u32) -> Result<Ledger, Failure> {
 
 impl World {
     fn open(plan: Plan, dir: &Path, life: u32) -> Result<Self, Failure> {
+        let inbox = |name: &str| open_engine(&dir.join(name));
         let mut world = Self {
             plan,
             life,
             outbox: open_engine(&dir.join("outbox"))?,
-            inbox: open_engine(&dir.join("inbox"))?,
+            inboxes: [inbox("inbox")?, inbox("inbox-phone")?, inbox("inbox-laptop")?],
             senders_log: Log::append_to(&dir.join(logs::SENDERS))?,
             receivers_log: Log::append_to(&dir.join(logs::RECEIVERS))?,
             all_sent: AtomicBool::new(false),
@@ -109,9 +114,32 @@ impl World {
         for file in [logs::SENDERS, logs::RECEIVERS] {
             logs::read(&dir.join(file), |entry| match entry {
                 Entry::Ok { number, .. } => self.note_accepted(number),
-                Entry::Got { number, .. } => self.note_applied(number),
+                Entry::Got { number, got } => self.note_applied(number, got.copy),
                 Entry::Try { .. } => {}
             })?;
+        }
+        Ok(())
+    }
+
+    /// Everybody's devices, again in each life: those that are known are no news.
+    async fn register_devices(&self) -> Result<(), Failure> {
+        let mut registrations = JoinSet::new();
+        for user in 0..self.plan.users {
+            let outbox = self.outbox.clone();
+            registrations.spawn(async move {
+                for device in DEVICES {
+                    outbox.register_device(user_name(user), device).await?;
+                }
+                Ok::<_, OperateError>(())
+            });
+            if registrations.len() >= REGISTRATIONS
+                && let Some(done) = registrations.join_next().await
+            {
+                done??;
+            }
+        }
+        while let Some(done) = registrations.join_next().await {
+            done??;
         }
         Ok(())
     }
@@ -124,8 +152,8 @@ impl World {
         self.note(number, ACCEPTED, &self.accepted);
     }
 
-    pub(crate) fn note_applied(&self, number: u32) {
-        self.note(number, APPLIED, &self.applied);
+    pub(crate) fn note_applied(&self, number: u32, copy: Copy) {
+        self.note(number, APPLIED << copy.code(), &self.applied);
     }
 
     fn note(&self, number: u32, bit: u8, count: &AtomicU64) {
@@ -141,7 +169,11 @@ impl World {
     }
 
     async fn waiting(&self) -> Result<u64, Closed> {
-        Ok(self.outbox.stats().await?.waiting + self.inbox.stats().await?.waiting)
+        let mut waiting = self.outbox.stats().await?.waiting;
+        for inbox in &self.inboxes {
+            waiting += inbox.stats().await?.waiting;
+        }
+        Ok(waiting)
     }
 
     async fn wait_until_all_has_ended(&self) -> Result<(), Failure> {
@@ -168,19 +200,26 @@ impl World {
     }
 
     async fn stuck(&self, waiting: u64) -> Result<String, Closed> {
-        let (outbox, inbox) = (self.outbox.stats().await?, self.inbox.stats().await?);
-        Ok(format!(
-            "{waiting} messages wait and nothing moves for {STUCK:?}; outbox: {outbox:?}; inbox: {inbox:?}"
-        ))
+        let mut what = format!(
+            "{waiting} messages wait and nothing moves for {STUCK:?}; outbox: {:?}",
+            self.outbox.stats().await?
+        );
+        for (copy, inbox) in Copy::ALL.iter().zip(&self.inboxes) {
+            what += &format!("; inbox, {}: {:?}", copy.name(), inbox.stats().await?);
+        }
+        Ok(what)
     }
 
     async fn ledger(&self) -> Result<Ledger, Closed> {
-        let (outbox, inbox) = (self.outbox.stats().await?, self.inbox.stats().await?);
+        let mut ledger = Ledger { ended: self.outbox.stats().await?.counters.ended, ..Ledger::default() };
         let expired = EndReason::Expired.index();
-        Ok(Ledger {
-            expired: outbox.counters.ended[expired] + inbox.counters.ended[expired],
-            inbox_repeats: inbox.duplicates,
-        })
+        ledger.expired = ledger.ended[expired];
+        for inbox in &self.inboxes {
+            let stats = inbox.stats().await?;
+            ledger.expired += stats.counters.ended[expired];
+            ledger.inbox_repeats += stats.duplicates;
+        }
+        Ok(ledger)
     }
 }
 

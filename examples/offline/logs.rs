@@ -4,10 +4,11 @@
 //! |---|---|---|---|
 //! | `try N T` | senders | before `send` | the message may be in the outbox or not |
 //! | `ok N T D P` | senders | after `send` answered | it was accepted: it must arrive or end with a reason |
-//! | `got N T R E` | receivers | by the handler, before it confirms | it was applied; without it no engine heard `Delivered` |
+//! | `got N T R E C` | receivers | by the handler, before it confirms | it was applied; without it no engine heard `Delivered` |
 //!
 //! N is the message's number, T milliseconds of wall time, D whether it was a repeat, P its place in the outbox (0 when it
-//! is not known), R whether the handler was told that it may have seen it before, E its place in the receiving engine.
+//! is not known), R whether the handler was told that it may have seen it before, E its place in the receiving engine,
+//! C which copy it is (0 when it was for any device).
 //!
 //! Each line is one `write` to a file opened for appending: when the call has returned, the line is in the operating
 //! system and no SIGKILL takes it back. A line that was cut off proves nothing and is skipped; each life starts with a
@@ -18,6 +19,8 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::Path;
 use std::sync::Mutex;
 use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::plan::Copy;
 
 /// The senders' file.
 pub(crate) const SENDERS: &str = "senders.log";
@@ -56,6 +59,7 @@ pub(crate) struct Got {
     pub(crate) at: u64,
     pub(crate) redelivered: bool,
     pub(crate) entry: u64,
+    pub(crate) copy: Copy,
 }
 
 /// A line of either file.
@@ -75,8 +79,8 @@ impl Entry {
         format!("ok {number} {} {} {place}", now_ms(), u8::from(duplicate))
     }
 
-    pub(crate) fn got_line(number: u32, redelivered: bool, entry: u64) -> String {
-        format!("got {number} {} {} {entry}", now_ms(), u8::from(redelivered))
+    pub(crate) fn got_line(number: u32, redelivered: bool, entry: u64, copy: Copy) -> String {
+        format!("got {number} {} {} {entry} {}", now_ms(), u8::from(redelivered), copy.code())
     }
 
     fn parse(line: &str) -> Option<Self> {
@@ -88,7 +92,11 @@ impl Entry {
         let entry = match kind {
             "try" => Self::Try { number },
             "ok" => Self::Ok { number, ok: Ok { at, duplicate: field()? == 1, place: field()? } },
-            "got" => Self::Got { number, got: Got { at, redelivered: field()? == 1, entry: field()? } },
+            "got" => {
+                let (redelivered, entry) = (field()? == 1, field()?);
+                let copy = *Copy::ALL.get(usize::try_from(field()?).ok()?)?;
+                Self::Got { number, got: Got { at, redelivered, entry, copy } }
+            }
             _ => return None,
         };
         words.next().is_none().then_some(entry)

@@ -5,16 +5,17 @@
 //! cargo run --release --example offline -- --users 1000 --messages 100000 --kills 3
 //! ```
 //!
-//! A child process (this program, run again) holds two engines in two directories: the *outbox*, which takes messages
-//! from many senders, and the *inbox*, into which the outbox delivers over a connection that drops batches, drops
-//! answers and breaks; a handler on the inbox's side applies each message. The parent kills the child with SIGKILL in
-//! the middle, several times, and starts it again; senders then repeat, with the same ids, whatever they have no answer
-//! for, and some of what they have one for. Senders and handlers keep logs of their own, outside of the engines
+//! A child process (this program, run again) holds engines in directories: the *outbox*, which takes messages from many
+//! senders, and *inboxes*, into which the outbox delivers over connections that drop batches, drop answers and break;
+//! handlers on the inboxes' side apply each message. Everybody has a phone and a laptop. Most messages are for any device
+//! and go into an inbox that both share; every fifth is for each of them, and waits for each until it comes. The parent
+//! kills the child with SIGKILL in the middle, several times, and starts it again; senders then repeat, with the same ids,
+//! whatever they have no answer for, and some of what they have one for. Senders and handlers keep logs of their own, outside of the engines
 //! (`logs.rs` says what each line proves), and the verdict is read from those (`check.rs`).
 //!
-//! The last line is `accepted=N delivered=N lost=0 duplicated=0 inverted=0`; the difference between accepted and
-//! delivered is what had a TTL and expired. Exit status: 0 when every promise was kept, 1 when one was broken, 2 when
-//! the run itself failed.
+//! The last line is `accepted=N delivered=N lost=0 duplicated=0 inverted=0`, counting copies: a message for each device is
+//! one for each. The difference between accepted and delivered is what had a TTL and expired. Exit status: 0 when every
+//! promise was kept, 1 when one was broken, 2 when the run itself failed.
 
 mod check;
 mod child;

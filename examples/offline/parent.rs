@@ -30,8 +30,8 @@ impl Report {
             Self::Progress { accepted, applied, waiting } => {
                 println!("progress {accepted} {applied} {waiting}")
             }
-            Self::Done(ledger) => println!("done {} {}", ledger.expired, ledger.inbox_repeats),
-            Self::Stuck(ledger) => println!("stuck {} {}", ledger.expired, ledger.inbox_repeats),
+            Self::Done(ledger) => println!("done {}", ledger.to_words()),
+            Self::Stuck(ledger) => println!("stuck {}", ledger.to_words()),
         }
     }
 
@@ -42,8 +42,8 @@ impl Report {
             ("progress", &[accepted, applied, waiting]) => {
                 Some(Self::Progress { accepted, applied, waiting })
             }
-            ("done", &[expired, inbox_repeats]) => Some(Self::Done(Ledger { expired, inbox_repeats })),
-            ("stuck", &[expired, inbox_repeats]) => Some(Self::Stuck(Ledger { expired, inbox_repeats })),
+            ("done", numbers) => Ledger::of(numbers).map(Self::Done),
+            ("stuck", numbers) => Ledger::of(numbers).map(Self::Stuck),
             _ => None,
         }
     }
@@ -53,11 +53,13 @@ impl Report {
 pub(crate) fn supervise(plan: &Plan, kills: u32, dir: &Path) -> Result<(Duration, Ledger), Failure> {
     let began = now_ms();
     let elapsed = || Duration::from_millis(now_ms().saturating_sub(began));
-    let bars = Bars::new(plan);
+    let copies = plan.copies();
+    let bars = Bars::new(plan, copies);
     for life in 0..kills {
         let mut child = Life::start(plan, dir, life)?;
         // Spread over sending and receiving. The last part is left alone: TTLs make its length unknown.
-        let threshold = u64::from(plan.messages) * 2 * 9 / 10 * u64::from(life + 1) / u64::from(kills + 1);
+        let threshold =
+            (u64::from(plan.messages) + copies) * 9 / 10 * u64::from(life + 1) / u64::from(kills + 1);
         if let Some(ledger) = child.run_until(threshold, &bars)? {
             return Ok((elapsed(), ledger));
         }
@@ -178,15 +180,15 @@ struct Bars {
 }
 
 impl Bars {
-    fn new(plan: &Plan) -> Self {
+    fn new(plan: &Plan, copies: u64) -> Self {
         let style = "{prefix:>9} {bar:40} {human_pos:>9} / {human_len} {msg}";
         let style = ProgressStyle::with_template(style).unwrap_or_else(|_| ProgressStyle::default_bar());
         let all = MultiProgress::new();
-        let bar = |prefix: &'static str| {
-            let bar = ProgressBar::new(plan.messages.into()).with_style(style.clone()).with_prefix(prefix);
+        let bar = |prefix: &'static str, len: u64| {
+            let bar = ProgressBar::new(len).with_style(style.clone()).with_prefix(prefix);
             all.add(bar)
         };
-        let (accepted, applied) = (bar("accepted"), bar("applied"));
+        let (accepted, applied) = (bar("accepted", plan.messages.into()), bar("applied", copies));
         Self { all, accepted, applied }
     }
 

@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 
 use super::child::World;
 use super::logs::{Entry, now_ms};
-use super::plan::{Dice, number_of, user_name};
+use super::plan::{Copy, DEVICES, Dice, number_of, user_name};
 
 /// Of a thousand batches, so many break the connection before they arrive, ...
 const BROKEN_BEFORE: u64 = 10;
@@ -59,27 +59,45 @@ async fn visit(world: Arc<World>, shared: Arc<Shared>, number: u32) {
             tokio::time::sleep(QUIET).await;
             continue;
         }
-        if let Err(error) = stay(&world, user, &mut dice, quiet).await {
-            world.fail(error);
+        // At the end with each device, for what waits for it alone.
+        let devices = match quiet {
+            Some(_) => 0..DEVICES.len(),
+            None => {
+                let device = dice.below(DEVICES.len() as u64) as usize;
+                device..device + 1
+            }
+        };
+        for device in devices {
+            if let Err(error) = stay(&world, (user, device), &mut dice, quiet).await {
+                world.fail(error);
+            }
         }
         online.store(false, Ordering::Release);
     }
 }
 
-/// One visit: the handler is attached to the person's own engine, the connection to the outbox.
+/// One visit, with one device: handlers are attached to the engines that it has, the connection to the outbox.
 async fn stay(
     world: &Arc<World>,
-    user: u32,
+    (user, device): (u32, usize),
     dice: &mut Dice,
     quiet: Option<Duration>,
 ) -> Result<(), super::Failure> {
     let name = user_name(user);
     let active = Arc::new(AtomicU64::new(now_ms()));
-    let handler = Handler { world: Arc::clone(world), active: Arc::clone(&active) };
-    let connection =
-        Connection { world: Arc::clone(world), dice: Dice::new(dice.next()), active: Arc::clone(&active) };
-    let _handler = world.inbox.attach(name.as_str(), "app", handler)?;
-    let _connection = world.outbox.attach(name.as_str(), "phone", connection)?;
+    let own = Copy::For(device);
+    let mut handlers = Vec::new();
+    for copy in [Copy::Any, own] {
+        let handler = Handler { world: Arc::clone(world), active: Arc::clone(&active), copy };
+        handlers.push(world.inboxes[copy.code()].attach(name.as_str(), "app", handler)?);
+    }
+    let connection = Connection {
+        world: Arc::clone(world),
+        dice: Dice::new(dice.next()),
+        active: Arc::clone(&active),
+        own,
+    };
+    let _connection = world.outbox.attach(name.as_str(), DEVICES[device], connection)?;
     let Some(quiet) = quiet else {
         tokio::time::sleep(Duration::from_millis(20 + dice.below(200))).await;
         return Ok(());
@@ -100,6 +118,8 @@ struct Connection {
     world: Arc<World>,
     dice: Dice,
     active: Arc<AtomicU64>,
+    /// The copies that are for this device.
+    own: Copy,
 }
 
 impl Sink for Connection {
@@ -113,7 +133,14 @@ impl Sink for Connection {
         if self.dice.per_mille(FAILED) {
             return all(Verdict::Nack(Some(Duration::from_millis(10))));
         }
-        let verdicts = self.world.inbox.inbox().receive(batch).await;
+        let (own, any): (Vec<_>, Vec<_>) =
+            batch.into_iter().partition(|delivery| delivery.entry.lane.slot().is_some());
+        let mut verdicts = Vec::new();
+        for (copy, batch) in [(Copy::Any, any), (self.own, own)] {
+            if !batch.is_empty() {
+                verdicts.extend(self.world.inboxes[copy.code()].inbox().receive(batch).await);
+            }
+        }
         if self.dice.per_mille(BROKEN_AFTER) {
             return all(Verdict::Disconnected);
         }
@@ -125,6 +152,7 @@ impl Sink for Connection {
 struct Handler {
     world: Arc<World>,
     active: Arc<AtomicU64>,
+    copy: Copy,
 }
 
 impl Sink for Handler {
@@ -137,12 +165,12 @@ impl Sink for Handler {
 impl Handler {
     fn apply(&self, delivery: &Delivery) -> Verdict {
         let number = number_of(delivery.message.id());
-        let line = Entry::got_line(number, delivery.redelivered, delivery.entry.seq.get());
+        let line = Entry::got_line(number, delivery.redelivered, delivery.entry.seq.get(), self.copy);
         if let Err(error) = self.world.receivers_log.line(&line) {
             self.world.fail(format!("cannot write {}: {error}", super::logs::RECEIVERS));
             return Verdict::Busy(Duration::from_secs(1));
         }
-        self.world.note_applied(number);
+        self.world.note_applied(number, self.copy);
         Verdict::Delivered
     }
 }

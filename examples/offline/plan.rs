@@ -2,10 +2,40 @@
 
 use std::time::Duration;
 
-use lastmile::{Durability, InvalidMessage, Message, MessageId, Priority};
+use lastmile::{DevicePolicy, Durability, InvalidMessage, Message, MessageId, Priority};
 
 /// Messages of one person to another, in one conversation, are delivered in order.
 const CONVERSATIONS: u64 = 4;
+
+/// What everybody has, registered before anything is sent.
+pub(crate) const DEVICES: [&str; 2] = ["phone", "laptop"];
+
+/// Which copy of a message: the only one, which any device may take, or that for one of them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Copy {
+    Any,
+    For(usize),
+}
+
+impl Copy {
+    /// All there are, by their codes.
+    pub(crate) const ALL: &'static [Self; 1 + DEVICES.len()] = &[Self::Any, Self::For(0), Self::For(1)];
+
+    pub(crate) fn code(self) -> usize {
+        match self {
+            Self::Any => 0,
+            Self::For(device) => 1 + device,
+        }
+    }
+
+    /// What it is called in tables, and where the engine is that takes it.
+    pub(crate) fn name(self) -> &'static str {
+        match self {
+            Self::Any => "any device",
+            Self::For(device) => DEVICES.get(device).copied().unwrap_or("?"),
+        }
+    }
+}
 
 /// The workload. Parent and child make the same one from the same arguments.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +57,8 @@ pub(crate) struct Planned {
     pub(crate) ttl: Option<Duration>,
     pub(crate) durability: Durability,
     pub(crate) bytes: usize,
+    /// It is for each device.
+    pub(crate) everywhere: bool,
 }
 
 /// What two messages must share for one to have to come before the other.
@@ -35,12 +67,18 @@ pub(crate) struct Line {
     pub(crate) recipient: u32,
     pub(crate) priority: Priority,
     pub(crate) key: Option<(u32, u64)>,
+    pub(crate) copy: Copy,
 }
 
 impl Plan {
     /// How many senders there are. Each sends one message after the other, so this many are in flight at most.
     pub(crate) fn senders(&self) -> u32 {
         (self.users / 4).clamp(1, 256).min(self.messages.max(1))
+    }
+
+    /// How many copies all messages make.
+    pub(crate) fn copies(&self) -> u64 {
+        (0..self.messages).map(|number| self.message(number).copies().len() as u64).sum()
     }
 
     /// The messages of one sender, in the order they are sent.
@@ -79,6 +117,7 @@ impl Plan {
                 60..=97 => 256 + dice.below(1_792) as usize,
                 _ => 4_096 + dice.below(12_288) as usize,
             },
+            everywhere: dice.below(5) == 0,
         }
     }
 }
@@ -91,7 +130,8 @@ impl Planned {
             .id(MessageId::from_u128(u128::from(seed) << 64 | u128::from(self.number)))
             .sender(format!("sender-{}", self.sender))
             .priority(self.priority)
-            .durability(self.durability);
+            .durability(self.durability)
+            .devices(if self.everywhere { DevicePolicy::EveryDevice } else { DevicePolicy::AnyDevice });
         if let Some(key) = self.key {
             builder = builder.ordering_key(format!("{}-{key}", self.sender));
         }
@@ -101,11 +141,19 @@ impl Planned {
         builder.build()
     }
 
-    pub(crate) fn line(&self) -> Line {
+    /// The copies that are delivered, each by itself.
+    pub(crate) fn copies(&self) -> &'static [Copy] {
+        let (any, each) = Copy::ALL.split_at(1);
+        if self.everywhere { each } else { any }
+    }
+
+    /// What one of its copies must not overtake.
+    pub(crate) fn line(&self, copy: Copy) -> Line {
         Line {
             recipient: self.recipient,
             priority: self.priority,
             key: self.key.map(|key| (self.sender, key)),
+            copy,
         }
     }
 }
