@@ -186,7 +186,7 @@ pub struct Config {
     /// are forgotten, and count as unread. 256, at most 4,096; each takes 32 bytes of the user's row.
     pub max_read_marks: NonZeroUsize,
     /// How long a registered device is kept that is not seen. When its user is next sent something for each device, or
-    /// their row is read, it is removed, and what waits for it ends as [`DeviceGone`](crate::EndReason::DeviceGone). 90 days.
+    /// registers one, it is removed, and what waits for it ends as [`DeviceGone`](crate::EndReason::DeviceGone). 90 days.
     pub device_age: Duration,
     /// Subscriptions to the changes of one user each, in the whole engine; more are refused. 65,536.
     pub max_subscriptions: usize,

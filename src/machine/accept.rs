@@ -63,7 +63,7 @@ fn lane_then(message: &Message, slot: Slot) -> LaneId {
 /// The answer to a repeat of what was accepted then.
 pub(super) fn accepted_then(message: &Message, slot: Slot) -> Accepted {
     let entry = EntryRef { lane: lane_then(message, slot), seq: slot.seq };
-    Accepted { entry, among: slot.among, duplicate: true }
+    Accepted { among: slot.among, ..Accepted::at(entry).again() }
 }
 
 /// What dedup says of a message that is to take the place of another.

@@ -14,7 +14,7 @@ use std::sync::Arc;
 use super::Machine;
 use super::commit::Pending;
 use super::fold::through;
-use super::io::{Action, LinkId};
+use super::io::LinkId;
 use super::lane::Lane;
 use super::operation::Outcome;
 use super::pick::Turns;
@@ -204,15 +204,14 @@ impl Machine {
         let id = &change.user;
         match change.event {
             DeviceEvent::Registered => {
-                for ticket in self.device_waits.remove(&(id.clone(), change.slot)).unwrap_or_default() {
-                    self.actions.push_back(Action::Done { ticket, result: Ok(Outcome::default()) });
-                    self.operations_answered();
-                }
+                self.slot_decided(id, change.slot, &Ok(Outcome::default()));
                 let links = self.users.get(id).map(|user| user.links.clone()).unwrap_or_default();
                 links.into_iter().for_each(|link| self.open_device(id, link));
             }
             DeviceEvent::Leaving => self.clear_slots(id),
-            DeviceEvent::Exposed(_) | DeviceEvent::Seen | DeviceEvent::Gone => {}
+            // Whoever has asked for that while it was being recorded.
+            DeviceEvent::Gone => self.slot_decided(id, change.slot, &Ok(Outcome::default())),
+            DeviceEvent::Exposed(_) | DeviceEvent::Seen => {}
         }
         self.mark_ready(id);
         self.let_go(id);

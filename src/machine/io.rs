@@ -249,6 +249,8 @@ pub struct Accepted {
     /// The devices that have a copy of their own: the first one's is the entry, those of the others follow it. None when
     /// the message is for any device, or its devices are not chosen yet.
     pub among: Slots,
+    /// How far apart their places are: 1, or 2 when they were moved to another priority.
+    pub stride: u8,
     /// Whether it had been accepted before: this was a repeat.
     pub duplicate: bool,
 }
@@ -256,13 +258,18 @@ pub struct Accepted {
 impl Accepted {
     /// A new message, for any device.
     pub(super) fn at(entry: EntryRef) -> Self {
-        Self { entry, among: Slots::NONE, duplicate: false }
+        Self { entry, among: Slots::NONE, stride: 1, duplicate: false }
     }
 
-    /// A new message.
+    /// A new message, of which this is one copy.
     pub(super) fn of(entry: EntryRef, accept: &Accept) -> Self {
-        let among = accept.device.map_or(Slots::NONE, |device| device.among);
-        Self { entry, among, duplicate: false }
+        let (Some(device), Some(priority)) = (accept.device, entry.lane.priority()) else {
+            return Self::at(entry);
+        };
+        let copies = device.others(entry.seq).chain([(device.slot, entry.seq)]);
+        let first = copies.min_by_key(|(slot, _)| *slot);
+        let first = first.map(|(slot, seq)| EntryRef { lane: LaneId::Device(slot, priority), seq });
+        Self { entry: first.unwrap_or(entry), among: device.among, stride: device.stride, duplicate: false }
     }
 
     /// It had been accepted before.
@@ -277,7 +284,7 @@ impl Accepted {
         if self.among.is_empty() || seq == Seq::ZERO {
             return vec![self.entry];
         }
-        let place = |slot| seq.plus(self.among.rank(slot).into());
+        let place = |slot| seq.plus(u64::from(self.among.rank(slot)) * u64::from(self.stride));
         let copy = |slot| EntryRef { lane: LaneId::Device(slot, priority), seq: place(slot) };
         self.among.iter().map(copy).collect()
     }

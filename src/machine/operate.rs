@@ -319,7 +319,8 @@ impl Machine {
             Work::Asked(_, Operation::Locate(_)) if !is_ending => {
                 let known = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
                 self.locate(operation, entry, &accept, (state, known));
-                return true;
+                // Of a dead letter of one device, another one's copy may still wait.
+                return entry.lane != LaneId::Dead || accept.device.is_none();
             }
             Work::FindParent(_) => {
                 let known = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);

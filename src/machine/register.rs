@@ -11,7 +11,7 @@ use super::query::Query;
 use super::refusal::OperationError;
 use super::user::User;
 use crate::id::{DeviceId, UserId};
-use crate::record::{DeviceEvent, DeviceInfo, MAX_SLOTS, Slot};
+use crate::record::{DeviceEvent, DeviceInfo, MAX_SLOTS, Seq, Slot};
 
 /// Who waits for something to become of a slot.
 pub(super) type DeviceWaits = BTreeMap<(UserId, Slot), Vec<Ticket>>;
@@ -54,7 +54,9 @@ impl Machine {
     pub(super) fn unregister(&mut self, ticket: Ticket, id: &UserId, device: &DeviceId) {
         let is_it = |state: &SlotState| state.device.as_ref().is_some_and(|known| known.device == *device);
         let user = self.user_mut(id);
-        let Some(slot) = user.slots.iter().find(|(_, state)| is_it(state)).map(|(slot, _)| *slot) else {
+        // It may have come back while it went.
+        let leaving = || user.slots.iter().find(|(_, state)| is_it(state)).map(|(slot, _)| *slot);
+        let Some(slot) = user.slot_of(device).or_else(leaving) else {
             return self
                 .actions
                 .push_back(Action::Done { ticket, result: Err(OperationError::NoSuchDevice) });
@@ -86,7 +88,6 @@ impl Machine {
 
     /// Ends what is left of devices that have gone.
     pub(super) fn clear_slots(&mut self, id: &UserId) {
-        let applied = self.applied;
         let Some(user) = self.users.get_mut(id).filter(|_| self.is_live) else { return };
         let is_left = |state: &SlotState| state.is_leaving() && !state.clearing && state.coming_in == 0;
         if !user.slots.values().any(|state| is_left(state)) {
@@ -100,7 +101,8 @@ impl Machine {
             user.slots.iter().filter(|(_, state)| is_left(state)).map(|(slot, _)| *slot).collect();
         for slot in left {
             self.user_mut(id).slot_mut(slot).clearing = true;
-            self.begin(id.clone(), Work::Clear(slot), applied);
+            // Nothing new is for it: whatever is there is meant, also what becomes state just now.
+            self.begin(id.clone(), Work::Clear(slot), Seq::MAX);
         }
     }
 
@@ -121,6 +123,11 @@ impl Machine {
             let at = now.after(core::time::Duration::from_millis(super::load::RETRY_MS));
             self.timers.insert((at, super::timer::TimerKey::Reload(id.clone())));
         }
+        self.slot_decided(id, slot, &result);
+    }
+
+    /// Answers those who wait for something to become of a slot.
+    pub(super) fn slot_decided(&mut self, id: &UserId, slot: Slot, result: &Result<Outcome, OperationError>) {
         for ticket in self.device_waits.remove(&(id.clone(), slot)).unwrap_or_default() {
             self.actions.push_back(Action::Done { ticket, result: result.clone() });
             self.operations_answered();

@@ -11,6 +11,16 @@ impl Rig {
         self.log.iter().filter(|(_, record)| is_seen(record)).count()
     }
 
+    fn commit_one(&mut self) {
+        let (commit, records) = self.open.pop_front().expect("something is on its way");
+        let first = self.next;
+        for record in records {
+            self.log.push((self.next, record));
+            self.next = self.next.plus(1);
+        }
+        self.input(Input::Persisted { commit, first });
+    }
+
     fn lanes_of_next(&mut self) -> Vec<LaneId> {
         self.accepted(&every().build().unwrap()).entries().iter().map(|entry| entry.lane).collect()
     }
@@ -43,13 +53,7 @@ fn a_slot_is_not_given_away_while_something_is_left_in_it() {
     };
     operate(&mut rig, Operation::Unregister(alice(), device("phone")));
     // That it leaves is durable, and not yet what becomes of what is left.
-    let (commit, records) = rig.open.pop_front().unwrap();
-    let first = rig.next;
-    for record in records {
-        rig.log.push((rig.next, record));
-        rig.next = rig.next.plus(1);
-    }
-    rig.input(Input::Persisted { commit, first });
+    rig.commit_one();
     operate(&mut rig, Operation::Register(alice(), device("tablet")));
     rig.commit();
     assert_eq!(rig.lanes_of_next(), [lane(1)]);
@@ -193,12 +197,88 @@ fn what_a_released_message_takes_is_its_own_and_no_room_of_others_that_are_on_th
     rig.now = at.after(Duration::from_secs(1));
     rig.input(Input::Tick);
     let on_its_way = rig.send(&message("bob"));
-    let (commit, records) = rig.open.pop_front().unwrap();
-    let first = rig.next;
-    records.iter().for_each(|_| rig.next = rig.next.plus(1));
-    rig.input(Input::Persisted { commit, first });
+    rig.commit_one();
     let over = rig.send(&message("carol"));
     rig.commit();
     assert!(rig.answer(on_its_way).unwrap().is_ok());
     assert!(matches!(rig.answer(over), Some(Err(Refusal::EngineFull { messages: 3, .. }))));
+}
+
+#[test]
+fn removing_a_device_again_while_it_goes_is_answered_as_well() {
+    let mut rig = Rig::new();
+    rig.register("phone");
+    rig.accepted(&every().build().unwrap());
+    let operate = |rig: &mut Rig| {
+        rig.tickets += 1;
+        let operation = Operation::Unregister(alice(), device("phone"));
+        rig.input(Input::Operate { ticket: Ticket(rig.tickets), operation });
+    };
+    operate(&mut rig);
+    let before = rig.done.len();
+    // All but the last of its records, that it is gone, is durable.
+    while rig.done.len() == before {
+        rig.commit_one();
+    }
+    operate(&mut rig);
+    rig.commit();
+    assert_eq!(rig.done.len(), before + 2, "{:?}", rig.done);
+    assert!(rig.settled_by(Operation::Devices(alice())).unwrap().devices.is_empty());
+}
+
+#[test]
+fn a_device_that_came_back_while_it_went_is_the_one_that_is_removed_next() {
+    let mut rig = Rig::new();
+    rig.register("phone");
+    rig.accepted(&every().build().unwrap());
+    rig.tickets += 1;
+    let operation = Operation::Unregister(alice(), device("phone"));
+    rig.input(Input::Operate { ticket: Ticket(rig.tickets), operation: operation.clone() });
+    rig.commit_one();
+    rig.tickets += 1;
+    let again = Operation::Register(alice(), device("phone"));
+    rig.input(Input::Operate { ticket: Ticket(rig.tickets), operation: again });
+    // What is left in the old slot is still being looked at when it has a new one.
+    while !rig.done.iter().any(|(ticket, _)| ticket.0 == rig.tickets) {
+        rig.commit_one();
+    }
+    rig.tickets += 1;
+    rig.input(Input::Operate { ticket: Ticket(rig.tickets), operation });
+    rig.commit();
+    assert!(rig.settled_by(Operation::Devices(alice())).unwrap().devices.is_empty());
+    assert_eq!(rig.lanes_of_next(), [LaneId::Normal]);
+}
+
+#[test]
+fn a_dead_letter_of_one_device_does_not_hide_the_copy_that_waits_for_another() {
+    let mut rig = Rig::new();
+    ["phone", "laptop"].into_iter().for_each(|name| rig.register(name));
+    rig.attach(1, "alice", "phone");
+    let message = every().build().unwrap();
+    let entries = rig.accepted(&message).entries();
+    rig.say(1, entries[0], Verdict::Rejected);
+    let target = Target { user: alice(), id: message.id(), sender: None };
+    let located = rig.settled_by(Operation::Locate(target)).unwrap().located.unwrap();
+    assert_eq!((located.status, located.entry), (Status::Accepted, Some(entries[1])));
+}
+
+#[test]
+fn every_answer_names_the_places_that_copies_have() {
+    let mut rig = Rig::new();
+    ["phone", "laptop"].into_iter().for_each(|name| rig.register(name));
+    let message = every().build().unwrap();
+    rig.accepted(&message);
+    let target = |message: &Message| Target { user: alice(), id: message.id(), sender: None };
+    let waits = |rig: &Rig, priority| {
+        let user = rig.machine.snapshot(&alice()).unwrap();
+        let all = [0, 1].map(|slot| LaneId::Device(crate::record::Slot::new(slot).unwrap(), priority));
+        all.map(|lane| EntryRef { lane, seq: user.device_lanes[&lane].live[0] }).to_vec()
+    };
+    let newer = every().build().unwrap();
+    let replaced = rig.settled_by(Operation::Replace(target(&message), newer.clone())).unwrap();
+    assert_eq!(replaced.accepted.unwrap().entries(), waits(&rig, Priority::Normal));
+    let moved = rig.settled_by(Operation::Reprioritise(target(&newer), Priority::High)).unwrap();
+    assert_eq!(moved.accepted.unwrap().entries(), waits(&rig, Priority::High));
+    let stays = rig.settled_by(Operation::Reprioritise(target(&newer), Priority::High)).unwrap();
+    assert_eq!(stays.accepted.unwrap().entries(), waits(&rig, Priority::High));
 }

@@ -95,6 +95,11 @@ impl Net {
         }
     }
 
+    fn operate(&mut self, shard: usize, operation: Operation) {
+        self.last += 1;
+        self.rigs[shard].input(Input::Operate { ticket: Ticket(self.last), operation });
+    }
+
     fn answers(&self, tickets: &[Ticket]) -> Vec<Option<Result<Accepted, Refusal>>> {
         let answer = |ticket: &Ticket| self.rigs.iter().find_map(|rig| rig.answer(*ticket).cloned());
         tickets.iter().map(answer).collect()
@@ -574,4 +579,40 @@ fn a_batch_for_people_who_must_be_read_first_holds_nothing_when_they_cannot_be()
         assert_eq!(net.live_at_rest(), if fails { 0 } else { 2 });
         assert!(!fails || net.rigs[0].machine.users.is_empty(), "somebody is held on to");
     }
+}
+
+#[test]
+fn what_was_held_for_a_device_that_left_meanwhile_ends_with_it_and_its_slot_is_empty_for_the_next() {
+    let devices = crate::message::DevicePolicy::EveryDevice;
+    let mut net = Net::with(2, Config { devices, ..Config::default() });
+    let (mine, other) = (message("alice"), person_of_another_shard(&net, "alice"));
+    let shard = net.shard(&mine);
+    let (alice, named) = (mine.recipient().clone(), |name| DeviceId::new(name).unwrap());
+    net.operate(shard, Operation::Register(alice.clone(), named("phone")));
+    net.finish();
+    // Alice's shard holds its part, and the other one has not been asked yet.
+    let tickets = net.send_batch(&[mine, other]);
+    net.operate(shard, Operation::Unregister(alice.clone(), named("phone")));
+    net.commit(shard);
+    net.finish();
+    assert!(net.accepted(&tickets));
+    let counters = net.rigs[shard].machine.stats().counters;
+    assert_eq!((counters.live(), counters.ended[EndReason::DeviceGone.index()]), (0, 1));
+    net.operate(shard, Operation::Register(alice, named("tablet")));
+    net.finish();
+    net.rigs[shard].input(Input::Attach {
+        link: LinkId(1),
+        user: UserId::new("alice").unwrap(),
+        device: named("tablet"),
+    });
+    net.finish();
+    assert_eq!(net.rigs[shard].offers.len(), 0);
+}
+
+/// A message for somebody whom another shard has.
+fn person_of_another_shard(net: &Net, than: &str) -> Message {
+    let here = net.shard(&message(than));
+    let others = (0..).map(|n| message(&format!("user-{n}")));
+    let mut others = others.filter(|message| net.shard(message) != here);
+    others.next().unwrap()
 }

@@ -131,7 +131,11 @@ impl Bodies {
         let (base, sealed) = self.find(outbox, run, seq)?.map_err(|reason| rows::damaged(&key(), &reason))?;
         let user = UserId::new(entry.user).map_err(|error| rows::damaged(&key(), &error.to_string()))?;
         let at = base.at.as_millis().wrapping_add(later);
-        let device = base.device.zip(entry.lane.slot()).map(|(device, slot)| device.for_slot(slot));
+        // A lane says for which device; a dead letter shares with those for the same one only.
+        let device = match entry.lane.slot() {
+            Some(slot) => base.device.map(|device| device.for_slot(slot)),
+            None => base.device,
+        };
         Ok((base.for_recipient(user, crate::time::Timestamp::from_millis(at), device), sealed))
     }
 
