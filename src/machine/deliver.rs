@@ -251,12 +251,15 @@ impl Machine {
     fn lingers(&mut self, id: &UserId) -> bool {
         let (now, config) = (self.now, &self.config);
         let Some(user) = self.users.get_mut(id).filter(|_| !config.linger.is_zero()) else { return false };
-        let critical = |slot: &Slot| LaneId::Device(*slot, Priority::Critical);
-        let critical = user.slots.keys().map(critical).chain([LaneId::Critical]);
-        let urgent = critical.into_iter().any(|lane| user.lane_ref(lane).offerable().next().is_some())
+        // What waits for devices that are away makes nobody hurry.
+        let here = user.links.iter().filter_map(|link| self.links.get(link)?.slot);
+        let here: Vec<_> = here.flat_map(LaneId::of_slot).chain(Priority::ALL.map(LaneId::from)).collect();
+        let critical = here.iter().filter(|lane| lane.priority() == Some(Priority::Critical));
+        let urgent = critical.into_iter().any(|lane| user.lane_ref(*lane).offerable().next().is_some())
             || user.lanes.iter().any(|lane| !lane.volatile.is_empty());
         let full = config.max_batch.get() as usize;
-        let waiting = user.all_lanes().flat_map(|lane| lane.offerable().filter_map(|seq| lane.entry(seq)));
+        let lanes = here.iter().map(|lane| user.lane_ref(*lane));
+        let waiting = lanes.flat_map(|lane| lane.offerable().filter_map(|seq| lane.entry(seq)));
         let (mut n, mut bytes, mut oldest) = (0, 0_u64, Timestamp::NEVER);
         for entry in waiting.take(full) {
             n += 1;

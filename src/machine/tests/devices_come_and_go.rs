@@ -282,3 +282,26 @@ fn every_answer_names_the_places_that_copies_have() {
     let stays = rig.settled_by(Operation::Reprioritise(target(&newer), Priority::High)).unwrap();
     assert_eq!(stays.accepted.unwrap().entries(), waits(&rig, Priority::High));
 }
+
+#[test]
+fn what_waits_for_a_device_that_is_away_makes_nobody_else_hurry() {
+    let linger = Duration::from_millis(300);
+    let mut rig = Rig::with(Config { linger, ..Config::default() });
+    ["phone", "laptop"].into_iter().for_each(|name| rig.register(name));
+    rig.attach(1, "alice", "phone");
+    let keyed = |room: &str| every().ordering_key(room).build().unwrap();
+    let critical = every().ordering_key("c").priority(Priority::Critical).build().unwrap();
+    for message in [keyed("a"), critical] {
+        rig.accepted(&message);
+    }
+    rig.pass(linger);
+    let offered = rig.offers.len();
+    rig.accepted(&keyed("b"));
+    assert_eq!(
+        (offered, rig.offers.len()),
+        (2, 2),
+        "it waits for more, though the laptop's have waited for long"
+    );
+    rig.pass(linger);
+    assert_eq!(rig.offers.len(), 3);
+}
