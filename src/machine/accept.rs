@@ -284,14 +284,15 @@ impl Machine {
         let bytes = (totals.live_bytes() + reserved.bytes).saturating_sub(leaving.bytes);
         let config = &self.config;
         let (max_messages, max_bytes) = (config.max_user_messages.get(), config.max_user_bytes.get());
-        if copies > 1 && (copies > max_messages || cost > max_bytes) {
+        // What takes no more than it gives back fits, also where what was scheduled has taken more than there was.
+        let takes_no_more = copies <= gives_back.messages && cost <= gives_back.bytes;
+        if copies > 1 && !takes_no_more && (copies > max_messages || cost > max_bytes) {
             return Err(Refusal::TooManyCopies { copies, bytes: cost, max_messages, max_bytes });
         }
         if let Some(max) = config.max_disk_bytes.filter(|max| self.disk_bytes >= max.get()) {
             return Err(Refusal::DiskFull { bytes: self.disk_bytes, max: max.get() });
         }
-        // What takes no more than it gives back fits, also where what was scheduled has taken more than there was.
-        if copies <= gives_back.messages && cost <= gives_back.bytes {
+        if takes_no_more {
             self.reserve(message, copies);
             return Ok(());
         }

@@ -305,3 +305,19 @@ fn what_waits_for_a_device_that_is_away_makes_nobody_else_hurry() {
     rig.pass(linger);
     assert_eq!(rig.offers.len(), 3);
 }
+
+#[test]
+fn what_was_released_over_the_quota_can_still_be_moved_to_another_priority() {
+    let max_user_messages = core::num::NonZeroU32::MIN;
+    let mut rig = Rig::with(Config { max_user_messages, ..Config::default() });
+    ["phone", "laptop"].into_iter().for_each(|name| rig.register(name));
+    rig.attach(1, "alice", "tablet");
+    let at = rig.now.after(Duration::from_secs(60));
+    let message = every().not_before(at).build().unwrap();
+    rig.accepted(&message);
+    rig.pass(Duration::from_secs(61));
+    assert_eq!(rig.machine.stats().counters.live(), 2);
+    let target = Target { user: alice(), id: message.id(), sender: None };
+    let moved = rig.settled_by(Operation::Reprioritise(target, Priority::High)).unwrap();
+    assert_eq!(moved.messages, 2);
+}
