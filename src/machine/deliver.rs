@@ -29,6 +29,8 @@ pub(super) struct Link {
     pub(super) device: DeviceId,
     /// Its device's, if that is registered, once the user is known.
     pub(super) slot: Option<Slot>,
+    /// The slot that its device had until it was removed: what it was offered before, it may still confirm.
+    pub(super) left: Option<Slot>,
     /// Its in-flight window.
     pub(super) flights: BTreeMap<EntryRef, Flight>,
     pub(super) bytes: u64,
@@ -63,6 +65,7 @@ impl Machine {
             user: id.clone(),
             device,
             slot: None,
+            left: None,
             flights: BTreeMap::new(),
             bytes: 0,
             paused_until: None,

@@ -254,7 +254,8 @@ impl Machine {
         }
         let links = self.users.get(id).map(|user| user.links.clone()).unwrap_or_default();
         for link in links {
-            self.links.get_mut(&link).filter(|l| l.slot == Some(slot)).iter_mut().for_each(|l| l.slot = None);
+            let found = self.links.get_mut(&link).filter(|link| link.slot == Some(slot));
+            found.into_iter().for_each(|link| link.left = link.slot.take());
         }
         self.record_device(id, slot, device, DeviceEvent::Leaving, now);
     }

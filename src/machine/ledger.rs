@@ -124,11 +124,6 @@ impl Ledger {
         !self.recording.is_empty()
     }
 
-    /// How a message ended, if that is known.
-    pub(super) fn of(&self, id: MessageId) -> Option<&LedgerRow> {
-        self.rows.iter().rfind(|row| row.id == Some(id))
-    }
-
     /// How all copies of a message ended, as far as that is known.
     pub(super) fn all_of(&self, id: MessageId) -> impl Iterator<Item = &LedgerRow> {
         self.rows.iter().filter(move |row| row.id == Some(id))

@@ -55,10 +55,17 @@ impl Located {
     }
 }
 
-/// Where a message stands of which one device has a copy.
-pub(super) fn best_of(copies: &[CopyStanding]) -> Option<Located> {
+/// Where a message stands as a whole, given where its copies do, and where the one stands that was seen last.
+///
+/// One device that has it is enough; then, that it lives. It has ended otherwise when all copies have; of those of which
+/// nothing says how they ended, it is left open whether they were delivered.
+pub(super) fn whole_of(copies: &[CopyStanding], last: Located) -> Located {
     let all = || copies.iter().filter_map(|copy| copy.located);
-    all().find(|located| located.status == Status::Ended(EndReason::Delivered))
+    let delivered = all().find(|located| located.status == Status::Ended(EndReason::Delivered));
+    let lives = || all().find(|located| !matches!(located.status, Status::Ended(_)));
+    let is_open = copies.iter().any(|copy| copy.located.is_none());
+    let ended = Located { possibly_delivered: last.possibly_delivered || is_open, ..last };
+    delivered.or_else(lives).unwrap_or(ended)
 }
 
 impl Machine {
@@ -92,10 +99,23 @@ impl Machine {
         let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
         let attempts = lane.and_then(|lane| lane.attempts.get(&entry.seq)).map_or(0, |(n, _)| *n);
         let located = Located::living(entry, accept, state, attempts, known);
+        if let Some(device) = accept.device.filter(|_| entry.lane == LaneId::Dead) {
+            return self.locate_letter(operation, user.clone(), device.slot, located);
+        }
         let copies = self.locate_copies(entry, accept, Some(located));
         if let Some(open) = self.operations.open.get_mut(&operation) {
-            open.done.located = Some(best_of(&copies).unwrap_or(located));
+            open.done.located = Some(whole_of(&copies, located));
             open.done.copies = copies;
+        }
+    }
+
+    /// A dead letter of one device was found: it says how that copy ended, and nothing of the others.
+    fn locate_letter(&mut self, operation: OperationId, user: UserId, slot: Slot, located: Located) {
+        let copy = CopyStanding { slot, device: self.name_of(&user, slot), located: Some(located) };
+        let Some(open) = self.operations.open.get_mut(&operation) else { return };
+        match open.done.copies.binary_search_by_key(&slot, |copy| copy.slot) {
+            Ok(at) => open.done.copies.iter_mut().skip(at).take(1).for_each(|known| *known = copy.clone()),
+            Err(at) => open.done.copies.insert(at, copy),
         }
     }
 
@@ -171,20 +191,25 @@ impl Machine {
         }
     }
 
-    /// What can be said of each copy of a message of which none lives.
-    fn ended_copies(&self, target: &Target, place: Option<(Seq, Slots)>) -> Vec<CopyStanding> {
-        let Some(user) = self.users.get(&target.user) else { return Vec::new() };
-        let rows = user.ledger.all_of(target.id).filter_map(|row| Some((row.lane.slot()?, row)));
-        let rows: BTreeMap<_, _> = rows.collect();
-        let (first, among) = place.unwrap_or((Seq::ZERO, Slots::NONE));
-        let all: BTreeSet<_> = rows.keys().copied().chain(among.iter()).collect();
+    /// What can be said of each copy of a message of which none lives: by the dead letters that were found, by the rows of
+    /// the ledger, and, of whom it was for, by there being none.
+    fn ended_copies(
+        &self,
+        user: &UserId,
+        rows: &[LedgerRow],
+        (first, among): (Seq, Slots),
+        letters: Vec<CopyStanding>,
+    ) -> Vec<CopyStanding> {
+        let of_rows = rows.iter().filter_map(|row| Some((row.lane.slot()?, Located::by(row))));
+        let of_letters = letters.into_iter().filter_map(|letter| Some((letter.slot, letter.located?)));
+        let known: BTreeMap<_, _> = of_rows.chain(of_letters).collect();
+        let all: BTreeSet<_> = known.keys().copied().chain(among.iter()).collect();
+        let knows_all = self.users.get(user).is_some_and(|user| user.ledger.knows_all_since(first));
         let located = |slot: Slot| {
-            let row = rows.get(&slot).map(|row| Located::by(row));
-            let knows = among.has(slot) && user.ledger.knows_all_since(first);
-            row.or_else(|| knows.then(|| Located::delivered(None)))
+            let is_delivered = among.has(slot) && knows_all;
+            known.get(&slot).copied().or_else(|| is_delivered.then(|| Located::delivered(None)))
         };
-        let copy =
-            |slot| CopyStanding { slot, device: self.name_of(&target.user, slot), located: located(slot) };
+        let copy = |slot| CopyStanding { slot, device: self.name_of(user, slot), located: located(slot) };
         all.into_iter().map(copy).collect()
     }
 
@@ -195,37 +220,40 @@ impl Machine {
         is_meant.then(|| Located::ended(end))
     }
 
-    /// It does not wait: how it ended, if anything says so.
+    /// It does not wait: how it ended, if anything says so, given the dead letters of single devices that were found.
     ///
     /// Of what was accepted behind `before`, nobody has looked whether it waits.
     pub(super) fn locate_in_ledger(
         &mut self,
         target: &Target,
         before: Seq,
+        letters: Vec<CopyStanding>,
     ) -> Option<(Located, Vec<CopyStanding>)> {
-        let remembered = self.remembered(target);
-        let place = match remembered {
+        let place = match self.remembered(target) {
             Some(Known::Seen(slot)) if slot.seq != Seq::ZERO && slot.seq < before => {
                 Some((slot.seq, slot.among))
             }
             _ => None,
         };
-        let copies = self.ended_copies(target, place);
-        if let Some(best) = best_of(&copies) {
-            return Some((best, copies));
-        }
+        let (first, among) = place.unwrap_or((Seq::ZERO, Slots::NONE));
         let ledger = &self.users.get(&target.user)?.ledger;
-        // Accepted, gone, and not among those that ended otherwise.
-        let delivered = match remembered {
-            Some(Known::Seen(slot)) => Some(slot.seq).filter(|place| *place != Seq::ZERO && *place < before),
-            _ => None,
-        };
-        match ledger.of(target.id) {
-            // An older one had the same id.
-            Some(row) if delivered.is_none_or(|place| place < row.ended) => Some(Located::by(row)),
-            _ => delivered.filter(|place| ledger.knows_all_since(*place)).map(|_| Located::delivered(None)),
+        // An older one may have had the same id.
+        let rows: Vec<_> = ledger.all_of(target.id).filter(|row| row.place >= first).copied().collect();
+        let (last, knows_all) = (rows.last().map(Located::by), ledger.knows_all_since(first));
+        let is_of_devices = rows.last().map_or(!among.is_empty(), |row| row.lane.slot().is_some());
+        if !is_of_devices && letters.is_empty() {
+            // Accepted, gone, and not among those that ended otherwise.
+            let delivered = || (place.is_some() && knows_all).then(|| Located::delivered(None));
+            return last.or_else(delivered).map(|located| (located, Vec::new()));
         }
-        .map(|located| (located, copies))
+        // Where it can be sent again from, rather than where it was.
+        let last = letters.last().and_then(|letter| letter.located).or(last);
+        let copies = self.ended_copies(&target.user, &rows, (first, among), letters);
+        let seen = last.or_else(|| copies.iter().find_map(|copy| copy.located))?;
+        let mut whole = whole_of(&copies, seen);
+        // Which other devices it was for, nobody knows any more, nor what they have.
+        whole.possibly_delivered |= among.is_empty() && whole.status != Status::Ended(EndReason::Delivered);
+        Some((whole, copies))
     }
 
     /// What is known of a user's ledger.

@@ -368,8 +368,8 @@ impl Machine {
             if let Some(located) = Self::locate_ended(&open.work, end) {
                 let own = open.done.copies.iter_mut().find(|copy| Some(copy.slot) == end.lane.slot());
                 own.into_iter().for_each(|copy| copy.located = Some(located));
-                let best = super::locate::best_of(&open.done.copies).unwrap_or(located);
-                (open.done.located, open.search) = (Some(best), Search::Over);
+                let whole = super::locate::whole_of(&open.done.copies, located);
+                (open.done.located, open.search) = (Some(whole), Search::Over);
             }
             // Of one message that is withdrawn, only that counts; of one that others withdraw, the first.
             let (reason, is_about_one) = (open.work.reason(end.lane), open.work.is_about_one());
@@ -407,14 +407,15 @@ impl Machine {
             }
             (Work::FindParent(orphan), _) => {
                 let (target, before) = (orphan.target().clone(), open.before);
-                let known = open.done.located;
-                let located = known.or_else(|| Some(self.locate_in_ledger(&target, before)?.0));
+                let (known, letters) = (open.done.located, open.done.copies.clone());
+                let located = known.or_else(|| Some(self.locate_in_ledger(&target, before, letters)?.0));
                 Ok(Outcome { located, ..Outcome::default() })
             }
             (_, true) => Ok(open.done.clone()),
             (Work::Asked(_, Operation::Locate(target)), false) => {
-                let (target, before) = (target.clone(), open.before);
-                let located = self.locate_in_ledger(&target, before).ok_or(OperationError::NotWaiting);
+                let (target, before, letters) = (target.clone(), open.before, open.done.copies.clone());
+                let located =
+                    self.locate_in_ledger(&target, before, letters).ok_or(OperationError::NotWaiting);
                 located.map(|(located, copies)| Outcome {
                     located: Some(located),
                     copies,

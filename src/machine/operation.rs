@@ -231,7 +231,8 @@ pub struct Located {
     pub entry: Option<EntryRef>,
     /// Where it stands. A dead letter has ended, and can be sent again.
     pub status: Status,
-    /// Of a message that was not delivered: whether it may have arrived all the same.
+    /// Of a message that was not delivered: whether it may have arrived all the same, at another device perhaps of which
+    /// nothing is known any more.
     pub possibly_delivered: bool,
     /// Failed attempts.
     pub attempts: u32,

@@ -116,10 +116,10 @@ impl Machine {
         entry: EntryRef,
         verdict: &Verdict,
     ) {
-        let slot = self.links.get(&link).and_then(|link| link.slot);
-        // What is for one device only that can confirm.
-        let is_theirs =
-            entry.lane.priority().is_some() && (entry.lane.slot().is_none() || entry.lane.slot() == slot);
+        let slots = self.links.get(&link).map(|link| [link.slot, link.left]).unwrap_or_default();
+        // What is for one device only that can confirm, also when it was removed since.
+        let is_own = entry.lane.slot().is_none() || slots.contains(&entry.lane.slot());
+        let is_theirs = entry.lane.priority().is_some() && is_own;
         if *verdict == Verdict::Delivered && !is_volatile(entry) && is_theirs {
             let found = self.users.get(user);
             let exposed_through = found.map_or(Seq::ZERO, |user| user.exposed_through(entry.lane));

@@ -218,6 +218,15 @@ pub struct DeviceRow {
     pub lanes: [LaneRow; Priority::ALL.len()],
 }
 
+impl DeviceRow {
+    /// Of a slot that nobody has.
+    #[must_use]
+    pub fn of(slot: Slot) -> Self {
+        let lanes = core::array::from_fn(|_| LaneRow::default());
+        Self { slot, device: None, exposed: Epoch::default(), lanes }
+    }
+}
+
 /// A registered device.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct DeviceInfo {

@@ -67,7 +67,7 @@ impl Engine {
     }
 
     /// Where the copies of a message for several devices stand, in the order of the devices' slots; empty when it is for any
-    /// device, or nothing is known of it, or all that is left of it is a dead letter. As for [`Engine::status`], which says where it stands as a whole, its
+    /// device, or nothing is known of it. As for [`Engine::status`], which says where it stands as a whole, its
     /// [`sender`](Operation::Locate) makes it known of what was delivered.
     ///
     /// # Errors

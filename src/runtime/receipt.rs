@@ -54,6 +54,19 @@ impl Reached {
     }
 }
 
+/// What two copies have come to of which neither says it all: one that was forgotten may have been delivered, and one that
+/// may have arrived has arrived with the message.
+fn both(one: Result<Reached, WatchError>, other: Result<Reached, WatchError>) -> Result<Reached, WatchError> {
+    match (one, other) {
+        (Err(error), _) | (_, Err(error)) => Err(error),
+        (
+            Ok(Reached::Ended { possibly_delivered: one, .. }),
+            Ok(Reached::Ended { reason, possibly_delivered }),
+        ) => Ok(Reached::Ended { reason, possibly_delivered: one || possibly_delivered }),
+        (_, stage @ Ok(Reached::Stage(_))) | (stage @ Ok(_), _) => stage,
+    }
+}
+
 /// An accepted message: durable as its [`Durability`](crate::Durability) promises.
 #[derive(Clone, Debug)]
 pub struct Receipt {
@@ -128,6 +141,7 @@ impl Receipt {
             self.post.mail.send(mail).await.map_err(|_| Closed)?;
             answers.push(answer);
         }
+        let mut so_far = None;
         poll_fn(|context| {
             let mut at = 0;
             while let Some(answer) = answers.get_mut(at) {
@@ -142,9 +156,14 @@ impl Receipt {
                     (Ok(Reached::Stage(_)), stage) => stage != Stage::DeliveredAll,
                     (_, stage) => stage == Stage::DeliveredAll,
                 };
-                if is_last_word || answers.is_empty() {
+                if is_last_word {
                     return Poll::Ready(reached);
                 }
+                let whole = so_far.take().map_or(reached, |so_far| both(so_far, reached));
+                if answers.is_empty() {
+                    return Poll::Ready(whole);
+                }
+                so_far = Some(whole);
             }
             Poll::Pending
         })
@@ -174,5 +193,24 @@ impl Receipt {
             true => WatchError::Closed(Closed),
             false => WatchError::Forgotten,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn copies_together_say_what_none_of_them_denies() {
+        let ended = |reason, possibly_delivered| Ok(Reached::Ended { reason, possibly_delivered });
+        let (expired, gone) = (EndReason::Expired, EndReason::DeviceGone);
+        assert_eq!(both(ended(expired, true), ended(gone, false)), ended(gone, true));
+        assert_eq!(both(ended(expired, false), ended(gone, true)), ended(gone, true));
+        assert_eq!(both(ended(expired, false), ended(gone, false)), ended(gone, false));
+        let forgotten = || Err(WatchError::Forgotten);
+        assert_eq!(both(forgotten(), ended(gone, false)), forgotten());
+        assert_eq!(both(ended(gone, false), forgotten()), forgotten());
+        let all = || Ok(Reached::Stage(Stage::DeliveredAll));
+        assert_eq!(both(all(), all()), all());
     }
 }

@@ -2,7 +2,8 @@
 
 use super::devices::{alice, device, every, lane, ring};
 use super::*;
-use crate::record::DeviceEvent;
+use crate::record::{Accept, DeviceEvent, DeviceRow, ForDevice, Slot, Slots};
+use std::sync::Arc;
 
 impl Rig {
     fn seen(&self) -> usize {
@@ -11,7 +12,7 @@ impl Rig {
         self.log.iter().filter(|(_, record)| is_seen(record)).count()
     }
 
-    fn commit_one(&mut self) {
+    pub(super) fn commit_one(&mut self) {
         let (commit, records) = self.open.pop_front().expect("something is on its way");
         let first = self.next;
         for record in records {
@@ -320,4 +321,63 @@ fn what_was_released_over_the_quota_can_still_be_moved_to_another_priority() {
     let target = Target { user: alice(), id: message.id(), sender: None };
     let moved = rig.settled_by(Operation::Reprioritise(target, Priority::High)).unwrap();
     assert_eq!(moved.messages, 2);
+}
+
+/// Answers what is asked of a store in which one message waits for a device of a slot that its user's row has lost.
+fn answer_with_lost_slot(rig: &mut Rig, message: &Message, lost: Slot) {
+    let (among, rings, is_copy, stride) = (Slots::one(lost), false, false, 1);
+    let device = Some(ForDevice { slot: lost, among, rings, is_copy, stride });
+    let accept = Arc::new(Accept { device, ..Accept::new(message.clone(), rig.now) });
+    let reflects = Seq::new(100);
+    while let Some((load, query)) = rig.loads.pop() {
+        let found = match query {
+            Query::Row(_) => Found::User { row: Some(Box::default()), held: None, reflects },
+            Query::User(_) => {
+                let row = UserRow { devices: vec![DeviceRow::of(lost)], ..UserRow::default() };
+                Found::User { row: Some(Box::new(row)), held: Some(held(1, message.cost())), reflects }
+            }
+            Query::Page { lane, after, .. } => {
+                let is_there = lane == accept.lane() && after < Seq::new(50);
+                let entries = is_there.then(|| (Seq::new(50), accept.clone())).into_iter().collect();
+                Found::Page(Page { entries, damaged: Vec::new(), more_after: None, reflects })
+            }
+            Query::Sender { .. } => Found::Sender(Vec::new()),
+            Query::Due { .. } => panic!("nobody sweeps"),
+        };
+        rig.input(Input::Loaded { load, found: Box::new(found) });
+        rig.commit();
+    }
+}
+
+fn with_lost_slot() -> (Rig, Message, Slot) {
+    let birth =
+        Birth { store_empty: false, settled: Seq::new(100), epoch: Epoch(2), ..birth(Config::default()) };
+    (Rig::born(birth), message("alice"), Slot::new(5).unwrap())
+}
+
+#[test]
+fn what_waits_in_a_slot_that_the_row_has_lost_can_be_purged() {
+    let (mut rig, message, lost) = with_lost_slot();
+    rig.tickets += 1;
+    let ticket = Ticket(rig.tickets);
+    rig.input(Input::Operate { ticket, operation: Operation::Purge(alice()) });
+    answer_with_lost_slot(&mut rig, &message, lost);
+    let done = rig.done.iter().find(|(t, _)| *t == ticket).unwrap().1.clone();
+    assert_eq!(done.map(|done| done.messages), Ok(1));
+    assert_eq!(rig.count_of(EndReason::Cancelled), 1);
+}
+
+#[test]
+fn what_waits_in_a_slot_that_the_row_has_lost_is_offered_to_the_device_that_gets_the_slot() {
+    let (mut rig, message, lost) = with_lost_slot();
+    for n in 0..=lost.get() {
+        rig.tickets += 1;
+        let (ticket, device) = (Ticket(rig.tickets), device(&format!("device {n}")));
+        rig.input(Input::Operate { ticket, operation: Operation::Register(alice(), device) });
+        answer_with_lost_slot(&mut rig, &message, lost);
+        rig.commit();
+    }
+    rig.attach(1, "alice", "device 5");
+    answer_with_lost_slot(&mut rig, &message, lost);
+    assert_eq!(rig.offered(), [EntryRef { lane: lane(5), seq: Seq::new(50) }]);
 }

@@ -14,6 +14,7 @@ mod devices_come_and_go;
 mod fanout;
 mod inbox;
 mod ledger;
+mod locate_copies;
 mod operate;
 mod overflow;
 mod replace;

@@ -2,6 +2,7 @@
 //!
 //! A load pins the table it began with: chunks that a merge takes off the table stay until the load is done.
 
+use std::collections::BTreeSet;
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -18,7 +19,7 @@ use crate::digest::Digester;
 use crate::id::UserId;
 use crate::machine::{Found, Holdings, Page, Query};
 use crate::ports::{Flow, Store, StoreError};
-use crate::record::{Accept, DedupRow, LaneId, LaneRow, LedgerRows, Seq, UserRow};
+use crate::record::{Accept, DedupRow, DeviceRow, Epoch, LaneId, LaneRow, LedgerRows, Seq, Slot, UserRow};
 use crate::time::Timestamp;
 
 impl OutboxStore {
@@ -33,22 +34,12 @@ impl OutboxStore {
         let table = self.table();
         match query {
             Query::User(user) | Query::Row(user) => {
-                let row = match rows::read(self.dyn_store(), user) {
-                    // Rather deliver again than never: without its row nothing of the user could settle.
-                    Err(error @ StoreError::Damaged { .. }) => {
-                        tracing::warn!(%error, "a user's row is damaged and taken for absent: messages may come again");
-                        let (user, reason) = (Some(user.clone()), error.to_string());
-                        self.suspect(Damage { user, reason, ..Damage::default() });
-                        // What it said of ends is lost: of nothing so far may be said that it was delivered.
-                        let ledger = LedgerRows { forgotten: table.settled, ..LedgerRows::default() };
-                        Some(UserRow { ledger, ..UserRow::default() })
-                    }
-                    row => row?,
-                };
-                let row = self.doubted(row);
+                let (mut row, is_known) = self.row_of(&table, user)?;
                 let held = match query {
-                    Query::Row(_) => None,
-                    _ => Some(self.holdings(&table, user, row.as_ref())?),
+                    Query::Row(_) if is_known => None,
+                    // Without a row of theirs, only what they have says which lanes there are.
+                    Query::Row(_) => self.holdings(&table, user, &mut row).map(|_| None)?,
+                    _ => Some(self.holdings(&table, user, &mut row)?),
                 };
                 Ok(Found::User { row: row.map(Box::new), held, reflects: table.settled })
             }
@@ -60,6 +51,28 @@ impl OutboxStore {
             }
             Query::Due { until, since, after } => self.due(&table, *until, *since, *after),
             Query::Sender { sender, since } => self.ids(&table, *sender, *since).map(Found::Sender),
+        }
+    }
+
+    /// A user's row, and whether the store has it. A damaged one is taken for lost.
+    fn row_of(&self, table: &Meta, user: &UserId) -> Result<(Option<UserRow>, bool), StoreError> {
+        match rows::read(self.dyn_store(), user) {
+            // Rather deliver again than never: without its row nothing of the user could settle.
+            Err(error @ StoreError::Damaged { .. }) => {
+                tracing::warn!(%error, "a user's row is damaged and taken for absent: messages may come again");
+                let (user, reason) = (Some(user.clone()), error.to_string());
+                self.suspect(Damage { user, reason, ..Damage::default() });
+                // What it said of ends is lost: of nothing so far may be said that it was delivered, nor that it was not
+                // offered.
+                let ledger = LedgerRows { forgotten: table.settled, ..LedgerRows::default() };
+                let row = UserRow { ledger, exposed: self.epoch_before(), ..UserRow::default() };
+                Ok((self.doubted(Some(row)), false))
+            }
+            row => {
+                let row = row?;
+                let is_known = row.is_some();
+                Ok((self.doubted(row), is_known))
+            }
         }
     }
 
@@ -75,13 +88,27 @@ impl OutboxStore {
         Some(row)
     }
 
-    /// What a user has, judged by their row.
-    fn holdings(&self, table: &Meta, user: &UserId, row: Option<&UserRow>) -> Result<Holdings, StoreError> {
+    /// The newest epoch in which somebody may have been offered something before this opening.
+    fn epoch_before(&self) -> Epoch {
+        Epoch(self.inner.epoch.0.saturating_sub(1))
+    }
+
+    /// What a user has, judged by their row. A slot that has something is put into a row that does not know it, because it
+    /// is not the one that was there once: what nobody knows of would neither be offered nor end.
+    fn holdings(
+        &self,
+        table: &Meta,
+        user: &UserId,
+        row: &mut Option<UserRow>,
+    ) -> Result<Holdings, StoreError> {
         let mut held = Holdings::default();
         let mut read = Messages::new(table.generation);
-        let mut count = |lane, seq, cost| {
-            if !row.is_some_and(|row| has_ended(row, lane, seq)) {
+        let mut lost = BTreeSet::new();
+        let mut count = |lane: LaneId, seq, cost| {
+            if !row.as_ref().is_some_and(|row| has_ended(row, lane, seq)) {
                 held.add(lane, cost);
+                let is_lost = |_: &Slot| row.as_ref().is_none_or(|row| row.lane(lane).is_none());
+                lost.extend(lane.slot().filter(is_lost));
             }
         };
         for run in runs_of(table, user) {
@@ -102,6 +129,12 @@ impl OutboxStore {
             })?;
         }
         self.inner.recent.keep(user, read);
+        let exposed = self.epoch_before();
+        for slot in lost {
+            let devices = &mut row.get_or_insert_default().devices;
+            devices.push(DeviceRow { exposed, ..DeviceRow::of(slot) });
+            devices.sort_unstable_by_key(|row| row.slot);
+        }
         Ok(held)
     }
 

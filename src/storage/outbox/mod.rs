@@ -112,6 +112,8 @@ struct Inner {
     missing_through: AtomicU64,
     next_run: AtomicU64,
     next_version: AtomicU64,
+    /// That of this opening.
+    epoch: Epoch,
 }
 
 impl core::fmt::Debug for OutboxStore {
@@ -144,6 +146,7 @@ impl OutboxStore {
             missing_through: AtomicU64::new(0),
             next_run: AtomicU64::new(last.map_or(1, |last| last.saturating_add(1))),
             next_version: AtomicU64::new(u64::from(epoch.0) << 32),
+            epoch,
         };
         Self { inner: Arc::new(inner) }
     }

@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::ports::{Batch, Row, StoreError, Visit};
-use crate::record::LedgerRows;
+use crate::record::{DeviceRow, ForDevice, LedgerRows, Slot, Slots};
 
 /// A store in which one row is damaged.
 #[derive(Clone)]
@@ -231,8 +231,12 @@ fn a_damaged_row_is_reported_and_the_messages_of_its_user_are_delivered() {
     let (outbox, opened) = open(&Rotten { store, key });
     let (found, held) = totals(&outbox, "bob");
     let ledger = LedgerRows { forgotten: Seq::new(10), ..LedgerRows::default() };
-    let lost = UserRow { ledger, ..UserRow::default() };
-    assert_eq!(found, Some(lost), "it had ends, of which nothing is known any more");
+    let lost = UserRow { ledger, exposed: Epoch(opened.epoch.0 - 1), ..UserRow::default() };
+    assert_eq!(
+        found,
+        Some(lost),
+        "it had ends, of which nothing is known any more, and may have been offered any"
+    );
     assert_eq!(held.messages, 9, "rather again than never");
     assert_eq!(page(&outbox, "bob", LaneId::Normal, 0, &[], 99).entries.len(), 9);
     assert_eq!(outbox.suspects().iter().map(|d| d.user.clone()).collect::<Vec<_>>(), [Some(user("bob"))]);
@@ -242,6 +246,48 @@ fn a_damaged_row_is_reported_and_the_messages_of_its_user_are_delivered() {
     let rows = vec![(user("bob"), row(20, 9, &[]))];
     settle(&outbox, opened.epoch, vec![Survivors { rows, ..Survivors::default() }], 20);
     assert!(merge(&outbox, opened.epoch, 1, 0) || outbox.runs().len() == 1);
+}
+
+/// Found by a review: nobody looked into lanes that no row named, so that what was in them never ended.
+#[test]
+fn slots_whose_row_is_lost_are_known_by_what_is_in_them() {
+    let store = MemoryStore::new();
+    let (outbox, opened) = open(&store);
+    let lane = |slot| LaneId::Device(Slot::new(slot).unwrap(), crate::Priority::Normal);
+    let copy = |slot, seq| {
+        let slot = Slot::new(slot).unwrap();
+        let (among, rings, is_copy, stride) = (Slots::one(slot), false, false, 1);
+        let device = Some(ForDevice { slot, among, rings, is_copy, stride });
+        let accept = Accept::clone(&accept("bob", LaneId::Normal, vec![seq as u8; 10]));
+        (Seq::new(seq), Arc::new(Accept { device, ..accept }))
+    };
+    let entries = vec![copy(1, 4), copy(1, 5), copy(3, 6), copy(2, 7)];
+    let mut part = Survivors { entries, ..Survivors::default() };
+    let mut known = row(9, 0, &[]);
+    known.devices = vec![DeviceRow::of(Slot::new(2).unwrap()), DeviceRow::of(Slot::new(3).unwrap())];
+    known.devices[1].lanes[NORMAL].cursor = Seq::new(6);
+    part.rows.push((user("bob"), known));
+    settle(&outbox, opened.epoch, vec![part], 9);
+    let slots = |outbox: &OutboxStore| {
+        let row = totals(outbox, "bob").0.unwrap();
+        assert!(row.devices.iter().all(|row| row.device.is_none()));
+        row.devices.iter().map(|row| (row.slot.get(), row.exposed)).collect::<Vec<_>>()
+    };
+    let never = Epoch::default();
+    assert_eq!(slots(&outbox), [(1, never), (2, never), (3, never)], "one was missing");
+    let key = keys::Key::User { user: user("bob") }.encode();
+    let (damaged, opened) = open(&Rotten { store: store.clone(), key: key.clone() });
+    let before = Epoch(opened.epoch.0 - 1);
+    assert_eq!(slots(&damaged), [(1, before), (2, before), (3, before)]);
+    assert_eq!(totals(&damaged, "bob").1.messages, 4);
+    assert_eq!(page(&damaged, "bob", lane(3), 0, &[], 9).entries.len(), 1, "rather again than never");
+    let mut batch = Batch::new();
+    batch.delete(key);
+    store.apply(opened.epoch, batch).unwrap();
+    let (missing, opened) = open(&store);
+    let before = Epoch(opened.epoch.0 - 1);
+    assert_eq!(slots(&missing), [(1, before), (2, before), (3, before)]);
+    assert_eq!(totals(&missing, "alice").0, None);
 }
 
 #[test]

@@ -5,8 +5,8 @@ use std::collections::BTreeMap;
 
 use super::Oracle;
 use crate::id::{MessageId, UserId};
-use crate::machine::{CopyStanding, Outcome, Target};
-use crate::record::{End, Gap, LaneId, LedgerRow, LedgerRows, Seq, Slot, Told};
+use crate::machine::{CopyStanding, Located, Outcome, Target};
+use crate::record::{Admission, End, Gap, LaneId, LedgerRow, LedgerRows, Seq, Slot, Told};
 use crate::status::{EndReason, Status};
 
 /// What one user's ledger should say.
@@ -127,8 +127,13 @@ impl Oracle {
         }
     }
 
-    /// What was said of where a message stands.
-    pub(super) fn what_is_wrong_with_place(&self, target: &Target, done: &Outcome) -> Option<&'static str> {
+    /// What was said of where a message stands. `told` says whether the machines know all that is durable.
+    pub(super) fn what_is_wrong_with_place(
+        &self,
+        target: &Target,
+        done: &Outcome,
+        told: bool,
+    ) -> Option<&'static str> {
         let Some(located) = &done.located else { return Some("with nothing found, and no error") };
         let same = |kept: &super::Kept| {
             let message = &kept.accept.message;
@@ -152,7 +157,11 @@ impl Oracle {
             let at = copy.located.and_then(|located| located.entry);
             let kept = at.and_then(|at| self.messages.get(&at.seq));
             match (copy.located.map(|located| located.status), kept) {
-                (Some(Status::Ended(reason)), Some(kept)) => kept.end == Some(reason) || was_at(kept, reason),
+                (Some(Status::Ended(reason)), Some(kept)) => {
+                    let is_letter =
+                        matches!(kept.accept.admission, Admission::Buried(burial) if burial.reason == reason);
+                    kept.end == Some(reason) || was_at(kept, reason) || is_letter
+                }
                 (Some(Status::Ended(reason)), None) => {
                     let of_slot = |kept: &&&super::Kept| {
                         kept.accept.device.is_some_and(|device| device.slot == copy.slot)
@@ -170,6 +179,24 @@ impl Oracle {
             Status::Ended(reason) => ended(reason),
             _ => located.entry.is_some_and(|entry| self.messages.get(&entry.seq).is_some_and(same)),
         };
+        if told && self.hides_a_delivery(located, &theirs) {
+            return Some("although another device has it");
+        }
         (!is_true).then_some("which is not where it stands")
+    }
+
+    /// Whether a message is said to have ended for good without a delivery of which one copy was delivered.
+    fn hides_a_delivery(&self, located: &Located, theirs: &[&super::Kept]) -> bool {
+        let Status::Ended(reason) = located.status else { return false };
+        let kept = located.entry.and_then(|entry| self.messages.get(&entry.seq));
+        let Some(kept) = kept.filter(|_| reason != EndReason::Delivered && !located.possibly_delivered)
+        else {
+            return false;
+        };
+        // What was accepted at another time may be another one with the same id.
+        let is_copy =
+            |other: &&&super::Kept| other.accept.device.is_some() && other.accept.at == kept.accept.at;
+        kept.accept.device.is_some()
+            && theirs.iter().filter(is_copy).any(|other| other.end == Some(EndReason::Delivered))
     }
 }

@@ -118,7 +118,9 @@ impl Oracle {
         let copies = self.most_copies(&operation);
         let wrong = match result {
             Ok(_) if !told && matches!(operation, Operation::Letters(_)) => None,
-            Ok(done) if operation.only_reads() => self.what_is_wrong_with(&operation, done, lived.as_deref()),
+            Ok(done) if operation.only_reads() => {
+                self.what_is_wrong_with(&operation, done, lived.as_deref(), told)
+            }
             Ok(done) if !self.is_in_place(&operation, done) => {
                 Some("with nothing, or something else, in its place")
             }
@@ -187,6 +189,7 @@ impl Oracle {
         operation: &Operation,
         done: &Outcome,
         lived: Option<&[Seq]>,
+        told: bool,
     ) -> Option<&'static str> {
         let (after, max) = match operation {
             Operation::Inspect(_, after, max) => (after, max),
@@ -196,7 +199,7 @@ impl Oracle {
             Operation::Devices(user) => return self.what_is_wrong_with_list(user, &done.devices),
             Operation::Ledger(user) => return self.what_is_wrong_with_answer(user, &done.ledger.rows),
             Operation::Letters(user) => return self.what_is_wrong_with_letters(user, done.dead_letters),
-            Operation::Locate(target) => return self.what_is_wrong_with_place(target, done),
+            Operation::Locate(target) => return self.what_is_wrong_with_place(target, done, told),
             _ => return None,
         };
         let places: Vec<_> = done.letters.iter().map(|letter| letter.place).collect();
