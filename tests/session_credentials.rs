@@ -197,6 +197,27 @@ async fn a_host_without_better_credentials_says_so_and_is_let_in_when_it_has_som
     assert!(alice.state().is_online());
 }
 
+#[tokio::test(start_paused = true)]
+async fn a_source_that_fails_once_is_asked_again_before_the_old_credentials_expire() {
+    let time = VirtualTime::start();
+    let server = server(&time, ShortLived(Duration::from_secs(90)));
+    /// Has none at the second question, and panics at the third.
+    struct Moody(AtomicUsize);
+    impl CredentialSource for Moody {
+        async fn credentials(&self, _why: Option<Code>) -> Option<Credentials> {
+            let n = self.0.fetch_add(1, Ordering::SeqCst);
+            assert_ne!(n, 2, "a bug of the host");
+            (n != 1).then(|| Credentials(format!("from the {n}th question").into()))
+        }
+    }
+    let alice =
+        alice(&time).connector(support::to(&server)).credentials(Moody(AtomicUsize::new(0))).build().unwrap();
+    online(&alice).await;
+    tokio::time::sleep(Duration::from_secs(120)).await;
+    assert!(alice.state().is_online());
+    assert_eq!(server.acceptor.stats().opened, 1, "on the first connection still");
+}
+
 /// Answers renewals when it is told to, with a refusal.
 #[derive(Clone, Default)]
 struct Slow {

@@ -43,7 +43,8 @@ pub struct SessionConfig {
     pub horizon: Duration,
     /// The longest horizon a peer may have: how long ids are remembered here. Default: one hour.
     pub max_horizon: Duration,
-    /// How long before the credentials expire new ones are asked for. Default: one minute.
+    /// How long before the credentials expire new ones are asked for, but never before three quarters of their lifetime are
+    /// over, nor within a second of the last answer. Default: one minute.
     pub renew_before: Duration,
     /// A peer that acknowledges nothing for so long is stalled, and gets half of its window. Default: 5 s.
     pub stall_after: Duration,

@@ -9,6 +9,7 @@ use super::frame::{
 };
 use super::heartbeat::Heartbeat;
 use super::io::{Action, ConnId, Event, Grant};
+use super::renewal::{Expiry, Renewals};
 use super::session::{Life, Link, Role, Session, Up};
 use crate::time::Timestamp;
 
@@ -147,6 +148,7 @@ impl Session {
         let heartbeat = self.config.heartbeat.min(hello.heartbeat).max(MIN_HEARTBEAT);
         let capabilities = self.config.capabilities.and(hello.capabilities);
         self.user = Some(grant.user.clone());
+        self.quality.begin();
         self.set_expiry(grant.expires);
         let Some(life) = self.life else { return };
         let welcome = Welcome {
@@ -175,6 +177,7 @@ impl Session {
             max_frame: u64::from(hello.max_frame),
             going: false,
             linger_until: None,
+            renewals: Renewals::default(),
         };
         let peer = resumed.map(|(_, position)| position);
         self.open(up, Some(Frame::Welcome(Box::new(welcome))), peer);
@@ -218,6 +221,7 @@ impl Session {
         self.peer_stream = welcome.stream;
         self.set_expiry(welcome.expires_in.map(|in_| self.now.after(in_)));
         self.out.set_window(welcome.window);
+        self.quality.begin();
         self.quality.sample(self.now.since(said));
         // A resumed session's acceptor still knows every outcome, and says it again.
         if !welcome.resumed {
@@ -232,6 +236,7 @@ impl Session {
             max_frame: u64::from(welcome.max_frame),
             going: false,
             linger_until: None,
+            renewals: Renewals::default(),
         };
         self.open(up, None, welcome.resumed.then_some(welcome.position));
     }
@@ -260,12 +265,22 @@ impl Session {
     }
 
     fn set_expiry(&mut self, expires: Option<Timestamp>) {
-        self.expires = expires;
-        self.asked_to_renew = false;
+        self.expiry = Expiry::new(self.now, expires, self.config.renew_before);
+    }
+
+    /// A connector has new credentials.
+    pub(super) fn renew(&mut self, credentials: Credentials) {
+        if self.connection().is_some() {
+            self.expiry.offered();
+            self.send(Frame::Renew(credentials));
+        }
     }
 
     /// The authenticator's answer to new credentials on a live session.
     pub(super) fn renewed(&mut self, result: Result<Option<Timestamp>, Refused>) {
+        if let Link::Up(up) = &mut self.link {
+            up.renewals.answered();
+        }
         match result {
             Ok(expires) => {
                 self.set_expiry(expires);

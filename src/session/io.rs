@@ -192,9 +192,10 @@ pub enum Event {
     /// What became of a publish: `None` when it was decided and the receipt was lost. Send the message again with the same
     /// id to learn it.
     Receipt(u64, Option<Published>),
-    /// The credentials expire soon: say [`Input::Renew`].
+    /// The credentials expire soon: say [`Input::Renew`]. A host that has no others now is asked again a little later.
     RenewSoon,
-    /// The peer has new credentials: authenticate them and say [`Input::Renewed`].
+    /// The peer has new credentials: authenticate them and say [`Input::Renewed`]. Not said again before that, nor within a
+    /// second.
     Authenticate(Credentials),
     /// The peer asks to come back later.
     GoingAway(Refused),

@@ -81,7 +81,9 @@ impl Session {
                 Ok(())
             }
             Frame::Renew(credentials) if acceptor => {
-                self.event(Event::Authenticate(credentials));
+                if let Link::Up(up) = &mut self.link {
+                    up.renewals.heard(credentials);
+                }
                 Ok(())
             }
             Frame::Renewed { expires_in } if !acceptor => {
@@ -279,27 +281,28 @@ impl Session {
     }
 
     fn watch_credentials(&mut self) {
-        let Some(expires) = self.expires.filter(|_| self.connection().is_some()) else {
+        let expired = self.expiry.at().is_some_and(|at| at <= self.now);
+        let Link::Up(up) = &mut self.link else {
             // Without a connection nobody can renew: an acceptor's session ends with its credentials.
-            if self.role == Role::Acceptor
-                && self.life.is_some()
-                && self.expires.is_some_and(|at| at <= self.now)
-            {
+            if expired && self.role == Role::Acceptor && self.life.is_some() {
                 self.over(Code::SessionExpired);
             }
             return;
         };
         match self.role {
-            Role::Acceptor if expires <= self.now => {
+            Role::Acceptor if expired => {
                 self.end_connection(Self::refused(Code::SessionExpired), true);
             }
-            Role::Connector
-                if !self.asked_to_renew && expires <= self.now.after(self.config.renew_before) =>
-            {
-                self.asked_to_renew = true;
-                self.event(Event::RenewSoon);
+            Role::Acceptor => {
+                if let Some(credentials) = up.renewals.take_due(self.now) {
+                    self.event(Event::Authenticate(credentials));
+                }
             }
-            _ => {}
+            Role::Connector => {
+                if self.expiry.take_due(self.now) {
+                    self.event(Event::RenewSoon);
+                }
+            }
         }
     }
 
@@ -357,19 +360,17 @@ impl Session {
     /// When to say [`Input::Tick`](super::Input::Tick), unless something happens before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Timestamp> {
-        let renew = match self.role {
-            Role::Acceptor => self.expires,
-            Role::Connector => self.expires.filter(|_| !self.asked_to_renew).map(|at| {
-                Timestamp::from_millis(0).after(at.since(Timestamp::ZERO.after(self.config.renew_before)))
-            }),
-        };
         let (link, up) = match &self.link {
             Link::Over => return None,
             Link::Down(since) => (self.life.map(|_| since.after(self.config.keep)), None),
             Link::Greeting(_, said) => (Some(said.after(self.config.handshake_timeout)), None),
             Link::Up(up) => (Some(up.heart.timeout()), Some(up)),
         };
-        let renew = renew.filter(|_| up.is_some() || (self.role == Role::Acceptor && self.life.is_some()));
+        let expires = match self.role {
+            Role::Acceptor => self.expiry.at().filter(|_| up.is_some() || self.life.is_some()),
+            Role::Connector => self.expiry.ask_at().filter(|_| up.is_some()),
+        };
+        let renewals = up.and_then(|up| up.renewals.ask_at());
         let consumer = self.out.waiting_since().filter(|_| up.is_some()).and_then(|since| {
             let stall = (!self.stalled).then_some(since.after(self.config.stall_after));
             let park = (!self.parked).then_some(since.after(self.config.park_after));
@@ -378,6 +379,6 @@ impl Session {
         let linger = up.and_then(|up| up.linger_until).filter(|_| self.out.has_work());
         let acks = up.and(self.inc.ack_at());
         let requests = self.requests.values().min().copied();
-        [link, renew, consumer, linger, acks, requests].into_iter().flatten().min()
+        [link, expires, renewals, consumer, linger, acks, requests].into_iter().flatten().min()
     }
 }

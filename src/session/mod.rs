@@ -63,6 +63,7 @@ mod outgoing;
 mod publish;
 mod quality;
 mod recovery;
+mod renewal;
 #[expect(clippy::module_inception, reason = "one main type a file, named after it")]
 mod session;
 #[cfg(test)]

@@ -39,6 +39,12 @@ impl Default for Quality {
 }
 
 impl Quality {
+    /// Another connection: what the one before was like says nothing of its round trips, and of its losses that it may break
+    /// as that one did, but no more than a good connection may lose.
+    pub(super) fn begin(&mut self) {
+        *self = Self { loss: self.loss.min(512), ..Self::default() };
+    }
+
     /// A round trip took this long. It is also a sample without loss.
     pub fn sample(&mut self, rtt: Duration) {
         let sample = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).min(3_600_000_000);
@@ -149,6 +155,23 @@ mod tests {
             quality.stalled(false);
         });
         assert_eq!((quality.score(), quality.grade()), (100, Grade::Good));
+    }
+
+    #[test]
+    fn another_connection_begins_as_a_good_one_whatever_the_one_before_was_like() {
+        let mut quality = Quality::default();
+        (0..40).for_each(|_| {
+            quality.sample(Duration::from_secs(2));
+            quality.lost();
+            quality.stalled(true);
+        });
+        assert_eq!(quality.grade(), Grade::Poor);
+        quality.begin();
+        assert_eq!((quality.rtt(), quality.variation(), quality.grade()), (None, None, Grade::Good));
+        quality.sample(Duration::from_millis(20));
+        assert_eq!((quality.rtt(), quality.grade()), (Some(Duration::from_millis(20)), Grade::Good));
+        quality.lost();
+        assert!(quality.score() < 80, "that connections break here is not forgotten: {}", quality.score());
     }
 
     #[test]

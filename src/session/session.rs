@@ -10,6 +10,7 @@ use super::io::{Action, ConnId, Event, Inbound, InboundId, Input, Outcome};
 use super::outgoing::Outgoing;
 use super::publish::{Publisher, Receiver};
 use super::quality::{Grade, Quality};
+use super::renewal::{Expiry, Renewals};
 use super::{Advice, Code};
 use crate::id::{DeviceId, StreamId, UserId};
 use crate::time::Timestamp;
@@ -47,6 +48,8 @@ pub(super) struct Up {
     /// The peer was asked to leave, or asked us to: nothing new goes out.
     pub(super) going: bool,
     pub(super) linger_until: Option<Timestamp>,
+    /// New credentials of the peer.
+    pub(super) renewals: Renewals,
 }
 
 /// A life of the session: numbers mean something within one only.
@@ -76,9 +79,8 @@ pub struct Session {
     pub(super) grade: Grade,
     pub(super) stalled: bool,
     pub(super) parked: bool,
-    /// When the credentials expire, and whether new ones were asked for.
-    pub(super) expires: Option<Timestamp>,
-    pub(super) asked_to_renew: bool,
+    /// When the credentials expire, and when new ones are asked for.
+    pub(super) expiry: Expiry,
     /// Requests without an answer, and until when it is waited for.
     pub(super) requests: BTreeMap<Place, Timestamp>,
     pub(super) floors: [Option<Place>; 4],
@@ -129,8 +131,7 @@ impl Session {
             grade: Grade::Good,
             stalled: false,
             parked: false,
-            expires: None,
-            asked_to_renew: false,
+            expiry: Expiry::default(),
             requests: BTreeMap::new(),
             floors: [None; 4],
             now: Timestamp::ZERO,
@@ -154,7 +155,7 @@ impl Session {
             Input::Gap(missing, reason) => self.out.add_gap(missing, reason),
             Input::Publish(number, message) => self.publish(number, message),
             Input::Published(number, outcome) => self.published(number, outcome),
-            Input::Renew(credentials) => self.send(Frame::Renew(credentials)),
+            Input::Renew(credentials) => self.renew(credentials),
             Input::Renewed(result) => self.renewed(result),
             Input::Window(window) => self.inc.set_window(window, self.now),
             Input::GoAway(refused) => self.go_away(refused),

@@ -370,8 +370,8 @@ impl World {
                 self.lived.published += u64::from(heard == Heard::Accepted);
                 self.at(Duration::from_millis(50), Due::Publish);
             }
-            // Most hosts are in time.
-            Event::RenewSoon if self.calm || self.random.chance(75) => {
+            // Most hosts are in time, at the first question or a later one.
+            Event::RenewSoon if self.calm || self.random.chance(30) => {
                 let delay = Duration::from_millis(self.random.below(400));
                 self.at(delay, Due::Renew);
             }

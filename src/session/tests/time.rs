@@ -1,6 +1,7 @@
 //! What time ends: half-open connections, credentials; and farewells.
 
 use super::*;
+use crate::session::Grade;
 
 #[test]
 fn both_ends_find_a_half_open_connection_and_resume_over_the_next() {
@@ -53,6 +54,107 @@ fn credentials_are_renewed_on_a_live_session_or_end_it() {
     assert_eq!(pair.disconnects, [(conn, Code::SessionExpired)]);
     pair.run();
     assert!(!pair.client.is_over(), "the client waits for credentials");
+}
+
+/// Open, with credentials that are good for so long.
+fn good_for(lifetime: Duration) -> (Pair, ConnId) {
+    let mut pair = Pair::new(SessionConfig::default());
+    let conn = pair.connect();
+    let Some((_, _, Frame::Hello(hello))) = pair.wire.pop() else { panic!() };
+    let grant = Grant { expires: Some(pair.now.after(lifetime)), ..pair.grant() };
+    pair.server(Input::Admit { conn, hello, grant });
+    pair.run();
+    (pair, conn)
+}
+
+#[test]
+fn a_token_that_is_handed_out_again_shortly_before_it_expires_is_not_renewed_at_the_speed_of_the_line() {
+    let (mut pair, _) = good_for(Duration::from_secs(59));
+    let expires = pair.now.after(Duration::from_secs(59));
+    let mut authenticated = 0;
+    while pair.server.connection().is_some() {
+        // A round trip.
+        pair.wait(Duration::from_millis(20));
+        pair.run();
+        if pair.client_events.contains(&Event::RenewSoon) {
+            pair.client_events.clear();
+            pair.client(Input::Renew(Credentials(Bytes::from_static(b"the same"))));
+            pair.run();
+        }
+        if pair.server_events.iter().any(|event| matches!(event, Event::Authenticate(_))) {
+            pair.server_events.clear();
+            authenticated += 1;
+            pair.server(Input::Renewed(Ok(Some(expires))));
+            pair.run();
+        }
+    }
+    assert!((2..=8).contains(&authenticated), "{authenticated} times within a minute");
+}
+
+#[test]
+fn a_host_that_has_no_new_credentials_at_first_is_asked_again_while_the_old_ones_are_good() {
+    let (mut pair, _) = good_for(Duration::from_secs(240));
+    let mut asked = 0;
+    for _ in 0..239 {
+        pair.wait(Duration::from_secs(1));
+        pair.run();
+        asked += pair.client_events.iter().filter(|event| **event == Event::RenewSoon).count();
+        pair.client_events.clear();
+    }
+    assert_eq!(asked, 6, "later and later");
+    pair.client(Input::Renew(Credentials(Bytes::from_static(b"at last"))));
+    pair.run();
+    pair.server(Input::Renewed(Ok(Some(pair.now.after(Duration::from_secs(240))))));
+    pair.run();
+    pair.wait(Duration::from_secs(10));
+    assert!(pair.server.connection().is_some());
+}
+
+#[test]
+fn a_peer_that_renews_all_the_time_has_one_question_under_way_and_one_a_second() {
+    let (mut pair, _) = good_for(Duration::from_secs(3600));
+    let asked = |pair: &mut Pair| {
+        let events = core::mem::take(&mut pair.server_events).into_iter();
+        let asked = events.filter_map(|event| match event {
+            Event::Authenticate(credentials) => Some(credentials),
+            _ => None,
+        });
+        asked.collect::<Vec<_>>()
+    };
+    let token = |n: u32| Credentials(n.to_string().into());
+    for n in 0..100 {
+        pair.client(Input::Renew(token(n)));
+        pair.run();
+    }
+    assert_eq!(asked(&mut pair), [token(0)]);
+    pair.server(Input::Renewed(Ok(Some(pair.now.after(Duration::from_secs(3600))))));
+    pair.run();
+    assert_eq!(asked(&mut pair), []);
+    assert_eq!(pair.server.poll_timeout(), Some(pair.now.after(Duration::from_secs(1))));
+    pair.wait(Duration::from_secs(1));
+    assert_eq!(asked(&mut pair), [token(99)], "the newest alone");
+}
+
+#[test]
+fn another_connection_is_not_taken_for_as_slow_as_the_one_before_it() {
+    let mut pair = Pair::open();
+    for _ in 0..20 {
+        pair.wait(Duration::from_secs(25));
+        // The ping and its answer take that long.
+        pair.now = pair.now.after(Duration::from_secs(4));
+        pair.run();
+    }
+    pair.wait(Duration::from_secs(25));
+    pair.run();
+    assert_eq!(pair.client.quality().grade(), Grade::Fair);
+    assert_eq!(pair.server.quality().grade(), Grade::Fair);
+    pair.cut();
+    pair.connect();
+    pair.run();
+    for end in [&pair.client, &pair.server] {
+        assert_eq!(end.quality().grade(), Grade::Good);
+        assert!(end.quality().rtt().is_none_or(|rtt| rtt.is_zero()));
+    }
 }
 
 #[test]

@@ -191,7 +191,8 @@ impl ClientTask {
                     });
                     self.dial(DialInput::Graded(grade));
                 }
-                Event::RenewSoon => self.ask(None),
+                // A source that takes its time is not asked the same again.
+                Event::RenewSoon if self.doing.asking.is_none() => self.ask(None),
                 Event::GoingAway(refused) => self.dial(DialInput::GoingAway(refused.retry_after)),
                 _ => {}
             }

@@ -112,8 +112,8 @@ impl World {
             Event::Publish(number, message) => self.published(who, number, message),
             Event::Receipt(number, outcome) => self.receipt(who, number, outcome.as_ref())?,
             Event::RenewSoon => {
-                // Most hosts are in time.
-                if self.calm || self.random.chance(80) {
+                // Most hosts are in time, at the first question or a later one.
+                if self.calm || self.random.chance(40) {
                     let delay = self.millis(500);
                     self.at(delay, super::Due::Credentials(who.client()));
                 }
