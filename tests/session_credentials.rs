@@ -200,7 +200,7 @@ async fn a_host_without_better_credentials_says_so_and_is_let_in_when_it_has_som
 #[tokio::test(start_paused = true)]
 async fn a_source_that_fails_once_is_asked_again_before_the_old_credentials_expire() {
     let time = VirtualTime::start();
-    let server = server(&time, ShortLived(Duration::from_secs(90)));
+    let server = server(&time, ShortLived(Duration::from_secs(40)));
     /// Has none at the second question, and panics at the third.
     struct Moody(AtomicUsize);
     impl CredentialSource for Moody {
@@ -213,7 +213,7 @@ async fn a_source_that_fails_once_is_asked_again_before_the_old_credentials_expi
     let alice =
         alice(&time).connector(support::to(&server)).credentials(Moody(AtomicUsize::new(0))).build().unwrap();
     online(&alice).await;
-    tokio::time::sleep(Duration::from_secs(120)).await;
+    tokio::time::sleep(Duration::from_secs(50)).await;
     assert!(alice.state().is_online());
     assert_eq!(server.acceptor.stats().opened, 1, "on the first connection still");
 }

@@ -4,6 +4,7 @@
 #[path = "session/support.rs"]
 mod support;
 
+use std::num::NonZeroU32;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -11,7 +12,7 @@ use lastmile::ports::{FrameReader, FrameWriter, Transport};
 use lastmile::session::frame::{
     Ack, Capabilities, Codec, Codecs, Credentials, Frame, Hello, Limits, Range, Window, decode, encode,
 };
-use lastmile::session::{Code, SessionConfig};
+use lastmile::session::{AdmissionConfig, Code, Rate, SessionConfig};
 use lastmile::{
     Acceptor, Engine, MemoryReader, MemoryWriter, Reached, Stage, StreamId, memory_transport,
     storage::MemoryStore,
@@ -84,7 +85,7 @@ fn said(hello: Hello) -> Frame {
 
 fn long_frames() -> SessionConfig {
     let mut config = SessionConfig::default();
-    config.limits = Limits { max_frame: 64 << 10, max_items: 16 };
+    config.limits = Limits { max_frame: 64 << 10, max_items: 256 };
     config.max_reply_bytes = 16 << 10;
     config
 }
@@ -145,6 +146,79 @@ async fn each_violation_of_an_open_session_closes_it_with_a_code_of_its_own_and_
     }
     assert_eq!(server.acceptor.stats().violations, 3);
     others_are_untouched(&server).await;
+}
+
+#[tokio::test]
+async fn connections_that_say_nothing_keep_nobody_else_out_and_push_nobodys_slot_back() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let mut admission = AdmissionConfig::default();
+    admission.max_handshakes = NonZeroU32::new(3).unwrap();
+    // A slot for every token that is taken in advance would be an hour away.
+    admission.global = Rate { every: Duration::from_secs(3600), burst: 2 };
+    let acceptor =
+        Acceptor::builder(engine.clone(), ByName).admission(admission).max_handshakes(5).build().unwrap();
+    let server = Server { engine, acceptor };
+    let mut silent: Vec<_> = (0..3).map(|_| Raw::connect(&server.acceptor, "one place")).collect();
+    // More of that place are turned away, each in its own codec, and take nothing from anybody.
+    for _ in 0..20 {
+        let mut more = Raw::connect(&server.acceptor, "one place");
+        more.say(&said(hello("mallory"))).await;
+        let Some(Frame::Reject(refused)) = more.hear().await else { panic!("it is refused") };
+        assert_eq!(refused.code, Code::RateLimited);
+        let after = refused.retry_after.unwrap();
+        assert!((5..=30).contains(&after.as_secs()), "{after:?}");
+    }
+    let mut honest = Raw::connect(&server.acceptor, "another place");
+    honest.say(&said(hello("bob"))).await;
+    assert!(matches!(honest.hear().await, Some(Frame::Welcome(_))));
+    // Nor do those of many places, when there are too many of them.
+    silent.extend((0..2).map(|n| Raw::connect(&server.acceptor, &format!("place {n}"))));
+    let mut more = Raw::connect(&server.acceptor, "one more place");
+    more.say(&said(hello("mallory"))).await;
+    let Some(Frame::Reject(refused)) = more.hear().await else { panic!("it is refused") };
+    assert_eq!(refused.code, Code::Overloaded);
+    // The hello that ends a handshake makes room for another.
+    silent[0].say(&Frame::Pong { nonce: 1 }).await;
+    assert_eq!(silent[0].ends().await, Some(Code::UnexpectedFrame));
+    others_are_untouched(&server).await;
+}
+
+#[cfg(feature = "json")]
+#[tokio::test]
+async fn whoever_is_turned_away_is_told_so_in_the_codec_of_their_hello() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let acceptor = Acceptor::builder(engine, ByName).max_handshakes(1).build().unwrap();
+    let _silent = Raw::connect(&acceptor, "here");
+    let mut raw = Raw::connect(&acceptor, "there");
+    let mut bytes = Vec::new();
+    encode(&said(hello("mallory")), Codec::Json, &mut bytes);
+    raw.say_bytes(bytes.into()).await;
+    let read = tokio::time::timeout(LONG, raw.reader.read()).await.expect("an answer").unwrap().unwrap();
+    assert_eq!(read.first(), Some(&b'{'), "{read:?}");
+}
+
+#[tokio::test]
+async fn there_are_never_more_sessions_than_are_allowed_however_many_come_at_once() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let acceptor = Acceptor::builder(engine, ByName).max_sessions(4).build().unwrap();
+    let mut raws = Vec::new();
+    for n in 0..32 {
+        let mut raw = Raw::connect(&acceptor, &format!("place {n}"));
+        raw.say(&said(hello(&format!("user {n}")))).await;
+        raws.push(raw);
+    }
+    let (mut welcome, mut refused) = (0, 0);
+    for raw in &mut raws {
+        match raw.hear().await {
+            Some(Frame::Welcome(_)) => welcome += 1,
+            Some(Frame::Reject(why)) => {
+                assert_eq!(why.code, Code::Overloaded);
+                refused += 1;
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+    assert_eq!((welcome, refused, acceptor.stats().sessions), (4, 28, 4));
 }
 
 #[tokio::test]

@@ -83,7 +83,7 @@ impl Backoff {
         self.failures
     }
 
-    /// A connection stood: the next delay starts from the floor again.
+    /// A connection has stood for a while: the next delay starts from the floor again.
     pub const fn reset(&mut self) {
         self.failures = 0;
     }

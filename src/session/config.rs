@@ -10,7 +10,7 @@ use crate::config::ConfigError;
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub struct SessionConfig {
-    /// What is taken in one frame. Default: 1 MiB, 256 messages.
+    /// What is taken in one frame. Default: 1 MiB, 256 messages, which is the least.
     pub limits: Limits,
     /// The codecs that may be used. Default: all of this build.
     pub codecs: Codecs,
@@ -54,7 +54,7 @@ pub struct SessionConfig {
     pub park_after: Duration,
     /// For how long the engine is asked to wait when nothing more can be taken. Default: 500 ms.
     pub busy: Duration,
-    /// Publishes without a receipt. Default: 64.
+    /// Publishes without a receipt. Default: 64, which is the least: every peer may have that many.
     pub max_publishes: usize,
     /// The longest reply, in bytes. What must be kept of replies is at most this for each message of the window's span.
     /// Default: 64 KiB.
@@ -96,7 +96,10 @@ impl SessionConfig {
     /// [`ConfigError`] naming the first contradiction and what to change.
     pub fn check(&self) -> Result<(), ConfigError> {
         let rules = [
-            (self.limits.max_items == 0, "limits.max_items is zero: no frame could hold a message"),
+            (
+                self.limits.max_items < MIN_ITEMS,
+                "limits.max_items is below 256: a peer may put that many messages into a frame",
+            ),
             (self.limits.max_frame < MIN_FRAME, "limits.max_frame is below 16 KiB: a hello might not fit"),
             (self.max_batch_bytes > self.limits.max_frame as u64, "max_batch_bytes is over limits.max_frame"),
             (self.codecs.best().is_none(), "codecs are none that this build has"),
@@ -123,7 +126,10 @@ impl SessionConfig {
                 self.ack_delay >= self.stall_after,
                 "ack_delay is not shorter than stall_after: it would count as a stall",
             ),
-            (self.max_publishes == 0, "max_publishes is zero: nothing could be published"),
+            (
+                self.max_publishes < MIN_PUBLISHES,
+                "max_publishes is below 64: a peer may have that many without a receipt",
+            ),
             (
                 self.max_reply_bytes > self.limits.max_frame / 2,
                 "max_reply_bytes is over half of limits.max_frame",
@@ -136,6 +142,9 @@ impl SessionConfig {
 /// A hello with the longest names and credentials fits, in either codec.
 const MIN_FRAME: usize = 16 << 10;
 const MAX_WINDOW: u32 = 65_536;
+/// What the protocol allows every peer: less would end sessions with peers that do nothing wrong.
+const MIN_ITEMS: usize = 256;
+const MIN_PUBLISHES: usize = 64;
 
 fn first_broken(rules: &[(bool, &str)]) -> Result<(), ConfigError> {
     rules.iter().find(|(broken, _)| *broken).map_or(Ok(()), |(_, what)| Err(ConfigError::new(*what)))
@@ -180,13 +189,15 @@ mod tests {
 
     #[test]
     fn what_cannot_work_is_refused_with_what_to_change() {
-        let broken: [fn(&mut SessionConfig); 6] = [
+        let broken: [fn(&mut SessionConfig); 8] = [
             |config| config.window.messages = 0,
             |config| config.codecs = Codecs::BINARY.and(Codecs::JSON),
             |config| config.max_batch_bytes = 1 << 30,
             |config| config.park_after = config.stall_after,
             |config| config.limits.max_frame = 1 << 10,
             |config| config.heartbeat = Duration::ZERO,
+            |config| config.limits.max_items = 255,
+            |config| config.max_publishes = 63,
         ];
         for (i, breaks) in broken.into_iter().enumerate() {
             let mut config = SessionConfig::default();

@@ -128,6 +128,8 @@ pub struct Dialer {
     has_credentials: bool,
     /// The peer does not want to see us before.
     not_before: Timestamp,
+    /// When the connection opened, until it has stood for long enough to be a success.
+    unproven: Option<Timestamp>,
     why: Option<Code>,
     now: Timestamp,
     actions: VecDeque<DialAction>,
@@ -145,6 +147,7 @@ impl Dialer {
             grade: Grade::Good,
             has_credentials: false,
             not_before: Timestamp::ZERO,
+            unproven: None,
             why: None,
             now: Timestamp::ZERO,
             actions: VecDeque::new(),
@@ -170,7 +173,8 @@ impl Dialer {
             Phase::Dialing(_, since) | Phase::Up(_, Some((_, since))) => Some(since.after(self.dial_time())),
             Phase::Up(_, None) => {
                 let proves = self.ladder.proves_at().filter(|_| self.grade > Grade::Poor);
-                self.ladder.poll_timeout().into_iter().chain(proves).min()
+                let next = self.ladder.poll_timeout().into_iter().chain(proves).min();
+                next.map(|at| at.max(self.not_before))
             }
             Phase::Idle | Phase::Asking | Phase::Greeting(_) | Phase::GivenUp | Phase::Closed => None,
         }
@@ -179,6 +183,7 @@ impl Dialer {
     /// Tells what happened. Then drain [`Dialer::poll_action`].
     pub fn handle(&mut self, now: Timestamp, input: DialInput) {
         self.now = self.now.max(now);
+        self.prove();
         match input {
             DialInput::Start => {
                 if self.phase == Phase::Idle {
@@ -200,6 +205,15 @@ impl Dialer {
             DialInput::Reopen => self.reopen(),
             DialInput::Close(code) => self.close(code),
             DialInput::Tick => self.tick(),
+        }
+    }
+
+    /// A handshake is no success yet: whoever is let in and sent away at once, again and again, is to come less and less
+    /// often.
+    fn prove(&mut self) {
+        if self.unproven.is_some_and(|since| since.after(self.config.ladder.stable) <= self.now) {
+            self.unproven = None;
+            self.backoff.reset();
         }
     }
 
@@ -267,7 +281,7 @@ impl Dialer {
             self.phase = Phase::Up(rung, None);
             self.why = None;
             self.grade = Grade::Good;
-            self.backoff.reset();
+            self.unproven = Some(self.now);
             self.ladder.connected(self.now);
             self.state(DialState::Online(rung));
         }
@@ -321,6 +335,7 @@ impl Dialer {
     /// Whether another transport should be tried.
     fn look_around(&mut self) {
         if let Phase::Up(held, None) = self.phase
+            && self.not_before <= self.now
             && let Some(rung) = self.ladder.graded(self.now, self.grade)
         {
             self.phase = Phase::Up(held, Some((rung, self.now)));
@@ -350,6 +365,7 @@ impl Dialer {
     /// What the table says about how it ended.
     fn ended(&mut self, code: Code, retry_after: Option<Duration>, fault: Fault) {
         self.why = Some(code);
+        self.unproven = None;
         let step = self.config.recovery.next(code, retry_after, &mut self.backoff);
         match step {
             Step::Reconnect(delay) => {
@@ -365,7 +381,11 @@ impl Dialer {
             Step::WaitForCredentials => {
                 self.ladder.ended();
                 self.has_credentials = false;
+                let asked_before = self.not_before;
                 self.not_before = self.now.after(self.backoff.next_delay(retry_after));
+                if retry_after.is_none() {
+                    self.not_before = self.not_before.max(asked_before);
+                }
                 self.proceed();
             }
             Step::GiveUp => {
@@ -399,9 +419,15 @@ impl Dialer {
                     self.actions.push_back(DialAction::Abandon);
                 }
                 self.ladder.network_changed(worked);
-                let rung = self.ladder.current();
-                self.phase = Phase::Up(held, Some((rung, self.now)));
-                self.actions.push_back(DialAction::Dial(rung));
+                if self.not_before > self.now {
+                    // Nobody is to come before that, over whatever network.
+                    self.ladder.settle(held, self.now);
+                    self.phase = Phase::Up(held, None);
+                } else {
+                    let rung = self.ladder.current();
+                    self.phase = Phase::Up(held, Some((rung, self.now)));
+                    self.actions.push_back(DialAction::Dial(rung));
+                }
             }
             Phase::Dialing(..) => {
                 self.actions.push_back(DialAction::Abandon);

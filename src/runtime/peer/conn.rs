@@ -163,8 +163,14 @@ impl Conn {
 
     /// Sends what is queued and closes, in a task of its own and within a while.
     pub(super) fn close(self, code: Code, handle: &Handle) {
+        self.close_and_drop(code, handle, ());
+    }
+
+    /// As [`Conn::close`], and drops something when that is done: what bounds how many do so at once, say.
+    pub(super) fn close_and_drop(self, code: Code, handle: &Handle, held: impl Send + 'static) {
         tasks::spawn(handle, async move {
             let _ = tokio::time::timeout(CLOSE_WITHIN, self.say_farewell(code)).await;
+            drop(held);
         });
     }
 

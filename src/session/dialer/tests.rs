@@ -64,6 +64,61 @@ fn who_was_asked_to_leave_comes_back_in_its_slot_however_the_connection_ends() {
 }
 
 #[test]
+fn who_was_asked_to_leave_tries_no_other_transport_before_its_slot_whatever_happens_meanwhile() {
+    let away = DialInput::GoingAway(Some(Duration::from_secs(60)));
+    let hints = [
+        DialInput::Graded(Grade::Poor),
+        DialInput::NetworkChanged(vec![1]),
+        DialInput::NetworkChanged(vec![]),
+        DialInput::Tick,
+    ];
+    for hint in hints {
+        let mut dialer = up(2);
+        tell(&mut dialer, 9000, away.clone());
+        assert_eq!(tell(&mut dialer, 10_000, hint.clone()), [], "{hint:?}");
+        assert_eq!(dialer.phase, Phase::Up(0, None));
+        let next = dialer.poll_timeout();
+        assert!(next.is_none_or(|at| at >= self::at(69_000)), "{hint:?}: {next:?}");
+        let lost = tell(&mut dialer, 11_000, DialInput::Lost(Code::Draining, None));
+        assert!((69_000..=76_500).contains(&until(&lost)), "{hint:?}: {lost:?}");
+    }
+    // One that had begun is not gone on with over another network.
+    let mut dialer = up(2);
+    assert_eq!(tell(&mut dialer, 9000, DialInput::Graded(Grade::Poor)), [DialAction::Dial(1)]);
+    tell(&mut dialer, 9001, away);
+    assert_eq!(tell(&mut dialer, 9002, DialInput::NetworkChanged(vec![])), [DialAction::Abandon]);
+    assert_eq!(dialer.phase, Phase::Up(0, None));
+}
+
+#[test]
+fn whoever_is_let_in_and_sent_away_at_once_comes_less_and_less_often_until_a_connection_stands() {
+    let (mut dialer, mut now, mut delays) = (up(1), 0, Vec::new());
+    for _ in 0..50 {
+        let lost = tell(&mut dialer, now, DialInput::Lost(Code::Overloaded, None));
+        delays.push(until(&lost) - now);
+        now = until(&lost);
+        tell(&mut dialer, now, DialInput::Tick);
+        tell(&mut dialer, now, DialInput::Stands);
+        tell(&mut dialer, now, DialInput::Opened);
+    }
+    assert!(delays[0] <= 1000 && delays.iter().all(|delay| (500..=20_000).contains(delay)), "{delays:?}");
+    let late = &delays[10..];
+    assert!(late.iter().sum::<u64>() / late.len() as u64 > 7000, "{delays:?}");
+    // It stood for as long as it takes.
+    let lost = tell(&mut dialer, now + 8000, DialInput::Lost(Code::Overloaded, None));
+    assert!(until(&lost) - now - 8000 <= 1000, "{lost:?}");
+}
+
+#[test]
+fn what_the_peer_asked_for_stands_when_the_credentials_end_meanwhile() {
+    let mut dialer = up(1);
+    tell(&mut dialer, 0, DialInput::GoingAway(Some(Duration::from_secs(60))));
+    tell(&mut dialer, 1000, DialInput::Lost(Code::SessionExpired, None));
+    let given = tell(&mut dialer, 2000, DialInput::Credentials);
+    assert!((60_000..=67_500).contains(&until(&given)), "{given:?}");
+}
+
+#[test]
 fn refused_credentials_are_asked_for_again_and_not_tried_at_once() {
     let mut dialer = up(1);
     let lost = tell(&mut dialer, 0, DialInput::Lost(Code::SessionExpired, None));

@@ -7,12 +7,13 @@ use std::sync::atomic::Ordering;
 use std::task::Poll;
 
 use parking_lot::Mutex;
-use tokio::sync::mpsc;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
 use super::super::conn::{Conn, Heard};
 use super::Inner;
 use super::registry::{Arrival, Command, Connection, Entry, Peer};
 use super::task::SessionTask;
+use crate::id::UserId;
 use crate::ports::{Claim, Denied, Identity, Transport, TransportError};
 use crate::runtime::builder::random;
 use crate::runtime::contain::{Running, called};
@@ -22,8 +23,8 @@ use crate::session::{Code, ConnId, Grade, Grant, Greeted, Greeter};
 
 /// Commands that wait for one session's task.
 const MAX_COMMANDS: usize = 8;
-/// How long somebody who finds no room is asked to wait, besides the jitter.
-const FULL: Duration = Duration::from_secs(5);
+/// How long whoever is turned away before their hello has for saying it, so that they are answered in a codec they read.
+const HELLO_WITHIN: Duration = Duration::from_secs(5);
 
 /// Why a connection gets no further.
 enum Stop {
@@ -42,6 +43,19 @@ impl Stop {
     fn no_fault(refused: Refused) -> Self {
         let why = refused.text.clone();
         Self::Refused { refused, fault: false, why }
+    }
+}
+
+/// A handshake that is under way: one of all, and one of its address.
+struct Handshaking<'a> {
+    inner: &'a Inner,
+    address: &'a str,
+    _permit: OwnedSemaphorePermit,
+}
+
+impl Drop for Handshaking<'_> {
+    fn drop(&mut self) {
+        self.inner.admission.lock().done(self.address.as_bytes());
     }
 }
 
@@ -66,19 +80,18 @@ impl Inner {
         let Some(conn) = called(|| Conn::new(id, transport)) else { return };
         let greeter = Greeter::new(engine.clock.now(), &self.session);
         let mut candidate = Candidate { conn, greeter, codec: Codec::Binary };
-        let permit = self.handshakes.clone().try_acquire_owned();
-        let judged = match &permit {
-            Ok(_) => {
-                let judging = self.judge(&mut candidate, &address);
-                let late = candidate_timed_out();
-                tokio::time::timeout(self.session.handshake_timeout, judging).await.unwrap_or(Err(late))
-            }
-            Err(_) => Err(Stop::no_fault(self.come_back(Code::Overloaded))),
+        let inner = self.clone();
+        let _place = match inner.begin(&address) {
+            Ok(place) => place,
+            Err(refused) => return self.turn_away(candidate, refused, &address).await,
         };
-        match judged {
+        let judging = self.judge(&mut candidate, &address);
+        let late = candidate_timed_out();
+        match tokio::time::timeout(self.session.handshake_timeout, judging).await.unwrap_or(Err(late)) {
             Ok((hello, identity)) => {
                 let peer = Peer::new(identity.user.clone(), hello.device.clone());
                 let grant = self.grant(identity);
+                let address = address.clone();
                 let arrival = Arrival { conn: candidate.conn, hello, grant, transport: name, address };
                 self.admit(peer, Box::new(arrival)).await;
             }
@@ -92,15 +105,36 @@ impl Inner {
         }
     }
 
+    /// Whether there is room for one more handshake. Nothing was read, so no token is taken, and no slot is given.
+    fn begin<'a>(&'a self, address: &'a str) -> Result<Handshaking<'a>, Refused> {
+        let permit = self.handshakes.clone().try_acquire_owned();
+        let permit = permit.map_err(|_| self.come_back(Code::Overloaded))?;
+        self.admission.lock().begin(self.policy.engine.inner.clock.now(), address.as_bytes())?;
+        Ok(Handshaking { inner: self, address, _permit: permit })
+    }
+
+    /// Refuses a connection for which there was no room, once its hello says what it reads. When many are being refused
+    /// already, it is closed without a word.
+    async fn turn_away(&self, mut candidate: Candidate, refused: Refused, address: &str) {
+        let engine = &self.policy.engine.inner;
+        self.rejections.note(engine.clock.now(), refused.code, address, &refused.text);
+        let Ok(farewell) = self.farewells.clone().try_acquire_owned() else { return };
+        let hello = poll_fn(|context| candidate.conn.poll_io(context));
+        let code = refused.code;
+        if let Ok(Heard::Bytes(bytes)) = tokio::time::timeout(HELLO_WITHIN, hello).await {
+            candidate.conn.send(&Frame::Reject(refused), codec_of(&bytes));
+        }
+        candidate.conn.close_and_drop(code, &engine.handle, farewell);
+    }
+
     /// Hello, admission, authentication, in this order: each costs more than the one before.
     async fn judge(&self, candidate: &mut Candidate, address: &str) -> Result<(Box<Hello>, Identity), Stop> {
-        if self.closing.load(Ordering::Acquire) {
-            let slot = self.admission.lock().slot(self.policy.engine.inner.clock.now());
-            return Err(Stop::no_fault(super::draining(Some(slot))));
-        }
         let hello = self.hello(candidate).await?;
+        if self.closing.load(Ordering::Acquire) {
+            return Err(Stop::no_fault(self.come_back(Code::Draining)));
+        }
         let now = self.policy.engine.inner.clock.now();
-        let arrived = self.admission.lock().arrive(now, address.as_bytes(), hello.device.as_bytes());
+        let arrived = self.admission.lock().arrive(now, address.as_bytes(), &client(&hello));
         arrived.map_err(Stop::no_fault)?;
         let claim = Claim::new(hello.user.clone(), hello.device.clone(), hello.credentials.clone());
         let identity = self.identify(candidate, claim).await?;
@@ -122,10 +156,7 @@ impl Inner {
         let frame = match heard {
             Heard::Bytes(bytes) => {
                 self.counters.frame_in(bytes.len());
-                #[cfg(feature = "json")]
-                if bytes.first() == Some(&b'{') {
-                    candidate.codec = Codec::Json;
-                }
+                candidate.codec = codec_of(&bytes);
                 decode(&bytes, &self.session.limits)
             }
             Heard::Broken(TransportError::TooLarge { limit }) => {
@@ -183,36 +214,31 @@ impl Inner {
 
     /// Hands a connection to its session's task, which is started if there is none.
     async fn admit(self: Arc<Self>, peer: Peer, arrival: Box<Arrival>) {
-        let mut arrival = arrival;
         loop {
             if self.closing.load(Ordering::Acquire) {
-                let slot = self.admission.lock().slot(self.policy.engine.inner.clock.now());
-                let codec = arrival.hello.codecs.and(self.session.codecs).best().unwrap_or(Codec::Binary);
-                let refused = super::draining(Some(slot));
-                return self.reject(arrival.conn, codec, refused, &arrival.address, "shutting down");
+                return self.reject_arrival(*arrival, Code::Draining, "shutting down");
             }
-            if self.registry.find(&peer).is_none() && self.registry.len() >= self.max_sessions {
-                let refused = self.come_back(Code::Overloaded);
-                let codec = arrival.hello.codecs.and(self.session.codecs).best().unwrap_or(Codec::Binary);
-                return self.reject(
-                    arrival.conn,
-                    codec,
-                    refused,
-                    &arrival.address,
-                    "no room for one more session",
-                );
-            }
-            let entry = self.registry.find_or(&peer, || self.clone().start(&peer, &arrival));
-            match entry.commands.send(Command::Admit(arrival)).await {
-                Ok(()) => return,
+            let start = || self.clone().start(&peer, &arrival);
+            let Some(entry) = self.registry.find_or(&peer, self.max_sessions, start) else {
+                return self.reject_arrival(*arrival, Code::Overloaded, "no room for one more session");
+            };
+            // A session that is held up by a disk, say, must not hold up handshakes as well.
+            let place = tokio::time::timeout(self.session.handshake_timeout, entry.commands.reserve()).await;
+            match place {
+                Ok(Ok(place)) => return place.send(Command::Admit(arrival)),
                 // It has just ended; the next one is made.
-                Err(mpsc::error::SendError(Command::Admit(back))) => {
-                    self.registry.remove(&peer, entry.serial);
-                    arrival = back;
+                Ok(Err(_)) => self.registry.remove(&peer, entry.serial),
+                Err(_) => {
+                    return self.reject_arrival(*arrival, Code::Overloaded, "its session is held up");
                 }
-                Err(_) => return,
             }
         }
+    }
+
+    /// Turns away whoever is known already.
+    fn reject_arrival(&self, arrival: Arrival, code: Code, why: &str) {
+        let codec = arrival.hello.codecs.and(self.session.codecs).best().unwrap_or(Codec::Binary);
+        self.reject(arrival.conn, codec, self.come_back(code), &arrival.address, why);
     }
 
     /// As [`Inner::admit`], from a task that ends.
@@ -245,14 +271,15 @@ impl Inner {
         let engine = &self.policy.engine.inner;
         self.rejections.note(engine.clock.now(), refused.code, address, why);
         let code = refused.code;
+        // Whoever does not take it may hold it up for a while: not all of them at once.
+        let Ok(farewell) = self.farewells.clone().try_acquire_owned() else { return };
         conn.send(&Frame::Reject(refused), codec);
-        conn.close(code, &engine.handle);
+        conn.close_and_drop(code, &engine.handle, farewell);
     }
 
-    /// A refusal with a time to come back, in a slot of its own.
+    /// A refusal with a time to come back, for which nothing is reserved.
     fn come_back(&self, code: Code) -> Refused {
-        let slot = self.admission.lock().slot(self.policy.engine.inner.clock.now());
-        Refused { code, retry_after: Some(slot.max(FULL)), text: code.text().to_owned() }
+        self.admission.lock().later(code)
     }
 
     /// A connection from there failed by its own fault.
@@ -287,6 +314,23 @@ impl Inner {
             self.published.lock().put(peer.clone(), published);
         }
     }
+}
+
+/// What the peer reads, by what it wrote.
+fn codec_of(bytes: &[u8]) -> Codec {
+    #[cfg(feature = "json")]
+    if bytes.first() == Some(&b'{') {
+        return Codec::Json;
+    }
+    let _ = bytes;
+    Codec::Binary
+}
+
+/// What tells clients behind one address apart: who they say they are, and which device.
+fn client(hello: &Hello) -> Vec<u8> {
+    let user = hello.user.as_ref().map_or(&[][..], UserId::as_bytes);
+    let len = u8::try_from(user.len()).unwrap_or(u8::MAX);
+    [&[len], user, hello.device.as_bytes()].concat()
 }
 
 fn candidate_timed_out() -> Stop {

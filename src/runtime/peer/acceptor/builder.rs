@@ -24,6 +24,8 @@ use crate::session::{Admission, AdmissionConfig, Code, SessionConfig};
 
 /// Handshakes under way at once, unless set.
 const HANDSHAKES: usize = 1024;
+/// Connections that are being told that they are refused.
+const FAREWELLS: usize = 1024;
 /// Sessions at once, unless set.
 const SESSIONS: usize = 100_000;
 
@@ -95,7 +97,8 @@ impl AcceptorBuilder {
         self
     }
 
-    /// Handshakes under way at once; whoever comes then is asked to come back. 1,024 unless set.
+    /// Handshakes under way at once; whoever comes then is asked to come back, in 5 to 30 s. 1,024 unless set. Of one address
+    /// there are at most [`AdmissionConfig::max_handshakes`].
     #[must_use]
     pub fn max_handshakes(mut self, max: usize) -> Self {
         self.max_handshakes = max;
@@ -150,6 +153,7 @@ impl AcceptorBuilder {
             rejections: Rejections::default(),
             published: Mutex::new(LruCache::new(MAX_PUBLISHERS)),
             handshakes: Arc::new(Semaphore::new(self.max_handshakes.min(Semaphore::MAX_PERMITS))),
+            farewells: Arc::new(Semaphore::new(FAREWELLS)),
             max_sessions: self.max_sessions,
             next_conn: AtomicU64::new(1),
             next_serial: AtomicU64::new(1),

@@ -8,7 +8,8 @@
 //! ```
 //!
 //! One task for each session, none for a device that has gone for longer than `SessionConfig::keep`. What is bounded:
-//! handshakes under way, sessions, what is remembered of addresses, users and devices.
+//! handshakes under way, in all and of one address, refused connections that are told so, sessions, what is remembered of
+//! addresses, users and devices.
 
 mod admit;
 mod builder;
@@ -69,6 +70,8 @@ struct Inner {
     rejections: Rejections,
     published: Mutex<LruCache<Peer, u64>>,
     handshakes: Arc<Semaphore>,
+    /// Refused connections that are told so.
+    farewells: Arc<Semaphore>,
     max_sessions: usize,
     next_conn: AtomicU64,
     next_serial: AtomicU64,

@@ -2,6 +2,7 @@
 
 use core::time::Duration;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use dashmap::DashMap;
 use parking_lot::Mutex;
@@ -85,30 +86,46 @@ pub(super) struct Entry {
 /// All sessions.
 pub(super) struct Registry {
     entries: DashMap<Peer, Arc<Entry>>,
+    /// How many there are: exact, unlike what a map says of itself while others change it.
+    count: AtomicUsize,
     version: watch::Sender<u64>,
 }
 
 impl Registry {
     pub(super) fn new() -> Self {
-        Self { entries: DashMap::new(), version: watch::Sender::new(0) }
+        Self { entries: DashMap::new(), count: AtomicUsize::new(0), version: watch::Sender::new(0) }
     }
 
     pub(super) fn len(&self) -> usize {
-        self.entries.len()
+        self.count.load(Ordering::Acquire)
     }
 
     pub(super) fn find(&self, peer: &Peer) -> Option<Arc<Entry>> {
         self.entries.get(peer).map(|entry| entry.value().clone())
     }
 
-    /// The session's, or the one that is made, which the caller starts.
-    pub(super) fn find_or(&self, peer: &Peer, make: impl FnOnce() -> Arc<Entry>) -> Arc<Entry> {
-        self.entries.entry(peer.clone()).or_insert_with(make).value().clone()
+    /// The session's, or the one that is made, which the caller starts; `None` if there are so many already.
+    pub(super) fn find_or(
+        &self,
+        peer: &Peer,
+        max: usize,
+        make: impl FnOnce() -> Arc<Entry>,
+    ) -> Option<Arc<Entry>> {
+        match self.entries.entry(peer.clone()) {
+            dashmap::Entry::Occupied(found) => Some(found.get().clone()),
+            dashmap::Entry::Vacant(place) => {
+                let more = |count: usize| count.checked_add(1).filter(|count| *count <= max);
+                self.count.fetch_update(Ordering::AcqRel, Ordering::Acquire, more).ok()?;
+                Some(place.insert(make()).clone())
+            }
+        }
     }
 
     /// Forgets this one, and no other that has taken its place.
     pub(super) fn remove(&self, peer: &Peer, serial: u64) {
-        self.entries.remove_if(peer, |_, entry| entry.serial == serial);
+        if self.entries.remove_if(peer, |_, entry| entry.serial == serial).is_some() {
+            self.count.fetch_sub(1, Ordering::AcqRel);
+        }
         self.changed();
     }
 
