@@ -4,15 +4,20 @@
 #[path = "session/support.rs"]
 mod support;
 
+use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
 use lastmile::machine::{Delivery, EntryRef, Verdict};
-use lastmile::ports::{Receiver, Sink};
-use lastmile::session::{Inbound, InboundId};
+use lastmile::ports::{Failure, Received, Receiver, Sink};
+use lastmile::session::{Code, Inbound, InboundId};
 use lastmile::storage::MemoryStore;
 use lastmile::testing::ScriptedSink;
-use lastmile::{Acceptor, Engine, Message, RequestError, Stage, UserId};
+use lastmile::{
+    Acceptor, Client, DevicePolicy, Engine, Message, Priority, RequestError, Router, Stage, UserId,
+};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::JoinSet;
 
 use support::{ByName, LONG, Server, client, message, online};
 
@@ -153,4 +158,55 @@ async fn a_router_behind_an_inbox_answers_too() {
     let _handler = router.on("chat.message", async |text: String, _| Ok(text.to_uppercase())).unwrap();
     let _attached = bob.attach("router", router).unwrap();
     assert_eq!(ask(&alice, "bob", "hello").await, "HELLO");
+}
+
+/// Rings until somebody answers here, or elsewhere.
+async fn phone(
+    server: &Server,
+    device: &str,
+) -> (lastmile::Client, mpsc::Receiver<&'static str>, Arc<Notify>) {
+    let (told, news) = mpsc::channel(9);
+    let answer = Arc::new(Notify::new());
+    let router = Router::new();
+    let answered = answer.clone();
+    let on = router.on("call.ring", move |_: Bytes, call: Received| {
+        let (told, answered) = (told.clone(), answered.clone());
+        async move {
+            told.send("rings").await.unwrap();
+            tokio::select! {
+                () = answered.notified() => Ok(Bytes::from_static(b"hello?")),
+                () = call.withdrawn() => {
+                    told.send("stops").await.unwrap();
+                    Err(Failure::reject(Code::Withdrawn, "answered elsewhere"))
+                }
+            }
+        }
+    });
+    std::mem::forget(on.unwrap());
+    let client = Client::builder(Engine::builder(MemoryStore::new()), "alice", device);
+    let client = client.connector(support::Gate::opened().connector(server)).direct(move || router.clone());
+    let client = client.build().unwrap();
+    online(&client).await;
+    (client, news, answer)
+}
+
+#[tokio::test]
+async fn a_call_rings_on_every_device_and_stops_on_the_others_when_one_answers() {
+    let server = Server::new();
+    for device in ["phone", "laptop"] {
+        server.engine.register_device("alice", device).await.unwrap();
+    }
+    let (_phone, mut phone_says, phone_answers) = phone(&server, "phone").await;
+    let (_laptop, mut laptop_says, _never) = phone(&server, "laptop").await;
+    let call = Message::to("alice", "call.ring", "").sender("bob").priority(Priority::Critical);
+    let call = call.devices(DevicePolicy::RingAll).build().unwrap();
+    let mut asking = JoinSet::new();
+    let engine = server.engine.clone();
+    asking.spawn(async move { engine.request(call, LONG).await });
+    assert_eq!(phone_says.recv().await, Some("rings"));
+    assert_eq!(laptop_says.recv().await, Some("rings"));
+    phone_answers.notify_one();
+    assert_eq!(asking.join_next().await.unwrap().unwrap().unwrap(), "hello?");
+    assert_eq!(laptop_says.recv().await, Some("stops"));
+    assert!(phone_says.is_empty());
 }

@@ -12,12 +12,14 @@ use lastmile::storage::{MemoryStore, SledStore};
 use lastmile::{
     Acceptor, Client, ClientBuilder, Durability, Engine, MemoryTransport, Message, memory_transport,
 };
-use tokio::sync::Notify;
+use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
 
 use super::support::{median, rate, short, time};
 
 const BYTES: usize = 256;
+/// On their way at once, at most: less than an outbox holds.
+const IN_FLIGHT: usize = 1024;
 /// Senders at once.
 const SENDERS: usize = 64;
 
@@ -47,20 +49,27 @@ impl Connector for To {
     }
 }
 
-/// Counts what arrives, and tells when it is all there.
-#[derive(Clone, Default)]
-struct Count(Arc<(AtomicU64, Notify)>);
+/// Lets so many be under way and no more, and tells when all have arrived.
+#[derive(Clone)]
+struct Count(Arc<Semaphore>);
 
 impl Count {
-    fn add(&self, n: usize) {
-        self.0.0.fetch_add(n as u64, Ordering::SeqCst);
-        self.0.1.notify_one();
+    fn new() -> Self {
+        Self(Arc::new(Semaphore::new(IN_FLIGHT)))
     }
 
-    async fn reach(&self, n: u64) {
-        while self.0.0.load(Ordering::SeqCst) < n {
-            self.0.1.notified().await;
-        }
+    fn add(&self, n: usize) {
+        self.0.add_permits(n);
+    }
+
+    /// One is sent.
+    async fn begin(&self) {
+        self.0.acquire().await.expect("it is never closed").forget();
+    }
+
+    async fn all(&self) {
+        let all = u32::try_from(IN_FLIGHT).expect("it is few");
+        drop(self.0.acquire_many(all).await.expect("it is never closed"));
     }
 }
 
@@ -93,15 +102,17 @@ async fn online(client: &Client) {
     client.watch().wait_for(|state| state.is_online()).await.expect("the client is there");
 }
 
-/// Sends from many tasks at once, and waits until all has arrived. A volatile message is sent again while the queue is full.
+/// Sends from many tasks at once, each as soon as there is room, and waits until all has arrived. A volatile message is sent
+/// again while the queue is full.
 async fn flood(engine: &Engine, durability: Durability, messages: usize, count: &Count) {
     let sent = Arc::new(AtomicU64::new(0));
     let mut senders = JoinSet::new();
     for _ in 0..SENDERS {
-        let (engine, sent) = (engine.clone(), sent.clone());
+        let (engine, sent, count) = (engine.clone(), sent.clone(), count.clone());
         let payload = Bytes::from(vec![7; BYTES]);
         senders.spawn(async move {
             while sent.fetch_add(1, Ordering::Relaxed) < messages as u64 {
+                count.begin().await;
                 let message = Message::to("alice", "bench.message", payload.clone()).durability(durability);
                 let message = message.build().expect("a small message is within the limits");
                 while engine.send(message.clone()).await.is_err() {
@@ -111,7 +122,7 @@ async fn flood(engine: &Engine, durability: Durability, messages: usize, count: 
         });
     }
     senders.join_all().await;
-    count.reach(messages as u64).await;
+    count.all().await;
 }
 
 fn row(
@@ -154,7 +165,7 @@ pub(crate) fn end_to_end(messages: usize, rounds: usize) -> Result<(), Failure> 
     let engine = Engine::builder(MemoryStore::new()).build()?;
     let accepts = acceptor(&engine)?;
     let volatile = row(&runtime, "volatile, frame to receiver", messages, rounds, async || {
-        let count = Count::default();
+        let count = Count::new();
         let client = builder(&accepts).direct({
             let count = count.clone();
             move || count.clone()
@@ -166,7 +177,7 @@ pub(crate) fn end_to_end(messages: usize, rounds: usize) -> Result<(), Failure> 
     let (there, here) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let engine = Engine::builder(SledStore::open(there.path())?).build()?;
     let accepts = acceptor(&engine)?;
-    let count = Count::default();
+    let count = Count::new();
     let client = Client::builder(Engine::builder(SledStore::open(here.path())?), "alice", "phone")
         .connector(To(accepts.clone()))
         .build()?;
@@ -178,7 +189,6 @@ pub(crate) fn end_to_end(messages: usize, rounds: usize) -> Result<(), Failure> 
         messages,
         rounds,
         async || {
-            count.0.0.store(0, Ordering::SeqCst);
             flood(&engine, Durability::Synced, messages, &count).await;
         },
     );

@@ -71,6 +71,7 @@ impl Machine {
     }
 
     fn verdict(&mut self, now: Timestamp, link: LinkId, user: &UserId, entry: EntryRef, verdict: &Verdict) {
+        let entry = self.entry_of(link, user, entry);
         if let Verdict::Replied(answer) = verdict {
             let found = self.users.get(user).and_then(|user| user.lane_ref(entry.lane).entry(entry.seq));
             let live = found.map(|found| &found.accept);
@@ -82,7 +83,6 @@ impl Machine {
             return self.verdict(now, link, user, entry, &Verdict::Delivered);
         }
         let deadline = now.after(self.config.ack_deadline);
-        let entry = self.entry_of(link, user, entry);
         let Some(flight) = self.links.get_mut(&link).and_then(|link| link.flights.get_mut(&entry)) else {
             return self.late_verdict(now, link, user, entry, verdict);
         };

@@ -1,10 +1,11 @@
 //! What a host does with a message that was received.
 
 use core::fmt;
-use core::future::Future;
+use core::future::{Future, poll_fn};
+use core::task::{Context, Poll, Waker};
 use core::time::Duration;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 
@@ -25,6 +26,56 @@ pub struct Received {
     redelivered: bool,
     reply_within: Option<Duration>,
     extensions: Arc<AtomicU32>,
+    withdrawal: Arc<Withdrawal>,
+}
+
+/// Whether a message is no longer wanted, and who waits for that.
+#[derive(Debug, Default)]
+pub(crate) struct Withdrawal(Mutex<Wanted>);
+
+#[derive(Debug)]
+enum Wanted {
+    /// And these want to know when it no longer is.
+    Yes(Vec<Waker>),
+    No,
+}
+
+impl Default for Wanted {
+    fn default() -> Self {
+        Self::Yes(Vec::new())
+    }
+}
+
+impl Withdrawal {
+    /// Above so many that wait, all are woken: those that still do come again, those that were dropped do not.
+    const MAX_WAKERS: usize = 32;
+
+    pub(crate) fn say(&self) {
+        let mut wanted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = core::mem::replace(&mut *wanted, Wanted::No);
+        drop(wanted);
+        if let Wanted::Yes(wakers) = before {
+            wakers.into_iter().for_each(Waker::wake);
+        }
+    }
+
+    fn is_said(&self) -> bool {
+        matches!(*self.0.lock().unwrap_or_else(PoisonError::into_inner), Wanted::No)
+    }
+
+    fn poll(&self, context: &mut Context<'_>) -> Poll<()> {
+        let mut wanted = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let Wanted::Yes(wakers) = &mut *wanted else { return Poll::Ready(()) };
+        if wakers.iter().any(|waker| waker.will_wake(context.waker())) {
+            return Poll::Pending;
+        }
+        let is_full = wakers.len() >= Self::MAX_WAKERS;
+        let full = if is_full { core::mem::take(wakers) } else { Vec::new() };
+        wakers.push(context.waker().clone());
+        drop(wanted);
+        full.into_iter().for_each(Waker::wake);
+        Poll::Pending
+    }
 }
 
 impl Received {
@@ -39,6 +90,7 @@ impl Received {
             redelivered: false,
             reply_within: None,
             extensions: Arc::default(),
+            withdrawal: Arc::default(),
         }
     }
 
@@ -112,6 +164,46 @@ impl Received {
     /// Says that it is still being worked on: the handler's time begins anew.
     pub fn needs_more_time(&self) {
         self.extensions.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Whether it is no longer wanted: another of its recipient's devices has answered.
+    #[must_use]
+    pub fn is_withdrawn(&self) -> bool {
+        self.withdrawal.is_said()
+    }
+
+    /// Waits until it is no longer wanted, which most messages are for ever. A handler that rings stops when this returns, and
+    /// fails with [`Code::Withdrawn`]; what it answers instead is as good as before.
+    ///
+    /// ```
+    /// use lastmile::ports::{Failure, Received};
+    /// use lastmile::session::Code;
+    ///
+    /// # async fn somebody_answers() {}
+    /// async fn ring(_: bytes::Bytes, call: Received) -> Result<(), Failure> {
+    ///     tokio::select! {
+    ///         () = somebody_answers() => Ok(()),
+    ///         () = call.withdrawn() => Err(Failure::reject(Code::Withdrawn, "answered elsewhere")),
+    ///     }
+    /// }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub fn withdrawn(&self) -> impl Future<Output = ()> + Send + use<> {
+        let withdrawal = self.withdrawal.clone();
+        poll_fn(move |context| withdrawal.poll(context))
+    }
+
+    /// Says that it is no longer wanted: for whoever hands it to a handler, and for tests of handlers.
+    pub fn withdraw(&self) {
+        self.withdrawal.say();
+    }
+
+    /// What says so without the message.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn withdrawal(&self) -> Arc<Withdrawal> {
+        self.withdrawal.clone()
     }
 
     /// How often its handler asked for more time.
@@ -275,4 +367,51 @@ pub trait Handler: Send + Sync + 'static {
     /// The future is dropped when its time is over, see [`RouterBuilder::timeout`](crate::RouterBuilder::timeout), and
     /// with the process; then the message comes again.
     fn handle(&self, received: Received) -> impl Future<Output = Result<Option<Bytes>, Failure>> + Send;
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::task::Wake;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Woken(AtomicU32);
+
+    impl Wake for Woken {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn received() -> Received {
+        Received::new(Message::to("alice", "call.ring", "").build().unwrap())
+    }
+
+    #[test]
+    fn whoever_waits_for_a_withdrawal_is_woken_whichever_clone_is_told() {
+        let call = received();
+        let woken = Arc::new(Woken::default());
+        let waker = Waker::from(woken.clone());
+        let mut waiting = Box::pin(call.clone().withdrawn());
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_pending());
+        assert!(!call.is_withdrawn());
+        call.withdraw();
+        assert_eq!((call.is_withdrawn(), woken.0.load(Ordering::SeqCst)), (true, 1));
+        assert!(waiting.as_mut().poll(&mut Context::from_waker(&waker)).is_ready());
+    }
+
+    #[test]
+    fn those_that_waited_and_were_dropped_do_not_pile_up() {
+        let call = received();
+        let wakers: Vec<_> = (0..100).map(|_| Waker::from(Arc::new(Woken::default()))).collect();
+        for waker in &wakers {
+            assert!(Box::pin(call.withdrawn()).as_mut().poll(&mut Context::from_waker(waker)).is_pending());
+            let Wanted::Yes(waiting) = &*call.withdrawal.0.lock().unwrap() else {
+                panic!("nobody withdrew it")
+            };
+            assert!(waiting.len() <= Withdrawal::MAX_WAKERS);
+        }
+    }
 }

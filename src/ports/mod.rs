@@ -23,6 +23,8 @@ pub use acks::{Acks, Report, Reporting};
 pub use authenticator::{Authenticator, Claim, Denied, Identity};
 pub use clock::Clock;
 pub use credentials::CredentialSource;
+#[cfg(feature = "runtime")]
+pub(crate) use handler::Withdrawal;
 pub use handler::{Failure, Handler, Permission, Received};
 pub use journal::{Appended, Group, Journal, JournalError, JournalSpace, Replay, TailCut};
 #[cfg(feature = "encryption")]

@@ -1,6 +1,7 @@
 //! Where a peer's messages go when they are not kept: straight from the frame to a handler.
 
 use core::future::Future;
+use core::task::{Context, Poll};
 
 use crate::session::frame::GapReason;
 use crate::session::{Inbound, InboundId, Verdict};
@@ -25,7 +26,8 @@ use crate::session::{Inbound, InboundId, Verdict};
 /// ```
 pub trait Receiver: Send + 'static {
     /// Takes a batch, in order, and says what became of each message. One without a verdict counts as
-    /// [`Verdict::Nack`]; so do all, if it panics. An answer to what is no request is dropped.
+    /// [`Verdict::Nack`]; so do all, if it panics. An answer to what is no request is dropped. [`Verdict::Progress`] says that the
+    /// verdict comes later, by [`Receiver::poll_verdicts`]. Nothing more is handed over until it returns.
     ///
     /// # To ensure correctness
     /// When a message is not taken (`Nack` or `Busy`), do not take those of its lane and ordering key behind it in the batch,
@@ -34,6 +36,25 @@ pub trait Receiver: Send + 'static {
     /// # Cancel safety
     /// The future is dropped when the session is over; the messages come again in the next one.
     fn receive(&mut self, batch: Vec<Inbound>) -> impl Future<Output = Vec<(InboundId, Verdict)>> + Send;
+
+    /// Verdicts that `receive` has left for later, as they come; [`Verdict::Progress`] as often as a message needs more time than
+    /// the sender's ack deadline. Polled while no batch is being taken. There are none unless it is implemented; if it
+    /// panics, all that was left for later counts as [`Verdict::Nack`].
+    ///
+    /// # To ensure correctness
+    /// Each message that was left for later gets a verdict, or it is under way until the sender takes it for lost. After a `Nack`
+    /// or `Busy` what has its lane and ordering key is answered `Busy` until that verdict was polled here.
+    fn poll_verdicts(&mut self, context: &mut Context<'_>) -> Poll<Vec<(InboundId, Verdict)>> {
+        let _ = context;
+        Poll::Pending
+    }
+
+    /// A message that was handed over is no longer wanted: another of its recipient's devices has answered. Said while no batch
+    /// is being taken, and only before its verdict, which is due all the same: [`Verdict::Rejected`] with
+    /// [`Code::Withdrawn`](crate::session::Code::Withdrawn) if nothing was done with it. Does nothing unless it is implemented.
+    fn withdrawn(&mut self, id: InboundId) {
+        let _ = id;
+    }
 
     /// So many messages will not come. Does nothing unless it is implemented.
     fn missed(&mut self, count: u64, reason: GapReason) {

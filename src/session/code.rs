@@ -164,6 +164,8 @@ codes! {
     Invalid = 4453, DropMessage, "the message is over a limit or not well formed: mend it and send it as a new one";
     /// A newer version was accepted before.
     Outdated = 4454, DropMessage, "a newer version of it was accepted before";
+    /// Its sender withdrew it before the receiver had begun with it.
+    Withdrawn = 4455, DropMessage, "its sender withdrew it, and nobody had begun with it: nothing to do";
 }
 
 impl Code {

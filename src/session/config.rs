@@ -66,7 +66,10 @@ impl Default for SessionConfig {
         Self {
             limits: Limits::default(),
             codecs: Codecs::known(),
-            capabilities: Capabilities::ACKS.or(Capabilities::REPLIES).or(Capabilities::PUBLISH),
+            capabilities: Capabilities::ACKS
+                .or(Capabilities::REPLIES)
+                .or(Capabilities::PUBLISH)
+                .or(Capabilities::WITHDRAW),
             window: Window { messages: 64, bytes: 1 << 20, reserve: 8 },
             max_queue: 64,
             max_batch_bytes: 64 << 10,

@@ -325,6 +325,9 @@ pub enum Frame {
         /// For how long.
         expires_in: Option<Duration>,
     },
+    /// Messages that are no longer wanted: another device has answered. Who has not begun with one refuses it as
+    /// [`Code::Withdrawn`]; any other verdict is as good as before.
+    Withdraw(Range),
 }
 
 impl Frame {
@@ -350,6 +353,7 @@ impl Frame {
             Self::Close(_) => "close",
             Self::Renew(_) => "renew",
             Self::Renewed { .. } => "renewed",
+            Self::Withdraw(_) => "withdraw",
         }
     }
 }

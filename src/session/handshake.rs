@@ -5,7 +5,8 @@ use core::time::Duration;
 use super::Code;
 use super::config::SessionConfig;
 use super::frame::{
-    Capabilities, Credentials, DecodeError, Frame, Hello, PROTOCOL_VERSION, Position, Refused, Welcome,
+    Capabilities, Credentials, DecodeError, Frame, Hello, PROTOCOL_VERSION, Position, Published, Refused,
+    Welcome,
 };
 use super::heartbeat::Heartbeat;
 use super::io::{Action, ConnId, Event, Grant};
@@ -189,7 +190,7 @@ impl Session {
             let (conn, codec) = (up.conn, up.codec);
             self.actions.push_back(Action::Send(conn, Frame::Close(Self::refused(code)), codec));
             self.actions.push_back(Action::Disconnect(conn, code));
-            self.link = Link::Down(self.now);
+            self.down();
             self.event(Event::Lost { code, advice: code.advice(), retry_after: None });
         }
     }
@@ -251,13 +252,33 @@ impl Session {
         if let Some(position) = peer {
             self.out.resume(position.seen, self.now);
             let again = self.inc.resume(position.base, self.now);
-            again.into_iter().for_each(|frame| self.send(frame));
+            for frame in again {
+                // The peer may take smaller frames than it did.
+                match &frame {
+                    Frame::Reply { number, payload } if !self.fits(|| frame.clone()) => {
+                        self.event(Event::ReplyTooLarge { bytes: payload.len() });
+                        self.inc.forget_reply(*number, self.now);
+                    }
+                    _ => self.send(frame),
+                }
+            }
         }
+        self.out.withdrawn().into_iter().for_each(|number| self.say_withdrawn(number));
         let floors = self.floors;
         floors.into_iter().flatten().for_each(|place| self.send(Frame::Floor(place)));
         if self.can(Capabilities::PUBLISH) {
-            let publishes = self.publisher.resend(self.now);
-            publishes.into_iter().for_each(|frame| self.send(frame));
+            for frame in self.publisher.resend(self.now) {
+                match &frame {
+                    // The peer takes smaller frames than it did: it would end the connection, again and again.
+                    Frame::Publish { number, .. } if !self.fits(|| frame.clone()) => {
+                        let refused = Published::Refused(Self::refused(Code::Invalid));
+                        if self.publisher.receipt(*number).is_ok() {
+                            self.event(Event::Receipt(*number, Some(refused)));
+                        }
+                    }
+                    _ => self.send(frame),
+                }
+            }
         } else {
             // Nobody here takes them: what became of them, if anything, cannot be learned.
             self.publisher.settle(u64::MAX).into_iter().for_each(|event| self.event(event));

@@ -229,9 +229,26 @@ impl Incoming {
         }
         self.said.insert(number, Said::Ack);
         self.acks.push(number);
-        let at = if key.0 == LaneId::Critical { now } else { now.after(delay) };
+        // When nothing else is under way, no other acknowledgement will come to wait for.
+        let is_alone = key.0 == LaneId::Critical || self.undecided.is_empty();
+        let at = if is_alone { now } else { now.after(delay) };
         self.ack_at = Some(self.ack_at.map_or(at, |before| before.min(at)));
         Vec::new()
+    }
+
+    /// Messages are no longer wanted: those that nobody has begun with are refused, which is what must be sent; of the others,
+    /// their numbers.
+    pub(super) fn withdraw(&mut self, range: Range) -> Result<(Vec<Frame>, Vec<u64>), Code> {
+        if range.to > self.seen {
+            return Err(Code::OutOfOrder);
+        }
+        let open: Vec<u64> = self.undecided.range(range.from..=range.to).map(|(number, _)| *number).collect();
+        let waits = |number: &u64| self.ready.iter().any(|(ready, _)| ready == number);
+        let (waiting, begun): (Vec<u64>, Vec<u64>) = open.into_iter().partition(waits);
+        self.ready.retain(|(number, _)| !waiting.contains(number));
+        let nacks =
+            waiting.into_iter().filter_map(|number| self.refuse(number, Code::Withdrawn, None)).collect();
+        Ok((nacks, begun))
     }
 
     /// Not taken for now, and neither is what waits behind it with its key.
@@ -300,6 +317,14 @@ impl Incoming {
         self.ack_at = (!self.acks.is_empty()).then_some(now);
         let window = core::mem::take(&mut self.window_changed).then_some(self.window);
         (!ranges.is_empty() || window.is_some()).then_some(Frame::Ack(Ack { ranges, window }))
+    }
+
+    /// A reply cannot be said again: the message is acknowledged without it.
+    pub(super) fn forget_reply(&mut self, number: u64, now: Timestamp) {
+        if self.said.insert(number, Said::Ack).is_some() {
+            self.acks.push(number);
+            self.ack_at = Some(now);
+        }
     }
 
     /// Whether the peer can be at this position.

@@ -112,8 +112,14 @@ pub enum Input {
     Garbage(ConnId, DecodeError),
     /// The transport is gone.
     Lost(ConnId),
+    /// The transport has taken all that was sent over this connection. Needed for peers that do not acknowledge
+    /// ([`Session::wants_written`](super::Session::wants_written)): what was written to them is `Unconfirmed`.
+    Written(ConnId),
     /// Messages for the peer, in order. Each gets one outcome, and perhaps `Progress` before.
     Offer(Vec<Item>),
+    /// Messages that were offered are no longer wanted. The peer is told, if it has them and can be. What comes of one after
+    /// that is as true as before; if nothing does, there is no outcome.
+    Withdraw(Vec<Place>),
     /// What became of messages from the peer, in the order in which they were taken.
     Verdicts(Vec<(InboundId, Verdict)>),
     /// Everything of this lane up to this place has ended durably here.
@@ -174,12 +180,14 @@ pub enum Event {
     Outcomes(Vec<(Place, Outcome)>),
     /// Messages from the peer wait, see [`Session::take`](super::Session::take).
     Ready,
+    /// A message that was taken is no longer wanted: its sender withdrew it. A verdict is due all the same.
+    Withdrawn(InboundId),
     /// The peer has ended everything of this lane up to this place.
     Floor(StreamId, Place),
     /// So many messages from the peer will not come.
     Gap(u64, GapReason),
-    /// The peer has acknowledged all gaps that it was told of (`true`), or the life is over in which it was told of one and
-    /// nobody knows (`false`): tell it again.
+    /// The peer has acknowledged all gaps that it was told of (`true`), or the connection or the life is over in which it was
+    /// told of one and nobody knows (`false`): tell it again.
     GapsHeard(bool),
     /// The answer to a request, late or not.
     Reply(Place, Bytes),
@@ -187,6 +195,13 @@ pub enum Event {
     ReplyTimedOut(Place),
     /// The request was taken, without an answer.
     NoReply(Place),
+    /// An answer of so many bytes was dropped: it is larger than
+    /// [`max_reply_bytes`](super::SessionConfig::max_reply_bytes), or than the frames that the peer takes. The message
+    /// counts as delivered.
+    ReplyTooLarge {
+        /// How many.
+        bytes: usize,
+    },
     /// A publish of the peer: say [`Input::Published`].
     Publish(u64, Message),
     /// What became of a publish: `None` when it was decided and the receipt was lost. Send the message again with the same

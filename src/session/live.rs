@@ -1,7 +1,7 @@
 //! What an open connection does: frames, time, and what goes out.
 
 use super::Code;
-use super::frame::{Ack, Capabilities, DecodeError, Frame, Item, Place, Refused};
+use super::frame::{Ack, Capabilities, DecodeError, Frame, Item, Place, Range, Refused, encode};
 use super::heartbeat::Beat;
 use super::io::{ConnId, Event, InboundId, Verdict};
 use super::outgoing::FrameRoom;
@@ -39,6 +39,7 @@ impl Session {
             Frame::Nack(nack) => self.out.nack(&nack, self.now).map(|()| self.moved()),
             Frame::Progress(range) => self.out.progress(range, self.now),
             Frame::Reply { number, payload } => self.reply_heard(number, payload),
+            Frame::Withdraw(range) if self.can(Capabilities::WITHDRAW) => self.withdraw_heard(range),
             Frame::Floor(place) => {
                 self.inc.set_floor(place);
                 self.event(Event::Floor(self.peer_stream, place));
@@ -130,7 +131,7 @@ impl Session {
 
     fn reply_heard(&mut self, number: u64, payload: bytes::Bytes) -> Result<(), Code> {
         let place = self.out.place(number);
-        self.out.ack(super::frame::Range { from: number, to: number }, self.now)?;
+        self.out.ack(Range { from: number, to: number }, self.now)?;
         if let Some(place) = place {
             self.requests.remove(&place);
             self.event(Event::Reply(place, payload));
@@ -182,7 +183,8 @@ impl Session {
 
     pub(super) fn offer(&mut self, items: Vec<Item>) {
         let busy = self.config.busy;
-        let takes = self.life.is_some() && !self.parked && !self.is_going();
+        // What were taken without a connection could overtake what goes back when there is one again.
+        let takes = self.connection().is_some() && !self.parked && !self.is_going();
         for item in items {
             if !takes {
                 self.out.refuse(item.place, busy);
@@ -191,16 +193,43 @@ impl Session {
             if let Some(within) = item.reply_within {
                 self.requests.insert(item.place, self.now.after(within));
             }
-            self.out.offer(item, busy);
+            self.out.offer(item, self.now, busy);
         }
+    }
+
+    /// Messages that were offered are no longer wanted.
+    pub(super) fn withdraw(&mut self, places: &[Place]) {
+        for place in places {
+            self.requests.remove(place);
+            if let Some(number) = self.out.withdraw(*place) {
+                self.say_withdrawn(number);
+            }
+        }
+    }
+
+    pub(super) fn say_withdrawn(&mut self, number: u64) {
+        if self.can(Capabilities::WITHDRAW) {
+            self.send(Frame::Withdraw(Range { from: number, to: number }));
+        }
+    }
+
+    fn withdraw_heard(&mut self, range: Range) -> Result<(), Code> {
+        let (nacks, begun) = self.inc.withdraw(range)?;
+        nacks.into_iter().for_each(|frame| self.send(frame));
+        if let Some(life) = self.life {
+            let id = |number| InboundId { epoch: life.epoch, number };
+            begun.into_iter().for_each(|number| self.event(Event::Withdrawn(id(number))));
+        }
+        Ok(())
     }
 
     pub(super) fn verdicts(&mut self, verdicts: Vec<(InboundId, Verdict)>) {
         let Some(life) = self.life else { return };
         for (id, verdict) in verdicts.into_iter().filter(|(id, _)| id.epoch == life.epoch) {
             let verdict = match verdict {
-                // The answer is too long to be kept until it was heard: the message was taken all the same.
-                Verdict::Replied(payload) if payload.len() > self.config.max_reply_bytes => {
+                // The answer is too long to be kept until it was heard, or for the peer: the message was taken all the same.
+                Verdict::Replied(payload) if !self.reply_fits(id.number, &payload) => {
+                    self.event(Event::ReplyTooLarge { bytes: payload.len() });
                     Verdict::Delivered
                 }
                 verdict => verdict,
@@ -208,6 +237,20 @@ impl Session {
             let frames = self.inc.decide(id.number, verdict, self.now, self.config.ack_delay);
             frames.into_iter().for_each(|frame| self.send(frame));
         }
+    }
+
+    /// Whether an answer may be kept, and goes into a frame that the peer takes.
+    fn reply_fits(&self, number: u64, payload: &bytes::Bytes) -> bool {
+        let frame = || Frame::Reply { number, payload: payload.clone() };
+        payload.len() <= self.config.max_reply_bytes && self.fits(frame)
+    }
+
+    /// Whether a frame is no larger than the peer of the open connection takes.
+    pub(super) fn fits(&self, frame: impl FnOnce() -> Frame) -> bool {
+        let Link::Up(up) = &self.link else { return true };
+        let mut bytes = Vec::new();
+        encode(&frame(), up.codec, &mut bytes);
+        bytes.len() as u64 <= up.max_frame
     }
 
     /// Everything of a lane up to a place has ended: the newest floor is kept for the next handshake.
@@ -318,6 +361,15 @@ impl Session {
 
     /// A consumer that takes nothing is slowed, then parked.
     fn watch_consumer(&mut self) {
+        self.watch_stalls();
+        if let Some(oldest) = self.out.oldest()
+            && self.now >= oldest.after(self.config.park_after)
+        {
+            self.out.park_older(oldest);
+        }
+    }
+
+    fn watch_stalls(&mut self) {
         let Some(since) = self.out.waiting_since().filter(|_| self.connection().is_some()) else { return };
         if !self.stalled && self.now >= since.after(self.config.stall_after) {
             self.stalled = true;
@@ -331,10 +383,16 @@ impl Session {
         }
     }
 
+    /// All that was sent over a connection has been handed over. Of a peer that does not acknowledge, no more can be said.
+    pub(super) fn written(&mut self, conn: ConnId) {
+        if self.connection() == Some(conn) && !self.can(Capabilities::ACKS) {
+            self.out.unconfirm();
+        }
+    }
+
     /// Sends what can be sent.
     pub(super) fn pump(&mut self) {
         let Link::Up(up) = &mut self.link else { return };
-        let acks = up.capabilities.has(Capabilities::ACKS);
         let room = FrameRoom {
             items: self.config.limits.max_items,
             batch_bytes: self.config.max_batch_bytes.min(up.max_frame),
@@ -347,9 +405,6 @@ impl Session {
             up.linger_until = None;
             while let Some(frame) = self.out.poll(self.now, room) {
                 self.send(frame);
-            }
-            if !acks {
-                self.out.unconfirm();
             }
         }
         while let Some(frame) = self.inc.poll_ack(self.now, self.config.ack_every) {
@@ -376,9 +431,10 @@ impl Session {
             let park = (!self.parked).then_some(since.after(self.config.park_after));
             stall.into_iter().chain(park).min()
         });
+        let oldest = self.out.oldest().map(|since| since.after(self.config.park_after));
         let linger = up.and_then(|up| up.linger_until).filter(|_| self.out.has_work());
         let acks = up.and(self.inc.ack_at());
         let requests = self.requests.values().min().copied();
-        [link, expires, renewals, consumer, linger, acks, requests].into_iter().flatten().min()
+        [link, expires, renewals, consumer, oldest, linger, acks, requests].into_iter().flatten().min()
     }
 }

@@ -3,18 +3,21 @@
 //! # Invariants
 //! - Numbers are given when a message is first put into a frame, consecutively, and mean something within one life only.
 //! - `base ..= base + slots` is all that may have to be sent again. It spans at most [`Window::span`].
-//! - A message that was offered is in `waiting` or in an open slot until its one outcome is reported.
+//! - A message that was offered is in `waiting` or in an open slot until its one outcome is reported, or it is withdrawn.
+//! - Without a connection nothing waits, and what the peer has not seen is not sent again by itself: it goes back to the host,
+//!   which offers again what has not ended meanwhile.
 
 use core::time::Duration;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use super::code::Code;
 use super::frame::{Codec, Deliver, Frame, Gap, GapReason, Item, Nack, Place, Range, Window, encode};
 use super::io::Outcome;
 use crate::id::OrderingKey;
-use crate::message::Durability;
 use crate::record::LaneId;
 use crate::time::Timestamp;
+
+mod back;
 
 /// What keeps its order among its like.
 type Key = (LaneId, Option<OrderingKey>);
@@ -53,8 +56,8 @@ pub(super) type Acked = Result<Vec<(Place, Option<Duration>)>, Code>;
 pub(super) struct Outgoing {
     window: Window,
     max_queue: usize,
-    /// By priority.
-    waiting: [VecDeque<Item>; 4],
+    /// By priority, with when it was offered.
+    waiting: [VecDeque<(Item, Timestamp)>; 4],
     slots: VecDeque<Slot>,
     base: u64,
     /// The next number to put on the wire.
@@ -65,13 +68,12 @@ pub(super) struct Outgoing {
     /// When the peer last acknowledged something, or had nothing to acknowledge.
     progress: Timestamp,
     slowed: bool,
-    /// Lanes and keys of which something was not taken, and the number below which what was sent behind it must not be
-    /// sent again: the receiver would take it first.
-    recalled: Vec<(Key, u64)>,
     outcomes: Vec<(Place, Outcome)>,
     /// Gaps that the host told of and the peer has not acknowledged, and whether it has, or can no longer, since it was asked.
     told: u64,
     heard_of_gaps: Option<bool>,
+    /// Numbers of messages that are no longer wanted, as long as they are open.
+    withdrawn: BTreeSet<u64>,
 }
 
 impl Outgoing {
@@ -88,10 +90,10 @@ impl Outgoing {
             heard: 0,
             progress: Timestamp::ZERO,
             slowed: false,
-            recalled: Vec::new(),
             outcomes: Vec::new(),
             told: 0,
             heard_of_gaps: None,
+            withdrawn: BTreeSet::new(),
         }
     }
 
@@ -128,11 +130,11 @@ impl Outgoing {
     }
 
     /// Takes a message, or reports it busy. One that is on its way already is on its way still.
-    pub(super) fn offer(&mut self, item: Item, busy: Duration) {
+    pub(super) fn offer(&mut self, item: Item, now: Timestamp, busy: Duration) {
         let place = item.place;
         let known = |item: &Item| item.place == place;
         let open = self.slots.iter().any(|slot| matches!(slot, Slot::Open(item, _) if known(item)));
-        if open || self.waiting.iter().flatten().any(known) {
+        if open || self.waiting.iter().flatten().any(|(item, _)| known(item)) {
             return;
         }
         // Critical ones have room of their own.
@@ -142,8 +144,23 @@ impl Outgoing {
         }
         let lane = item.message.priority().index();
         if let Some(queue) = self.waiting.get_mut(lane) {
-            queue.push_back(item);
+            queue.push_back((item, now));
         }
+    }
+
+    /// A message is no longer wanted. One that only waits is not sent; of one that was sent, its number, for the peer.
+    pub(super) fn withdraw(&mut self, place: Place) -> Option<u64> {
+        self.waiting.iter_mut().for_each(|queue| queue.retain(|(item, _)| item.place != place));
+        let is_it = |slot: &Slot| matches!(slot, Slot::Open(item, _) if item.place == place);
+        let index = self.slots.iter().position(is_it)?;
+        let number = self.base.saturating_add(index as u64);
+        self.withdrawn.insert(number);
+        Some(number)
+    }
+
+    /// What the peer must be told again after a reconnect.
+    pub(super) fn withdrawn(&self) -> Vec<u64> {
+        self.withdrawn.iter().copied().collect()
     }
 
     /// Whether a critical message waits, which no lingering may hold up.
@@ -174,72 +191,57 @@ impl Outgoing {
     /// The next frame, if there is something to send and room for it.
     pub(super) fn poll(&mut self, now: Timestamp, room: FrameRoom) -> Option<Frame> {
         if self.cursor < self.next() {
-            return Some(self.again(now, room));
+            return Some(self.again());
         }
         self.fresh(now, room).map(Frame::Deliver)
     }
 
-    /// What has a number and must be sent, for the first time or again.
-    fn again(&mut self, now: Timestamp, room: FrameRoom) -> Frame {
+    /// What has a number and must be sent, for the first time or again: messages that will not come, all of them by now.
+    fn again(&mut self) -> Frame {
         let first = self.cursor;
         let start = usize::try_from(first.saturating_sub(self.base)).unwrap_or(usize::MAX);
-        let mut items: Vec<Item> = Vec::new();
-        let mut bytes = 0_u64;
-        let mut gap: Option<(u64, GapReason)> = None;
-        for slot in self.slots.range_mut(start.min(self.slots.len())..) {
-            match slot {
-                Slot::Open(item, at) if gap.is_none() => {
-                    bytes = bytes.saturating_add(weight(item, room.codec));
-                    if !items.is_empty() && (items.len() >= room.items || bytes > room.batch_bytes) {
-                        break;
-                    }
-                    *at = now;
-                    items.push(item.clone());
-                }
-                Slot::Gap(count, reason) | Slot::Told(count, reason)
-                    if items.is_empty() && gap.is_none_or(|(_, r)| r == *reason) =>
-                {
-                    let missing = gap.map_or(0, |(missing, _)| missing).saturating_add(*count);
-                    gap = Some((missing, *reason));
-                }
-                Slot::Done if items.is_empty() => gap = gap.or(Some((0, GapReason::Withdrawn))),
-                _ => break,
+        let (mut missing, mut reason) = (0_u64, None);
+        for slot in self.slots.range(start.min(self.slots.len())..) {
+            let (count, why) = match slot {
+                Slot::Gap(count, why) | Slot::Told(count, why) => (*count, *why),
+                // Of a message that is done nothing is missing. There is none that is not done.
+                Slot::Done | Slot::Open(..) => (0, reason.unwrap_or(GapReason::Withdrawn)),
+            };
+            if reason.is_some_and(|known| known != why) {
+                break;
             }
+            (missing, reason) = (missing.saturating_add(count), Some(why));
             self.cursor = self.cursor.saturating_add(1);
         }
-        let (base, heard) = (self.base, self.heard);
-        match gap {
-            Some((missing, reason)) => {
-                let range = Range { from: first, to: self.cursor.saturating_sub(1) };
-                Frame::Gap(Gap { range, base, heard, missing, reason })
-            }
-            None => Frame::Deliver(Deliver { first, base, heard, items }),
-        }
+        let range = Range { from: first, to: self.cursor.saturating_sub(1) };
+        let reason = reason.unwrap_or(GapReason::Withdrawn);
+        Frame::Gap(Gap { range, base: self.base, heard: self.heard, missing, reason })
     }
 
-    /// What waits, critical first, as far as the peer's window goes.
+    /// What waits, critical first, as far as the peer's window goes. What does not fit holds up what is less urgent, or small
+    /// messages of lower lanes would keep the window too full for a large one for ever.
     fn fresh(&mut self, now: Timestamp, room: FrameRoom) -> Option<Deliver> {
         let (first, mut items, mut bytes) = (self.cursor, Vec::new(), 0_u64);
-        for lane in 0..self.waiting.len() {
+        'lanes: for lane in 0..self.waiting.len() {
             while items.len() < room.items {
-                let Some(item) = self.waiting.get(lane).and_then(VecDeque::front) else { break };
+                let Some((item, _)) = self.waiting.get(lane).and_then(VecDeque::front) else { break };
                 let (cost, size) = (item.message.cost(), weight(item, room.codec));
                 let gone = expires(item) <= now;
                 let fits = size <= room.frame_bytes || measure(item, room.codec) <= room.frame_bytes;
                 if fits && !gone {
                     bytes = bytes.saturating_add(size);
                     if !self.has_room(lane == 0, cost) || (!items.is_empty() && bytes > room.batch_bytes) {
-                        break;
+                        break 'lanes;
                     }
                 }
-                let Some(item) = self.waiting.get_mut(lane).and_then(VecDeque::pop_front) else { break };
+                let Some((item, _)) = self.waiting.get_mut(lane).and_then(VecDeque::pop_front) else { break };
                 match (gone, fits) {
                     // Its own engine ends it.
                     (true, _) => self.outcomes.push((item.place, Outcome::Disconnected)),
                     // It would end the connection, again and again.
                     (false, false) => {
                         self.outcomes.push((item.place, Outcome::Nack(None)));
-                        self.recall(key(&item));
+                        self.recall(&key(&item));
                     }
                     (false, true) => {
                         self.open_slot(item.clone(), now);
@@ -313,7 +315,12 @@ impl Outgoing {
         }
         self.heard = nack.count;
         self.progress = now;
+        let was_withdrawn = self.withdrawn.contains(&nack.number);
         let Some(Slot::Open(item, _)) = self.finish(nack.number) else { return Ok(()) };
+        if was_withdrawn && nack.code == Code::Withdrawn {
+            self.advance();
+            return Ok(());
+        }
         let outcome = match nack.code {
             Code::Busy => Outcome::Busy(nack.delay.unwrap_or_default()),
             code if code.is_terminal() => Outcome::Rejected(code),
@@ -321,26 +328,10 @@ impl Outgoing {
         };
         self.outcomes.push((item.place, outcome));
         if !nack.code.is_terminal() {
-            self.recall(key(&item));
+            self.recall(&key(&item));
         }
         self.advance();
         Ok(())
-    }
-
-    /// Something of this lane and key was not taken: what waits behind it goes back too. What was sent behind it, the
-    /// receiver refuses, as long as it comes on the same connection.
-    fn recall(&mut self, held: Key) {
-        if let Some(queue) = self.waiting.get_mut(held.0.index()) {
-            for item in core::mem::take(queue) {
-                match key(&item) == held {
-                    true => self.outcomes.push((item.place, Outcome::Busy(Duration::ZERO))),
-                    false => queue.push_back(item),
-                }
-            }
-        }
-        let (base, next) = (self.base, self.next());
-        self.recalled.retain(|(known, below)| *known != held && *below > base);
-        self.recalled.push((held, next));
     }
 
     /// The peer needs more time.
@@ -349,6 +340,9 @@ impl Outgoing {
             return Err(Code::AckOfUnsent);
         }
         self.progress = now;
+        if range.to < self.base {
+            return Ok(());
+        }
         let skip = usize::try_from(range.from.saturating_sub(self.base)).unwrap_or(usize::MAX);
         let count = usize::try_from(range.to.saturating_sub(range.from.max(self.base))).unwrap_or(usize::MAX);
         let slots = self.slots.iter().skip(skip).take(count.saturating_add(1));
@@ -370,6 +364,7 @@ impl Outgoing {
     fn finish(&mut self, number: u64) -> Option<Slot> {
         let index = usize::try_from(number.checked_sub(self.base)?).ok()?;
         let slot = core::mem::replace(self.slots.get_mut(index)?, Slot::Done);
+        self.withdrawn.remove(&number);
         if let Slot::Open(item, _) = &slot {
             self.open = self.open.saturating_sub(1);
             self.open_bytes = self.open_bytes.saturating_sub(item.message.cost());
@@ -398,54 +393,6 @@ impl Outgoing {
         self.advance();
     }
 
-    /// Whether the peer can be at this position: it has seen nothing that was not sent, and what it has not seen is here.
-    pub(super) fn can_resume(&self, seen: u64) -> bool {
-        seen < self.next() && seen >= self.base.saturating_sub(1)
-    }
-
-    /// The peer is back and has seen all up to `seen`: what lies behind it is sent again, volatile messages are not.
-    pub(super) fn resume(&mut self, seen: u64, now: Timestamp) {
-        self.cursor = seen.saturating_add(1).max(self.base);
-        self.progress = now;
-        for number in self.cursor..self.next() {
-            let Some(index) = number.checked_sub(self.base).and_then(|i| usize::try_from(i).ok()) else {
-                continue;
-            };
-            let reason = match self.slots.get(index) {
-                Some(Slot::Open(item, _)) if item.message.durability() == Durability::Volatile => {
-                    GapReason::Volatile
-                }
-                Some(Slot::Open(item, _)) if expires(item) <= now => GapReason::Expired,
-                Some(Slot::Open(item, _)) if self.is_recalled(item, number) => GapReason::Withdrawn,
-                _ => continue,
-            };
-            if let Some(Slot::Open(item, _)) = self.finish(number) {
-                let outcome = match reason {
-                    GapReason::Volatile => Outcome::Unconfirmed,
-                    GapReason::Withdrawn => Outcome::Busy(Duration::ZERO),
-                    _ => Outcome::Disconnected,
-                };
-                self.outcomes.push((item.place, outcome));
-            }
-            if let Some(slot) = self.slots.get_mut(index) {
-                // What was recalled comes again under another number.
-                let missing = u64::from(reason != GapReason::Withdrawn);
-                *slot = Slot::Gap(missing, reason);
-            }
-        }
-    }
-
-    fn is_recalled(&self, item: &Item, number: u64) -> bool {
-        let key = key(item);
-        self.recalled.iter().any(|(held, below)| *held == key && number < *below)
-    }
-
-    /// Gives back what waits.
-    pub(super) fn park(&mut self, busy: Duration) {
-        let waiting = self.waiting.iter_mut().flat_map(|queue| queue.drain(..));
-        self.outcomes.extend(waiting.map(|item| (item.place, Outcome::Busy(busy))));
-    }
-
     /// A new life: gives everything back, and numbers start again.
     pub(super) fn reset(&mut self) {
         let mut outcomes = core::mem::take(&mut self.outcomes);
@@ -455,7 +402,7 @@ impl Outgoing {
             }
         }
         let waiting = self.waiting.iter_mut().flat_map(|queue| queue.drain(..));
-        outcomes.extend(waiting.map(|item| (item.place, Outcome::Disconnected)));
+        outcomes.extend(waiting.map(|(item, _)| (item.place, Outcome::Disconnected)));
         let heard_of_gaps = if self.told > 0 { Some(false) } else { self.heard_of_gaps };
         *self = Self { window: self.window, outcomes, heard_of_gaps, ..Self::new(self.max_queue) };
     }

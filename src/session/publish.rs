@@ -168,9 +168,12 @@ impl Receiver {
 impl super::Session {
     pub(super) fn publish(&mut self, number: u64, message: Message) {
         let open = self.connection().is_some();
-        let added = match open && !self.can(Capabilities::PUBLISH) {
-            true => Err(Code::NotPermitted),
-            false => self.publisher.add(number, message.clone(), open.then_some(self.now)),
+        let frame = || Frame::Publish { number, message: message.clone() };
+        let added = match open {
+            true if !self.can(Capabilities::PUBLISH) => Err(Code::NotPermitted),
+            // It would end the connection, again and again.
+            true if !self.fits(frame) => Err(Code::Invalid),
+            _ => self.publisher.add(number, message.clone(), open.then_some(self.now)),
         };
         match added {
             Ok(()) => self.send(Frame::Publish { number, message }),

@@ -149,7 +149,9 @@ impl Session {
             Input::Frame(conn, frame) => self.frame(conn, frame),
             Input::Garbage(conn, error) => self.garbage(conn, &error),
             Input::Lost(conn) => self.lost(conn),
+            Input::Written(conn) => self.written(conn),
             Input::Offer(items) => self.offer(items),
+            Input::Withdraw(places) => self.withdraw(&places),
             Input::Verdicts(verdicts) => self.verdicts(verdicts),
             Input::Floor(place) => self.floor(place),
             Input::Gap(missing, reason) => self.out.add_gap(missing, reason),
@@ -199,6 +201,12 @@ impl Session {
             Link::Up(up) => Some(up.conn),
             _ => None,
         }
+    }
+
+    /// Whether [`Input::Written`](super::Input::Written) must be said of this connection.
+    #[must_use]
+    pub fn wants_written(&self, conn: ConnId) -> bool {
+        self.connection() == Some(conn) && !self.can(Capabilities::ACKS)
     }
 
     /// Whether a connection is open, or hello was said over one.
@@ -267,7 +275,7 @@ impl Session {
             self.send(Frame::Close(why));
         }
         self.actions.push_back(Action::Disconnect(conn, code));
-        self.link = Link::Down(self.now);
+        self.down();
         self.event(Event::Lost { code, advice: code.advice(), retry_after });
         match code.advice() {
             Advice::StartAfresh => self.forget(),
@@ -276,6 +284,12 @@ impl Session {
             Advice::RenewCredentials if self.role == Role::Acceptor => self.over(code),
             _ => {}
         }
+    }
+
+    /// No connection is open any more: what waits goes back, for it may end before there is one again.
+    pub(super) fn down(&mut self) {
+        self.link = Link::Down(self.now);
+        self.out.park(core::time::Duration::ZERO);
     }
 
     /// Numbers mean nothing any more: gives back what was offered.

@@ -44,6 +44,10 @@ impl Server {
 pub(crate) struct Gate(Arc<AtomicBool>);
 
 impl Gate {
+    pub(crate) fn opened() -> Self {
+        Self(Arc::new(AtomicBool::new(true)))
+    }
+
     pub(crate) fn shut() -> Self {
         Self(Arc::new(AtomicBool::new(false)))
     }

@@ -406,6 +406,19 @@ fn a_receiver_that_knows_priorities_only_confirms_what_is_for_its_device() {
     assert_eq!(rig.count_of(EndReason::Delivered), 1);
 }
 
+/// Found by a review: whoever asked waited for nothing.
+#[test]
+fn what_a_receiver_that_knows_priorities_only_answers_reaches_whoever_asked() {
+    let mut rig = Rig::new();
+    rig.register("phone");
+    rig.attach(1, "alice", "phone");
+    let accepted = rig.accepted(&every().build().unwrap());
+    let answer = Verdict::Replied(bytes::Bytes::from_static(b"yes"));
+    rig.say(1, EntryRef { lane: LaneId::Normal, seq: accepted.entry.seq }, answer);
+    assert_eq!(rig.replies.len(), 1);
+    assert_eq!(rig.count_of(EndReason::Delivered), 1);
+}
+
 #[test]
 fn what_one_device_is_offered_says_that_only_its_earlier_places_are_done_with() {
     let mut rig = Rig::new();

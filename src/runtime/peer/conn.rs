@@ -70,6 +70,8 @@ enum Writer {
 pub(super) enum Heard {
     /// A frame's bytes.
     Bytes(Bytes),
+    /// All is written: said once whenever [`Conn::tell_when_written`] asked for it.
+    Written,
     /// The peer closed it in good order.
     Closed,
     /// It broke.
@@ -83,6 +85,8 @@ pub(super) struct Conn {
     writer: Writer,
     queue: Vec<Bytes>,
     queued_bytes: usize,
+    /// Somebody wants to know when nothing is queued any more.
+    tells: bool,
 }
 
 impl Conn {
@@ -95,11 +99,17 @@ impl Conn {
             writer: Writer::Idle(Box::new(writer)),
             queue: Vec::new(),
             queued_bytes: 0,
+            tells: false,
         }
     }
 
     pub(super) const fn id(&self) -> ConnId {
         self.id
+    }
+
+    /// Asks for [`Heard::Written`] once nothing is queued.
+    pub(super) const fn tell_when_written(&mut self) {
+        self.tells = true;
     }
 
     /// Queues a frame, to be written by [`Conn::poll_io`].
@@ -114,6 +124,10 @@ impl Conn {
     pub(super) fn poll_io(&mut self, context: &mut Context<'_>) -> Poll<Heard> {
         if let Poll::Ready(error) = self.poll_write(context) {
             return Poll::Ready(Heard::Broken(error));
+        }
+        if self.tells && self.queue.is_empty() && matches!(self.writer, Writer::Idle(_)) {
+            self.tells = false;
+            return Poll::Ready(Heard::Written);
         }
         if self.queued_bytes > MAX_QUEUED_BYTES {
             return Poll::Pending;

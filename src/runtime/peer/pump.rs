@@ -3,6 +3,8 @@
 //! It owns one [`Session`] and runs in one task, with at most one read and one write of each connection, and one batch of
 //! the peer's messages, under way. It decides nothing.
 
+mod taking;
+
 use std::collections::VecDeque;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -16,12 +18,12 @@ use super::counters::Counters;
 use super::link::Link;
 use super::receive::{AnyReceiver, Received};
 use crate::id::{DeviceId, UserId};
-use crate::machine::{Delivery, EntryRef, Verdict};
+use crate::machine::{Delivery, EntryRef, Verdict, Withdrawn};
 use crate::message::Message;
 use crate::ports::TransportError;
 use crate::record::{Gap, LaneId, Seq};
 use crate::runtime::attachment::Handed;
-use crate::runtime::contain::{Running, called};
+use crate::runtime::contain::Running;
 use crate::runtime::engine::Engine;
 use crate::session::frame::{DecodeError, GapReason, Item, Limits, Place, Refused, decode};
 use crate::session::{Action, Code, ConnId, Event, InboundId, Input, Outcome, Session, Verdict as Said};
@@ -72,12 +74,18 @@ pub(super) struct Pump {
     dismissed: Option<ConnId>,
     idle: Option<Box<dyn AnyReceiver>>,
     receiving: Option<Receiving>,
-    /// What the receiver is told of once it is idle: once for each reason.
+    /// What the receiver has left for later, and whether it asks for an answer.
+    later: hashbrown::HashMap<InboundId, bool>,
+    /// What the receiver is told of once it is idle.
+    withdrawn: Vec<InboundId>,
+    /// The same: once for each reason.
     missed: Vec<(u64, GapReason)>,
     /// Answers whose acknowledgements are about to be reported.
     replies: Vec<(Place, Bytes)>,
     floors: [Seq; 4],
     alarm: Alarm,
+    /// The attachment has handed over gaps of which the peer has not heard.
+    tells_gaps: bool,
     /// Where polling begins, so that nothing is starved.
     turn: u8,
     events: VecDeque<Event>,
@@ -92,10 +100,13 @@ impl Pump {
             link: None,
             dismissed: None,
             receiving: None,
+            later: hashbrown::HashMap::new(),
+            withdrawn: Vec::new(),
             missed: Vec::new(),
             replies: Vec::new(),
             floors: [Seq::ZERO; 4],
             alarm: Alarm::default(),
+            tells_gaps: false,
             turn: 0,
             events: VecDeque::new(),
         }
@@ -117,6 +128,7 @@ impl Pump {
     /// Another session takes the place of one that is over.
     pub(super) fn replace(&mut self, session: Session) {
         self.parts.session = session;
+        self.later.clear();
         self.floors = [Seq::ZERO; 4];
     }
 
@@ -158,26 +170,6 @@ impl Pump {
         Poll::Pending
     }
 
-    fn poll_receiving(&mut self, context: &mut Context<'_>) -> Poll<Woken> {
-        let Some((running, ids)) = self.receiving.as_mut() else { return Poll::Pending };
-        let Poll::Ready(received) = running.as_mut().poll(context) else { return Poll::Pending };
-        let ids = core::mem::take(ids);
-        self.receiving = None;
-        let verdicts = match received {
-            Some((receiver, verdicts)) => {
-                self.idle = Some(receiver);
-                verdicts
-            }
-            None => {
-                tracing::warn!("a receiver panicked: what it had counts as a failed attempt");
-                self.parts.counters.panics.fetch_add(1, Ordering::Relaxed);
-                self.idle = Some((self.parts.receiver)());
-                Vec::new()
-            }
-        };
-        Poll::Ready(Woken::Received(completed(ids, verdicts)))
-    }
-
     fn poll_link(&mut self, context: &mut Context<'_>) -> Poll<Woken> {
         self.link.as_mut().map_or(Poll::Pending, |link| link.poll_handed(context).map(Woken::Handed))
     }
@@ -188,12 +180,14 @@ impl Pump {
             Woken::Heard(conn, heard) => self.heard(conn, heard).await,
             Woken::Handed(Some(Handed::Batch(batch))) => self.offer(batch).await,
             Woken::Handed(Some(Handed::Gaps(gaps))) => self.gaps(gaps).await,
-            // The protocol has no word for it yet: the peer's copy rings until its TTL is over, or it is confirmed.
-            Woken::Handed(Some(Handed::Withdrawn(_))) => {}
+            Woken::Handed(Some(Handed::Withdrawn(Withdrawn { entry, .. }))) => {
+                self.handle(Input::Withdraw(vec![place(entry)])).await;
+            }
             Woken::Handed(None) => self.dismiss().await,
             Woken::Received(verdicts) => {
                 self.tell_missed();
                 self.handle(Input::Verdicts(verdicts)).await;
+                self.tell_withdrawn();
                 self.receive();
             }
             Woken::Alarm => self.handle(Input::Tick).await,
@@ -203,6 +197,7 @@ impl Pump {
     async fn heard(&mut self, conn: ConnId, heard: Heard) {
         let bytes = match heard {
             Heard::Bytes(bytes) => bytes,
+            Heard::Written => return self.handle(Input::Written(conn)).await,
             Heard::Closed => return self.gone(conn, None).await,
             Heard::Broken(TransportError::TooLarge { limit }) => {
                 let error = DecodeError::TooLarge { bytes: limit.saturating_add(1), max: limit };
@@ -236,10 +231,7 @@ impl Pump {
                 foreign.push((delivery.entry, Verdict::Rejected));
                 continue;
             };
-            // A peer knows priorities only: what is for its device is told from what is for any by its place.
-            let lane = delivery.entry.lane;
-            let lane = lane.priority().map_or(lane, LaneId::from);
-            let place = Place { lane, seq: delivery.entry.seq };
+            let place = place(delivery.entry);
             self.raise_floor(Place { seq: delivery.floor, ..place });
             items.push(Item {
                 place,
@@ -268,6 +260,7 @@ impl Pump {
     }
 
     async fn gaps(&mut self, gaps: Vec<Gap>) {
+        self.tells_gaps = true;
         for gap in gaps {
             let parts = [
                 (gap.expired, GapReason::Expired),
@@ -280,38 +273,17 @@ impl Pump {
         }
     }
 
-    /// Hands messages from the peer over, if there are any and whoever takes them is free.
-    fn receive(&mut self) {
-        if self.receiving.is_some() {
-            return;
-        }
-        let batch = self.parts.session.take(MAX_TAKEN);
-        if batch.is_empty() {
-            return;
-        }
-        self.parts.counters.received.fetch_add(batch.len() as u64, Ordering::Relaxed);
-        let ids = batch.iter().map(|inbound| (inbound.id, inbound.item.reply_within.is_some())).collect();
-        let receiver = self.idle.take().unwrap_or_else(|| (self.parts.receiver)());
-        self.receiving = Some((receiver.receive(batch), ids));
-    }
-
-    fn tell_missed(&mut self) {
-        let Some(mut receiver) = self.idle.take() else { return };
-        for (count, reason) in self.missed.drain(..) {
-            if called(|| receiver.missed(count, reason)).is_none() {
-                receiver = (self.parts.receiver)();
-            }
-        }
-        self.idle = Some(receiver);
-    }
-
     async fn drain(&mut self) {
         while let Some(action) = self.parts.session.poll_action() {
             match action {
                 Action::Send(conn, frame, codec) => {
                     self.parts.counters.frame_out(&frame);
+                    let tells = self.parts.session.wants_written(conn);
                     if let Some(open) = self.conns.iter_mut().find(|open| open.id() == conn) {
                         open.send(&frame, codec);
+                        if tells {
+                            open.tell_when_written();
+                        }
                     }
                 }
                 Action::Disconnect(conn, code) => self.disconnect(conn, code),
@@ -340,11 +312,24 @@ impl Pump {
                 self.report(verdicts.collect()).await;
             }
             Event::Ready => self.receive(),
+            Event::Withdrawn(id) => {
+                self.withdrawn.push(id);
+                self.tell_withdrawn();
+            }
             Event::GapsHeard(heard) => {
-                if let Some(link) = &self.link {
-                    // An engine that is gone will tell again when it is back.
+                // Of what an earlier attachment told, the engine tells again; one that is gone will when it is back.
+                if let Some(link) = self.link.as_ref().filter(|_| core::mem::take(&mut self.tells_gaps)) {
                     let _ = link.told(heard).await;
                 }
+            }
+            Event::ReplyTooLarge { bytes } => {
+                tracing::warn!(
+                    messaging.system = "lastmile",
+                    user = %self.parts.outbox,
+                    device = %self.parts.device,
+                    "an answer of {bytes} bytes was dropped: keep answers below max_reply_bytes and the peer's max_frame, or \
+                     send a message of its own"
+                );
             }
             Event::Gap(count, reason) => {
                 let missed = self.missed.iter_mut().find(|(_, known)| *known == reason);
@@ -389,6 +374,7 @@ impl Pump {
             }
             (None, true) => {
                 if let Some(link) = self.link.take() {
+                    self.tells_gaps = false;
                     link.detach().await;
                 }
             }
@@ -399,6 +385,7 @@ impl Pump {
     /// The engine offers nothing more: it is stopping, or the same device is attached elsewhere, or there are too many.
     async fn dismiss(&mut self) {
         let why = self.link.take().map(|link| link.why());
+        self.tells_gaps = false;
         self.dismissed = self.parts.session.connection();
         tracing::debug!(?why, user = %self.parts.outbox, "the engine ended a session's attachment");
         let stopping = self.parts.engine.inner.closing.load(Ordering::Acquire);
@@ -408,15 +395,9 @@ impl Pump {
     }
 }
 
-/// A verdict for each, whatever the receiver has left out, none for what it was not given, and no answers to what are no
-/// requests.
-fn completed(ids: Vec<(InboundId, bool)>, verdicts: Vec<(InboundId, Said)>) -> Vec<(InboundId, Said)> {
-    let mut said: hashbrown::HashMap<_, _> = verdicts.into_iter().collect();
-    let complete = |(id, asks): (InboundId, bool)| match said.remove(&id).unwrap_or(Said::Nack(None)) {
-        Said::Replied(_) if !asks => (id, Said::Delivered),
-        said => (id, said),
-    };
-    ids.into_iter().map(complete).collect()
+/// A peer knows priorities only: what is for its device is told from what is for any by its place.
+fn place(EntryRef { lane, seq }: EntryRef) -> Place {
+    Place { lane: lane.priority().map_or(lane, LaneId::from), seq }
 }
 
 const fn entry(place: Place) -> EntryRef {

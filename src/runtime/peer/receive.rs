@@ -1,5 +1,6 @@
 //! What becomes of a peer's messages: they are taken into the engine, or handed to a receiver of the host's.
 
+use core::task::{Context, Poll};
 use core::time::Duration;
 
 use crate::machine::{Delivery, EntryRef, Refusal};
@@ -18,6 +19,8 @@ pub(super) type Received = (Box<dyn AnyReceiver>, Vec<(InboundId, Verdict)>);
 /// The erased twin of [`Receiver`].
 pub(super) trait AnyReceiver: Send {
     fn receive(self: Box<Self>, batch: Vec<Inbound>) -> Running<'static, Option<Received>>;
+    fn poll_verdicts(&mut self, context: &mut Context<'_>) -> Poll<Vec<(InboundId, Verdict)>>;
+    fn withdrawn(&mut self, id: InboundId);
     fn missed(&mut self, count: u64, reason: GapReason);
 }
 
@@ -27,6 +30,14 @@ impl<R: Receiver> AnyReceiver for R {
             let verdicts = Receiver::receive(&mut *self, batch).await;
             (self as Box<dyn AnyReceiver>, verdicts)
         })
+    }
+
+    fn poll_verdicts(&mut self, context: &mut Context<'_>) -> Poll<Vec<(InboundId, Verdict)>> {
+        Receiver::poll_verdicts(self, context)
+    }
+
+    fn withdrawn(&mut self, id: InboundId) {
+        Receiver::withdrawn(self, id);
     }
 
     fn missed(&mut self, count: u64, reason: GapReason) {

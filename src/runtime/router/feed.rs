@@ -12,7 +12,7 @@ use tokio::sync::Notify;
 use super::Inner;
 use super::line::{Job, LineKey, work};
 use crate::machine::{self, EntryRef};
-use crate::ports::{Failure, Received};
+use crate::ports::{Failure, Received, Withdrawal};
 use crate::runtime::tasks;
 use crate::session::{self, Code, Inbound, InboundId};
 
@@ -45,11 +45,19 @@ pub(super) struct Shared {
 struct State {
     /// Whoever handed in is gone: nothing more is run for them.
     closed: bool,
-    /// What has no final answer; whether there was progress since the last look.
-    open: HashMap<Tag, bool>,
+    /// What has no final answer.
+    open: HashMap<Tag, Open>,
     answers: Vec<(Tag, Answer)>,
     /// Of what something was not taken, and whoever handed it in has not collected that yet.
     held: HashSet<LineKey>,
+}
+
+/// A message without a final answer.
+#[derive(Debug)]
+struct Open {
+    /// There was progress since the last look.
+    progress: bool,
+    withdrawal: Arc<Withdrawal>,
 }
 
 impl Shared {
@@ -77,8 +85,8 @@ impl Shared {
         let mut state = self.state.lock();
         let mut news = false;
         for tag in tags {
-            if let Some(progress) = state.open.get_mut(&tag) {
-                *progress = true;
+            if let Some(open) = state.open.get_mut(&tag) {
+                open.progress = true;
                 news = true;
             }
         }
@@ -122,6 +130,17 @@ impl Feed {
         self.hand_in(Tag::Inbound(inbound.id), inbound.item.place.lane, inbound.into());
     }
 
+    /// A message that was handed in is no longer wanted: its handler is told
+    /// ([`Received::withdrawn`](crate::ports::Received::withdrawn)), or does not begin.
+    pub fn withdraw(&self, id: InboundId) {
+        self.take_back(Tag::Inbound(id));
+    }
+
+    pub(super) fn take_back(&self, tag: Tag) {
+        let withdrawal = self.shared.state.lock().open.get(&tag).map(|open| open.withdrawal.clone());
+        withdrawal.into_iter().for_each(|withdrawal| withdrawal.say());
+    }
+
     pub(super) fn hand_in(&self, tag: Tag, lane: crate::record::LaneId, received: Received) {
         let key = LineKey::of(lane, &received);
         // One lock over the look and the entry: a failure on that line must not fall between them.
@@ -132,7 +151,7 @@ impl Feed {
             return;
         }
         let full = state.open.len() >= self.router.limits.max_open.get();
-        state.open.insert(tag, false);
+        state.open.insert(tag, Open { progress: false, withdrawal: received.withdrawal() });
         let refused = match (state.held.contains(&key), full) {
             (true, _) => Some(Failure::busy(core::time::Duration::ZERO)),
             (false, true) => Some(Failure::busy(self.router.limits.busy)),
@@ -183,7 +202,7 @@ impl Answers {
                 let progressed = state
                     .open
                     .iter_mut()
-                    .filter_map(|(tag, progress)| core::mem::take(progress).then_some(*tag));
+                    .filter_map(|(tag, open)| core::mem::take(&mut open.progress).then_some(*tag));
                 answers.extend(progressed.map(|tag| (tag, Answer::Progress)));
                 state.held.clear();
                 if state.closed {

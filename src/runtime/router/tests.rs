@@ -475,7 +475,8 @@ mod wire {
     }
 
     pub(super) fn item(number: u64, event: &str, text: &str, reply_within: Option<Duration>) -> Item {
-        let message = Message::to("alice", event, text.to_owned()).sender("bob").build().unwrap();
+        let message = Message::to("alice", event, text.to_owned()).sender("bob").ordering_key(event);
+        let message = message.build().unwrap();
         let place = Place { lane: LaneId::Normal, seq: Seq::new(1 << 40).plus(number) };
         Item { place, accepted_at: NOW, attempts: 2, redelivered: true, reply_within, message }
     }
@@ -504,7 +505,10 @@ async fn a_session_hands_messages_in_and_the_answer_rides_with_the_ack() {
         assert!(pair.offer(wire::item(number, "echo", "hello", within)));
         let inbound = pair.receiver.take(9);
         let verdicts = if number == 3 {
-            crate::ports::Receiver::receive(&mut receiver, inbound).await
+            let later = crate::ports::Receiver::receive(&mut receiver, inbound).await;
+            assert_eq!(later.len(), 1, "it is left for later");
+            std::future::poll_fn(|context| crate::ports::Receiver::poll_verdicts(&mut receiver, context))
+                .await
         } else {
             inbound.into_iter().for_each(|inbound| feed.hand(inbound));
             answers.next().await.unwrap()
@@ -515,4 +519,38 @@ async fn a_session_hands_messages_in_and_the_answer_rides_with_the_ack() {
     assert_eq!(pair.replies, ["hello", "hello"]);
     let rejected = Outcome::Rejected(Code::Rejected);
     assert_eq!(pair.outcomes, [Outcome::Delivered, rejected, Outcome::Delivered]);
+}
+
+/// Found by a review: a batch was answered as a whole, its slowest message held up everything, and nobody was told that it
+/// was being worked on.
+#[tokio::test(start_paused = true)]
+async fn as_a_receiver_a_slow_message_holds_up_no_other_and_its_sender_is_told() {
+    use crate::ports::Receiver;
+    use crate::session::{Input, Verdict};
+    let router = Router::builder().progress(Duration::from_secs(5)).build();
+    let go = Arc::new(tokio::sync::Notify::new());
+    let slow = go.clone();
+    let _slow = router.on("slow", move |_: String, _: Received| {
+        let slow = slow.clone();
+        async move {
+            slow.notified().await;
+            Ok(())
+        }
+    });
+    let _fast = router.on("fast", async |_: String, _: Received| Ok(()));
+    let mut pair = wire::Pair::open();
+    let mut receiver = router.clone();
+    let mut ids = Vec::new();
+    for (number, event) in [(1, "slow"), (2, "fast")] {
+        assert!(pair.offer(wire::item(number, event, "hello", None)));
+        let inbound = pair.receiver.take(9);
+        ids.extend(inbound.iter().map(|inbound| inbound.id));
+        assert_eq!(receiver.receive(inbound).await, [(ids[ids.len() - 1], Verdict::Progress)]);
+        pair.receiver.handle(crate::time::Timestamp::from_millis(1000), Input::Tick);
+    }
+    let mut said = async || std::future::poll_fn(|context| receiver.poll_verdicts(context)).await;
+    assert_eq!(said().await, [(ids[1], Verdict::Delivered)]);
+    assert_eq!(said().await, [(ids[0], Verdict::Progress)]);
+    go.notify_one();
+    assert_eq!(said().await, [(ids[0], Verdict::Delivered)]);
 }

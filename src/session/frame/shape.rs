@@ -20,7 +20,7 @@ const GAPS: [&str; GapReason::ALL.len()] =
     ["volatile", "expired", "overflow", "withdrawn", "damaged", "undeliverable"];
 
 /// The kinds of frames, by their numbers in binary.
-pub(super) const KINDS: [(u8, &str); 18] = [
+pub(super) const KINDS: [(u8, &str); 19] = [
     (1, "hello"),
     (2, "welcome"),
     (3, "reject"),
@@ -39,6 +39,7 @@ pub(super) const KINDS: [(u8, &str); 18] = [
     (16, "close"),
     (17, "renew"),
     (18, "renewed"),
+    (19, "withdraw"),
 ];
 
 pub(super) fn put(frame: &Frame, w: &mut impl Put) {
@@ -49,7 +50,7 @@ pub(super) fn put(frame: &Frame, w: &mut impl Put) {
         Frame::Deliver(deliver) => put_deliver(deliver, w),
         Frame::Ack(ack) => put_ack(ack, w),
         Frame::Nack(nack) => put_nack(nack, w),
-        Frame::Progress(range) => put_range(*range, w),
+        Frame::Progress(range) | Frame::Withdraw(range) => put_range(*range, w),
         Frame::Publish { number, message } => {
             w.number("number", *number);
             put_message(message, w);
@@ -108,6 +109,7 @@ pub(super) fn take(kind: u8, r: &mut impl Take) -> Result<Frame, DecodeError> {
         16 => Frame::Close(take_refused(r)?),
         17 => Frame::Renew(Credentials(r.bytes("credentials", MAX_CREDENTIALS_BYTES)?)),
         18 => Frame::Renewed { expires_in: r.option("expires_in_ms", |r| r.duration("expires_in_ms"))? },
+        19 => Frame::Withdraw(take_range(r)?),
         kind => return Err(DecodeError::UnknownFrame(kind.to_string())),
     })
 }

@@ -61,6 +61,8 @@ impl Capabilities {
     pub const REPLIES: Self = Self(2);
     /// It takes publishes (acceptors), or sends them (connectors).
     pub const PUBLISH: Self = Self(4);
+    /// It takes withdrawals of what it was sent.
+    pub const WITHDRAW: Self = Self(8);
 
     /// The set with these bits.
     #[must_use]

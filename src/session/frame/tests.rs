@@ -99,6 +99,7 @@ fn every_frame() -> Vec<Frame> {
             text: "handler failed".to_owned(),
         }),
         Frame::Progress(Range { from: 5, to: 5 }),
+        Frame::Withdraw(Range { from: 6, to: 7 }),
         Frame::Publish { number: 12, message: full },
         Frame::Publish { number: 13, message: dependent },
         Frame::Receipt { number: 12, outcome: Published::Accepted },

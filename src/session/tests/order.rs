@@ -109,7 +109,8 @@ fn acknowledgements_are_aggregated_and_critical_ones_go_at_once() {
     pair.server(Input::Offer((1..=10).map(normal).collect()));
     pair.run();
     let taken = pair.taken();
-    for inbound in &taken {
+    let (last, rest) = taken.split_last().unwrap();
+    for inbound in rest {
         pair.client(Input::Verdicts(vec![(inbound.id, Verdict::Delivered)]));
     }
     assert!(pair.wire.is_empty(), "they wait for each other");
@@ -122,6 +123,47 @@ fn acknowledgements_are_aggregated_and_critical_ones_go_at_once() {
     let taken = pair.taken();
     pair.client(Input::Verdicts(vec![(taken[0].id, Verdict::Delivered)]));
     assert_eq!(pair.sends(), ["ack"]);
+    pair.run();
+    pair.client(Input::Verdicts(vec![(last.id, Verdict::Delivered)]));
+    assert_eq!(pair.sends(), ["ack"], "there is nothing left to wait for");
+}
+
+/// Found by a review: a small one of a lower lane took the room each time.
+#[test]
+fn what_does_not_fit_into_the_window_is_not_overtaken_by_what_is_less_urgent() {
+    let mut config = SessionConfig::default();
+    config.window.bytes = 3000;
+    let mut pair = Pair::up(config);
+    let of_size = |seq, priority, bytes| {
+        of(seq, Message::to("alice", "a.b", vec![0; bytes]).priority(priority).build().unwrap())
+    };
+    let offered = vec![
+        of_size(1, Priority::Normal, 1000),
+        of_size(2, Priority::Normal, 2500),
+        of_size(3, Priority::Low, 10),
+    ];
+    pair.server(Input::Offer(offered));
+    pair.run();
+    assert_eq!(pair.deliver_all(), [1]);
+    assert_eq!(pair.deliver_all(), [2, 3]);
+}
+
+/// Found by a review: what only waited for room burned attempts until it was a dead letter.
+#[test]
+fn what_waits_too_long_for_a_window_that_moves_goes_back_and_costs_no_attempt() {
+    let window = Window { messages: 1, bytes: 1 << 20, reserve: 0 };
+    let mut pair = Pair::up(SessionConfig { window, ..SessionConfig::default() });
+    pair.server(Input::Offer((1..=4).map(normal).collect()));
+    pair.run();
+    for seq in 1..=2 {
+        pair.wait(Duration::from_secs(9));
+        assert_eq!(pair.deliver_all(), [seq]);
+    }
+    pair.outcomes();
+    pair.wait(Duration::from_secs(2));
+    pair.run();
+    assert_eq!(pair.outcomes(), [(4, Outcome::Busy(Duration::ZERO))], "the third is with the peer");
+    assert!(!pair.server_events.contains(&Event::Parked(true)), "it takes something");
 }
 
 #[test]
@@ -171,6 +213,85 @@ fn a_slow_consumer_is_slowed_then_parked_and_goes_on_when_it_takes_something() {
 fn what_goes_to_a_peer_that_does_not_acknowledge_is_unconfirmed() {
     let config = SessionConfig { capabilities: Capabilities::NONE, ..SessionConfig::default() };
     let mut pair = Pair::up(config);
+    let conn = pair.server.connection().unwrap();
+    assert!(pair.server.wants_written(conn));
     pair.server(Input::Offer(vec![normal(1), normal(2)]));
+    assert!(pair.outcomes().is_empty(), "the transport has not taken them");
+    pair.server(Input::Written(conn));
     assert_eq!(pair.outcomes(), [(1, Outcome::Unconfirmed), (2, Outcome::Unconfirmed)]);
+}
+
+/// Found by a review: a whole outbox ended before anything was written.
+#[test]
+fn to_a_peer_that_does_not_acknowledge_no_more_is_sent_than_a_window_until_it_is_written() {
+    let window = Window { messages: 2, bytes: 1 << 20, reserve: 0 };
+    let config = SessionConfig { capabilities: Capabilities::NONE, window, ..SessionConfig::default() };
+    let mut pair = Pair::up(config);
+    pair.server(Input::Offer((1..=5).map(normal).collect()));
+    pair.cut();
+    assert!(!pair.outcomes().iter().any(|(_, outcome)| *outcome == Outcome::Unconfirmed));
+}
+
+fn withdrawals(events: &[Event]) -> usize {
+    events.iter().filter(|event| matches!(event, Event::Withdrawn(_))).count()
+}
+
+#[test]
+fn what_is_no_longer_wanted_is_not_sent_refused_if_nobody_has_begun_and_told_of_otherwise() {
+    let window = Window { messages: 2, bytes: 1 << 20, reserve: 0 };
+    let mut pair = Pair::up(SessionConfig { window, ..SessionConfig::default() });
+    pair.server(Input::Offer((1..=3).map(normal).collect()));
+    pair.run();
+    let begun = pair.client.take(1);
+    pair.server(Input::Withdraw((1..=3).map(|seq| normal(seq).place).collect()));
+    pair.run();
+    assert_eq!(withdrawals(&pair.client_events), 1);
+    assert!(pair.client_events.contains(&Event::Withdrawn(begun[0].id)));
+    assert!(pair.taken().is_empty(), "nobody begins with the others");
+    assert!(pair.outcomes().is_empty(), "and nothing comes of them");
+    // Somebody has answered all the same.
+    pair.client(Input::Verdicts(vec![(begun[0].id, Verdict::Delivered)]));
+    pair.run();
+    assert_eq!(pair.outcomes(), [(1, Outcome::Delivered)]);
+    pair.server(Input::Offer(vec![normal(4), normal(5)]));
+    pair.run();
+    assert_eq!(pair.deliver_all(), [4, 5], "the window is free");
+}
+
+#[test]
+fn a_withdrawal_that_was_lost_is_said_again_after_a_resume() {
+    let mut pair = Pair::open();
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.run();
+    let begun = pair.taken();
+    pair.server(Input::Withdraw(vec![normal(1).place]));
+    pair.cut();
+    pair.clear();
+    pair.connect();
+    pair.run();
+    assert!(pair.client_events.contains(&Event::Withdrawn(begun[0].id)));
+    let refused = Verdict::Rejected(Code::Withdrawn);
+    pair.client(Input::Verdicts(vec![(begun[0].id, refused)]));
+    pair.run();
+    assert!(pair.outcomes().is_empty(), "its sender knows");
+    assert!(pair.server.is_quiet());
+}
+
+#[test]
+fn a_peer_that_knows_of_no_withdrawals_is_not_told_of_any() {
+    let capabilities = Capabilities::ACKS.or(Capabilities::PUBLISH);
+    let mut pair = Pair::up(SessionConfig { capabilities, ..SessionConfig::default() });
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.run();
+    pair.server(Input::Withdraw(vec![normal(1).place]));
+    assert!(pair.wire.is_empty());
+    assert_eq!(pair.deliver_all(), [1]);
+}
+
+#[test]
+fn a_withdrawal_of_what_never_came_is_a_violation() {
+    let mut pair = Pair::open();
+    let conn = pair.client.connection().unwrap();
+    pair.client(Input::Frame(conn, Frame::Withdraw(Range { from: 1, to: 1 })));
+    assert_eq!(violation(&pair.client_events), Some(Code::OutOfOrder));
 }

@@ -162,7 +162,7 @@ impl Inner {
             Heard::Broken(TransportError::TooLarge { limit }) => {
                 Err(DecodeError::TooLarge { bytes: limit.saturating_add(1), max: limit })
             }
-            Heard::Closed | Heard::Broken(_) => return Err(Stop::Gone),
+            Heard::Closed | Heard::Broken(_) | Heard::Written => return Err(Stop::Gone),
         };
         Ok(candidate.greeter.first(frame, &self.session))
     }

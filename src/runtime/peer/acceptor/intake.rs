@@ -1,7 +1,8 @@
 //! A client's messages on their way into the engine: in its user's name, if it may, and once.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use super::super::receive::{AnyReceiver, Full, Received, delivery, is_volatile, verdict};
 use super::registry::Peer;
@@ -53,7 +54,33 @@ fn bound_stream(digester: &Digester, user: &UserId, stream: StreamId) -> StreamI
 pub(super) struct Intake {
     policy: Arc<Policy>,
     peer: Peer,
-    services: HashMap<UserId, Box<dyn AnyReceiver>>,
+    services: HashMap<UserId, Service>,
+}
+
+/// A service that this session uses.
+struct Service {
+    receiver: Box<dyn AnyReceiver>,
+    /// What it has left for later.
+    later: BTreeSet<InboundId>,
+}
+
+impl Service {
+    /// What it says, and what is left for later from then on.
+    fn said(&mut self, verdicts: Vec<(InboundId, Verdict)>) -> Vec<(InboundId, Verdict)> {
+        for (id, verdict) in &verdicts {
+            match verdict {
+                Verdict::Progress => self.later.insert(*id),
+                _ => self.later.remove(id),
+            };
+        }
+        verdicts
+    }
+}
+
+/// A service has panicked that had left these for later.
+fn failed(user: &UserId, later: BTreeSet<InboundId>) -> Vec<(InboundId, Verdict)> {
+    tracing::warn!(service = %user, "a service panicked: what it had counts as a failed attempt");
+    later.into_iter().map(|id| (id, Verdict::Nack(None))).collect()
 }
 
 /// Where a message goes.
@@ -118,21 +145,43 @@ impl Intake {
 
     /// A service that panics fails its own messages only.
     async fn serve(&mut self, user: &UserId, batch: Vec<Inbound>) -> Vec<(InboundId, Verdict)> {
-        let made = self.services.remove(user).or_else(|| {
-            let make = self.policy.services.get(user)?;
-            called(|| make(&self.peer))
-        });
-        let Some(receiver) = made else { return Vec::new() };
+        let Service { receiver, later } = match self.services.remove(user) {
+            Some(service) => service,
+            None => {
+                let Some(make) = self.policy.services.get(user) else { return Vec::new() };
+                let Some(receiver) = called(|| make(&self.peer)) else { return Vec::new() };
+                Service { receiver, later: BTreeSet::new() }
+            }
+        };
         match receiver.receive(batch).await {
             Some((receiver, verdicts)) => {
-                self.services.insert(user.clone(), receiver);
+                let mut service = Service { receiver, later };
+                let verdicts = service.said(verdicts);
+                self.services.insert(user.clone(), service);
                 verdicts
             }
-            None => {
-                tracing::warn!(service = %user, "a service panicked: what it had counts as a failed attempt");
-                Vec::new()
+            None => failed(user, later),
+        }
+    }
+
+    fn poll_services(&mut self, context: &mut Context<'_>) -> Poll<Vec<(InboundId, Verdict)>> {
+        let mut all = Vec::new();
+        let users: Vec<_> = self.services.keys().cloned().collect();
+        for user in users {
+            let Some(service) = self.services.get_mut(&user).filter(|service| !service.later.is_empty())
+            else {
+                continue;
+            };
+            match called(|| service.receiver.poll_verdicts(context)) {
+                Some(Poll::Pending) => {}
+                Some(Poll::Ready(verdicts)) => all.extend(service.said(verdicts)),
+                None => {
+                    let gone = self.services.remove(&user);
+                    all.extend(gone.into_iter().flat_map(|service| failed(&user, service.later)));
+                }
             }
         }
+        if all.is_empty() { Poll::Pending } else { Poll::Ready(all) }
     }
 }
 
@@ -160,6 +209,16 @@ impl AnyReceiver for Intake {
             let verdicts = self.take(batch).await;
             (self as Box<dyn AnyReceiver>, verdicts)
         })
+    }
+
+    fn poll_verdicts(&mut self, context: &mut Context<'_>) -> Poll<Vec<(InboundId, Verdict)>> {
+        self.poll_services(context)
+    }
+
+    fn withdrawn(&mut self, id: InboundId) {
+        let has_it = |service: &&mut Service| service.later.contains(&id);
+        let services = self.services.values_mut().filter(has_it);
+        services.for_each(|service| _ = called(|| service.receiver.withdrawn(id)));
     }
 
     fn missed(&mut self, count: u64, reason: GapReason) {

@@ -1,6 +1,7 @@
 //! A server's messages on their way into the client: for its user and nobody else, and once.
 
 use std::sync::Arc;
+use std::task::{Context, Poll};
 
 use super::super::receive::{AnyReceiver, Received, delivery, into_inbox};
 use crate::id::UserId;
@@ -61,6 +62,14 @@ impl AnyReceiver for Intake {
             });
             taken.await.flatten()
         })
+    }
+
+    fn poll_verdicts(&mut self, context: &mut Context<'_>) -> Poll<Vec<(InboundId, Verdict)>> {
+        self.direct.as_mut().map_or(Poll::Pending, |receiver| receiver.poll_verdicts(context))
+    }
+
+    fn withdrawn(&mut self, id: InboundId) {
+        self.direct.iter_mut().for_each(|receiver| receiver.withdrawn(id));
     }
 
     fn missed(&mut self, count: u64, reason: GapReason) {

@@ -138,6 +138,8 @@ impl World {
             | Event::Reply(..)
             | Event::ReplyTimedOut(_)
             | Event::NoReply(_)
+            | Event::ReplyTooLarge { .. }
+            | Event::Withdrawn(_)
             | Event::GoingAway(_)
             | Event::Parked(_) => {}
         }
