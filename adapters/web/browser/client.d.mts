@@ -217,6 +217,7 @@ export const Code: Readonly<{
     Busy: 4401;
     Rejected: 4450;
     Invalid: 4453;
+    Withdrawn: 4455;
 }>;
 /** Something that a call cannot do; nothing was changed. */
 export class LastmileError extends Error {
@@ -372,6 +373,7 @@ export class Writes {
  * @property {(welcome: Frame) => void} opened
  * @property {(end: { code: number, retryAfter?: number, text: string }) => void} ended  The connection is over.
  * @property {(epoch: string, number: number, stream: string, item: Wire) => void} item  A message; say {@link Session.decide}.
+ * @property {(epoch: string, number: number) => void} withdrawn  A message without a verdict is no longer wanted.
  * @property {(lane: string, seq: string) => void} floor
  * @property {(gap: GapReport) => void} gap
  * @property {(number: number, refused: Frame | undefined) => void} receipt
@@ -446,9 +448,9 @@ export class Session {
  * @property {number} retryAt
  * @property {Failure} [failure]
  */
-/** @typedef {{ message: Message, item: Wire, epoch: string, number: number, place: { stream: string, lane: string, seq: string } | undefined }} Job */
-/** @typedef {{ jobs: Job[], busy: boolean, writing: number, broken: boolean }} Queue  Broken: one of them was not taken. */
-/** @typedef {(message: any, writes: Writes) => any} Handler */
+/** @typedef {{ message: Message, item: Wire, epoch: string, number: number, place: { stream: string, lane: string, seq: string } | undefined, abort: AbortController }} Job */
+/** @typedef {{ jobs: Job[], working?: Job | undefined, busy: boolean, writing: number, broken: boolean }} Queue  Broken: one of them was not taken. */
+/** @typedef {(message: any, writes: Writes, signal: AbortSignal) => any} Handler */
 /** @typedef {(outgoing: Outgoing, writes: Writes) => void} Tracker */
 /** @typedef {{ rung: number, abort: AbortController, wire: Connection | undefined }} Link */
 /**
@@ -476,11 +478,12 @@ export class Client {
      * Handles messages of an event (`chat.message`), of all below a prefix (`chat.*`), or of all that nobody else handles
      * (`*`). The message is acknowledged when the handler has returned and what it said to `writes` is on disk. If it throws, the
      * message is offered again later ({@link Busy}: without spending an attempt) or refused for good ({@link Reject}). If the
-     * message is a request, what the handler returns is the answer. Register before {@link Client.connect}: a message that
+     * message is a request, what the handler returns is the answer. `signal` is aborted when the message is no longer wanted (a call
+     * that was answered elsewhere): a handler that throws after that has not taken it. Register before {@link Client.connect}: a message that
      * nobody handles is offered again later, and spends an attempt.
-     * @param {string} pattern @param {(message: Message, writes: Writes) => any} handler @returns {() => void}  Undoes it.
+     * @param {string} pattern @param {(message: Message, writes: Writes, signal: AbortSignal) => any} handler @returns {() => void}  Undoes it.
      */
-    on(pattern: string, handler: (message: Message, writes: Writes) => any): () => void;
+    on(pattern: string, handler: (message: Message, writes: Writes, signal: AbortSignal) => any): () => void;
     /**
      * Calls with each change of status of messages to be sent, within the transaction that makes it: what `track` says to
      * `writes` is kept if and only if the change is. Patterns as in {@link Client.on}. Volatile messages are not tracked.
@@ -931,6 +934,10 @@ export type SessionHost = {
      * A message; say {@link Session.decide}.
      */
     item: (epoch: string, number: number, stream: string, item: Wire) => void;
+    /**
+     * A message without a verdict is no longer wanted.
+     */
+    withdrawn: (epoch: string, number: number) => void;
     floor: (lane: string, seq: string) => void;
     gap: (gap: GapReport) => void;
     receipt: (number: number, refused: Frame | undefined) => void;
@@ -981,17 +988,19 @@ export type Job = {
         lane: string;
         seq: string;
     } | undefined;
+    abort: AbortController;
 };
 /**
  * Broken: one of them was not taken.
  */
 export type Queue = {
     jobs: Job[];
+    working?: Job | undefined;
     busy: boolean;
     writing: number;
     broken: boolean;
 };
-export type Handler = (message: any, writes: Writes) => any;
+export type Handler = (message: any, writes: Writes, signal: AbortSignal) => any;
 export type Tracker = (outgoing: Outgoing, writes: Writes) => void;
 export type Link = {
     rung: number;

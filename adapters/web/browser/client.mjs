@@ -186,7 +186,7 @@ export const Code = Object.freeze({
   Overloaded: 4100, RateLimited: 4101,
   CredentialsNeeded: 4200, CredentialsRefused: 4201,
   UnsupportedVersion: 4300, FrameTooLarge: 4302, Malformed: 4303, UnexpectedFrame: 4304, TakenOver: 4307,
-  Failed: 4400, Busy: 4401, Rejected: 4450, Invalid: 4453,
+  Failed: 4400, Busy: 4401, Rejected: 4450, Invalid: 4453, Withdrawn: 4455,
 });
 
 /** Policies of the ladder: failures in a row after which a rung is left; rests and how long a connection must stand, in milliseconds. */
@@ -319,6 +319,7 @@ const FRAMES = {
   close: REFUSED,
   renew: { credentials: "bytes" },
   renewed: { expires_in_ms: "number?" },
+  withdraw: { from: "number", to: "number" },
 };
 
 /** Bytes that are no frame. */
@@ -1186,6 +1187,7 @@ class Store {
  * @property {(welcome: Frame) => void} opened
  * @property {(end: { code: number, retryAfter?: number, text: string }) => void} ended  The connection is over.
  * @property {(epoch: string, number: number, stream: string, item: Wire) => void} item  A message; say {@link Session.decide}.
+ * @property {(epoch: string, number: number) => void} withdrawn  A message without a verdict is no longer wanted.
  * @property {(lane: string, seq: string) => void} floor
  * @property {(gap: GapReport) => void} gap
  * @property {(number: number, refused: Frame | undefined) => void} receipt
@@ -1240,7 +1242,7 @@ export class Session {
     this.host.send({
       frame: "hello", oldest: VERSION, newest: VERSION, codecs: [{ codec: "json" }], user, device, credentials, stream,
       ...(this.life && { ...this.life, seen: this.#seen, base: 1 }),
-      capabilities: "7", horizon_ms: horizon, window: WINDOW, heartbeat_ms: HEARTBEAT_MS, max_frame: MAX_FRAME,
+      capabilities: "15", horizon_ms: horizon, window: WINDOW, heartbeat_ms: HEARTBEAT_MS, max_frame: MAX_FRAME,
     });
   }
 
@@ -1268,8 +1270,10 @@ export class Session {
       this.#said.set(number, verdict);
       return this.#say({ frame: "reply", number, payload: verdict.payload });
     }
-    this.#ack(number, open.critical ? 0 : ACK_DELAY_MS);
-    if (open.critical || this.#acks.length >= ACK_EVERY) this.#flush();
+    // When nothing else is under way, no other acknowledgement will come to wait for.
+    const isAlone = open.critical || this.#undecided.size === 0;
+    this.#ack(number, isAlone ? 0 : ACK_DELAY_MS);
+    if (isAlone || this.#acks.length >= ACK_EVERY) this.#flush();
   }
 
   /** @param {number} number @param {Wire} message */
@@ -1378,6 +1382,8 @@ export class Session {
         return this.#deliver(frame);
       case "gap":
         return this.#gap(frame);
+      case "withdraw":
+        return this.#withdraw(frame);
       case "floor":
         return void host.floor(frame.lane, frame.seq);
       case "receipt":
@@ -1428,6 +1434,15 @@ export class Session {
     if (flaw !== undefined) return flaw;
     for (let number = from; number <= to; number += 1) this.#ack(number, ACK_DELAY_MS);
     if (missing > 0) this.host.gap({ missing, reason });
+    return undefined;
+  }
+
+  /** @param {Frame} frame */
+  #withdraw({ from, to }) {
+    if (from < 1 || to < from) return Code.Malformed;
+    if (to > this.#seen) return Code.OutOfOrder;
+    const { epoch } = /** @type {{ epoch: string }} */ (this.life);
+    for (const number of [...this.#undecided.keys()]) if (number >= from && number <= to) this.host.withdrawn(epoch, number);
     return undefined;
   }
 
@@ -1544,9 +1559,9 @@ export class Session {
  * @property {Failure} [failure]
  */
 
-/** @typedef {{ message: Message, item: Wire, epoch: string, number: number, place: { stream: string, lane: string, seq: string } | undefined }} Job */
-/** @typedef {{ jobs: Job[], busy: boolean, writing: number, broken: boolean }} Queue  Broken: one of them was not taken. */
-/** @typedef {(message: any, writes: Writes) => any} Handler */
+/** @typedef {{ message: Message, item: Wire, epoch: string, number: number, place: { stream: string, lane: string, seq: string } | undefined, abort: AbortController }} Job */
+/** @typedef {{ jobs: Job[], working?: Job | undefined, busy: boolean, writing: number, broken: boolean }} Queue  Broken: one of them was not taken. */
+/** @typedef {(message: any, writes: Writes, signal: AbortSignal) => any} Handler */
 /** @typedef {(outgoing: Outgoing, writes: Writes) => void} Tracker */
 /** @typedef {{ rung: number, abort: AbortController, wire: Connection | undefined }} Link */
 
@@ -1657,9 +1672,10 @@ export class Client {
    * Handles messages of an event (`chat.message`), of all below a prefix (`chat.*`), or of all that nobody else handles
    * (`*`). The message is acknowledged when the handler has returned and what it said to `writes` is on disk. If it throws, the
    * message is offered again later ({@link Busy}: without spending an attempt) or refused for good ({@link Reject}). If the
-   * message is a request, what the handler returns is the answer. Register before {@link Client.connect}: a message that
+   * message is a request, what the handler returns is the answer. `signal` is aborted when the message is no longer wanted (a call
+   * that was answered elsewhere): a handler that throws after that has not taken it. Register before {@link Client.connect}: a message that
    * nobody handles is offered again later, and spends an attempt.
-   * @param {string} pattern @param {(message: Message, writes: Writes) => any} handler @returns {() => void}  Undoes it.
+   * @param {string} pattern @param {(message: Message, writes: Writes, signal: AbortSignal) => any} handler @returns {() => void}  Undoes it.
    */
   on(pattern, handler) {
     if (this.#handlers.has(pattern)) throw new LastmileError("invalid", `${pattern} has a handler`);
@@ -2236,7 +2252,9 @@ export class Client {
     platform.clearTimeout(this.#timer);
     if (this.#closed || !this.#owner) return;
     let at = Math.min(this.#session?.timeout ?? Infinity, this.#floorAt, this.#leaveAt, this.#pumpAt);
-    if (!this.#attempt) at = Math.min(at, this.#link ? Math.max(this.#ladder.timeout, this.#climbAt) : this.#retryAt);
+    // It climbs from an open connection only: until the welcome has come there is nothing to wake for.
+    const climbAt = this.#session?.phase === "up" ? Math.max(this.#ladder.timeout, this.#climbAt) : Infinity;
+    if (!this.#attempt) at = Math.min(at, this.#link ? climbAt : this.#retryAt);
     for (const row of this.#pumpAt < Infinity ? [] : this.#rows.values()) {
       if (row.retryAt > now) at = Math.min(at, row.retryAt);
       at = Math.min(at, uselessAt(row));
@@ -2253,6 +2271,7 @@ export class Client {
       opened: (welcome) => this.#welcomed(welcome),
       ended: (end) => this.#ended(end),
       item: (epoch, number, from, item) => this.#item(epoch, number, from, item),
+      withdrawn: (epoch, number) => this.#withdrawn(epoch, number),
       floor: (lane, seq) => this.#floor(lane, seq),
       gap: (gap) => this.#tell("gap", gap),
       receipt: (number, refused) => this.#receipt(number, refused),
@@ -2535,12 +2554,21 @@ export class Client {
       }
     }
     /** @type {Job} */
-    const job = { message: fromWire(item), item, epoch, number, place };
+    const job = { message: fromWire(item), item, epoch, number, place, abort: new AbortController() };
     if (place) this.#jobs.set(placeKey(place), job);
     const order = orderOf(item), queue = this.#queues.get(order) ?? { jobs: [], busy: false, writing: 0, broken: false };
     this.#queues.set(order, queue);
     queue.jobs.push(job);
     if (!queue.busy) this.#work(order, queue);
+  }
+
+  /** A message is no longer wanted: it is not begun with, or its handler is told. @param {string} epoch @param {number} number */
+  #withdrawn(epoch, number) {
+    for (const [order, queue] of this.#queues) {
+      const at = queue.jobs.findIndex((job) => job.epoch === epoch && job.number === number);
+      if (at >= 0) return this.#decide(order, queue, queue.jobs.splice(at, 1)[0], withdrawn);
+      if (queue.working?.epoch === epoch && queue.working.number === number) return queue.working.abort.abort();
+    }
   }
 
   /**
@@ -2552,7 +2580,9 @@ export class Client {
     queue.busy = true;
     while (queue.jobs.length > 0) {
       const job = /** @type {Job} */ (queue.jobs.shift());
+      queue.working = job;
       const done = queue.broken ? behind : await this.#handle(job);
+      queue.working = undefined;
       if ("kind" in done || queue.broken) this.#decide(order, queue, job, "kind" in done ? done : behind);
       else this.#apply(order, queue, job, done);
     }
@@ -2561,16 +2591,16 @@ export class Client {
   }
 
   /** @param {Job} job @returns {Promise<Verdict | { writes: Writes, reply: Payload | undefined }>} */
-  async #handle({ message, item }) {
+  async #handle({ message, item, abort: { signal } }) {
     const pattern = patterns(item.event).find((each) => this.#handlers.has(each));
     const handler = pattern === undefined ? undefined : this.#handlers.get(pattern);
     if (!handler) return { kind: "nack", code: Code.Failed, text: "nobody handles this event here" };
     const writes = new Writes();
     try {
-      const answer = await this.#inTime(handler(message, writes));
+      const answer = await this.#inTime(handler(message, writes, signal));
       return { writes, reply: item.reply_within_ms === undefined ? undefined : answerOf(answer) };
     } catch (error) {
-      return this.#refusal(error);
+      return signal.aborted ? withdrawn : this.#refusal(error);
     }
   }
 
@@ -2696,6 +2726,8 @@ export class Client {
 
 /** @type {Verdict} What is said of those behind one that was not taken. */
 const behind = Object.freeze({ kind: "nack", code: Code.Busy, delay: 0 });
+/** @type {Verdict} */
+const withdrawn = Object.freeze({ kind: "nack", code: Code.Withdrawn });
 /** @type {Failure} */
 const unconfirmed = Object.freeze({ kind: "unconfirmed", code: undefined, text: "nobody heard what became of it" });
 

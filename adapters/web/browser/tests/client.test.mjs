@@ -239,6 +239,29 @@ test("a handler may refuse a message for good", async () => {
   assert.deepEqual(peer.outboxes.get("alice"), []);
 });
 
+test("what is no longer wanted is not begun with, and whoever rings is told to stop", async () => {
+  const { world, open, peer } = setUp(), rung = [], stopped = [];
+  const handle = (message, _, signal) => new Promise((resolve, reject) => {
+    rung.push(message.id);
+    signal.addEventListener("abort", () => {
+      stopped.push(message.id);
+      if (message.payload === "answered") resolve();
+      else reject(new Error("answered elsewhere"));
+    });
+  });
+  const tab = open({}, { handle });
+  await world.pass(1000, online(tab));
+  const first = peer.post("alice", { ordering_key: "a" }), second = peer.post("alice", { ordering_key: "a" });
+  const answered = peer.post("alice", { ordering_key: "b", payload: "answered" });
+  await world.pass(100, () => rung.length === 2);
+  for (const id of [second, first, answered]) peer.withdraw("alice", id);
+  await world.pass(1000);
+  assert.deepEqual([rung, stopped], [[first, answered], [first, answered]]);
+  assert.deepEqual(peer.log.filter(({ nacked }) => nacked), [second, first].map((nacked) => ({ nacked, code: Code.Withdrawn })));
+  assert.deepEqual(peer.log.filter(({ ended }) => ended).map(({ ended }) => ended), [answered], "an answer counts all the same");
+  assert.deepEqual([tab.errors, peer.violations], [[], []]);
+});
+
 test("a handler that never returns is given up after its time, and the server hears that it works until then", async () => {
   const { world, open, peer } = setUp();
   const tab = open({ handlerTimeout: 25_000 }, { handle: (message) => (message.payload === "slow" ? new Promise(() => {}) : undefined) });

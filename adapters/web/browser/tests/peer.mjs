@@ -45,6 +45,12 @@ export class Peer {
   }
 
   /** Puts a message into a user's outbox. */
+  /** Says that a message is no longer wanted that is on its way. */
+  withdraw(user, id) {
+    const session = this.sessions.get(user), sent = [...session.slots].filter(([, { entry }]) => entry?.message.id === id);
+    for (const [number] of sent) session.link.send({ frame: "withdraw", from: number, to: number });
+  }
+
   post(user, fields, pump = true) {
     const message = {
       id: id(), to: user, event: "test.event", priority: "normal", durability: "synced", headers: [], payload: "", ...fields,
@@ -144,7 +150,7 @@ class Session {
     this.link = link;
     link.send({
       frame: "welcome", version: 1, codec: "json", user: this.user, stream: peer.stream, ...this.life, seen: 0, base: this.base,
-      resumed: Boolean(resumed), capabilities: "7", window: WINDOW, heartbeat_ms: options.heartbeat, timeout_ms: options.timeout,
+      resumed: Boolean(resumed), capabilities: "15", window: WINDOW, heartbeat_ms: options.heartbeat, timeout_ms: options.timeout,
       max_frame: 1 << 20, expires_in_ms: options.expiresIn, published: peer.marks.get(this.device) ?? 0,
     });
     this.beat();

@@ -7,12 +7,13 @@ const ID = (n) => n.toString(16).padStart(32, "0");
 
 /** A session and what it did. */
 function setUp(overrides = {}) {
-  const t = { now: 1_000_000, sent: [], items: [], ended: [], opened: 0, gaps: [], floors: [], receipts: [], renews: 0, away: [] };
+  const t = { now: 1_000_000, sent: [], items: [], ended: [], opened: 0, gaps: [], floors: [], receipts: [], withdrawn: [], renews: 0, away: [] };
   const session = new Session({
     now: () => t.now,
     send: (frame) => t.sent.push(decode(encode(frame))),
     opened: () => { t.opened += 1; },
     ended: (end) => t.ended.push(end),
+    withdrawn: (epoch, number) => t.withdrawn.push([epoch, number]),
     item: (epoch, number, stream, item) => t.items.push({ epoch, number, stream, item }),
     floor: (lane, seq) => t.floors.push([lane, seq]),
     gap: (gap) => t.gaps.push(gap),
@@ -52,7 +53,7 @@ test("the hello says who and what it is, and nothing of a life that it does not 
   session.hello("secret");
   const [hello] = said();
   assert.deepEqual([hello.oldest, hello.newest, hello.codecs, hello.user, hello.device, hello.credentials], [1, 1, [{ codec: "json" }], "alice", "phone", "secret"]);
-  assert.deepEqual([hello.stream, hello.horizon_ms, hello.capabilities, hello.token], [ID(1), 3_600_000, "7", undefined]);
+  assert.deepEqual([hello.stream, hello.horizon_ms, hello.capabilities, hello.token], [ID(1), 3_600_000, "15", undefined]);
 });
 
 test("acks wait a little for others and go as ranges; those of critical messages do not wait", () => {
@@ -73,6 +74,28 @@ test("acks wait a little for others and go as ranges; those of critical messages
   at(100);
   assert.deepEqual(said(), [], "one verdict each, and none of another life");
   assert.equal(t.items.length, 6);
+});
+
+test("an ack does not wait when nothing else is under way", () => {
+  const { session, said, hear, open } = setUp();
+  open();
+  said();
+  hear(deliver(1, [item(1), item(2)]));
+  session.decide("7", 1, { kind: "ack" });
+  assert.deepEqual(said(), []);
+  session.decide("7", 2, { kind: "ack" });
+  assert.deepEqual(ranges(said()), [[1, 2]]);
+});
+
+test("withdrawals are told of those that have no verdict, and one of what never came is a violation", () => {
+  const { t, session, hear, open } = setUp();
+  open();
+  hear(deliver(1, [item(1), item(2), item(3)]));
+  session.decide("7", 2, { kind: "ack" });
+  hear({ frame: "withdraw", from: 1, to: 3 });
+  assert.deepEqual(t.withdrawn, [["7", 1], ["7", 3]]);
+  hear({ frame: "withdraw", from: 4, to: 4 });
+  assert.equal(t.ended[0].code, Code.OutOfOrder);
 });
 
 test("many acks do not wait", () => {
