@@ -4,12 +4,14 @@
 #[path = "session/support.rs"]
 mod support;
 
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use lastmile::session::{AdmissionConfig, Rate};
+use lastmile::ports::{ConnectError, Connector};
+use lastmile::session::{AdmissionConfig, Grade, Rate};
 use lastmile::storage::MemoryStore;
 use lastmile::testing::VirtualTime;
-use lastmile::{Acceptor, Client, ClientState, Engine};
+use lastmile::{Acceptor, Client, ClientState, Engine, MemoryTransport, Stage, memory_transport};
 
 use support::{ByName, Gate, Server, message};
 
@@ -71,4 +73,74 @@ async fn a_client_falls_back_and_climbs_back_and_everything_arrives_once_and_in_
         .await
         .expect("the better one is remembered when it has stood for a while");
     assert_eq!(server.acceptor.connections()[0].transport, "best");
+}
+
+/// Connections that are made, over which nothing is ever heard: a proxy that knows how to upgrade, and no more.
+#[derive(Clone, Default)]
+struct Swallows(Arc<Mutex<Vec<MemoryTransport>>>);
+
+impl Swallows {
+    /// Waits until so many connections were made.
+    async fn made(&self, count: usize) {
+        let made = async {
+            while self.0.lock().unwrap().len() < count {
+                tokio::time::sleep(Duration::from_millis(50)).await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(600), made).await.expect("no further attempt");
+    }
+}
+
+impl Connector for Swallows {
+    type Transport = MemoryTransport;
+
+    fn name(&self) -> &'static str {
+        "swallows"
+    }
+
+    async fn connect(&self) -> Result<MemoryTransport, ConnectError> {
+        let (ours, theirs) = memory_transport();
+        self.0.lock().unwrap().push(theirs);
+        Ok(ours)
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn climbs_that_are_swallowed_leave_the_connection_that_stands_alone() {
+    let time = VirtualTime::start();
+    let engine = Engine::builder(MemoryStore::new()).clock(time.clock()).build().unwrap();
+    let acceptor = Acceptor::builder(engine.clone(), ByName).build().unwrap();
+    let server = Server { engine, acceptor };
+    let swallows = Swallows::default();
+    let alice = Client::builder(Engine::builder(MemoryStore::new()).clock(time.clock()), "alice", "phone")
+        .connector(swallows.clone())
+        .connector(support::to(&server))
+        .seed(7)
+        .build()
+        .unwrap();
+    assert_eq!(alice.quality(), None, "there is no connection yet");
+    let screen = support::screen(&alice);
+    let mut watch = alice.watch();
+    let long = Duration::from_secs(600);
+    let up = |state: &ClientState| transport(state) == Some("memory");
+    tokio::time::timeout(long, watch.wait_for(up)).await.expect("it never fell back");
+    let made = swallows.0.lock().unwrap().len();
+    for climb in 1..=3 {
+        // One more is tried beside it, and says hello into the void.
+        swallows.made(made + climb).await;
+        let text = climb.to_string();
+        server.engine.send(message("alice", &text)).await.unwrap();
+        let got = tokio::time::timeout(long, screen.next()).await.expect("nothing was delivered");
+        assert_eq!(got.delivery.message.payload().as_ref(), text.as_bytes());
+        let sent = alice.send(message("bob", &text)).await.unwrap();
+        tokio::time::timeout(long, sent.reached(Stage::Delivered)).await.expect("never there").unwrap();
+        assert!(up(&alice.state()), "{:?}", alice.state());
+    }
+    let stats = server.acceptor.stats();
+    assert_eq!((stats.opened, stats.lost), (1, 0), "one connection all the while: {stats:?}");
+    let quality = alice.quality().expect("it is online");
+    assert!(quality.rtt().is_some() && quality.variation().is_some());
+    assert_eq!(quality.grade(), Grade::Good);
+    assert!((0.0..0.5).contains(&quality.loss()), "of the attempts before it: {quality:?}");
+    assert!(quality.score() > 70, "{quality:?}");
 }

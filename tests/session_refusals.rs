@@ -4,7 +4,9 @@
 #[path = "session/support.rs"]
 mod support;
 
+use std::fmt::Write as _;
 use std::num::NonZeroU32;
+use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -219,6 +221,132 @@ async fn there_are_never_more_sessions_than_are_allowed_however_many_come_at_onc
         }
     }
     assert_eq!((welcome, refused, acceptor.stats().sessions), (4, 28, 4));
+}
+
+/// A message that a peer delivers under this number.
+fn delivered(first: u64, count: u64) -> Frame {
+    use lastmile::record::{LaneId, Seq};
+    use lastmile::session::frame::{Deliver, Item, Place};
+    let item = |n: u64| Item {
+        place: Place { lane: LaneId::Normal, seq: Seq::new((1 << Seq::EPOCH_SHIFT) + n) },
+        accepted_at: lastmile::Timestamp::from_millis(1),
+        attempts: 0,
+        redelivered: false,
+        reply_within: None,
+        message: message("bob", &n.to_string()),
+    };
+    Frame::Deliver(Deliver { first, base: 1, heard: 0, items: (first..first + count).map(item).collect() })
+}
+
+#[tokio::test]
+async fn frames_out_of_order_and_more_than_the_window_end_the_session_and_no_other() {
+    let mut config = SessionConfig::default();
+    config.window = Window { messages: 4, bytes: 1 << 20, reserve: 0 };
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let acceptor = Acceptor::builder(engine.clone(), ByName).session(config).build().unwrap();
+    let server = Server { engine, acceptor };
+    let cases = [(delivered(2, 1), Code::OutOfOrder), (delivered(1, 5), Code::WindowExceeded)];
+    for (i, (frame, code)) in cases.into_iter().enumerate() {
+        let mut raw = Raw::connect(&server.acceptor, &format!("address {i}"));
+        raw.say(&said(hello("mallory"))).await;
+        assert!(matches!(raw.hear().await, Some(Frame::Welcome(_))));
+        raw.say(&frame).await;
+        assert_eq!(raw.ends().await, Some(code), "{i}");
+    }
+    assert_eq!(server.acceptor.stats().violations, 2);
+    others_are_untouched(&server).await;
+}
+
+/// Tokens have a date.
+struct Dated;
+
+impl lastmile::ports::Authenticator for Dated {
+    async fn authenticate(
+        &self,
+        claim: lastmile::ports::Claim,
+    ) -> Result<lastmile::ports::Identity, lastmile::ports::Denied> {
+        match (claim.user, claim.credentials.0.as_ref()) {
+            (Some(_), b"token of yesterday") => Err(lastmile::ports::Denied::refused("it expired yesterday")),
+            (Some(user), _) => Ok(lastmile::ports::Identity::new(user)),
+            (None, _) => Err(lastmile::ports::Denied::refused("no name")),
+        }
+    }
+}
+
+#[tokio::test]
+async fn an_expired_token_is_refused_and_the_log_says_what_to_do() {
+    // For all threads: one of a single thread can miss what another one traced first.
+    let traced = Traced::default();
+    tracing::subscriber::set_global_default(traced.clone()).expect("the only one of this process");
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let acceptor = Acceptor::builder(engine.clone(), Dated).build().unwrap();
+    let server = Server { engine, acceptor };
+    let mut raw = Raw::connect(&server.acceptor, "the place of yesterday's token");
+    raw.say(&said(Hello { credentials: Credentials("token of yesterday".into()), ..hello("mallory") })).await;
+    assert_eq!(raw.ends().await, Some(Code::CredentialsRefused));
+    let mut raw = Raw::connect(&server.acceptor, "another place");
+    raw.say(&said(hello("disorderly"))).await;
+    assert!(matches!(raw.hear().await, Some(Frame::Welcome(_))));
+    raw.say(&delivered(2, 1)).await;
+    assert_eq!(raw.ends().await, Some(Code::OutOfOrder));
+    assert_eq!(server.acceptor.stats().sessions, 1, "nobody was let in with the expired one");
+    let log = traced.0.lock().unwrap().clone();
+    let line = |what: &str| {
+        log.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {log}")).to_owned()
+    };
+    let refused = line("the place of yesterday's token");
+    for part in [
+        "WARN",
+        "4201",
+        "a connection was refused",
+        "it expired yesterday",
+        "get new ones, then connect again",
+    ] {
+        assert!(refused.contains(part), "{part}: {refused}");
+    }
+    let broken = line("disorderly device=raw");
+    for part in ["WARN", "4050", "a peer broke the protocol", "device=raw", "deliver", "start a new session"]
+    {
+        assert!(broken.contains(part), "{part}: {broken}");
+    }
+    assert!(!log.contains("token of yesterday"), "what was shown is in no log: {log}");
+    others_are_untouched(&server).await;
+}
+
+/// Everything that is traced in this process.
+#[derive(Clone, Default)]
+struct Traced(Arc<Mutex<String>>);
+
+struct Fields<'a>(&'a mut String);
+
+impl tracing::field::Visit for Fields<'_> {
+    fn record_debug(&mut self, field: &tracing::field::Field, value: &dyn std::fmt::Debug) {
+        write!(self.0, " {field}={value:?}").unwrap();
+    }
+}
+
+impl tracing::Subscriber for Traced {
+    fn enabled(&self, _: &tracing::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn new_span(&self, _: &tracing::span::Attributes<'_>) -> tracing::Id {
+        tracing::Id::from_u64(1)
+    }
+
+    fn record(&self, _: &tracing::Id, _: &tracing::span::Record<'_>) {}
+
+    fn record_follows_from(&self, _: &tracing::Id, _: &tracing::Id) {}
+
+    fn event(&self, event: &tracing::Event<'_>) {
+        let mut log = self.0.lock().unwrap();
+        write!(log, "\n{}", event.metadata().level()).unwrap();
+        event.record(&mut Fields(&mut log));
+    }
+
+    fn enter(&self, _: &tracing::Id) {}
+
+    fn exit(&self, _: &tracing::Id) {}
 }
 
 #[tokio::test]

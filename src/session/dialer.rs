@@ -15,6 +15,7 @@
 //! - While a connection stands, attempts at another transport cost it nothing.
 
 mod config;
+mod io;
 
 use core::time::Duration;
 use std::collections::VecDeque;
@@ -27,68 +28,7 @@ use super::recovery::{Step, Strategy};
 use crate::time::Timestamp;
 
 pub use self::config::DialerConfig;
-
-/// What happens to a dialer.
-#[derive(Clone, Debug)]
-#[non_exhaustive]
-pub enum DialInput {
-    /// Begin.
-    Start,
-    /// There are credentials, asked for or not.
-    Credentials,
-    /// The host has none now.
-    NoCredentials,
-    /// The transport that was dialled stands, and the session says hello over it.
-    Stands,
-    /// The transport that was dialled could not be made.
-    Failed(Code, Option<Duration>),
-    /// The handshake is done.
-    Opened,
-    /// The session's connection is gone, and no other has taken its place.
-    Lost(Code, Option<Duration>),
-    /// The peer will close the connection, and wants to see us again after that time.
-    GoingAway(Option<Duration>),
-    /// How good the connection is.
-    Graded(Grade),
-    /// The host has another network, on which these transports worked before.
-    NetworkChanged(Vec<usize>),
-    /// It has given up, and the host wants it to try again.
-    Reopen,
-    /// Nothing more, whatever comes.
-    Close(Code),
-    /// Time has passed, see [`Dialer::poll_timeout`].
-    Tick,
-}
-
-/// What the shell must do, in order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DialAction {
-    /// Ask the host for credentials, because of this; then say [`DialInput::Credentials`] or [`DialInput::NoCredentials`].
-    AskCredentials(Option<Code>),
-    /// Make a connection over this transport; then say [`DialInput::Stands`] or [`DialInput::Failed`].
-    Dial(usize),
-    /// Drop the attempt that is under way.
-    Abandon,
-    /// Tell the host.
-    State(DialState),
-}
-
-/// Where a dialer is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-#[non_exhaustive]
-pub enum DialState {
-    /// No connection, and no attempt before this time.
-    Offline(Timestamp, Option<Code>),
-    /// The host has no credentials that are good.
-    NeedsCredentials(Option<Code>),
-    /// An attempt over this transport is under way.
-    Connecting(usize),
-    /// A connection over this transport is open.
-    Online(usize),
-    /// It will not connect any more, unless it gave up by itself and is told to [`Reopen`](DialInput::Reopen).
-    Closed(Code),
-}
+pub use self::io::{DialAction, DialInput, DialState};
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
@@ -103,6 +43,8 @@ enum Phase {
     Greeting(usize),
     /// Open; perhaps with another transport being made since then.
     Up(usize, Option<(usize, Timestamp)>),
+    /// The first one is open, and hello was said over the second.
+    Climbing(usize, usize),
     /// The table says to give up.
     GivenUp,
     Closed,
@@ -176,7 +118,12 @@ impl Dialer {
                 let next = self.ladder.poll_timeout().into_iter().chain(proves).min();
                 next.map(|at| at.max(self.not_before))
             }
-            Phase::Idle | Phase::Asking | Phase::Greeting(_) | Phase::GivenUp | Phase::Closed => None,
+            Phase::Idle
+            | Phase::Asking
+            | Phase::Greeting(_)
+            | Phase::Climbing(..)
+            | Phase::GivenUp
+            | Phase::Closed => None,
         }
     }
 
@@ -271,13 +218,14 @@ impl Dialer {
 
     fn stands(&mut self) {
         match self.phase {
-            Phase::Dialing(rung, _) | Phase::Up(_, Some((rung, _))) => self.phase = Phase::Greeting(rung),
+            Phase::Dialing(rung, _) => self.phase = Phase::Greeting(rung),
+            Phase::Up(held, Some((rung, _))) => self.phase = Phase::Climbing(held, rung),
             _ => {}
         }
     }
 
     fn opened(&mut self) {
-        if let Phase::Greeting(rung) = self.phase {
+        if let Phase::Greeting(rung) | Phase::Climbing(_, rung) = self.phase {
             self.phase = Phase::Up(rung, None);
             self.why = None;
             self.grade = Grade::Good;
@@ -287,11 +235,12 @@ impl Dialer {
         }
     }
 
-    /// A transport could not be made.
+    /// A transport could not be made, or was not let in beside the one that stands.
     fn failed(&mut self, code: Code, retry_after: Option<Duration>) {
         match self.phase {
             Phase::Dialing(..) => self.ended(code, retry_after, Fault::Transport),
-            Phase::Up(held, Some((rung, _))) => {
+            Phase::Up(held, Some((rung, _))) | Phase::Climbing(held, rung) => {
+                self.asked_for(retry_after);
                 // It is left at once: there is one that works.
                 let mut next = self.ladder.failed_beside(self.now);
                 while next == rung && next != held {
@@ -323,7 +272,8 @@ impl Dialer {
 
     /// Another transport is made while the one that is held stands; or none, if that is the one.
     fn try_beside(&mut self, held: usize, rung: usize) {
-        if rung < held || self.grade == Grade::Poor && rung != held {
+        let is_better = rung < held || self.grade == Grade::Poor && rung != held;
+        if is_better && self.not_before <= self.now {
             self.phase = Phase::Up(held, Some((rung, self.now)));
             self.actions.push_back(DialAction::Dial(rung));
         } else {
@@ -347,6 +297,11 @@ impl Dialer {
         match self.phase {
             Phase::Up(_, Some(_)) => {
                 self.actions.push_back(DialAction::Abandon);
+                self.ladder.lost_beside(self.now);
+                self.ended(code, retry_after, Fault::Nobody);
+            }
+            // The other one was all that was left, and is gone too.
+            Phase::Climbing(..) => {
                 self.ladder.lost_beside(self.now);
                 self.ended(code, retry_after, Fault::Nobody);
             }
@@ -434,7 +389,7 @@ impl Dialer {
                 self.ladder.network_changed(worked);
                 self.proceed();
             }
-            Phase::Asking | Phase::Greeting(_) => self.ladder.network_changed(worked),
+            Phase::Asking | Phase::Greeting(_) | Phase::Climbing(..) => self.ladder.network_changed(worked),
         }
     }
 

@@ -89,12 +89,16 @@ impl Session {
         match &self.link {
             _ if self.role == Role::Acceptor => return,
             Link::Over => return self.actions.push_back(Action::Disconnect(conn, Code::Ended)),
-            // Another transport takes over: the old one is frozen first.
-            Link::Up(_) | Link::Greeting(..) => {
-                self.end_connection(Self::refused(Code::TransportSwitched), true);
-            }
+            // Another transport is to take over: this one stands until that one has a welcome.
+            Link::Up(_) => return self.rival(conn, credentials),
+            Link::Greeting(..) => self.end_connection(Self::refused(Code::TransportSwitched), false),
             Link::Down(_) => {}
         }
+        self.link = Link::Greeting(conn, self.now);
+        self.say_hello(conn, credentials);
+    }
+
+    pub(super) fn say_hello(&mut self, conn: ConnId, credentials: Credentials) {
         let hello = Hello {
             versions: (PROTOCOL_VERSION, PROTOCOL_VERSION),
             codecs: self.config.codecs,
@@ -109,7 +113,6 @@ impl Session {
             heartbeat: self.config.heartbeat,
             max_frame: u32::try_from(self.config.limits.max_frame).unwrap_or(u32::MAX),
         };
-        self.link = Link::Greeting(conn, self.now);
         let codec = self.config.codecs.best().unwrap_or(super::frame::Codec::Binary);
         self.actions.push_back(Action::Send(conn, Frame::Hello(Box::new(hello)), codec));
     }
@@ -179,6 +182,7 @@ impl Session {
             going: false,
             linger_until: None,
             renewals: Renewals::default(),
+            rival: None,
         };
         let peer = resumed.map(|(_, position)| position);
         self.open(up, Some(Frame::Welcome(Box::new(welcome))), peer);
@@ -238,6 +242,7 @@ impl Session {
             going: false,
             linger_until: None,
             renewals: Renewals::default(),
+            rival: None,
         };
         self.open(up, None, welcome.resumed.then_some(welcome.position));
     }

@@ -94,7 +94,8 @@ pub struct Grant {
 #[derive(Clone, Debug)]
 #[non_exhaustive]
 pub enum Input {
-    /// A connector's transport stands: say hello, with these credentials.
+    /// A connector's transport stands: say hello, with these credentials. A connection that is open stays so until this one has
+    /// a welcome, or [`Event::SwitchFailed`] says that it has none.
     Connected(ConnId, Credentials),
     /// An acceptor's [`Greeter`](super::Greeter) let a hello in, and the authenticator granted it. An older connection is
     /// frozen and closed first.
@@ -174,6 +175,13 @@ pub enum Event {
         /// What to do, by the code.
         advice: Advice,
         /// When to connect again, if the peer said so.
+        retry_after: Option<Duration>,
+    },
+    /// Another connection could not take the place of the one that is open, which goes on.
+    SwitchFailed {
+        /// Why.
+        code: Code,
+        /// When to try another one again, if the peer said so.
         retry_after: Option<Duration>,
     },
     /// What became of messages that were offered.

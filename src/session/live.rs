@@ -14,7 +14,21 @@ impl Session {
         match &mut self.link {
             Link::Up(up) if up.conn == conn => {
                 up.heart.heard(self.now);
-                self.heard(frame);
+                match up.rival() {
+                    None => self.heard(frame),
+                    Some(_) => self.hold(frame),
+                }
+            }
+            Link::Up(up) if up.rival() == Some(conn) => {
+                let said = up.rival.as_ref().map_or(self.now, |rival| rival.said);
+                match frame {
+                    Frame::Welcome(welcome) => {
+                        self.leave_for_rival(Code::TransportSwitched, true);
+                        self.welcomed(conn, said, &welcome);
+                    }
+                    Frame::Reject(refused) | Frame::Close(refused) => self.rival_failed(&refused),
+                    frame => self.rival_violation(Code::UnexpectedFrame, frame.name()),
+                }
             }
             Link::Greeting(greeting, said) if *greeting == conn => {
                 let said = *said;
@@ -28,7 +42,7 @@ impl Session {
         }
     }
 
-    fn heard(&mut self, frame: Frame) {
+    pub(super) fn heard(&mut self, frame: Frame) {
         let (name, acceptor) = (frame.name(), self.role == Role::Acceptor);
         let result = match frame {
             Frame::Deliver(deliver) => self.inc.deliver(deliver).map(|nacks| {
@@ -159,25 +173,36 @@ impl Session {
     }
 
     pub(super) fn garbage(&mut self, conn: ConnId, error: &DecodeError) {
-        let ours = match &self.link {
+        if self.is_linked_by(conn) {
+            self.violation(error.code(), &error.to_string());
+        } else if self.is_rival(conn) {
+            self.rival_violation(error.code(), &error.to_string());
+        }
+    }
+
+    /// Whether it is the connection that is open, or that greets because none is.
+    fn is_linked_by(&self, conn: ConnId) -> bool {
+        match &self.link {
             Link::Up(up) => up.conn == conn,
             Link::Greeting(greeting, _) => *greeting == conn,
             Link::Down(_) | Link::Over => false,
-        };
-        if ours {
-            self.violation(error.code(), &error.to_string());
         }
     }
 
     pub(super) fn lost(&mut self, conn: ConnId) {
-        let ours = match &self.link {
-            Link::Up(up) => up.conn == conn,
-            Link::Greeting(greeting, _) => *greeting == conn,
-            Link::Down(_) | Link::Over => false,
-        };
-        if ours {
-            self.quality.lost();
-            self.end_connection(Self::refused(Code::TransportLost), false);
+        if self.is_linked_by(conn) {
+            self.gone(Code::TransportLost, false);
+        } else if self.is_rival(conn) {
+            self.rival_failed(&Self::refused(Code::TransportLost));
+        }
+    }
+
+    /// The connection is lost; another one that greets already may take its place.
+    fn gone(&mut self, code: Code, say: bool) {
+        self.quality.lost();
+        match &self.link {
+            Link::Up(up) if up.rival().is_some() => self.leave_for_rival(code, say),
+            _ => self.end_connection(Self::refused(code), say),
         }
     }
 
@@ -302,8 +327,7 @@ impl Session {
             }
             Link::Greeting(_, said) => {
                 if now >= said.after(self.config.handshake_timeout) {
-                    self.quality.lost();
-                    self.end_connection(Self::refused(Code::HandshakeTimeout), false);
+                    self.gone(Code::HandshakeTimeout, false);
                 }
             }
             Link::Up(up) => match up.heart.poll(now) {
@@ -312,12 +336,10 @@ impl Session {
                     let rtt = self.quality.rtt();
                     self.send(Frame::Ping { nonce, rtt });
                 }
-                Beat::Dead => {
-                    self.quality.lost();
-                    self.end_connection(Self::refused(Code::HeartbeatTimeout), true);
-                }
+                Beat::Dead => self.gone(Code::HeartbeatTimeout, true),
             },
         }
+        self.watch_rival();
         self.watch_credentials();
         self.watch_requests();
         self.watch_consumer();
@@ -415,16 +437,19 @@ impl Session {
     /// When to say [`Input::Tick`](super::Input::Tick), unless something happens before.
     #[must_use]
     pub fn poll_timeout(&self) -> Option<Timestamp> {
+        let greeting = |said: Timestamp| said.after(self.config.handshake_timeout);
         let (link, up) = match &self.link {
             Link::Over => return None,
             Link::Down(since) => (self.life.map(|_| since.after(self.config.keep)), None),
-            Link::Greeting(_, said) => (Some(said.after(self.config.handshake_timeout)), None),
+            Link::Greeting(_, said) => (Some(greeting(*said)), None),
             Link::Up(up) => (Some(up.heart.timeout()), Some(up)),
         };
         let expires = match self.role {
             Role::Acceptor => self.expiry.at().filter(|_| up.is_some() || self.life.is_some()),
             Role::Connector => self.expiry.ask_at().filter(|_| up.is_some()),
         };
+        let rival =
+            up.and_then(|up| up.rival.as_ref()).map(|rival| rival.deadline(self.config.handshake_timeout));
         let renewals = up.and_then(|up| up.renewals.ask_at());
         let consumer = self.out.waiting_since().filter(|_| up.is_some()).and_then(|since| {
             let stall = (!self.stalled).then_some(since.after(self.config.stall_after));
@@ -435,6 +460,7 @@ impl Session {
         let linger = up.and_then(|up| up.linger_until).filter(|_| self.out.has_work());
         let acks = up.and(self.inc.ack_at());
         let requests = self.requests.values().min().copied();
-        [link, expires, renewals, consumer, oldest, linger, acks, requests].into_iter().flatten().min()
+        let times = [link, rival, expires, renewals, consumer, oldest, linger, acks, requests];
+        times.into_iter().flatten().min()
     }
 }

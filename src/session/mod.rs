@@ -36,7 +36,8 @@
 //! # What makes it safe
 //! - **A message that was offered gets one outcome** in every case, and a lost connection burns no attempt.
 //! - **A new epoch is never paired with an old number**: both ends check it, and verdicts carry their epoch.
-//! - **A takeover freezes the old connection** before the new one says or hears anything.
+//! - **A takeover freezes the old connection** before the new one says or hears anything. A connector's own stands until
+//!   another one has a welcome, and is not listened to meanwhile.
 //! - **Order holds over pipelined frames**: after a message was not taken, nothing of its lane and ordering key that was
 //!   sent before its sender heard of it is taken, on this connection or the next.
 //! - **What cannot be replayed comes as a gap**, numbered and acknowledged like a message.
@@ -66,6 +67,7 @@ mod recovery;
 mod renewal;
 #[expect(clippy::module_inception, reason = "one main type a file, named after it")]
 mod session;
+mod switch;
 #[cfg(test)]
 mod tests;
 

@@ -22,7 +22,7 @@ pub enum Grade {
 const HYSTERESIS: u8 = 8;
 
 /// Measures a connection.
-#[derive(Clone, Debug)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Quality {
     /// Smoothed round-trip time and variation, in microseconds.
     rtt: Option<(u64, u64)>,
@@ -84,18 +84,32 @@ impl Quality {
         self.rtt.map(|(_, variation)| Duration::from_micros(variation))
     }
 
-    /// 0 to 100.
+    /// How many of the recent round trips had no answer, weighted by how recent they are: 0 for none, 1 for all. A connection that
+    /// broke counts as one.
+    #[must_use]
+    pub const fn loss(&self) -> f32 {
+        share(self.loss)
+    }
+
+    /// How many of the recent acknowledgements came too late or not at all, weighted by how recent they are: 0 for none, 1 for
+    /// all.
+    #[must_use]
+    pub const fn stalls(&self) -> f32 {
+        share(self.stalls)
+    }
+
+    /// How good it is, from all of these: 0 to 100.
     #[must_use]
     pub fn score(&self) -> u8 {
         let (rtt, variation) = self.rtt.unwrap_or((0, 0));
-        let share = |value: u64, from: u64, to: u64, most: u64| {
+        let cost = |value: u64, from: u64, to: u64, most: u64| {
             value.saturating_sub(from).min(to - from) * most / (to - from)
         };
-        let cost = share(rtt, 100_000, 2_000_000, 40)
-            + share(variation, 0, 1_000_000, 15)
-            + share(self.loss, 0, 1024, 45)
-            + share(self.stalls, 0, 1024, 30);
-        u8::try_from(100_u64.saturating_sub(cost)).unwrap_or(0)
+        let costs = cost(rtt, 100_000, 2_000_000, 40)
+            + cost(variation, 0, 1_000_000, 15)
+            + cost(self.loss, 0, 1024, 45)
+            + cost(self.stalls, 0, 1024, 30);
+        u8::try_from(100_u64.saturating_sub(costs)).unwrap_or(0)
     }
 
     /// The grade, which follows the score with some inertia.
@@ -116,6 +130,11 @@ impl Quality {
         let worse = of(score.saturating_add(HYSTERESIS));
         self.grade = self.grade.max(better).min(worse);
     }
+}
+
+/// A share of 1024 as one of 1.
+const fn share(of: u64) -> f32 {
+    of as f32 / 1024.0
 }
 
 /// A moving share of 1024 with a weight of 1/8.

@@ -11,6 +11,7 @@ use super::outgoing::Outgoing;
 use super::publish::{Publisher, Receiver};
 use super::quality::{Grade, Quality};
 use super::renewal::{Expiry, Renewals};
+use super::switch::Rival;
 use super::{Advice, Code};
 use crate::id::{DeviceId, StreamId, UserId};
 use crate::time::Timestamp;
@@ -50,6 +51,8 @@ pub(super) struct Up {
     pub(super) linger_until: Option<Timestamp>,
     /// New credentials of the peer.
     pub(super) renewals: Renewals,
+    /// Another connection of a connector, which greets.
+    pub(super) rival: Option<Box<Rival>>,
 }
 
 /// A life of the session: numbers mean something within one only.
@@ -266,15 +269,16 @@ impl Session {
     /// Ends the connection, and the session's life if the code says so.
     pub(super) fn end_connection(&mut self, why: Refused, say: bool) {
         let (code, retry_after) = (why.code, why.retry_after);
-        let conn = match &self.link {
-            Link::Up(up) => up.conn,
-            Link::Greeting(conn, _) => *conn,
+        let (conn, rival) = match &self.link {
+            Link::Up(up) => (up.conn, up.rival()),
+            Link::Greeting(conn, _) => (*conn, None),
             Link::Down(_) | Link::Over => return,
         };
         if say && matches!(self.link, Link::Up(_)) {
             self.send(Frame::Close(why));
         }
         self.actions.push_back(Action::Disconnect(conn, code));
+        rival.into_iter().for_each(|rival| self.actions.push_back(Action::Disconnect(rival, code)));
         self.down();
         self.event(Event::Lost { code, advice: code.advice(), retry_after });
         match code.advice() {

@@ -4,6 +4,7 @@ mod order;
 mod publishes;
 mod requests;
 mod resume;
+mod switch;
 mod time;
 mod violations;
 

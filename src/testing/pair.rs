@@ -138,7 +138,7 @@ impl World {
         config.renew_before = Duration::from_millis(500 + random.below(5000));
         config.max_publishes = 1 + random.index(6);
         config.horizon = horizon(&config);
-        let credentials = random.chance(40).then(|| Duration::from_millis(8000 + random.below(30_000)));
+        let credentials = random.chance(40).then(|| Duration::from_millis(4000 + random.below(15_000)));
         choose_codecs(&mut config, &mut random);
         let ends = [Side::Connector, Side::Acceptor]
             .map(|side| End::new(side, &config, weather.messages, &mut random));
@@ -348,7 +348,8 @@ impl World {
             Event::Lost { code: Code::TakenOver, .. } if side == Side::Connector => {
                 return Err("a device took itself over".to_owned());
             }
-            Event::Lost { code, .. } if side == Side::Connector && code != Code::TransportSwitched => {
+            // Another connection has taken its place, or may do so.
+            Event::Lost { .. } if side == Side::Connector && !self.is_linked() => {
                 let delay = self.backoff.next_delay(None);
                 self.connect_in(delay);
             }
@@ -371,7 +372,7 @@ impl World {
                 self.at(Duration::from_millis(50), Due::Publish);
             }
             // Most hosts are in time, at the first question or a later one.
-            Event::RenewSoon if self.calm || self.random.chance(30) => {
+            Event::RenewSoon if self.calm || self.random.chance(75) => {
                 let delay = Duration::from_millis(self.random.below(400));
                 self.at(delay, Due::Renew);
             }
@@ -386,6 +387,10 @@ impl World {
             _ => {}
         }
         Ok(())
+    }
+
+    fn is_linked(&self) -> bool {
+        self.ends[Side::Connector.index()].session.as_ref().is_some_and(Session::is_linked)
     }
 
     /// A host that has nothing in hand takes what waits.

@@ -214,6 +214,40 @@ fn a_better_transport_is_tried_beside_the_one_that_stands_and_a_failure_costs_no
     assert_eq!((dialer.poll_timeout(), dialer.memory()), (None, vec![0, 1]));
 }
 
+#[test]
+fn a_better_transport_that_is_made_and_then_swallows_everything_rests_while_the_other_one_stands() {
+    let (mut dialer, now) = climbing(2);
+    assert_eq!(tell(&mut dialer, now, DialInput::Stands), [], "the host sees nothing of it");
+    assert_eq!((dialer.phase, dialer.poll_timeout()), (Phase::Climbing(1, 0), None));
+    // The session says so when it has waited for long enough.
+    let failed = tell(&mut dialer, now + 10_000, DialInput::Failed(Code::HandshakeTimeout, None));
+    assert_eq!((failed, dialer.phase), (vec![], Phase::Up(1, None)));
+    let again = dialer.poll_timeout().expect("it is tried again").as_millis() - 1_000_000;
+    assert!(again >= now + 50_000, "{again} after {now}");
+    assert_eq!(tell(&mut dialer, again, DialInput::Tick), [DialAction::Dial(0)]);
+}
+
+#[test]
+fn a_better_transport_that_is_turned_away_is_not_tried_before_it_was_asked_to_come() {
+    let (mut dialer, now) = climbing(3);
+    tell(&mut dialer, now, DialInput::Stands);
+    let after = Some(Duration::from_secs(300));
+    assert_eq!(tell(&mut dialer, now, DialInput::Failed(Code::RateLimited, after)), []);
+    assert!(dialer.poll_timeout().is_some_and(|at| at >= self::at(now + 300_000)));
+    assert_eq!(tell(&mut dialer, now + 1000, DialInput::NetworkChanged(vec![])), []);
+}
+
+#[test]
+fn when_both_the_connection_that_stood_and_the_one_that_greets_are_gone_it_counts_against_neither() {
+    let (mut dialer, now) = climbing(2);
+    tell(&mut dialer, now, DialInput::Stands);
+    tell(&mut dialer, now + 1, DialInput::Lost(Code::TransportLost, None));
+    let (now, rung) = dialled(&mut dialer);
+    assert_eq!(rung, 1, "what worked a moment ago");
+    tell(&mut dialer, now, DialInput::Failed(Code::TransportLost, None));
+    assert_eq!(dialled(&mut dialer).1, 1, "it has failed once, not twice");
+}
+
 /// Up over the second transport, and trying the first one beside it, since the time that is returned.
 fn climbing(transports: usize) -> (Dialer, u64) {
     let mut dialer = dialer(transports);

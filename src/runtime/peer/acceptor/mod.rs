@@ -21,6 +21,7 @@ mod task;
 use core::fmt;
 use core::num::NonZeroUsize;
 use core::time::Duration;
+use std::collections::HashSet;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
@@ -29,7 +30,7 @@ use parking_lot::Mutex;
 use tokio::sync::{Semaphore, watch};
 
 use self::intake::Policy;
-use self::registry::{Command, Registry};
+use self::registry::{Command, Entry, Registry};
 use self::rejections::Rejections;
 use super::counters::Counters;
 use crate::ports::{Authenticator, Claim, Denied, Identity, Transport};
@@ -48,6 +49,8 @@ const MAX_PUBLISHERS: NonZeroUsize = NonZeroUsize::new(65_536).expect("a literal
 
 /// How often those are looked for who came while all were asked to go.
 const STOP_CHECK: Duration = Duration::from_millis(50);
+/// How long sessions have to end when they are told to.
+const STOP_WITHIN: Duration = Duration::from_secs(2);
 
 /// The erased twin of [`Authenticator`].
 trait AnyAuthenticator: Send + Sync {
@@ -134,6 +137,8 @@ pub struct Drained {
     pub connections: usize,
     /// Connections that had something under way at the deadline. Nothing of it is lost: it comes again.
     pub cut: usize,
+    /// Sessions that had not ended when it returned, because a disk that hangs held them up, say. They end when they can.
+    pub stuck: usize,
 }
 
 /// Takes connections for one engine. Cheap to clone; when the last clone is dropped, all its connections are closed.
@@ -177,20 +182,41 @@ impl Drop for Guard {
 impl Inner {
     /// Ends all sessions, those too that were being admitted when the acceptor began to close.
     async fn stop_all(&self) {
-        let mut changes = self.registry.watch();
+        let (mut changes, mut told) = (self.registry.watch(), HashSet::new());
         while self.registry.len() > 0 {
             for entry in self.registry.all() {
-                let slot = self.admission.lock().slot(self.policy.engine.inner.clock.now());
-                let _ = entry.commands.send(Command::Stop(draining(Some(slot)))).await;
+                // One that is held up is told later, and holds up nobody else.
+                if !told.contains(&entry.serial)
+                    && let Ok(place) = entry.commands.try_reserve()
+                {
+                    place.send(Command::Stop(self.asked_to_leave(Code::Draining)));
+                    told.insert(entry.serial);
+                }
             }
             let _ = tokio::time::timeout(STOP_CHECK, changes.changed()).await;
         }
     }
-}
 
-fn draining(retry_after: Option<Duration>) -> Refused {
-    let code = Code::Draining;
-    Refused { code, retry_after, text: code.text().to_owned() }
+    /// What somebody is told who is to come back in a slot of their own.
+    fn asked_to_leave(&self, code: Code) -> Refused {
+        let slot = self.admission.lock().slot(self.policy.engine.inner.clock.now());
+        Refused { code, retry_after: Some(slot), text: code.text().to_owned() }
+    }
+
+    /// Asks those of these that have a connection to come back later. How many that were.
+    async fn ask_to_leave(&self, entries: impl IntoIterator<Item = Arc<Entry>>, code: Code) -> usize {
+        let mut asked = 0;
+        for entry in entries {
+            if !entry.info.lock().is_open {
+                continue;
+            }
+            // A slot is taken for those who can be told.
+            let Ok(place) = entry.commands.reserve().await else { continue };
+            place.send(Command::GoAway(self.asked_to_leave(code)));
+            asked += 1;
+        }
+        asked
+    }
 }
 
 impl Acceptor {
@@ -238,6 +264,27 @@ impl Acceptor {
         entry.commands.send(Command::Close(refused)).await.is_ok()
     }
 
+    /// Asks these devices to connect anew, each in a slot of its own, and closes each connection as soon as nothing is under way:
+    /// to bring them to other servers behind a load balancer, say. Their sessions can be resumed here for as long as any. How
+    /// many were asked: those that have a connection.
+    ///
+    /// ```
+    /// # use lastmile::{Acceptor, Connection};
+    /// /// A half of whoever is here.
+    /// async fn rebalance(acceptor: &Acceptor) -> usize {
+    ///     let half = acceptor.connections().into_iter().step_by(2).map(|connection| connection.peer);
+    ///     acceptor.rebalance(half).await
+    /// }
+    /// ```
+    ///
+    /// # Cancel safety
+    /// Dropped before it returns, some were asked, and the others were not.
+    pub async fn rebalance(&self, peers: impl IntoIterator<Item = Peer, IntoIter: Send> + Send) -> usize {
+        let inner = &self.guard.0;
+        let entries: Vec<_> = peers.into_iter().filter_map(|peer| inner.registry.find(&peer)).collect();
+        inner.ask_to_leave(entries, Code::Rebalancing).await
+    }
+
     /// What was counted.
     #[must_use]
     pub fn stats(&self) -> AcceptorStats {
@@ -264,7 +311,8 @@ impl Acceptor {
     }
 
     /// Takes no more connections, asks everybody to come back in a slot of their own, and closes each connection as soon as
-    /// nothing is under way, at the latest when `deadline` has passed. The engine goes on.
+    /// nothing is under way, at the latest when `deadline` has passed. The engine goes on. It returns at the latest two seconds
+    /// after the deadline, whatever holds sessions up.
     ///
     /// # Cancel safety
     /// Dropped before it returns, no more connections are taken, and those that were asked to leave do so.
@@ -275,19 +323,23 @@ impl Acceptor {
         let open =
             |inner: &Inner| inner.registry.all().iter().filter(|entry| entry.info.lock().is_open).count();
         let connections = open(inner);
-        for entry in inner.registry.all().into_iter().filter(|entry| entry.info.lock().is_open) {
-            let slot = inner.admission.lock().slot(inner.policy.engine.inner.clock.now());
-            let _ = entry.commands.send(Command::GoAway(draining(Some(slot)))).await;
-        }
         let left = || deadline.saturating_sub(Duration::from_nanos(watch.nanos()));
+        let asking = inner.ask_to_leave(inner.registry.all(), Code::Draining);
+        let _ = tokio::time::timeout(left(), asking).await;
         while open(inner) > 0 && !left().is_zero() {
             if tokio::time::timeout(left(), changes.changed()).await.is_err() {
                 break;
             }
         }
         let cut = open(inner);
-        inner.stop_all().await;
-        Drained { connections, cut }
+        let mut stuck = 0;
+        if tokio::time::timeout(STOP_WITHIN, inner.stop_all()).await.is_err() {
+            stuck = inner.registry.len();
+            tracing::warn!(stuck, "sessions have not ended in time: is a disk hanging?");
+            let (inner, handle) = (inner.clone(), inner.policy.engine.inner.handle.clone());
+            tasks::spawn(&handle, async move { inner.stop_all().await });
+        }
+        Drained { connections, cut, stuck }
     }
 }
 
@@ -312,3 +364,6 @@ impl ConnectionsWatch {
         self.version.changed().await.is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -181,6 +181,7 @@ impl ClientBuilder {
         let (state, shown) =
             watch::channel(ClientState::Offline { retry_in: core::time::Duration::ZERO, why: None });
         let (worked, known) = watch::channel(self.worked);
+        let (quality, measured) = watch::channel(None);
         let task = ClientTask {
             user: user.clone(),
             pump,
@@ -190,11 +191,13 @@ impl ClientBuilder {
             commands: taken,
             state,
             worked,
+            quality,
             afresh: Box::new(afresh),
             doing: Doing::default(),
         };
         tasks::spawn(&engine.inner.handle, task.run());
-        Ok(Client { inner: Arc::new(Inner { engine, user, commands, state: shown, worked: known }) })
+        let inner = Inner { engine, user, commands, state: shown, worked: known, quality: measured };
+        Ok(Client { inner: Arc::new(inner) })
     }
 }
 

@@ -28,6 +28,7 @@ use crate::ports::Sink;
 use crate::runtime::engine::Engine;
 use crate::runtime::requests::ask;
 use crate::runtime::{AttachError, Attachment, DrainReport, Receipt, RequestError, SendError};
+use crate::session::Quality;
 use crate::session::frame::Credentials;
 
 pub use builder::{ClientBuildError, ClientBuilder};
@@ -62,6 +63,7 @@ struct Inner {
     commands: mpsc::Sender<Command>,
     state: watch::Receiver<ClientState>,
     worked: watch::Receiver<Vec<usize>>,
+    quality: watch::Receiver<Option<Quality>>,
 }
 
 impl Client {
@@ -148,6 +150,23 @@ impl Client {
     #[must_use]
     pub fn watch(&self) -> StateWatch {
         StateWatch::new(self.inner.state.clone())
+    }
+
+    /// How good the connection is that is open, as this end has measured it: score and grade, round-trip time and its variation,
+    /// losses and stalls. `None` while there is none; another connection is measured anew.
+    ///
+    /// [`ClientState::Online`] has the grade, and [`Client::watch`] tells when that changes.
+    ///
+    /// ```no_run
+    /// # fn example(client: lastmile::Client) {
+    /// if let Some(quality) = client.quality() {
+    ///     println!("{} of 100, {:?} to and fro, {:.0} % lost", quality.score(), quality.rtt(), 100.0 * quality.loss());
+    /// }
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn quality(&self) -> Option<Quality> {
+        *self.inner.quality.borrow()
     }
 
     /// Which transports have worked, by their places in the ladder: for [`ClientBuilder::worked`] or

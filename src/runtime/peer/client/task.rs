@@ -14,7 +14,9 @@ use crate::id::UserId;
 use crate::ports::{ConnectError, Connector, CredentialSource};
 use crate::runtime::contain::{Running, contained};
 use crate::session::frame::{Credentials, Refused};
-use crate::session::{Code, ConnId, DialAction, DialInput, DialState, Dialer, Event, Input, Session};
+use crate::session::{
+    Code, ConnId, DialAction, DialInput, DialState, Dialer, Event, Input, Quality, Session,
+};
 
 /// The erased twin of [`Connector`].
 pub(super) trait AnyConnector: Send + Sync {
@@ -61,6 +63,7 @@ pub(super) struct ClientTask {
     pub(super) commands: mpsc::Receiver<Command>,
     pub(super) state: watch::Sender<ClientState>,
     pub(super) worked: watch::Sender<Vec<usize>>,
+    pub(super) quality: watch::Sender<Option<Quality>>,
     /// A new session, when nothing of the old one can be resumed.
     pub(super) afresh: Box<dyn Fn() -> Session + Send>,
     pub(super) doing: Doing,
@@ -73,6 +76,8 @@ pub(super) struct Doing {
     asking: Option<Running<'static, Option<Option<Credentials>>>>,
     credentials: Option<Credentials>,
     last_conn: u64,
+    /// What was shown last.
+    quality: Option<Quality>,
     alarm: Alarm,
 }
 
@@ -94,7 +99,9 @@ impl ClientTask {
                 next => self.take(next).await,
             }
             self.events().await;
+            self.show_quality();
         }
+        self.quality.send_replace(None);
         self.dial(DialInput::Close(Code::Ended));
         let code = Code::Done;
         let refused = Refused { code, retry_after: None, text: code.text().to_owned() };
@@ -180,6 +187,10 @@ impl ClientTask {
                 Event::Lost { code, retry_after, .. } if !self.pump.session().is_linked() => {
                     self.dial(DialInput::Lost(code, retry_after));
                 }
+                Event::SwitchFailed { code, retry_after } => {
+                    tracing::debug!(%code, "another transport could not take over");
+                    self.dial(DialInput::Failed(code, retry_after));
+                }
                 Event::Over(_) => {
                     let session = (self.afresh)();
                     self.pump.replace(session);
@@ -196,6 +207,16 @@ impl ClientTask {
                 Event::GoingAway(refused) => self.dial(DialInput::GoingAway(refused.retry_after)),
                 _ => {}
             }
+        }
+    }
+
+    /// Most of what happens changes nothing of it.
+    fn show_quality(&mut self) {
+        let session = self.pump.session();
+        let quality = session.connection().map(|_| *session.quality());
+        if self.doing.quality != quality {
+            self.doing.quality = quality;
+            self.quality.send_replace(quality);
         }
     }
 
