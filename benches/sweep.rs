@@ -8,7 +8,12 @@
 //! |---|---|
 //! | quiet | p50, p99 and longest time of a send, from its call to its answer, eight clients, nothing else going on |
 //! | sweeping | the same while the sweep goes on |
+//! | commits | of these times: how many commits (a write and an fdatasync of the journal) were slower than 5, 10, 25 ms |
+//! | machine | of these times: how late a thread was woken that does nothing but sleep for a millisecond, at most |
 //! | sweep | how long it took, and how many messages it ended |
+//!
+//! What a send waited for longer than its commit, it waited for a processor: the last line says whether that is the
+//! machine's doing.
 
 mod support;
 
@@ -38,6 +43,8 @@ const QUIET: Duration = Duration::from_secs(10);
 /// The default journal, twice.
 const RING_BYTES: usize = 256 << 20;
 const REST_PAYLOAD: usize = 16 << 10;
+/// Commits that are counted: the engine's histogram has these bounds.
+const SLOW: [Duration; 3] = [Duration::from_millis(5), Duration::from_millis(10), Duration::from_millis(25)];
 const PATIENCE: Duration = Duration::from_secs(1800);
 
 type Failure = Box<dyn Error + Send + Sync>;
@@ -99,7 +106,7 @@ async fn run(options: &Options, dir: &Path) -> Result<(), Failure> {
             Ok(())
         }
     };
-    line("quiet", &sends(&engine, &quiet, timer).await?);
+    watched("quiet", &engine, &quiet, timer).await?;
 
     let before = engine.stats().await?;
     clock.shift.store(2 * TTL.as_millis() as u64, Ordering::Relaxed);
@@ -114,7 +121,7 @@ async fn run(options: &Options, dir: &Path) -> Result<(), Failure> {
             Ok(())
         }
     };
-    line("sweeping", &sends(&engine, &swept, watch).await?);
+    watched("sweeping", &engine, &swept, watch).await?;
     let expired = |stats: &lastmile::Stats| stats.counters.ended[EndReason::Expired.index()];
     let after = engine.stats().await?;
     let ended = expired(&after) - expired(&before);
@@ -214,8 +221,47 @@ impl Sink for Takes {
     }
 }
 
-fn line(name: &str, took: &Histogram<u64>) {
+/// A time in which clients send, and what they had to wait for.
+async fn watched(
+    name: &str,
+    engine: &Engine,
+    stop: &Arc<AtomicBool>,
+    until: impl Future<Output = Result<(), Failure>> + Send + 'static,
+) -> Result<(), Failure> {
+    let before = slow_commits(&engine.stats().await?);
+    let late = {
+        let stop = Arc::clone(stop);
+        std::thread::spawn(move || lateness(&stop))
+    };
+    let took = sends(engine, stop, until).await?;
+    let late = late.join().map_err(|_| "the thread that sleeps panicked")?;
+    let after = slow_commits(&engine.stats().await?);
     let [p50, p99, max] =
         [took.value_at_quantile(0.5), took.value_at_quantile(0.99), took.max()].map(|us| us as f64 / 1000.0);
     println!("{name:<16}p50 {p50:.2} ms, p99 {p99:.2} ms, longest {max:.1} ms, of {} sends", took.len());
+    let slow = [0, 1, 2].map(|n| format!("{} over {} ms", after[n] - before[n], SLOW[n].as_millis()));
+    println!("{:<16}{}", "  commits", slow.join(", "));
+    println!("{:<16}woken {:.1} ms late at most", "  machine", late.as_secs_f64() * 1000.0);
+    Ok(())
+}
+
+/// Since opening, how many commits took longer than each of [`SLOW`].
+fn slow_commits(stats: &lastmile::Stats) -> [u64; 3] {
+    SLOW.map(|slow| {
+        let is_slower = |bound: Option<u64>| bound.is_none_or(|bound| u128::from(bound) > slow.as_nanos());
+        let buckets = stats.commit_times.buckets();
+        buckets.filter(|(bound, _)| is_slower(*bound)).map(|(_, commits)| commits).sum()
+    })
+}
+
+/// How much longer than it wanted a thread slept, at most.
+fn lateness(stop: &AtomicBool) -> Duration {
+    const NAP: Duration = Duration::from_millis(1);
+    let mut longest = Duration::ZERO;
+    while !stop.load(Ordering::Relaxed) {
+        let began = now();
+        std::thread::sleep(NAP);
+        longest = longest.max(began.elapsed().saturating_sub(NAP));
+    }
+    longest
 }
