@@ -5,19 +5,27 @@
 //! cargo bench --bench fanout [-- --quick]
 //! ```
 //!
-//! Bytes are those that the kernel counts for this process in `/proc/self/io`, until everything has settled and merged and nothing more is written. To make
-//! everything settle, the engine is closed and opened again; what an opening with nothing to settle writes is measured
-//! as well, and is not taken off. There are two counts: `wchar` is what was handed to the kernel in calls that write,
-//! `write_bytes` are the pages that this made dirty. A page counts each time it becomes dirty, and some kernels count a
-//! run of pages when one of them does. The journal's files are made before the count begins.
+//! Bytes are those that this process hands to the kernel in calls that write (`wchar` of `/proc/self/io`): all of them, to
+//! whatever file, from the first message until everything has settled and merged and nothing more is written. The
+//! journal's files are made before the count begins. To make everything settle, the engine is closed and opened again;
+//! what an opening with nothing to settle writes is measured as well, and is not taken off, nor are the eight bytes with which
+//! a thread wakes another one.
+//!
+//! | line | what it is |
+//! |---|---|
+//! | wchar | what was handed over until the last answer (the journal), and from then on (the store) |
+//! | write_bytes | the pages that this made dirty: each time they become dirty, and where the kernel has large folios, a run of pages when one of them does |
+//! | at rest | what the store holds in the end, keys and frames included, by kind; written for it is the rest of what settling hands over |
 
 mod support;
 
+use std::collections::BTreeMap;
 use std::error::Error;
 use std::path::Path;
 use std::time::Duration;
 
 use clap::Parser;
+use lastmile::ports::{Flow, Store};
 use lastmile::storage::SledStore;
 use lastmile::{Engine, Message, UserId};
 use tokio::task::JoinSet;
@@ -32,6 +40,10 @@ const SEGMENTS: u32 = 3;
 const SEGMENT_BYTES: u64 = 64 << 20;
 /// How long nothing may be written before all is quiet.
 const QUIET: Duration = Duration::from_secs(2);
+
+/// Kinds of keys, as docs/STORAGE.md has them.
+const KINDS: [(u8, &str); 6] =
+    [(2, "entries"), (4, "ids"), (6, "filter"), (7, "shared bodies"), (5, "user rows"), (1, "table")];
 
 type Failure = Box<dyn Error + Send + Sync>;
 
@@ -52,6 +64,8 @@ fn main() -> Result<(), Failure> {
         single.print("single", people);
         Ok::<_, Failure>((many, single))
     })?;
+    many.print_rest("fanout", people);
+    single.print_rest("single", people);
     let Written { chars, bytes } = many.opening;
     println!("an opening with nothing to settle: wchar {chars}, write_bytes {bytes}");
     println!();
@@ -81,11 +95,24 @@ struct Measured {
     settling: Written,
     /// Bytes that one more opening writes.
     opening: Written,
+    /// Bytes that the store holds in the end, by the kind of their keys.
+    at_rest: BTreeMap<u8, u64>,
 }
 
 impl Measured {
     fn each(&self, people: usize, count: Count) -> f64 {
         (count(&self.sending) + count(&self.settling)) as f64 / people as f64
+    }
+
+    fn print_rest(&self, name: &str, people: usize) {
+        let each = |bytes: u64| bytes as f64 / people as f64;
+        let all: u64 = self.at_rest.values().sum();
+        let parts = KINDS.map(|(kind, what)| {
+            let bytes = self.at_rest.get(&kind).copied().unwrap_or_default();
+            format!("{what} {:.1}", each(bytes))
+        });
+        let times = self.settling.chars as f64 / all as f64;
+        println!("{name} at rest, B each: {} ({:.1}), written {times:.1} times", parts.join(", "), each(all));
     }
 
     fn print(&self, name: &str, people: usize) {
@@ -120,12 +147,28 @@ async fn measure(dir: &Path, people: usize, way: Way) -> Result<Measured, Failur
     assert!(engine.outbox().verify(&mut |_| {})?.damage.is_empty(), "what settled is sound");
     assert_eq!(engine.outbox().runs().iter().map(|run| run.entries).sum::<u64>(), people as u64);
     engine.shutdown(Duration::from_secs(60)).await;
+    drop(engine);
     Ok(Measured {
         rate: rate(people, took),
         sending: sent.since(before),
         settling: settled.since(sent),
         opening,
+        at_rest: at_rest(dir)?,
     })
+}
+
+/// What the store holds, by the kind of keys.
+fn at_rest(dir: &Path) -> Result<BTreeMap<u8, u64>, Failure> {
+    /// sled sees a byte before each key, and a frame around each value.
+    const KEY_AND_FRAME: usize = 1 + 11;
+    let store = SledStore::open(dir)?;
+    let mut bytes = BTreeMap::new();
+    store.scan(&[], &[u8::MAX], &mut |key, value| {
+        let kind = key.first().copied().unwrap_or_default();
+        *bytes.entry(kind).or_default() += (key.len() + value.map_or(0, <[u8]>::len) + KEY_AND_FRAME) as u64;
+        Flow::Continue
+    })?;
+    Ok(bytes)
 }
 
 fn open(dir: &Path) -> Result<Engine, Failure> {
@@ -141,14 +184,16 @@ async fn reopen(engine: Engine, dir: &Path) -> Result<Engine, Failure> {
     Ok(engine)
 }
 
-/// Waits until nothing has been written for a while.
+/// Waits until nothing has been written for a while, but for what threads wake each other with: that is counted too.
 async fn quiet(engine: &Engine) -> Result<(), Failure> {
+    /// So much is no block of the journal, nor a page of the store.
+    const WAKING: u64 = 1024;
     let mut last = (written()?, 0);
     loop {
         tokio::time::sleep(QUIET).await;
         let stats = engine.stats().await?;
         let next = (written()?, stats.settlements + stats.merges);
-        if next == last {
+        if next.1 == last.1 && next.0.chars - last.0.chars < WAKING {
             return Ok(());
         }
         last = next;

@@ -29,7 +29,7 @@ use crate::record::{Accept, Attempt, DeviceChange, End, Exposed, Floor, Read, Re
 
 pub(crate) use fields::Fields;
 pub use group::encode_records;
-pub use ids::{DedupRows, MAX_DEDUP_BYTES, decode_dedup, encode_dedup};
+pub use ids::{DedupChunk, DedupRows, Named, decode_dedup};
 pub use rows::{decode_row, encode_row};
 pub use seal::Cipher;
 #[cfg(feature = "encryption")]

@@ -61,7 +61,7 @@ pub enum ExportError {
     #[error(transparent)]
     Store(#[from] StoreError),
     /// The stream took no more.
-    #[error("the export could not be written")]
+    #[error("the export could not be written ({0}): the store is unchanged; begin the export anew")]
     Write(#[from] std::io::Error),
 }
 
@@ -73,10 +73,12 @@ pub enum ImportError {
     #[error("the store is not empty: nothing was changed; import into a new one")]
     NotEmpty,
     /// The bytes are no export.
-    #[error("this is no export of an outbox")]
+    #[error("this is no export of an outbox: nothing was imported; give what `export` wrote")]
     NotAnExport,
     /// A newer version wrote the export.
-    #[error("export version {found} is newer than {supported}, the newest this build reads")]
+    #[error(
+        "export version {found} is newer than {supported}, the newest this build reads: nothing was imported; upgrade lastmile"
+    )]
     FormatTooNew {
         /// The version found.
         found: u16,
@@ -84,13 +86,13 @@ pub enum ImportError {
         supported: u16,
     },
     /// The stream ends too early.
-    #[error("the export is cut short after {items} items")]
+    #[error("the export is cut short after {items} items: the store is empty again; export once more")]
     Truncated {
         /// How many whole items there were.
         items: u64,
     },
     /// An item is not what was written.
-    #[error("item {item} of the export is damaged: {reason}")]
+    #[error("item {item} of the export is damaged ({reason}): the store is empty again; export once more")]
     Damaged {
         /// Its number.
         item: u64,
@@ -101,7 +103,7 @@ pub enum ImportError {
     #[error(transparent)]
     Sealed(#[from] KeyError),
     /// The stream could not be read.
-    #[error("the export could not be read")]
+    #[error("the export could not be read ({0}): the store is empty again; import once more")]
     Read(#[source] std::io::Error),
     /// The store failed.
     #[error(transparent)]
@@ -175,12 +177,17 @@ impl OutboxStore {
     }
 
     fn export_ids(&self, run: &RunInfo, stream: &mut Out<'_>) -> Result<(), ExportError> {
-        self.each(&keys::dedup_of(run.number, run.number), &mut |_, value| match value {
-            Ok(value) if codec::decode_dedup(value).all(|row| row.is_ok()) => {
-                stream.carried.ids += codec::decode_dedup(value).count() as u64;
-                stream.item(ID, value)
+        let digester = self.digester();
+        self.each(&keys::dedup_of(run.number, run.number), &mut |_, value| {
+            let ids =
+                |value: &[u8]| codec::decode_dedup(value, digester).try_fold(0, |n, row| row.map(|_| n + 1));
+            match value.map(|value| (ids(value), value)) {
+                Ok((Ok(ids), value)) => {
+                    stream.carried.ids += ids;
+                    stream.item(ID, value)
+                }
+                _ => stream.damaged(),
             }
-            _ => stream.damaged(),
         })
     }
 
@@ -460,8 +467,9 @@ impl Import<'_> {
     fn ids(&mut self, body: &[u8]) -> Result<u64, String> {
         let run = self.run.as_mut().ok_or("remembered ids outside of a run")?;
         let mut ids = 0;
-        for row in codec::decode_dedup(body) {
-            run.id(&row.map_err(|e| e.to_string())?, &mut self.pending);
+        let mut rows = codec::decode_dedup(body, self.digester);
+        while let Some(row) = rows.next() {
+            run.id(&row.map_err(|e| e.to_string())?, rows.named().as_ref(), &mut self.pending);
             ids += 1;
         }
         Ok(ids)

@@ -216,6 +216,7 @@ impl OutboxStore {
     /// A sender's remembered ids, no older than `since`.
     fn ids(&self, table: &Meta, sender: u128, since: Timestamp) -> Result<Vec<DedupRow>, StoreError> {
         let mut found = Vec::new();
+        let digester = Digester::new(table.digest_key);
         for run in table.runs.iter().filter(|run| run.ids > 0 && run.newest_id >= since) {
             let start = keys::dedup_of(run.number, run.number).0;
             let from = keys::dedup(run.number, sender, Seq::ZERO);
@@ -227,7 +228,8 @@ impl OutboxStore {
             let to = keys::after(keys::dedup(run.number, sender, Seq::MAX));
             self.dyn_store().scan(&first, &to, &mut |_, value| {
                 // A damaged chunk is left out: rather take a message twice than refuse a sender for good.
-                let rows = value.ok().into_iter().flat_map(codec::decode_dedup).flatten();
+                let rows =
+                    value.ok().into_iter().flat_map(|value| codec::decode_dedup(value, digester)).flatten();
                 found.extend(rows.filter(|row| row.sender == sender && row.at >= since));
                 Flow::Continue
             })?;

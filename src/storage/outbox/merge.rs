@@ -15,7 +15,7 @@ use super::sealed::{resealed, stale_run};
 use super::verify::Damage;
 use super::writer::{Pending, RunWriter};
 use super::{OutboxStore, Progress, rows, shared};
-use crate::codec;
+use crate::codec::{self, Named};
 use crate::id::UserId;
 use crate::ports::{Flow, StoreError};
 use crate::record::{DedupRow, Epoch, LaneId, Seq, UserRow};
@@ -36,7 +36,7 @@ pub struct Merge {
     since: Timestamp,
     writer: Option<RunWriter>,
     entries: Vec<Cursor<Owned>>,
-    ids: Vec<Cursor<DedupRow>>,
+    ids: Vec<Cursor<(DedupRow, Option<Named>)>>,
     /// Bodies that something live leans on, and the run that has each: a few words for what takes 128 bytes at least.
     shared: BTreeMap<Seq, u64>,
     judge: Judge,
@@ -212,15 +212,15 @@ impl Merge {
             }
             let heads =
                 self.ids.iter().enumerate().filter_map(|(i, cursor)| Some((cursor.items.front()?, i)));
-            let least = heads.min_by_key(|(row, _)| (row.sender, row.seq));
+            let least = heads.min_by_key(|((row, _), _)| (row.sender, row.seq));
             let Some(cursor) = least.map(|(_, i)| i).and_then(|i| self.ids.get_mut(i)) else {
                 writer.finish(&mut self.pending);
                 writer.finish_filter(&mut self.pending);
                 return Ok(Some(Phase::Shared));
             };
-            let Some(row) = cursor.items.pop_front() else { continue };
+            let Some((row, named)) = cursor.items.pop_front() else { continue };
             if row.at >= self.since {
-                writer.id(&row, &mut self.pending);
+                writer.id(&row, named.as_ref(), &mut self.pending);
             }
         }
         Ok(None)
@@ -375,7 +375,7 @@ impl<T> Cursor<T> {
     fn refill(
         &mut self,
         outbox: &OutboxStore,
-        parse: fn(&[u8], &mut VecDeque<T>) -> bool,
+        parse: fn(&[u8], &OutboxStore, &mut VecDeque<T>) -> bool,
         damage: &mut Vec<Damage>,
     ) -> Result<(), StoreError> {
         while self.items.is_empty() && !self.done {
@@ -388,7 +388,7 @@ impl<T> Cursor<T> {
                 continue;
             };
             match value {
-                Ok(value) if parse(&value, &mut self.items) => {}
+                Ok(value) if parse(&value, outbox, &mut self.items) => {}
                 Ok(_) => damage.push(Damage::at(&key, "its rest makes no sense")),
                 Err(error) => damage.push(Damage::at(&key, &error.to_string())),
             }
@@ -417,7 +417,7 @@ fn delete_all(
     })
 }
 
-fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
+fn parse_entries(value: &[u8], _: &OutboxStore, items: &mut VecDeque<Owned>) -> bool {
     let mut user: Option<UserId> = None;
     let mut users = Vec::new();
     for entry in entries(value, &mut users) {
@@ -436,10 +436,11 @@ fn parse_entries(value: &[u8], items: &mut VecDeque<Owned>) -> bool {
     true
 }
 
-fn parse_ids(value: &[u8], items: &mut VecDeque<DedupRow>) -> bool {
-    for row in codec::decode_dedup(value) {
+fn parse_ids(value: &[u8], outbox: &OutboxStore, items: &mut VecDeque<(DedupRow, Option<Named>)>) -> bool {
+    let mut rows = codec::decode_dedup(value, outbox.digester());
+    while let Some(row) = rows.next() {
         let Ok(row) = row else { return false };
-        items.push_back(row);
+        items.push_back((row, rows.named()));
     }
     true
 }

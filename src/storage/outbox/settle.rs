@@ -11,6 +11,7 @@ use super::meta::RunInfo;
 use super::shared::Sharing;
 use super::writer::{Pending, RunWriter, may_be_large, write_body};
 use super::{OutboxStore, Progress, keys, rows};
+use crate::codec::Named;
 use crate::id::UserId;
 use crate::machine::Survivors;
 use crate::ports::StoreError;
@@ -248,7 +249,11 @@ impl Settlement {
                 return None;
             }
             self.at += 1;
-            run.id(row, &mut self.pending);
+            // What is no longer there is not said to whom it was.
+            let entry = self.entries.binary_search_by_key(&row.seq, |(seq, _)| *seq);
+            let entry = entry.ok().and_then(|at| self.entries.get(at));
+            let named = entry.map(|(_, accept)| Named::of(&accept.message));
+            run.id(row, named.as_ref(), &mut self.pending);
         }
         run.finish(&mut self.pending);
         run.finish_filter(&mut self.pending);

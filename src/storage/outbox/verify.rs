@@ -205,7 +205,7 @@ impl OutboxStore {
         self.inner.store.scan(&from, &to, &mut |key, value| {
             match value {
                 Ok(value) => {
-                    for row in codec::decode_dedup(value) {
+                    for row in codec::decode_dedup(value, self.digester()) {
                         match row {
                             Ok(_) => count += 1,
                             Err(error) => report.damage.push(Damage::at(key, &error.to_string())),

@@ -11,7 +11,7 @@ use super::keys::{self, Key};
 use super::meta::{Known, RunInfo};
 use super::rows::Change;
 use super::shared;
-use crate::codec::{self, Cipher, MAX_DEDUP_BYTES};
+use crate::codec::{Cipher, DedupChunk, Named};
 use crate::digest::Digester;
 use crate::id::UserId;
 use crate::ports::{Batch, MAX_BATCH_BYTES, MAX_VALUE_BYTES};
@@ -71,10 +71,7 @@ impl Pending {
 pub(super) struct RunWriter {
     pub(super) info: RunInfo,
     chunk: Chunk,
-    ids: Vec<u8>,
-    first_id: Option<(u128, Seq)>,
-    /// The one that was added last to the chunk.
-    last_id: Option<DedupRow>,
+    ids: DedupChunk,
     scratch: Vec<u8>,
     digester: Digester,
     pub(super) cipher: Cipher,
@@ -100,9 +97,7 @@ impl RunWriter {
         Self {
             info,
             chunk: Chunk::default(),
-            ids: Vec::new(),
-            first_id: None,
-            last_id: None,
+            ids: DedupChunk::default(),
             scratch: Vec::new(),
             digester,
             cipher,
@@ -174,14 +169,12 @@ impl RunWriter {
         self.entry(&Entry { user, lane: accept.lane(), seq, cost, due, body }, out);
     }
 
-    /// Adds a remembered id; they come sorted by sender and place.
-    pub(super) fn id(&mut self, row: &DedupRow, out: &mut Pending) {
-        if self.ids.len() + MAX_DEDUP_BYTES > MAX_VALUE_BYTES {
+    /// Adds a remembered id, and of which message, where that is known; they come sorted by sender and place.
+    pub(super) fn id(&mut self, row: &DedupRow, named: Option<&Named>, out: &mut Pending) {
+        if !self.ids.push(row, named, &self.digester, MAX_VALUE_BYTES) {
             self.flush_ids(out);
+            self.ids.push(row, named, &self.digester, MAX_VALUE_BYTES);
         }
-        self.first_id.get_or_insert((row.sender, row.seq));
-        codec::encode_dedup(row, self.last_id.as_ref(), &mut self.ids);
-        self.last_id = Some(*row);
         self.info.ids += 1;
         self.info.newest_id = self.info.newest_id.max(row.at);
     }
@@ -218,11 +211,10 @@ impl RunWriter {
     }
 
     fn flush_ids(&mut self, out: &mut Pending) {
-        let Some((sender, seq)) = self.first_id.take() else { return };
-        self.last_id = None;
-        self.info.bytes += self.ids.len() as u64;
+        let Some((sender, seq, value)) = self.ids.take() else { return };
+        self.info.bytes += value.len() as u64;
         self.info.id_chunks += 1;
-        out.put(keys::dedup(self.info.number, sender, seq), core::mem::take(&mut self.ids));
+        out.put(keys::dedup(self.info.number, sender, seq), value);
     }
 }
 

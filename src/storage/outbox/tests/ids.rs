@@ -1,0 +1,85 @@
+//! Whom one message reached is remembered by who they are, as long as that takes less than a digest.
+
+use super::shared::{everybody, fan, keys_of};
+use super::*;
+use crate::codec::Named;
+use crate::record::Slots;
+
+const PEOPLE: u64 = 2_000;
+const SENDER: u128 = 5;
+/// The kind of keys that remembered ids have.
+const IDS: u8 = 4;
+
+fn digester() -> Digester {
+    Digester::new(FRESH.digest_key)
+}
+
+/// The ids of these messages.
+fn remembered(entries: &[(Seq, Arc<Accept>)]) -> Vec<DedupRow> {
+    let row = |(seq, accept): &(Seq, Arc<Accept>)| {
+        let key = Named::of(&accept.message).key(&digester());
+        DedupRow { sender: SENDER, key, content: 3, seq: *seq, at: accept.at, among: Slots::NONE }
+    };
+    entries.iter().map(row).collect()
+}
+
+fn loaded(outbox: &OutboxStore, since: u64) -> Vec<DedupRow> {
+    match outbox.load(&Query::Sender { sender: SENDER, since: Timestamp::from_millis(since) }).unwrap() {
+        Found::Sender(rows) => rows,
+        other => panic!("{other:?}"),
+    }
+}
+
+fn bytes(store: &dyn Store) -> u64 {
+    keys_of(store, IDS).into_iter().map(|(key, value)| (key.len() + value) as u64).sum()
+}
+
+#[test]
+fn ids_of_one_message_to_many_are_short_and_the_same_through_settling_merging_ends_and_an_export() {
+    let store = MemoryStore::new();
+    let (outbox, opened) = open(&store);
+    let entries = fan(1, PEOPLE, 300);
+    let all = remembered(&entries);
+    let mut before = 1;
+    for (entries, dedup) in entries.chunks(500).zip(all.chunks(500)) {
+        before += 500;
+        let part = Survivors { entries: entries.to_vec(), dedup: dedup.to_vec(), ..Survivors::default() };
+        settle(&outbox, opened.epoch, vec![part], before);
+    }
+    assert_eq!(outbox.runs().len(), 4);
+    assert_eq!(loaded(&outbox, 0), all);
+    assert!(bytes(&store) < PEOPLE * 6, "{} bytes", bytes(&store));
+
+    // Everybody gets it; who it was is then known by what is remembered alone.
+    let rows = everybody(PEOPLE).iter().map(|name| (user(name), row(before, before - 1, &[]))).collect();
+    let died = (1..=PEOPLE).map(Seq::new).collect();
+    settle(&outbox, opened.epoch, vec![Survivors { rows, died, ..Survivors::default() }], before + 1);
+    while merge(&outbox, opened.epoch, 1, 0) {}
+    assert_eq!((outbox.runs().len(), outbox.runs()[0].entries), (1, 0));
+    assert_eq!(loaded(&outbox, 0), all);
+    assert_eq!(loaded(&outbox, 1_001), all[1_000..]);
+    assert!(bytes(&store) < PEOPLE * 6, "{} bytes", bytes(&store));
+    let verified = outbox.verify(&mut |_| {}).unwrap();
+    assert_eq!((verified.ids, verified.damage), (PEOPLE, Vec::new()));
+
+    let mut export = Vec::new();
+    assert_eq!(outbox.export(&mut export).unwrap().ids, PEOPLE);
+    let copy = MemoryStore::new();
+    OutboxStore::import(Arc::new(copy.clone()), None, &mut &export[..]).unwrap();
+    let (imported, _) = open(&copy);
+    assert_eq!(loaded(&imported, 0), all);
+    assert!(bytes(&copy) < PEOPLE * 6, "{} bytes", bytes(&copy));
+}
+
+#[test]
+fn ids_of_messages_that_have_ended_before_they_settle_stand_between_those_that_have_not() {
+    let store = MemoryStore::new();
+    let (outbox, opened) = open(&store);
+    let mut entries = fan(1, PEOPLE, 300);
+    let dedup = remembered(&entries);
+    entries.retain(|(seq, _)| seq.get() % 3 != 0);
+    let part = Survivors { entries, dedup: dedup.clone(), ..Survivors::default() };
+    settle(&outbox, opened.epoch, vec![part], PEOPLE + 1);
+    assert_eq!(loaded(&outbox, 0), dedup);
+    assert!(bytes(&store) < PEOPLE * 12, "{} bytes", bytes(&store));
+}
