@@ -141,7 +141,14 @@ fn ids_round_trip_whatever_they_lean_on() {
         nobody(16, "c"),
         nobody(17, "cc"),
     ];
-    for ids in [&extremes[..], &mixed, &mixed[..1], &[]] {
+    // Two senders have chosen the same id.
+    let from = |n, sender: &str, recipient: &str| {
+        let (sender, recipient) = (UserId::new(sender).ok(), UserId::new(recipient).unwrap());
+        let named = Named { sender, recipient, id: MessageId::from_u128(1) };
+        (DedupRow { key: named.key(&DIGESTER), ..row(n) }, Some(named))
+    };
+    let shared: Vec<_> = (0..10).map(|n| from(n, ["a", "b"][n as usize / 5], &format!("user-{n}"))).collect();
+    for ids in [&extremes[..], &mixed, &mixed[..1], &shared, &[]] {
         let read = decode(&encode(ids)).unwrap();
         assert_eq!(rows(&read), rows(ids));
         assert!(read.iter().zip(ids).all(|(read, id)| read.1.is_none() || read == id));
@@ -181,8 +188,9 @@ fn of_version_1() -> (Vec<DedupRow>, Vec<u8>) {
 fn chunks_of_version_1_are_read() {
     let (expected, bytes) = of_version_1();
     assert_eq!(rows(&decode(&bytes).unwrap()), expected);
-    let mut newer = bytes;
-    newer[1] |= NAMED;
+    let mut newer = [&[2, NAMED | NEW_MESSAGE | NEW_LENGTH][..], &[0; 16], b"\0\0\x01x"].concat();
+    assert_eq!(decode(&newer).unwrap().len(), 1);
+    newer[0] = 1;
     assert!(decode(&newer).is_err(), "it knew no names");
 }
 

@@ -2,7 +2,8 @@
 
 use super::shared::{everybody, fan, keys_of};
 use super::*;
-use crate::codec::Named;
+use crate::codec::{DedupChunk, Named, decode_dedup};
+use crate::ports::{Batch, MAX_VALUE_BYTES};
 use crate::record::Slots;
 
 const PEOPLE: u64 = 2_000;
@@ -82,4 +83,54 @@ fn ids_of_messages_that_have_ended_before_they_settle_stand_between_those_that_h
     settle(&outbox, opened.epoch, vec![part], PEOPLE + 1);
     assert_eq!(loaded(&outbox, 0), dedup);
     assert!(bytes(&store) < PEOPLE * 12, "{} bytes", bytes(&store));
+}
+
+/// The chunks of remembered ids, as they are.
+fn chunks(store: &dyn Store) -> Vec<(Vec<u8>, Vec<u8>)> {
+    let keys = keys_of(store, IDS).into_iter().map(|(key, _)| key);
+    keys.map(|key| (key.clone(), store.read(&key).unwrap().unwrap())).collect()
+}
+
+/// What version 1 made of these ids: digests, as version 2 does when it knows nothing more.
+fn of_version_1(rows: &[DedupRow]) -> Vec<u8> {
+    let mut chunk = DedupChunk::default();
+    rows.iter().for_each(|row| assert!(chunk.push(row, None, &digester(), MAX_VALUE_BYTES)));
+    let (.., mut value) = chunk.take().unwrap();
+    value[0] = 1;
+    value
+}
+
+#[test]
+fn ids_that_version_1_wrote_are_remembered_and_written_anew_by_a_merge() {
+    let store = MemoryStore::new();
+    let (outbox, opened) = open(&store);
+    let entries = fan(1, 300, 300);
+    let all = remembered(&entries);
+    for (n, (entries, dedup)) in (1..).zip(entries.chunks(100).zip(all.chunks(100))) {
+        let part = Survivors { entries: entries.to_vec(), dedup: dedup.to_vec(), ..Survivors::default() };
+        settle(&outbox, opened.epoch, vec![part], n * 100 + 1);
+    }
+    let mut older = Batch::new();
+    // The newest run stays as it is.
+    for (key, value) in chunks(&store).into_iter().take(2) {
+        let rows: Vec<_> = decode_dedup(&value, digester()).map(Result::unwrap).collect();
+        older.put(key, of_version_1(&rows));
+    }
+    store.apply(opened.epoch, older).unwrap();
+    let versions = |store| chunks(store).iter().map(|(_, value)| value[0]).collect::<Vec<_>>();
+    assert_eq!(versions(&store), [1, 1, 2]);
+
+    drop(outbox);
+    let (outbox, opened) = open(&store);
+    assert_eq!(loaded(&outbox, 0), all);
+    let verified = outbox.verify(&mut |_| {}).unwrap();
+    assert_eq!((verified.ids, verified.damage), (300, Vec::new()));
+    let mut export = Vec::new();
+    assert_eq!(outbox.export(&mut export).unwrap().ids, 300);
+    while merge(&outbox, opened.epoch, 1, 0) {}
+    assert!(versions(&store).iter().all(|version| *version == 2));
+    assert_eq!(loaded(&outbox, 0), all);
+    let copy = MemoryStore::new();
+    OutboxStore::import(Arc::new(copy.clone()), None, &mut &export[..]).unwrap();
+    assert_eq!(loaded(&open(&copy).0, 0), all);
 }
