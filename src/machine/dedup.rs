@@ -13,6 +13,10 @@ use crate::digest::{DigestHasher, DigestMap};
 use crate::record::{DedupRow, Seq, Slots};
 use crate::time::Timestamp;
 
+/// So many ids that have aged are let go of with each one that comes. Of a sender who comes back after a while all are old at
+/// once, and whoever sends in that moment would wait until a hundred thousand are gone.
+const AGED_AT_ONCE: usize = 16;
+
 /// What is remembered of an id.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Slot {
@@ -147,11 +151,13 @@ impl Dedup {
         self.shrink(slot.sender);
     }
 
+    /// Lets go of what is too much, and of some of what is too old: [`Self::look_up`] does not know that any more.
     fn trim(&mut self, sender: u128, now: Timestamp) {
         let Some(window) = self.senders.peek_mut(&sender) else { return };
+        let mut aged = 0..AGED_AT_ONCE;
         while let Some(oldest) = window.ids.front() {
-            let aged = self.slots.get(oldest).is_none_or(|slot| now.since(slot.at) > self.max_age);
-            if window.ids.len() <= self.max_ids && !aged {
+            let is_aged = self.slots.get(oldest).is_none_or(|slot| now.since(slot.at) > self.max_age);
+            if window.ids.len() <= self.max_ids && !(is_aged && aged.next().is_some()) {
                 break;
             }
             if let Some(key) = window.ids.pop_front() {
@@ -212,6 +218,11 @@ impl Dedup {
     /// Everything below this place is in the store.
     pub(super) fn settled(&mut self, before: Seq) {
         self.settled = before;
+    }
+
+    #[cfg(test)]
+    pub(super) fn ids(&self) -> usize {
+        self.slots.len()
     }
 
     #[cfg(test)]

@@ -90,6 +90,36 @@ fn an_id_is_remembered_up_to_so_many_and_up_to_its_age_and_no_longer() {
     }
 }
 
+/// All that a sender has said is old at once when they come back: with a hundred thousand ids, whoever sent in that moment
+/// waited for all of them to be forgotten.
+#[test]
+fn of_ids_that_have_aged_some_are_let_go_of_with_each_that_comes_and_none_is_known() {
+    let duplicate = |rig: &mut Rig, message: &Message| {
+        let ticket = rig.send(message);
+        rig.commit();
+        rig.answer(ticket).unwrap().as_ref().unwrap().duplicate
+    };
+    let mut rig = Rig::with(Config { dedup_age: SPAN, ..Config::default() });
+    let old: Vec<_> = (0..100).map(|n| message(&format!("user-{n}"))).collect();
+    for message in &old {
+        rig.accept(message);
+    }
+    assert_eq!(rig.machine.dedup.ids(), 100);
+    rig.pass(SPAN + MILLI);
+    rig.accept(&message("bob"));
+    let left = rig.machine.dedup.ids() - 1;
+    assert!((100 - 16..100).contains(&left), "{left} are left");
+    // Whether they are there or not.
+    for again in [&old[99], &old[0]] {
+        assert!(!duplicate(&mut rig, again));
+        assert!(duplicate(&mut rig, again));
+    }
+    for _ in 0..10 {
+        rig.accept(&message("bob"));
+    }
+    assert_eq!(rig.machine.dedup.ids(), 13, "only what is new");
+}
+
 #[test]
 fn a_message_is_given_up_with_the_last_of_its_attempts_and_not_before() {
     for budget in 1..=3 {
