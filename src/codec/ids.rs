@@ -15,7 +15,7 @@
 //! The key of a message to many need not be there: it is the digest of the sender, the recipient and the message's id, of
 //! which only the recipient is new. From the third row of such a message on, the chunk names sender and id once and then
 //! recipients, each by what its id does not have in common with the one named before. With ids that have something in
-//! common, a row takes 4 to 6 bytes; where that would be no less than a digest, the digest is there as ever.
+//! common, a row takes 3 to 6 bytes; where that would be no less than a digest, the digest is there as ever.
 //!
 //! Version 1 has keys only.
 

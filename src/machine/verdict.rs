@@ -153,17 +153,21 @@ impl Machine {
     /// What a receiver that knows priorities only speaks of: perhaps what is for its device.
     fn entry_of(&self, link: LinkId, user: &UserId, entry: EntryRef) -> EntryRef {
         let Some(link) = self.links.get(&link) else { return entry };
-        let (None, Some(priority), Some(slot)) = (entry.lane.slot(), entry.lane.priority(), link.slot) else {
-            return entry;
-        };
-        let own = EntryRef { lane: LaneId::Device(slot, priority), ..entry };
+        let (None, Some(priority)) = (entry.lane.slot(), entry.lane.priority()) else { return entry };
         let lives = |entry: EntryRef| {
             let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
             lane.is_some_and(|lane| lane.entry(entry.seq).is_some())
         };
-        let is_own =
-            link.flights.contains_key(&own) || lives(own) || self.recent_ends.contains(&(user.clone(), own));
-        if is_own && !link.flights.contains_key(&entry) { own } else { entry }
+        let is_own = |own: &EntryRef| {
+            link.flights.contains_key(own) || lives(*own) || self.recent_ends.contains(&(user.clone(), *own))
+        };
+        if link.flights.contains_key(&entry) {
+            return entry;
+        }
+        // Also what its device was offered before it was removed.
+        let slots = [link.slot, link.left].into_iter().flatten();
+        let owns = slots.map(|slot| EntryRef { lane: LaneId::Device(slot, priority), ..entry });
+        owns.into_iter().find(is_own).unwrap_or(entry)
     }
 
     fn upgrade(&mut self, now: Timestamp, user: &UserId, entry: EntryRef) -> bool {

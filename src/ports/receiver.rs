@@ -42,7 +42,7 @@ pub trait Receiver: Send + 'static {
     /// panics, all that was left for later counts as [`Verdict::Nack`].
     ///
     /// # To ensure correctness
-    /// Each message that was left for later gets a verdict, or it is under way until the sender takes it for lost. After a `Nack`
+    /// Each message that was left for later gets a verdict, or it is under way until the session's life ends. After a `Nack`
     /// or `Busy` what has its lane and ordering key is answered `Busy` until that verdict was polled here.
     fn poll_verdicts(&mut self, context: &mut Context<'_>) -> Poll<Vec<(InboundId, Verdict)>> {
         let _ = context;

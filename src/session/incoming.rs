@@ -26,6 +26,8 @@ type Key = (LaneId, Option<OrderingKey>);
 struct Undecided {
     key: Key,
     cost: u64,
+    /// The host was told that it is no longer wanted.
+    withdrawn: bool,
 }
 
 /// A lane and key of which something was not taken.
@@ -129,7 +131,7 @@ impl Incoming {
             }
             let key = (item.place.lane, item.message.ordering_key().cloned());
             let held = self.held.iter().any(|hold| hold.key == key);
-            self.undecided.insert(number, Undecided { key, cost });
+            self.undecided.insert(number, Undecided { key, cost, withdrawn: false });
             self.undecided_bytes = bytes;
             match held {
                 true => nacks.extend(self.refuse(number, Code::Busy, Some(Duration::ZERO))),
@@ -236,8 +238,8 @@ impl Incoming {
         Vec::new()
     }
 
-    /// Messages are no longer wanted: those that nobody has begun with are refused, which is what must be sent; of the others,
-    /// their numbers.
+    /// Messages are no longer wanted: those that nobody has begun with are refused, which is what must be sent; of the others
+    /// of which that is news, their numbers.
     pub(super) fn withdraw(&mut self, range: Range) -> Result<(Vec<Frame>, Vec<u64>), Code> {
         if range.to > self.seen {
             return Err(Code::OutOfOrder);
@@ -246,6 +248,11 @@ impl Incoming {
         let waits = |number: &u64| self.ready.iter().any(|(ready, _)| ready == number);
         let (waiting, begun): (Vec<u64>, Vec<u64>) = open.into_iter().partition(waits);
         self.ready.retain(|(number, _)| !waiting.contains(number));
+        let mut is_news = |number: &u64| {
+            let open = self.undecided.get_mut(number);
+            open.is_some_and(|open| !core::mem::replace(&mut open.withdrawn, true))
+        };
+        let begun = begun.into_iter().filter(&mut is_news).collect();
         let nacks =
             waiting.into_iter().filter_map(|number| self.refuse(number, Code::Withdrawn, None)).collect();
         Ok((nacks, begun))

@@ -25,6 +25,13 @@ pub struct InboundId {
     pub(super) number: u64,
 }
 
+#[cfg(all(test, feature = "runtime"))]
+impl InboundId {
+    pub(crate) fn for_tests(number: u64) -> Self {
+        Self { epoch: 1, number }
+    }
+}
+
 /// A message from the peer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Inbound {

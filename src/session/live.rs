@@ -409,6 +409,7 @@ impl Session {
     pub(super) fn written(&mut self, conn: ConnId) {
         if self.connection() == Some(conn) && !self.can(Capabilities::ACKS) {
             self.out.unconfirm();
+            self.moved();
         }
     }
 

@@ -72,6 +72,8 @@ pub(super) struct Outgoing {
     /// Gaps that the host told of and the peer has not acknowledged, and whether it has, or can no longer, since it was asked.
     told: u64,
     heard_of_gaps: Option<bool>,
+    /// One of those was lost with a connection since it was decided last.
+    untold: bool,
     /// Numbers of messages that are no longer wanted, as long as they are open.
     withdrawn: BTreeSet<u64>,
 }
@@ -93,6 +95,7 @@ impl Outgoing {
             outcomes: Vec::new(),
             told: 0,
             heard_of_gaps: None,
+            untold: false,
             withdrawn: BTreeSet::new(),
         }
     }
@@ -370,10 +373,17 @@ impl Outgoing {
             self.open_bytes = self.open_bytes.saturating_sub(item.message.cost());
         }
         if matches!(slot, Slot::Told(..)) {
-            self.told = self.told.saturating_sub(1);
-            self.heard_of_gaps = (self.told == 0).then_some(true);
+            self.gap_decided();
         }
         Some(slot)
+    }
+
+    /// The peer has heard of a gap, or will not over this connection. With the last one it is said whether it has of all.
+    fn gap_decided(&mut self) {
+        self.told = self.told.saturating_sub(1);
+        if self.told == 0 {
+            self.heard_of_gaps = Some(!core::mem::take(&mut self.untold));
+        }
     }
 
     fn advance(&mut self) {

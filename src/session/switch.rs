@@ -1,8 +1,8 @@
 //! How a connector goes from one connection to another that takes its place: not before that one has a welcome.
 //!
 //! A hello states what its sender has seen. So from then on nothing is taken into account that comes over the connection that
-//! stands, or the acceptor would go on from a position that is none; but for pings, which say nothing of positions. What comes is
-//! held, and dealt with as if it had come late when the other connection fails. When it has its welcome, what was held is
+//! stands, or the acceptor would go on from a position that is none; but for pings and go-aways, which say nothing of positions.
+//! What comes is held, and dealt with as if it had come late when the other connection fails. When it has its welcome, what was held is
 //! forgotten, as what is lost with any connection. What this end sends meanwhile goes over the connection that stands, and goes
 //! back to the host where the welcome says that it was not seen.
 //!
@@ -79,14 +79,21 @@ impl Session {
     /// A frame came over the connection that stands while another one greets.
     pub(super) fn hold(&mut self, frame: Frame) {
         match frame {
-            Frame::Ping { .. } | Frame::Pong { .. } => self.heard(frame),
+            Frame::Ping { .. } | Frame::Pong { .. } | Frame::GoAway(_) => self.heard(frame),
             // It may be ours, in a new life.
             Frame::Close(refused) if refused.code == Code::TakenOver => {
                 self.leave_for_rival(Code::TransportSwitched, false);
             }
             // Nobody comes back from that, over whatever connection.
             Frame::Close(refused) if refused.code.is_terminal() => self.end_connection(refused, false),
-            Frame::Close(refused) => self.leave_for_rival(refused.code, false),
+            Frame::Close(refused) => {
+                let code = refused.code;
+                // Should the other connection be closed as well, that is when to come back.
+                if refused.retry_after.is_some() {
+                    self.event(Event::GoingAway(refused));
+                }
+                self.leave_for_rival(code, false);
+            }
             frame => {
                 let most = self.config.window.bytes.saturating_mul(2).saturating_add(1 << 20);
                 let Link::Up(Up { rival: Some(rival), .. }) = &mut self.link else { return };

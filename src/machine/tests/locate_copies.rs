@@ -152,3 +152,13 @@ fn what_a_removed_device_confirms_late_was_delivered() {
     rig.say(1, entries[0], Verdict::Delivered);
     assert_eq!((rig.count_of(EndReason::DeviceGone), rig.count_of(EndReason::Delivered)), (0, 1));
 }
+
+/// Found by a review: over a session, whose peer knows priorities only, it was stray all the same.
+#[test]
+fn so_was_what_a_receiver_that_knows_priorities_only_confirms_late() {
+    let mut rig = rig();
+    let entries = rig.accepted(&from_bob().build().unwrap()).entries();
+    rig.settled_by(Operation::Unregister(alice(), device("phone"))).unwrap();
+    rig.say(1, EntryRef { lane: LaneId::Normal, seq: entries[0].seq }, Verdict::Delivered);
+    assert_eq!((rig.count_of(EndReason::DeviceGone), rig.count_of(EndReason::Delivered)), (0, 1));
+}

@@ -137,11 +137,11 @@ impl Line {
     }
 
     async fn serve(&self, job: Job) {
-        if job.received.is_withdrawn() {
-            let withdrawn = Failure::reject(Code::Withdrawn, "it was withdrawn before its handler had begun");
-            return self.router.lines.lock().answer(&self.key, &job, Err(withdrawn));
-        }
         let handled = match self.with_progress(&job, self.router.running.acquire(), None).await {
+            Some(Ok(permit)) if job.received.is_withdrawn() => {
+                drop(permit);
+                Err(Failure::reject(Code::Withdrawn, "it was withdrawn before its handler had begun"))
+            }
             Some(Ok(permit)) => {
                 let handled = self.run(&job).await;
                 drop(permit);

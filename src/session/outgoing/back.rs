@@ -57,8 +57,8 @@ impl Outgoing {
                     }
                 }
                 None => {
-                    self.told = self.told.saturating_sub(1);
-                    self.heard_of_gaps = (self.told == 0).then_some(false);
+                    self.untold = true;
+                    self.gap_decided();
                 }
             }
             if let Some(slot) = self.slots.get_mut(index) {

@@ -295,3 +295,37 @@ fn a_withdrawal_of_what_never_came_is_a_violation() {
     pair.client(Input::Frame(conn, Frame::Withdraw(Range { from: 1, to: 1 })));
     assert_eq!(violation(&pair.client_events), Some(Code::OutOfOrder));
 }
+
+/// Found by a review: it was parked for ever, for it never acknowledges anything.
+#[test]
+fn a_peer_that_does_not_acknowledge_and_was_slow_to_take_something_goes_on_once_it_has() {
+    let config = SessionConfig { capabilities: Capabilities::NONE, ..SessionConfig::default() };
+    let mut pair = Pair::up(config);
+    let conn = pair.server.connection().unwrap();
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.run();
+    for _ in 0..3 {
+        pair.wait(Duration::from_secs(8));
+        pair.run();
+    }
+    assert!(pair.server_events.contains(&Event::Parked(true)));
+    pair.server(Input::Written(conn));
+    assert!(pair.server_events.contains(&Event::Parked(false)));
+    pair.outcomes();
+    pair.server(Input::Offer(vec![normal(2)]));
+    assert_eq!(pair.sends(), ["deliver"]);
+}
+
+/// Found by a review: whoever repeated it made the other end remember it each time.
+#[test]
+fn of_a_withdrawal_that_is_repeated_the_host_is_told_once() {
+    let mut pair = Pair::open();
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.run();
+    let _begun = pair.taken();
+    let conn = pair.client.connection().unwrap();
+    for _ in 0..3 {
+        pair.client(Input::Frame(conn, Frame::Withdraw(Range { from: 1, to: 1 })));
+    }
+    assert_eq!(withdrawals(&pair.client_events), 1);
+}

@@ -233,3 +233,21 @@ fn a_host_can_tell_of_messages_that_will_not_come() {
     assert!(pair.client_events.contains(&Event::Gap(5, GapReason::Overflow)), "{:?}", pair.client_events);
     assert!(pair.server_events.contains(&Event::GapsHeard(true)));
 }
+
+/// Found by a review: that the peer had heard of one of them was taken for all.
+#[test]
+fn of_several_gaps_of_which_one_was_lost_it_is_not_said_that_all_were_heard() {
+    let mut pair = Pair::open();
+    pair.server(Input::Gap(3, GapReason::Overflow));
+    pair.run();
+    pair.server(Input::Gap(2, GapReason::Expired));
+    // The second one is lost, and so is what the peer said of the first.
+    pair.cut();
+    pair.connect();
+    pair.run();
+    pair.wait(Duration::from_millis(20));
+    pair.run();
+    let heard = |event: &&Event| matches!(event, Event::GapsHeard(_));
+    let heard: Vec<_> = pair.server_events.iter().filter(heard).collect();
+    assert_eq!(heard, [&Event::GapsHeard(false)]);
+}

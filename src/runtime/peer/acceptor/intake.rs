@@ -165,7 +165,7 @@ impl Intake {
     }
 
     fn poll_services(&mut self, context: &mut Context<'_>) -> Poll<Vec<(InboundId, Verdict)>> {
-        let mut all = Vec::new();
+        let (mut all, mut is_ready) = (Vec::new(), false);
         let users: Vec<_> = self.services.keys().cloned().collect();
         for user in users {
             let Some(service) = self.services.get_mut(&user).filter(|service| !service.later.is_empty())
@@ -174,14 +174,18 @@ impl Intake {
             };
             match called(|| service.receiver.poll_verdicts(context)) {
                 Some(Poll::Pending) => {}
-                Some(Poll::Ready(verdicts)) => all.extend(service.said(verdicts)),
+                Some(Poll::Ready(verdicts)) => {
+                    is_ready = true;
+                    all.extend(service.said(verdicts));
+                }
                 None => {
+                    is_ready = true;
                     let gone = self.services.remove(&user);
                     all.extend(gone.into_iter().flat_map(|service| failed(&user, service.later)));
                 }
             }
         }
-        if all.is_empty() { Poll::Pending } else { Poll::Ready(all) }
+        if is_ready { Poll::Ready(all) } else { Poll::Pending }
     }
 }
 

@@ -152,18 +152,20 @@ impl SessionTask {
 
     async fn admit(&mut self, arrival: Arrival) {
         let id = arrival.conn.id();
-        {
-            let mut info = self.entry.info.lock();
-            info.transport = arrival.transport;
-            info.address = arrival.address;
-        }
-        self.leaving = None;
-        // What was asked about the connection before says nothing of this one, whose credentials are newer.
-        self.authenticating = None;
         self.pump.add(arrival.conn);
         let (hello, mut grant) = (arrival.hello, arrival.grant);
         grant.published = self.inner.published(&self.peer).max(self.pump.session().decided_publishes());
         self.pump.handle(Input::Admit { conn: id, hello, grant }).await;
+        // A hello that was held up changes nothing about the newer connection that stands.
+        if self.pump.session().connection() != Some(id) {
+            return;
+        }
+        self.leaving = None;
+        // What was asked about the connection before says nothing of this one, whose credentials are newer.
+        self.authenticating = None;
+        let mut info = self.entry.info.lock();
+        info.transport = arrival.transport;
+        info.address = arrival.address;
     }
 
     fn event(&mut self, event: Event) {

@@ -84,7 +84,8 @@ impl Pump {
     pub(super) fn tell_missed(&mut self) {
         let Some(mut receiver) = self.idle.take() else { return };
         for (count, reason) in self.missed.drain(..) {
-            if called(|| receiver.missed(count, reason)).is_none() {
+            // What it has left for later would have no verdict from another one.
+            if called(|| receiver.missed(count, reason)).is_none() && self.later.is_empty() {
                 receiver = (self.parts.receiver)();
             }
         }
@@ -106,7 +107,13 @@ fn completed(
         }
         said => Some((id, answering(asks, said))),
     };
-    ids.into_iter().filter_map(complete).collect()
+    let now: Vec<_> = ids.into_iter().filter_map(complete).collect();
+    // What was left for later, and was decided meanwhile.
+    let is_final = |(id, said): &(InboundId, Said)| *said != Said::Progress && later.contains_key(id);
+    let mut before: Vec<_> = said.into_iter().filter(is_final).collect();
+    before.sort_unstable_by_key(|(id, _)| *id);
+    let before = before.into_iter().filter_map(|(id, said)| Some((id, answering(later.remove(&id)?, said))));
+    before.chain(now).collect()
 }
 
 /// No answers to what are no requests.
@@ -114,5 +121,35 @@ fn answering(asks: bool, said: Said) -> Said {
     match said {
         Said::Replied(_) if !asks => Said::Delivered,
         said => said,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+
+    /// Found by a review: a service that had left something for later and panicked left it without a verdict.
+    #[test]
+    fn what_was_left_for_later_may_be_decided_with_the_next_batch() {
+        let id = InboundId::for_tests;
+        let mut later = hashbrown::HashMap::new();
+        let first = completed(
+            vec![(id(1), true), (id(2), false)],
+            vec![(id(1), Said::Progress), (id(2), Said::Progress)],
+            &mut later,
+        );
+        assert_eq!((first, later.len()), (Vec::new(), 2));
+        let answer = Said::Replied(Bytes::from_static(b"yes"));
+        let verdicts = vec![
+            (id(3), Said::Delivered),
+            (id(2), Said::Nack(None)),
+            (id(1), answer.clone()),
+            (id(9), Said::Delivered),
+        ];
+        let second = completed(vec![(id(3), false)], verdicts, &mut later);
+        assert_eq!(second, [(id(1), answer), (id(2), Said::Nack(None)), (id(3), Said::Delivered)]);
+        assert!(later.is_empty());
     }
 }
