@@ -130,7 +130,9 @@ impl Session {
         let asked = hello
             .resume
             .filter(|(token, position)| self.life == Some(Life { token: *token, epoch: position.epoch }));
-        let resumed = asked.filter(|(_, position)| self.can_resume(*position));
+        // Its connector may have given a climb up whose hello came late, and gone on over the connection before.
+        let is_clear = |position: &Position| !self.out.is_in_doubt(position.seen);
+        let resumed = asked.filter(|(_, position)| self.can_resume(*position) && is_clear(position));
         // A hello that was held up: its connector has gone on to the connection that is open, and would lose that to one it
         // has left.
         if let Link::Up(up) = &self.link

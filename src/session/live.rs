@@ -14,6 +14,7 @@ impl Session {
         match &mut self.link {
             Link::Up(up) if up.conn == conn => {
                 up.heart.heard(self.now);
+                self.out.confirm();
                 match up.rival() {
                     None => self.heard(frame),
                     Some(_) => self.hold(frame),

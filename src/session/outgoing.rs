@@ -74,6 +74,9 @@ pub(super) struct Outgoing {
     heard_of_gaps: Option<bool>,
     /// One of those was lost with a connection since it was decided last.
     untold: bool,
+    /// The first number that was filled anew for a connection over which nothing was heard yet: perhaps the peer never took it,
+    /// and has seen what these numbers stood for before.
+    refilled: Option<u64>,
     /// Numbers of messages that are no longer wanted, as long as they are open.
     withdrawn: BTreeSet<u64>,
 }
@@ -96,6 +99,7 @@ impl Outgoing {
             told: 0,
             heard_of_gaps: None,
             untold: false,
+            refilled: None,
             withdrawn: BTreeSet::new(),
         }
     }

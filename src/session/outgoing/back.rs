@@ -29,6 +29,17 @@ impl Outgoing {
         seen < self.next() && seen >= self.base.saturating_sub(1)
     }
 
+    /// Whether it is unknown what the peer means by this position: it may have seen what numbers up to there stood for before
+    /// they were filled anew, or after.
+    pub(in super::super) fn is_in_doubt(&self, seen: u64) -> bool {
+        self.refilled.is_some_and(|first| seen >= first)
+    }
+
+    /// Something was heard over the connection that was resumed last: the peer has taken it, and means these numbers.
+    pub(in super::super) const fn confirm(&mut self) {
+        self.refilled = None;
+    }
+
     /// The peer is back and has seen all up to `seen`. What lies behind it goes back to the host: it may have ended while nobody
     /// was there, and comes again under another number if it has not. Volatile messages do not.
     pub(in super::super) fn resume(&mut self, seen: u64, now: Timestamp) {
@@ -50,6 +61,7 @@ impl Outgoing {
                 Some(Slot::Told(..)) => (GapReason::Withdrawn, None),
                 _ => continue,
             };
+            self.refilled = Some(self.refilled.map_or(number, |first| first.min(number)));
             match outcome {
                 Some(outcome) => {
                     if let Some(Slot::Open(item, _)) = self.finish(number) {

@@ -178,3 +178,49 @@ fn a_third_connection_takes_the_place_of_the_second_and_the_first_one_stands() {
     pair.run();
     assert_eq!(pair.deliver_all(), [1]);
 }
+
+/// Found by the simulator of servers and clients (seed 21294): the acceptor took for lost what its connector had seen over the
+/// old connection after it had given the climb up, and both went on with numbers that meant different things.
+#[test]
+fn a_hello_of_a_climb_that_was_given_up_and_is_let_in_late_costs_a_life_and_mixes_no_numbers_up() {
+    let (mut pair, _, new, hello) = greeting();
+    pair.server(Input::Offer(vec![normal(1), normal(2)]));
+    pair.run();
+    pair.wait(Duration::from_secs(2));
+    assert_eq!(seqs(&pair.taken()), [1, 2], "what was held, after the climb was given up");
+    pair.admit(new, hello);
+    pair.outcomes();
+    pair.cut();
+    pair.clear();
+    pair.connect();
+    pair.run();
+    assert_eq!(opened(&pair.client_events), Some(false), "nobody knows which numbers the client means");
+    pair.server(Input::Offer(vec![normal(1), normal(2), normal(3)]));
+    pair.run();
+    assert_eq!(pair.deliver_all(), [1, 2, 3]);
+    assert_eq!((violation(&pair.client_events), violation(&pair.server_events)), (None, None));
+}
+
+#[test]
+fn one_whose_connector_has_seen_nothing_since_costs_nothing() {
+    let (mut pair, _, new, hello) = greeting();
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.wire.clear();
+    pair.wait(Duration::from_secs(10));
+    pair.admit(new, hello);
+    pair.cut();
+    pair.clear();
+    pair.connect();
+    pair.run();
+    assert_eq!(opened(&pair.client_events), Some(true));
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.run();
+    assert_eq!(pair.deliver_all(), [1]);
+    // It was heard over this connection: what it sees of the next one is in these numbers.
+    pair.server(Input::Offer(vec![normal(2)]));
+    pair.cut();
+    pair.clear();
+    pair.connect();
+    pair.run();
+    assert_eq!(opened(&pair.client_events), Some(true));
+}
