@@ -14,7 +14,8 @@ use lastmile::session::{Code, Inbound, InboundId};
 use lastmile::storage::MemoryStore;
 use lastmile::testing::ScriptedSink;
 use lastmile::{
-    Acceptor, Client, DevicePolicy, Engine, Message, Priority, RequestError, Router, Stage, UserId,
+    Acceptor, Client, DevicePolicy, Engine, Message, Priority, Registration, RequestError, Router, Stage,
+    UserId,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -160,16 +161,21 @@ async fn a_router_behind_an_inbox_answers_too() {
     assert_eq!(ask(&alice, "bob", "hello").await, "HELLO");
 }
 
+/// A client that takes its messages directly, what its handler does, and the button that answers.
+struct Phone {
+    says: mpsc::Receiver<&'static str>,
+    answer: Arc<Notify>,
+    _handler: Registration,
+    _client: Client,
+}
+
 /// Rings until somebody answers here, or elsewhere.
-async fn phone(
-    server: &Server,
-    device: &str,
-) -> (lastmile::Client, mpsc::Receiver<&'static str>, Arc<Notify>) {
-    let (told, news) = mpsc::channel(9);
+async fn phone(server: &Server, device: &str) -> Phone {
+    let (told, says) = mpsc::channel(9);
     let answer = Arc::new(Notify::new());
     let router = Router::new();
     let answered = answer.clone();
-    let on = router.on("call.ring", move |_: Bytes, call: Received| {
+    let handler = router.on("call.ring", move |_: Bytes, call: Received| {
         let (told, answered) = (told.clone(), answered.clone());
         async move {
             told.send("rings").await.unwrap();
@@ -182,12 +188,11 @@ async fn phone(
             }
         }
     });
-    std::mem::forget(on.unwrap());
     let client = Client::builder(Engine::builder(MemoryStore::new()), "alice", device);
     let client = client.connector(support::Gate::opened().connector(server)).direct(move || router.clone());
     let client = client.build().unwrap();
     online(&client).await;
-    (client, news, answer)
+    Phone { says, answer, _handler: handler.unwrap(), _client: client }
 }
 
 #[tokio::test]
@@ -196,17 +201,17 @@ async fn a_call_rings_on_every_device_and_stops_on_the_others_when_one_answers()
     for device in ["phone", "laptop"] {
         server.engine.register_device("alice", device).await.unwrap();
     }
-    let (_phone, mut phone_says, phone_answers) = phone(&server, "phone").await;
-    let (_laptop, mut laptop_says, _never) = phone(&server, "laptop").await;
+    let mut mobile = phone(&server, "phone").await;
+    let mut laptop = phone(&server, "laptop").await;
     let call = Message::to("alice", "call.ring", "").sender("bob").priority(Priority::Critical);
     let call = call.devices(DevicePolicy::RingAll).build().unwrap();
     let mut asking = JoinSet::new();
     let engine = server.engine.clone();
     asking.spawn(async move { engine.request(call, LONG).await });
-    assert_eq!(phone_says.recv().await, Some("rings"));
-    assert_eq!(laptop_says.recv().await, Some("rings"));
-    phone_answers.notify_one();
+    assert_eq!(mobile.says.recv().await, Some("rings"));
+    assert_eq!(laptop.says.recv().await, Some("rings"));
+    mobile.answer.notify_one();
     assert_eq!(asking.join_next().await.unwrap().unwrap().unwrap(), "hello?");
-    assert_eq!(laptop_says.recv().await, Some("stops"));
-    assert!(phone_says.is_empty());
+    assert_eq!(laptop.says.recv().await, Some("stops"));
+    assert!(mobile.says.is_empty());
 }

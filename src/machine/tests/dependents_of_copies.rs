@@ -17,16 +17,6 @@ fn after(parent: &Message, otherwise: Otherwise) -> Message {
     every().ordering_key(key()).after(parent.id(), otherwise).build().unwrap()
 }
 
-/// With a phone in the first slot and a laptop in the second, both attached.
-fn rig() -> Rig {
-    let mut rig = Rig::new();
-    for (link, name) in [(1, "phone"), (2, "laptop")] {
-        rig.register(name);
-        rig.attach(link, "alice", name);
-    }
-    rig
-}
-
 impl Rig {
     fn waiting(&self) -> Vec<DependentRow> {
         self.machine.snapshot(&alice()).and_then(|user| user.dependents).unwrap_or_default()
@@ -51,7 +41,7 @@ impl Rig {
 
 #[test]
 fn it_goes_to_every_device_when_the_first_one_has_its_parent() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     let parent = parent();
     let dependent = after(&parent, Otherwise::Cancel);
     let copies = rig.accepted(&parent).entries();
@@ -75,7 +65,7 @@ fn it_goes_to_every_device_when_the_first_one_has_its_parent() {
 #[test]
 fn its_parent_has_not_ended_as_long_as_one_device_may_still_get_it() {
     for last in [Verdict::Delivered, Verdict::Rejected] {
-        let mut rig = rig();
+        let mut rig = Rig::with_two();
         let parent = parent();
         let dependent = after(&parent, Otherwise::Cancel);
         let copies = rig.accepted(&parent).entries();
@@ -93,7 +83,7 @@ fn its_parent_has_not_ended_as_long_as_one_device_may_still_get_it() {
 
 #[test]
 fn of_a_parent_that_some_devices_have_lost_already_only_the_others_are_waited_for() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     let parent = parent();
     let dependent = after(&parent, Otherwise::Cancel);
     let copies = rig.accepted(&parent).entries();
@@ -107,7 +97,7 @@ fn of_a_parent_that_some_devices_have_lost_already_only_the_others_are_waited_fo
 #[test]
 fn of_a_parent_whose_copy_is_about_to_end_it_is_looked_at_again_when_it_has() {
     for verdict in [Verdict::Delivered, Verdict::Rejected] {
-        let mut rig = rig();
+        let mut rig = Rig::with_two();
         let parent = parent();
         let dependent = after(&parent, Otherwise::Cancel);
         let copies = rig.accepted(&parent).entries();
@@ -127,7 +117,7 @@ fn of_a_parent_whose_copy_is_about_to_end_it_is_looked_at_again_when_it_has() {
 
 #[test]
 fn what_rang_and_was_answered_elsewhere_was_delivered() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     let call = ring();
     let dependent = after(&call, Otherwise::Cancel);
     let copies = rig.accepted(&call).entries();
@@ -212,7 +202,7 @@ fn a_parent_that_is_just_moving_with_its_copies_is_waited_for_where_they_go() {
 
 #[test]
 fn a_device_that_goes_is_waited_for_no_more() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     let parent = parent();
     let dependent = after(&parent, Otherwise::Cancel);
     let copies = rig.accepted(&parent).entries();

@@ -38,6 +38,20 @@ impl Rig {
         self.settled_by(Operation::Register(alice(), device(name))).unwrap();
     }
 
+    /// A phone in the first slot and a laptop in the second, both registered and attached.
+    pub(super) fn join_two(&mut self) {
+        for (link, name) in [(1, "phone"), (2, "laptop")] {
+            self.register(name);
+            self.attach(link, "alice", name);
+        }
+    }
+
+    pub(super) fn with_two() -> Self {
+        let mut rig = Self::new();
+        rig.join_two();
+        rig
+    }
+
     pub(super) fn accepted(&mut self, message: &Message) -> Accepted {
         let ticket = self.send(message);
         self.commit();

@@ -31,10 +31,7 @@ impl Rig {
 fn who_was_not_offered_what_rings_is_not_told_that_it_stopped() {
     let max_in_flight = core::num::NonZeroU32::MIN;
     let mut rig = Rig::with(Config { max_in_flight, critical_reserve: 0, ..Config::default() });
-    for (link, name) in [(1, "phone"), (2, "laptop")] {
-        rig.register(name);
-        rig.attach(link, "alice", name);
-    }
+    rig.join_two();
     let busy = rig.accepted(&every().build().unwrap()).entries();
     rig.say(1, busy[0], Verdict::Delivered);
     let call = rig.accepted(&ring()).entries();
@@ -92,11 +89,7 @@ fn a_device_that_is_there_is_not_removed_however_short_the_age_is() {
 
 #[test]
 fn a_dead_letter_is_sent_again_to_the_device_that_it_was_for() {
-    let mut rig = Rig::new();
-    for (link, name) in [(1, "phone"), (2, "laptop")] {
-        rig.register(name);
-        rig.attach(link, "alice", name);
-    }
+    let mut rig = Rig::with_two();
     let entries = rig.accepted(&every().build().unwrap()).entries();
     rig.say(2, entries[1], Verdict::Rejected);
     rig.offers.clear();
@@ -127,11 +120,7 @@ fn who_is_there_when_it_registers_is_offered_what_comes_at_once() {
 
 #[test]
 fn dead_letters_of_a_device_go_with_it_and_no_others() {
-    let mut rig = Rig::new();
-    for (link, name) in [(1, "phone"), (2, "laptop")] {
-        rig.register(name);
-        rig.attach(link, "alice", name);
-    }
+    let mut rig = Rig::with_two();
     let entries = rig.accepted(&every().build().unwrap()).entries();
     rig.say(1, entries[0], Verdict::Rejected);
     rig.say(2, entries[1], Verdict::Rejected);

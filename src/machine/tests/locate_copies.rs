@@ -18,16 +18,6 @@ fn whole(rig: &mut Rig, message: &Message, sender: Option<Option<UserId>>) -> (S
     (located.status, located.possibly_delivered)
 }
 
-/// With a phone in the first slot and a laptop in the second, both attached.
-fn rig() -> Rig {
-    let mut rig = Rig::new();
-    for (link, name) in [(1, "phone"), (2, "laptop")] {
-        rig.register(name);
-        rig.attach(link, "alice", name);
-    }
-    rig
-}
-
 fn from_bob() -> MessageBuilder {
     every().sender("bob")
 }
@@ -39,7 +29,7 @@ const EXPIRED: Status = Status::Ended(EndReason::Expired);
 /// Found by a review: it was said to be dead.
 #[test]
 fn a_dead_letter_of_one_device_does_not_hide_that_another_one_has_the_message() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     let message = from_bob().build().unwrap();
     let entries = rig.accepted(&message).entries();
     rig.say(1, entries[0], Verdict::Delivered);
@@ -53,7 +43,7 @@ fn a_dead_letter_of_one_device_does_not_hide_that_another_one_has_the_message() 
 
 #[test]
 fn of_one_that_is_a_dead_letter_of_each_device_it_is_known_that_it_is_dead() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     let message = from_bob().build().unwrap();
     let entries = rig.accepted(&message).entries();
     rig.say(1, entries[0], Verdict::Rejected);
@@ -69,7 +59,7 @@ fn of_one_that_is_a_dead_letter_of_each_device_it_is_known_that_it_is_dead() {
 /// Found by a review: a dependent was refused although its parent was delivered.
 #[test]
 fn a_dead_letter_of_one_device_is_no_reason_to_refuse_what_waits_for_the_message() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     let parent = from_bob().build().unwrap();
     let entries = rig.accepted(&parent).entries();
     rig.say(1, entries[0], Verdict::Delivered);
@@ -80,7 +70,7 @@ fn a_dead_letter_of_one_device_is_no_reason_to_refuse_what_waits_for_the_message
 /// Found by a review: one device's row stood for the message.
 #[test]
 fn of_a_scheduled_message_one_copys_end_leaves_open_what_the_other_device_has() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     rig.input(Input::Detach(LinkId(2)));
     let ttl = Duration::from_secs(60);
     let at = rig.now.after(ttl);
@@ -142,7 +132,7 @@ fn an_older_message_with_the_same_id_says_nothing_of_the_newer_one() {
 
 #[test]
 fn what_a_removed_device_confirms_late_was_delivered() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     let message = from_bob().build().unwrap();
     let entries = rig.accepted(&message).entries();
     rig.settled_by(Operation::Unregister(alice(), device("phone"))).unwrap();
@@ -156,7 +146,7 @@ fn what_a_removed_device_confirms_late_was_delivered() {
 /// Found by a review: over a session, whose peer knows priorities only, it was stray all the same.
 #[test]
 fn so_was_what_a_receiver_that_knows_priorities_only_confirms_late() {
-    let mut rig = rig();
+    let mut rig = Rig::with_two();
     let entries = rig.accepted(&from_bob().build().unwrap()).entries();
     rig.settled_by(Operation::Unregister(alice(), device("phone"))).unwrap();
     rig.say(1, EntryRef { lane: LaneId::Normal, seq: entries[0].seq }, Verdict::Delivered);
