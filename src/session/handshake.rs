@@ -262,7 +262,9 @@ impl Session {
             for frame in again {
                 // The peer may take smaller frames than it did.
                 match &frame {
-                    Frame::Reply { number, payload } if !self.fits(|| frame.clone()) => {
+                    Frame::Reply { number, payload }
+                        if !self.fits(payload.len() as u64, || frame.clone()) =>
+                    {
                         self.event(Event::ReplyTooLarge { bytes: payload.len() });
                         self.inc.forget_reply(*number, self.now);
                     }
@@ -277,7 +279,7 @@ impl Session {
             for frame in self.publisher.resend(self.now) {
                 match &frame {
                     // The peer takes smaller frames than it did: it would end the connection, again and again.
-                    Frame::Publish { number, .. } if !self.fits(|| frame.clone()) => {
+                    Frame::Publish { number, message } if !self.fits(message.cost(), || frame.clone()) => {
                         let refused = Published::Refused(Self::refused(Code::Invalid));
                         if self.publisher.receipt(*number).is_ok() {
                             self.event(Event::Receipt(*number, Some(refused)));

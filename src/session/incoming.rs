@@ -154,7 +154,7 @@ impl Incoming {
             self.said.insert(number, Said::Ack);
             self.acks.push(number);
         }
-        self.ack_at = self.ack_at.or(Some(now.after(delay)));
+        self.ack_soon(self.undecided.is_empty(), now, delay);
         Ok(())
     }
 
@@ -231,11 +231,15 @@ impl Incoming {
         }
         self.said.insert(number, Said::Ack);
         self.acks.push(number);
-        // When nothing else is under way, no other acknowledgement will come to wait for.
-        let is_alone = key.0 == LaneId::Critical || self.undecided.is_empty();
-        let at = if is_alone { now } else { now.after(delay) };
-        self.ack_at = Some(self.ack_at.map_or(at, |before| before.min(at)));
+        self.ack_soon(key.0 == LaneId::Critical || self.undecided.is_empty(), now, delay);
         Vec::new()
+    }
+
+    /// There is something to acknowledge, which waits for others: not if it is urgent, nor when nothing else is under way of
+    /// which there could be any.
+    fn ack_soon(&mut self, at_once: bool, now: Timestamp, delay: Duration) {
+        let at = if at_once { now } else { now.after(delay) };
+        self.ack_at = Some(self.ack_at.map_or(at, |before| before.min(at)));
     }
 
     /// Messages are no longer wanted: those that nobody has begun with are refused, which is what must be sent; of the others

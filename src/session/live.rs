@@ -268,12 +268,17 @@ impl Session {
     /// Whether an answer may be kept, and goes into a frame that the peer takes.
     fn reply_fits(&self, number: u64, payload: &bytes::Bytes) -> bool {
         let frame = || Frame::Reply { number, payload: payload.clone() };
-        payload.len() <= self.config.max_reply_bytes && self.fits(frame)
+        payload.len() <= self.config.max_reply_bytes && self.fits(payload.len() as u64, frame)
     }
 
-    /// Whether a frame is no larger than the peer of the open connection takes.
-    pub(super) fn fits(&self, frame: impl FnOnce() -> Frame) -> bool {
+    /// Whether a frame with so many bytes of a host's is no larger than the peer of the open connection takes. It is measured
+    /// only where that is in doubt: a byte becomes six at most, and the rest of a frame is small.
+    pub(super) fn fits(&self, cost: u64, frame: impl FnOnce() -> Frame) -> bool {
+        const REST: u64 = 2048;
         let Link::Up(up) = &self.link else { return true };
+        if cost.saturating_add(REST).saturating_mul(6) <= up.max_frame {
+            return true;
+        }
         let mut bytes = Vec::new();
         encode(&frame(), up.codec, &mut bytes);
         bytes.len() as u64 <= up.max_frame

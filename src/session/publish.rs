@@ -172,7 +172,7 @@ impl super::Session {
         let added = match open {
             true if !self.can(Capabilities::PUBLISH) => Err(Code::NotPermitted),
             // It would end the connection, again and again.
-            true if !self.fits(frame) => Err(Code::Invalid),
+            true if !self.fits(message.cost(), frame) => Err(Code::Invalid),
             _ => self.publisher.add(number, message.clone(), open.then_some(self.now)),
         };
         match added {

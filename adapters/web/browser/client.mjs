@@ -1432,7 +1432,9 @@ export class Session {
     if (from < 1 || to < from) return Code.Malformed;
     const flaw = this.#follow(from, to - from + 1, base, heard);
     if (flaw !== undefined) return flaw;
-    for (let number = from; number <= to; number += 1) this.#ack(number, ACK_DELAY_MS);
+    const isAlone = this.#undecided.size === 0;
+    for (let number = from; number <= to; number += 1) this.#ack(number, isAlone ? 0 : ACK_DELAY_MS);
+    if (isAlone) this.#flush();
     if (missing > 0) this.host.gap({ missing, reason });
     return undefined;
   }

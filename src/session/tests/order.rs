@@ -128,6 +128,14 @@ fn acknowledgements_are_aggregated_and_critical_ones_go_at_once() {
     assert_eq!(pair.sends(), ["ack"], "there is nothing left to wait for");
 }
 
+#[test]
+fn what_is_said_of_a_gap_waits_no_longer_than_of_a_message() {
+    let mut pair = Pair::open();
+    pair.server(Input::Gap(3, GapReason::Overflow));
+    pair.run();
+    assert_eq!(pair.server_events, [Event::GapsHeard(true)], "nothing else was under way");
+}
+
 /// Found by a review: a small one of a lower lane took the room each time.
 #[test]
 fn what_does_not_fit_into_the_window_is_not_overtaken_by_what_is_less_urgent() {

@@ -238,6 +238,10 @@ fn a_host_can_tell_of_messages_that_will_not_come() {
 #[test]
 fn of_several_gaps_of_which_one_was_lost_it_is_not_said_that_all_were_heard() {
     let mut pair = Pair::open();
+    // Something is under way, so that what the peer says of the first one waits.
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.run();
+    let _under_way = pair.taken();
     pair.server(Input::Gap(3, GapReason::Overflow));
     pair.run();
     pair.server(Input::Gap(2, GapReason::Expired));

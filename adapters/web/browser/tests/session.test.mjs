@@ -187,8 +187,12 @@ test("gaps are acknowledged like messages, and told if something is missing", ()
   open();
   hear({ frame: "gap", from: 1, to: 3, base: 1, heard: 0, missing: 2, reason: "volatile" });
   hear({ frame: "gap", from: 4, to: 4, base: 1, heard: 0, missing: 0, reason: "withdrawn" });
+  assert.deepEqual(ranges(said()), [[1, 3], [4, 4]], "at once, when nothing else is under way");
+  hear(deliver(5, [item(1)]));
+  hear({ frame: "gap", from: 6, to: 6, base: 1, heard: 0, missing: 0, reason: "withdrawn" });
+  assert.deepEqual(said(), []);
   at(20);
-  assert.deepEqual(ranges(said()), [[1, 4]]);
+  assert.deepEqual(ranges(said()), [[6, 6]]);
   assert.deepEqual(t.gaps, [{ missing: 2, reason: "volatile" }]);
 });
 
