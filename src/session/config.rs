@@ -24,7 +24,8 @@ pub struct SessionConfig {
     pub max_batch_bytes: u64,
     /// How long a message that is not critical waits for others to share its frame. Default: not at all.
     pub linger: Duration,
-    /// How long acknowledgements wait for others; those of critical messages do not. Default: 20 ms.
+    /// How long acknowledgements wait for others, as long as something else has no verdict yet; those of critical messages do
+    /// not wait. Default: 20 ms.
     pub ack_delay: Duration,
     /// How many acknowledgements wait at most. Default: 16.
     pub ack_every: usize,
