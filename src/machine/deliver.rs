@@ -15,7 +15,7 @@ use super::user::User;
 use super::verdict::{is_volatile, may_be_known};
 use crate::id::{DeviceId, UserId};
 use crate::message::{Message, Priority};
-use crate::record::{Accept, Exposed, LaneId, Record, Seq, Slot};
+use crate::record::{Accept, Exposed, Gap, LaneId, Record, Seq, Slot};
 use crate::status::Status;
 use crate::time::Timestamp;
 
@@ -37,6 +37,13 @@ pub(super) struct Link {
     pub(super) paused_until: Option<Timestamp>,
     /// The armed timer.
     pub(super) armed: Option<Timestamp>,
+}
+
+impl Link {
+    /// Whether this is a gap among what it would have got: nobody else gets what waits for a registered device alone.
+    pub(super) fn misses(&self, gap: &Gap) -> bool {
+        gap.lane.slot().is_none_or(|slot| self.slot == Some(slot))
+    }
 }
 
 /// A message in a window.

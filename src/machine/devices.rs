@@ -196,6 +196,9 @@ impl Machine {
                 _ => {}
             }
         }
+        if change.event == DeviceEvent::Gone {
+            self.apply_gone(seq, &change.user, change.slot);
+        }
         self.touch(&change.user, seq);
     }
 

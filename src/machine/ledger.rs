@@ -44,6 +44,8 @@ enum Event {
     /// A dead letter with this id, for this device, is sent once more: the ledger begins anew for it.
     Lives(MessageId, Option<Slot>),
     Told(Gap),
+    /// The device in this slot is no more, and nobody else missed anything of it.
+    Gone(Slot),
 }
 
 /// One user's ledger.
@@ -82,6 +84,10 @@ impl Ledger {
             Event::Told(told) => {
                 narrow(&mut self.gaps, told);
                 narrow(&mut self.recording, told);
+            }
+            Event::Gone(slot) => {
+                self.gaps.retain(|gap| gap.lane.slot() != Some(slot));
+                self.recording.retain(|gap| gap.lane.slot() != Some(slot));
             }
         }
         self.trim(Keep { since: Timestamp::ZERO, ..keep });
@@ -134,9 +140,10 @@ impl Ledger {
         self.rows.iter().rfind(|row| row.place == place)
     }
 
-    /// Whether a message that was accepted at this place, does not wait, and has no row was delivered for sure.
+    /// Whether a message that was accepted at this place, does not wait, and has no row was delivered for sure. What was
+    /// damaged has no id and may have been any of its copies, or where it was moved to, which all have later places.
     pub(super) fn knows_all_since(&self, place: Seq) -> bool {
-        place > self.forgotten && self.rows.iter().all(|row| row.id.is_some() || row.place != place)
+        place > self.forgotten && self.rows.iter().all(|row| row.id.is_some() || row.place < place)
     }
 
     /// What somebody who can be told of gaps should be told now.
@@ -195,14 +202,22 @@ impl Machine {
         self.touch(id, at);
     }
 
-    /// Tells one of the sinks of what its user will not get, unless one is being told.
+    pub(super) fn apply_gone(&mut self, at: Seq, id: &UserId, slot: Slot) {
+        self.fold_event(at, id, Event::Gone(slot));
+    }
+
+    /// Tells one of the sinks of what its user will not get, or its device if it has an outbox of its own, unless one is
+    /// being told.
     pub(super) fn tell_gaps(&mut self, id: &UserId) {
         let Some(user) = self.users.get_mut(id).filter(|user| user.ledger.teller.is_none()) else { return };
-        let gaps = user.ledger.untold();
-        let is_free = |link: &&LinkId| self.links.get(link).is_some_and(|link| link.paused_until.is_none());
-        let Some(link) = user.links.iter().find(is_free).copied().filter(|_| !gaps.is_empty()) else {
-            return;
+        let untold = user.ledger.untold();
+        let misses = |link: &LinkId| {
+            let link = self.links.get(link).filter(|link| link.paused_until.is_none());
+            let missed = link.map(|link| untold.iter().filter(|gap| link.misses(gap)).copied().collect());
+            missed.filter(|gaps: &Vec<_>| !gaps.is_empty())
         };
+        let told = user.links.iter().find_map(|link| Some((*link, misses(link)?)));
+        let Some((link, gaps)) = told else { return };
         user.ledger.teller = Some((link, gaps.clone()));
         self.actions.push_back(Action::TellGaps { link, gaps });
     }
@@ -210,12 +225,19 @@ impl Machine {
     /// A sink was told of the gaps that it was to be told of, or is gone or too busy: then another one is, or it is asked
     /// again with the next thing that happens.
     pub(super) fn handle_gaps_told(&mut self, link: LinkId, told: bool) {
-        let Some(id) = self.links.get(&link).map(|link| link.user.clone()) else { return };
+        let Some(teller) = self.links.get(&link) else { return };
+        let id = teller.user.clone();
         let Some(user) = self.users.get_mut(&id) else { return };
         let Some((_, gaps)) = user.ledger.teller.take_if(|(teller, _)| *teller == link) else { return };
-        for gap in gaps.into_iter().filter(|_| told) {
+        if !told {
+            return;
+        }
+        // A device that was removed meanwhile says nothing of the next one in its slot.
+        for gap in gaps.into_iter().filter(|gap| teller.misses(gap)) {
             widen(&mut user.ledger.recording, gap);
             self.current.push(Pending::Fact(Record::Told(Told { user: id.clone(), gap })));
         }
+        // There may be gaps of another device.
+        self.mark_ready(&id);
     }
 }

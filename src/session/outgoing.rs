@@ -195,10 +195,16 @@ impl Outgoing {
         self.slots.push_back(Slot::Told(missing, reason));
     }
 
+    /// Whether the peer takes the next number, whatever has it.
+    fn in_span(&self) -> bool {
+        self.cursor.saturating_sub(self.base) < self.window.span()
+    }
+
     /// The next frame, if there is something to send and room for it.
     pub(super) fn poll(&mut self, now: Timestamp, room: FrameRoom) -> Option<Frame> {
         if self.cursor < self.next() {
-            return Some(self.again());
+            // Gaps need room as well: the first number may have no verdict for as long as what is behind it ends.
+            return self.in_span().then(|| self.again());
         }
         self.fresh(now, room).map(Frame::Deliver)
     }
@@ -214,7 +220,7 @@ impl Outgoing {
                 // Of a message that is done nothing is missing. There is none that is not done.
                 Slot::Done | Slot::Open(..) => (0, reason.unwrap_or(GapReason::Withdrawn)),
             };
-            if reason.is_some_and(|known| known != why) {
+            if reason.is_some_and(|known| known != why) || !self.in_span() {
                 break;
             }
             (missing, reason) = (missing.saturating_add(count), Some(why));

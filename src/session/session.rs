@@ -303,7 +303,9 @@ impl Session {
         self.inc.reset();
         self.requests.clear();
         self.ready_told = false;
-        self.parked = false;
+        if core::mem::take(&mut self.parked) {
+            self.event(Event::Parked(false));
+        }
         self.stalled = false;
     }
 

@@ -4,7 +4,9 @@ use core::num::NonZeroU32;
 
 use super::operate::{alice, settled_with, target};
 use super::*;
-use crate::record::{LedgerRow, LedgerRows, Told};
+use crate::machine::ledger::{Keep, Ledger};
+use crate::message::DevicePolicy;
+use crate::record::{LedgerRow, LedgerRows, Slot, Told};
 
 fn short(ttl_ms: u64) -> Message {
     to("alice").ttl(Duration::from_millis(ttl_ms)).build().unwrap()
@@ -358,4 +360,64 @@ fn whoever_leaves_before_it_is_durable_that_they_were_told_is_not_told_again() {
     rig.commit();
     assert_eq!((rig.gaps_told.len(), store.len()), (1, 0));
     assert_eq!(ledger(&mut rig).gaps, []);
+}
+
+/// Found by a review: the laptop was told that it had missed what it had, and the phone, which had missed it, nothing.
+#[test]
+fn a_gap_of_one_device_is_told_to_that_device_alone() {
+    let mut rig = Rig::new();
+    ["phone", "laptop"].into_iter().for_each(|name| rig.register(name));
+    rig.attach(2, "alice", "laptop");
+    let message = short_for_every();
+    let entries = rig.accepted(&message).entries();
+    rig.say(2, entries[1], Verdict::Delivered);
+    rig.pass(Duration::from_millis(10));
+    rig.commit();
+    assert_eq!((ledger(&mut rig).gaps.len(), rig.gaps_told.len()), (1, 0), "it has it");
+    rig.attach(1, "alice", "phone");
+    let told_of: Vec<_> = rig.gaps_told.iter().map(|(link, gaps)| (*link, gaps[0].lane.slot())).collect();
+    assert_eq!(told_of, [(LinkId(1), entries[0].lane.slot())]);
+    told(&mut rig, 1, true);
+    assert_eq!(ledger(&mut rig).gaps, []);
+}
+
+#[test]
+fn of_what_a_removed_device_missed_the_next_one_in_its_slot_is_told_nothing() {
+    let mut rig = Rig::new();
+    ["phone", "laptop"].into_iter().for_each(|name| rig.register(name));
+    rig.attach(2, "alice", "laptop");
+    rig.accepted(&short_for_every());
+    rig.pass(Duration::from_millis(10));
+    told(&mut rig, 2, false);
+    assert_eq!(ledger(&mut rig).gaps.len(), 2);
+    rig.settled_by(Operation::Unregister(alice(), DeviceId::new("phone").unwrap())).unwrap();
+    rig.register("tablet");
+    rig.attach(1, "alice", "tablet");
+    let gaps = ledger(&mut rig).gaps;
+    assert_eq!(gaps.iter().map(|gap| gap.lane.slot()).collect::<Vec<_>>(), [Some(Slot::new(1).unwrap())]);
+    assert!(rig.gaps_told.iter().all(|(link, _)| *link == LinkId(2)), "{:?}", rig.gaps_told);
+}
+
+/// Found by a review: what was damaged after it had been moved was said to have been delivered.
+#[test]
+fn of_a_message_that_was_moved_and_then_damaged_it_is_not_said_that_it_was_delivered() {
+    let mut ledger = Ledger::default();
+    let row = LedgerRow {
+        id: None,
+        ended: Seq::new(9),
+        lane: LaneId::Normal,
+        place: Seq::new(7),
+        reason: EndReason::Dead,
+        possibly_delivered: true,
+        attempts: 0,
+        at: Timestamp::ZERO,
+    };
+    let rows = LedgerRows { rows: vec![row].into(), ..LedgerRows::default() };
+    ledger.merge(&rows, Seq::ZERO, Keep::new(&Config::default(), Timestamp::ZERO));
+    let knows = [5, 7, 8].map(|place| ledger.knows_all_since(Seq::new(place)));
+    assert_eq!(knows, [false, false, true]);
+}
+
+fn short_for_every() -> Message {
+    to("alice").devices(DevicePolicy::EveryDevice).ttl(Duration::from_millis(10)).build().unwrap()
 }

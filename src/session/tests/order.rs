@@ -337,3 +337,41 @@ fn of_a_withdrawal_that_is_repeated_the_host_is_told_once() {
     }
     assert_eq!(withdrawals(&pair.client_events), 1);
 }
+
+/// Found by a review: a handler that takes minutes over one message, while what is behind it expires, had its session
+/// closed, again and again, and was given the message once more.
+#[test]
+fn gaps_behind_a_message_without_a_verdict_stay_within_what_the_peer_takes() {
+    let window = Window { messages: 2, bytes: 1 << 20, reserve: 0 };
+    let mut pair = Pair::up(SessionConfig { window, ..SessionConfig::default() });
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.run();
+    let under_way = pair.taken();
+    for round in 0..40 {
+        let reason = if round % 2 == 0 { GapReason::Expired } else { GapReason::Overflow };
+        pair.server(Input::Gap(1, reason));
+        pair.run();
+        pair.client(Input::Verdicts(vec![(under_way[0].id, Verdict::Progress)]));
+        pair.wait(Duration::from_millis(20));
+        pair.run();
+    }
+    assert!(pair.disconnects.is_empty(), "{:?}", pair.disconnects);
+    pair.client(Input::Verdicts(vec![(under_way[0].id, Verdict::Delivered)]));
+    pair.wait(Duration::from_millis(20));
+    pair.run();
+    let missed = |event: &Event| if let Event::Gap(count, _) = event { *count } else { 0 };
+    assert_eq!(pair.client_events.iter().map(missed).sum::<u64>(), 40);
+    assert!(pair.outcomes().contains(&(1, Outcome::Delivered)));
+}
+
+#[test]
+fn a_peer_whose_session_begins_anew_is_parked_no_more() {
+    let mut pair = Pair::open();
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.run();
+    pair.wait(SessionConfig::default().park_after);
+    assert!(pair.server_events.contains(&Event::Parked(true)));
+    pair.server.forget();
+    pair.wait(Duration::ZERO);
+    assert!(pair.server_events.contains(&Event::Parked(false)));
+}

@@ -371,7 +371,7 @@ impl Node {
         match engine.links.get_mut(&link) {
             Some(link) if !link.is_told && !gaps.is_empty() => {
                 link.is_told = true;
-                self.oracle.told(&link.user, gaps, synced);
+                self.oracle.told((&link.user, &link.device), gaps, synced);
             }
             _ => self.oracle.fail(format!("{link:?} was told of {gaps:?} when gone, or twice at once")),
         }

@@ -118,7 +118,8 @@ impl SessionTask {
                 && let Poll::Ready(published) = publishing.as_mut().poll(context)
             {
                 let lost = || numbers.iter().map(|number| (*number, lost_publish())).collect();
-                let published = published.unwrap_or_else(lost);
+                let mut published: Vec<_> = published.unwrap_or_else(lost);
+                published.retain(|(number, _)| numbers.contains(number));
                 self.publishing = None;
                 return Poll::Ready(Next::Published(published));
             }
@@ -171,6 +172,11 @@ impl SessionTask {
     fn event(&mut self, event: Event) {
         match event {
             Event::Opened { resumed, .. } => {
+                if !resumed {
+                    // Numbers of the life before mean nothing in this one, and come again.
+                    self.publishes.clear();
+                    self.publishing.iter_mut().for_each(|(_, numbers)| numbers.clear());
+                }
                 self.inner.opened(resumed);
                 self.show(true, |info| info.resumed = resumed);
             }

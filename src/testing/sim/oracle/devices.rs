@@ -15,7 +15,7 @@ pub(super) type Slots = BTreeMap<Slot, Known>;
 /// What was recorded of a slot.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Known {
-    device: Option<DeviceId>,
+    pub(super) device: Option<DeviceId>,
     is_leaving: bool,
     exposed: Epoch,
     /// All devices that ever had it.
@@ -57,6 +57,9 @@ impl Oracle {
             DeviceEvent::Gone => (known.device, known.is_leaving) = (None, false),
             DeviceEvent::Exposed(epoch) => known.exposed = *epoch,
             DeviceEvent::Seen => {}
+        }
+        if *event == DeviceEvent::Gone {
+            self.fold_gone(user, *slot);
         }
         if let Some(wrong) = wrong {
             self.fail(format!("{event:?} was recorded of {device} of {user} {wrong}"));

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use super::Oracle;
-use crate::id::{MessageId, UserId};
+use crate::id::{DeviceId, MessageId, UserId};
 use crate::machine::{CopyStanding, Located, Outcome, Target};
 use crate::record::{Admission, End, Gap, LaneId, LedgerRow, LedgerRows, Seq, Slot, Told};
 use crate::status::{EndReason, Status};
@@ -67,10 +67,25 @@ impl Oracle {
         }
     }
 
+    /// The device in this slot is no more: nobody else missed anything of it.
+    pub(super) fn fold_gone(&mut self, user: &UserId, slot: Slot) {
+        self.ledgers.entry(user.clone()).or_default().untold.retain(|lane, _| lane.slot() != Some(slot));
+    }
+
     /// A sink is told of gaps. `synced` says whether the machines know all that is durable.
-    pub(in super::super) fn told(&mut self, user: &UserId, gaps: &[Gap], synced: bool) {
+    pub(in super::super) fn told(
+        &mut self,
+        (user, device): (&UserId, &DeviceId),
+        gaps: &[Gap],
+        synced: bool,
+    ) {
         let expected = self.ledgers.get(user);
         for gap in gaps {
+            let theirs = |slot| self.slots.get(user)?.get(&slot)?.device.as_ref();
+            if synced && gap.lane.slot().is_some_and(|slot| theirs(slot) != Some(device)) {
+                self.fail(format!("{device} of {user} is told of {gap:?}, which another device missed"));
+                return;
+            }
             let untold =
                 expected.and_then(|expected| expected.untold.get(&gap.lane)).copied().unwrap_or_default();
             let true_now = counts(gap).iter().zip(untold).all(|(told, untold)| *told <= untold);
