@@ -412,7 +412,7 @@ fn of_a_message_that_was_moved_and_then_damaged_it_is_not_said_that_it_was_deliv
         attempts: 0,
         at: Timestamp::ZERO,
     };
-    let rows = LedgerRows { rows: vec![row].into(), ..LedgerRows::default() };
+    let rows = LedgerRows { rows: vec![row], ..LedgerRows::default() };
     ledger.merge(&rows, Seq::ZERO, Keep::new(&Config::default(), Timestamp::ZERO));
     let knows = [5, 7, 8].map(|place| ledger.knows_all_since(Seq::new(place)));
     assert_eq!(knows, [false, false, true]);
