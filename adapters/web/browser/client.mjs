@@ -2154,8 +2154,11 @@ export class Client {
     if (!this.#wanted || !this.#owner) return;
     const now = this.#platform.now(), again = code === Code.TakenOver && now - this.#takenOverAt > TAKEN_OVER_MS;
     if (code === Code.TakenOver) this.#takenOverAt = now;
+    // What the server asked for holds also when the connection broke before it was left.
+    const asked = this.#backAt !== undefined && this.#backAt > now ? this.#backAt - now : undefined;
+    this.#backAt = undefined;
     // The hello of a tab that had the outbox before may come late: once that is no reason to give up what is this tab's.
-    this.#retry(again ? Code.Done : code, text, retryAfter, other);
+    this.#retry(again ? Code.Done : code, text, retryAfter ?? asked, other);
   }
 
   /** What to do next. @param {number} code @param {string} text @param {number} [retryAfter] @param {boolean} [other]  Whether another transport is next. */
@@ -2549,9 +2552,14 @@ export class Client {
         Object.assign(working, { epoch, number });
         return;
       }
-      if (known || place.seq <= (this.#floors.get(laneKey(place)) ?? "")) {
-        const reply = known?.reply;
+      if (known) {
+        const { reply } = known;
         this.#session?.decide(epoch, number, reply === undefined ? { kind: "ack" } : { kind: "reply", payload: reply });
+        return;
+      }
+      if (place.seq <= (this.#floors.get(laneKey(place)) ?? "")) {
+        // Its sender has ended it: nobody knows any more whether it was handled, and to say so might be untrue.
+        this.#session?.decide(epoch, number, { kind: "nack", code: Code.Rejected, text: "its sender has ended it" });
         return;
       }
     }

@@ -665,6 +665,38 @@ test("a server that goes away is left when all is quiet, and found again when it
   assert.equal((await settle(sent.settled)).status, "accepted");
 });
 
+// Found by a review: everybody came back at once when a server that had asked them not to was gone before they had left.
+test("a server that goes away is not asked again before its time when the connection breaks", async () => {
+  const { world, open, peer, network } = setUp();
+  const tab = open({}, { handle: () => new Promise(() => {}) });
+  await world.pass(1000, online(tab));
+  peer.post("alice", {});
+  await world.pass(100);
+  peer.sessions.get("alice").link.send({ frame: "go-away", code: 4103, retry_after_ms: 20_000, text: "deploying" });
+  await world.pass(100);
+  network.cut();
+  network.up = true;
+  await world.pass(1000);
+  tab.page.wakes.forEach((wake) => wake());
+  await world.pass(17_000);
+  assert.equal(tab.client.state.name, "offline");
+  await world.pass(3_500);
+  assert.equal(tab.client.state.name, "online");
+});
+
+// Found by a review: what was never handled was acknowledged, and its sender said that it was delivered.
+test("what comes after its sender has ended it is not handled and not said to have been", async () => {
+  const { world, open, peer } = setUp();
+  const heard = [], tab = open({}, { handle: ({ payload }) => { heard.push(payload); } });
+  await world.pass(1000, online(tab));
+  peer.sessions.get("alice").link.send({ frame: "floor", lane: "normal", seq: String(peer.seq + 5n) });
+  await world.pass(100);
+  const id = peer.post("alice", { payload: "late" });
+  await world.pass(1000);
+  assert.deepEqual([heard, peer.log.filter(({ ended }) => ended === id)], [[], []]);
+  assert.equal(peer.sessions.get("alice").outbox.length, 0, "it was refused for good");
+});
+
 test("credentials that are refused are asked for again, and nothing is tried with the same", async () => {
   const asked = [];
   let token = "old";
