@@ -86,8 +86,11 @@ impl Ledger {
                 narrow(&mut self.recording, told);
             }
             Event::Gone(slot) => {
-                self.gaps.retain(|gap| gap.lane.slot() != Some(slot));
-                self.recording.retain(|gap| gap.lane.slot() != Some(slot));
+                // Also of what is being told: the next device in that slot may have the same connection.
+                let being_told = self.teller.as_mut().map(|(_, gaps)| gaps);
+                for gaps in [&mut self.gaps, &mut self.recording].into_iter().chain(being_told) {
+                    gaps.retain(|gap| gap.lane.slot() != Some(slot));
+                }
             }
         }
         self.trim(Keep { since: Timestamp::ZERO, ..keep });

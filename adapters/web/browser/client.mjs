@@ -2151,12 +2151,13 @@ export class Client {
     const blamed = link && recovery(code, this.#malformed) === "blame";
     const other = blamed ? this.#ladder.failed(this.#platform.now(), link.rung) : false;
     if (!blamed) this.#ladder.ended();
+    // What the server asked for holds also when the connection broke before it was left.
+    const back = this.#backAt;
+    this.#backAt = undefined;
     if (!this.#wanted || !this.#owner) return;
     const now = this.#platform.now(), again = code === Code.TakenOver && now - this.#takenOverAt > TAKEN_OVER_MS;
     if (code === Code.TakenOver) this.#takenOverAt = now;
-    // What the server asked for holds also when the connection broke before it was left.
-    const asked = this.#backAt !== undefined && this.#backAt > now ? this.#backAt - now : undefined;
-    this.#backAt = undefined;
+    const asked = back !== undefined && back > now ? back - now : undefined;
     // The hello of a tab that had the outbox before may come late: once that is no reason to give up what is this tab's.
     this.#retry(again ? Code.Done : code, text, retryAfter ?? asked, other);
   }
@@ -2424,6 +2425,10 @@ export class Client {
         // Also if it must wait: those behind it must not overtake it.
         busy.add(key);
         if (row.retryAt > now || (lane !== "critical" && room <= PUBLISH_RESERVE) || room <= 0) continue;
+        if (this.#isForgotten(row, now)) {
+          this.#fail(row, unknown);
+          continue;
+        }
         if (row.size > session.maxFrame) {
           this.#fail(row, { kind: "too-large", code: undefined, text: "it is larger than the server takes" });
           continue;
@@ -2444,6 +2449,14 @@ export class Client {
   }
 
   /**
+   * Whether it may have been accepted so long ago that its id may be forgotten: it could be accepted twice.
+   * @param {Row} row @param {number} now
+   */
+  #isForgotten(row, now) {
+    return now - (row.offered ?? now) > this.#options.horizon;
+  }
+
+  /**
    * After a handshake: what has no receipt is sent again. In the same life, under the same numbers. In a new one nobody can
    * say any more how the old numbers were decided: under new ones, and the server recognises the ids.
    * @param {Session} session
@@ -2458,8 +2471,7 @@ export class Client {
     this.#pending.clear();
     for (const row of rows) {
       if (row.order === undefined) this.#settle(row, "failed", unconfirmed);
-      // What may have been accepted so long ago that its id may be forgotten could be accepted twice.
-      else if (now - (row.offered ?? now) > this.#options.horizon) await this.#fail(row, unknown);
+      else if (this.#isForgotten(row, now)) await this.#fail(row, unknown);
       else row.number = null;
     }
   }
@@ -2475,9 +2487,10 @@ export class Client {
       this.#fail(row, { kind: row.order === undefined && code < 4450 ? "unconfirmed" : "rejected", code, text });
       return;
     }
-    // Not now. It is known that it was not accepted.
+    // Not now. It is known that it was not accepted, unless it failed on the way: then nobody knows.
     const delay = retry_after_ms ?? Math.min(60_000, 1000 * 2 ** row.attempts);
-    const next = { ...row, number: null, offered: null, attempts: row.attempts + 1, retryAt: this.#platform.now() + delay };
+    const offered = code === Code.Failed ? row.offered : null;
+    const next = { ...row, number: null, offered, attempts: row.attempts + 1, retryAt: this.#platform.now() + delay };
     this.#rows.set(row.id, next);
     this.#store?.write((txn) => txn.put(OUTBOX, { ...next, retryAt: 0 })).catch((error) => this.#failedToWrite(error));
     this.#pump();

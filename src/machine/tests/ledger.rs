@@ -2,14 +2,18 @@
 
 use core::num::NonZeroU32;
 
+use super::devices::{device, every, lane};
 use super::operate::{alice, settled_with, target};
 use super::*;
 use crate::machine::ledger::{Keep, Ledger};
-use crate::message::DevicePolicy;
 use crate::record::{LedgerRow, LedgerRows, Slot, Told};
 
 fn short(ttl_ms: u64) -> Message {
     to("alice").ttl(Duration::from_millis(ttl_ms)).build().unwrap()
+}
+
+fn short_for_every() -> Message {
+    every().ttl(Duration::from_millis(10)).build().unwrap()
 }
 
 fn ledger(rig: &mut Rig) -> LedgerRows {
@@ -390,7 +394,7 @@ fn of_what_a_removed_device_missed_the_next_one_in_its_slot_is_told_nothing() {
     rig.pass(Duration::from_millis(10));
     told(&mut rig, 2, false);
     assert_eq!(ledger(&mut rig).gaps.len(), 2);
-    rig.settled_by(Operation::Unregister(alice(), DeviceId::new("phone").unwrap())).unwrap();
+    rig.settled_by(Operation::Unregister(alice(), device("phone"))).unwrap();
     rig.register("tablet");
     rig.attach(1, "alice", "tablet");
     let gaps = ledger(&mut rig).gaps;
@@ -418,6 +422,22 @@ fn of_a_message_that_was_moved_and_then_damaged_it_is_not_said_that_it_was_deliv
     assert_eq!(knows, [false, false, true]);
 }
 
-fn short_for_every() -> Message {
-    to("alice").devices(DevicePolicy::EveryDevice).ttl(Duration::from_millis(10)).build().unwrap()
+#[test]
+fn what_a_device_is_told_while_it_is_removed_and_registered_again_is_not_said_of_its_next_life() {
+    let mut rig = Rig::with_two();
+    rig.accepted(&short_for_every());
+    rig.pass(Duration::from_millis(10));
+    assert_eq!(rig.gaps_told.len(), 1, "the phone is being told");
+    rig.settled_by(Operation::Unregister(alice(), device("phone"))).unwrap();
+    rig.register("phone");
+    let before = rig.log.len();
+    rig.input(Input::GapsTold { link: LinkId(1), told: true });
+    rig.commit();
+    let said = rig
+        .log
+        .iter()
+        .skip(before)
+        .filter(|(_, record)| matches!(record, Record::Told(told) if told.gap.lane == lane(0)));
+    assert_eq!(said.count(), 0);
+    assert_eq!(rig.gaps_told.last().map(|(link, _)| *link), Some(LinkId(2)), "the other one is next");
 }

@@ -665,6 +665,25 @@ test("a server that goes away is left when all is quiet, and found again when it
   assert.equal((await settle(sent.settled)).status, "accepted");
 });
 
+// Found by a review: a failed disk at the server leaves it open what became of a publish, and it was taken for refused.
+test("what failed on its way may have been accepted: it is not cancelled, and not repeated beyond the horizon", async () => {
+  let failing = true;
+  const { world, open, send, settle, payloads } = setUp({ onPublish: () => (failing ? { code: 4400, text: "failed", retry_after_ms: 1000 } : undefined) });
+  const tab = open();
+  await world.pass(1000, online(tab));
+  const sent = await send(tab.client, "one");
+  await world.pass(500);
+  assert.equal(tab.client.outbox()[0].offered, true);
+  assert.equal(await settle(tab.client.cancel(sent.id)), false);
+  failing = false;
+  assert.equal((await settle(sent.settled)).status, "accepted");
+  failing = true;
+  const late = await send(tab.client, "two");
+  await world.pass(3_605_000);
+  const { status, failure } = tab.client.outbox().find(({ id }) => id === late.id);
+  assert.deepEqual([status, failure?.kind, payloads()], ["failed", "unknown-outcome", ["one"]]);
+});
+
 // Found by a review: everybody came back at once when a server that had asked them not to was gone before they had left.
 test("a server that goes away is not asked again before its time when the connection breaks", async () => {
   const { world, open, peer, network } = setUp();

@@ -173,7 +173,8 @@ impl SessionTask {
         match event {
             Event::Opened { resumed, .. } => {
                 if !resumed {
-                    // Numbers of the life before mean nothing in this one, and come again.
+                    // Numbers of the life before mean nothing in this one: whoever still wants their outcome publishes again,
+                    // and what is on its way to the engine is recognised by its id.
                     self.publishes.clear();
                     self.publishing.iter_mut().for_each(|(_, numbers)| numbers.clear());
                 }
@@ -194,7 +195,9 @@ impl SessionTask {
             Event::Quality(grade) => self.show(self.pump.session().connection().is_some(), |info| {
                 info.grade = grade;
             }),
-            Event::Parked(parked) => self.show(true, |info| info.is_parked = parked),
+            Event::Parked(parked) => self.show(self.pump.session().connection().is_some(), |info| {
+                info.is_parked = parked;
+            }),
             Event::Over(code) => {
                 tracing::debug!(user = %self.peer.user, device = %self.peer.device, %code, "a session is over");
                 self.over = true;
@@ -276,4 +279,48 @@ impl SessionTask {
 fn lost_publish() -> Published {
     let code = Code::Failed;
     Published::Refused(Refused { code, retry_after: None, text: code.text().to_owned() })
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::super::tests::{acceptor, entry};
+    use super::*;
+
+    fn task() -> SessionTask {
+        let acceptor = acceptor();
+        let peer = Peer::new("alice".try_into().unwrap(), "phone".try_into().unwrap());
+        let (commands, taken) = mpsc::channel(1);
+        let entry = entry(&acceptor, &peer, commands);
+        SessionTask::new(acceptor.guard.0.clone(), peer, entry, taken)
+    }
+
+    /// Found by a review: while a disk hung, the publishes of each new life were kept beside those of the lives before.
+    #[tokio::test]
+    async fn publishes_of_a_life_that_is_over_are_forgotten_and_their_outcomes_not_said_in_the_next() {
+        let mut task = task();
+        let message = || Message::to("bob", "chat.message", Bytes::new()).build().unwrap();
+        let opened = |resumed| Event::Opened { resumed, user: "alice".try_into().unwrap() };
+        task.publishing = Some((contained(async { vec![(1, Published::Accepted)] }), vec![1]));
+        task.event(Event::Publish(2, message()));
+        task.event(opened(true));
+        assert_eq!(task.publishes.len(), 1, "the life goes on");
+        task.event(opened(false));
+        task.event(Event::Publish(1, message()));
+        assert_eq!(task.publishes.iter().map(|(number, _)| *number).collect::<Vec<_>>(), [1]);
+        let Next::Published(outcomes) = task.next().await else {
+            panic!("that of the life before is decided")
+        };
+        assert!(outcomes.is_empty(), "another message has that number now");
+    }
+
+    /// Found by a review of the change before: a session that ended was shown with a connection.
+    #[tokio::test]
+    async fn who_is_parked_no_more_as_the_life_is_over_is_not_shown_with_a_connection() {
+        let mut task = task();
+        task.show(false, |_| {});
+        task.event(Event::Parked(false));
+        assert!(!task.entry.info.lock().is_open);
+    }
 }

@@ -19,6 +19,13 @@ impl Authenticator for Nobody {
 fn held_up(acceptor: &Acceptor, name: &str, room: usize) -> mpsc::Receiver<Command> {
     let peer = Peer::new(name.try_into().unwrap(), "phone".try_into().unwrap());
     let (commands, taken) = mpsc::channel(room);
+    let entry = entry(acceptor, &peer, commands);
+    acceptor.guard.0.registry.find_or(&peer, usize::MAX, || entry).expect("there is room");
+    taken
+}
+
+/// A session with a connection, as the registry knows it.
+pub(super) fn entry(acceptor: &Acceptor, peer: &Peer, commands: mpsc::Sender<Command>) -> Arc<Entry> {
     let info = Connection {
         peer: peer.clone(),
         transport: "memory",
@@ -30,14 +37,11 @@ fn held_up(acceptor: &Acceptor, name: &str, room: usize) -> mpsc::Receiver<Comma
         rtt: None,
         is_parked: false,
     };
-    let inner = &acceptor.guard.0;
-    let serial = inner.next_serial.fetch_add(1, Ordering::Relaxed);
-    let entry = Arc::new(Entry { serial, commands, info: Mutex::new(info) });
-    inner.registry.find_or(&peer, usize::MAX, || entry).expect("there is room");
-    taken
+    let serial = acceptor.guard.0.next_serial.fetch_add(1, Ordering::Relaxed);
+    Arc::new(Entry { serial, commands, info: Mutex::new(info) })
 }
 
-fn acceptor() -> Acceptor {
+pub(super) fn acceptor() -> Acceptor {
     let engine = Engine::builder(MemoryStore::new()).build().unwrap();
     Acceptor::builder(engine, Nobody).build().unwrap()
 }
