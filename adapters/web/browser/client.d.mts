@@ -275,6 +275,8 @@ export class Backoff {
     failures: number;
     /** @param {number} [retryAfter] @param {boolean} [other]  Whether something else is tried next, which did not fail yet. */
     next(retryAfter?: number, other?: boolean): number;
+    /** When to come for whoever was asked to come no earlier. It counts no failure. @param {number} retryAfter */
+    behind(retryAfter: number): number;
     reset(): void;
 }
 /**
@@ -423,8 +425,8 @@ export class Session {
     renew(credentials: string): void;
     /** The connection is gone. @param {number} code @param {string} text @param {number} [retryAfter] */
     lost(code: number, text: string, retryAfter?: number): void;
-    /** Closes the connection, and says why. @param {number} code @param {string} text @param {number} [retryAfter] */
-    end(code: number, text: string, retryAfter?: number): void;
+    /** Closes the connection, and says why. @param {number} code @param {string} text */
+    end(code: number, text: string): void;
     /** Another connection takes this one's place: nothing is heard or said over it any more. */
     freeze(): void;
     /** When to say {@link Session.tick}, if nothing happens before. */
@@ -498,7 +500,8 @@ export class Client {
     watch<K extends keyof Watched>(what: K, run: (value: Watched[K]) => void): () => void;
     /**
      * Keeps a connection from now on. With `steal` it takes over from another tab; with `credentials`, it uses those instead
-     * of asking. Also the way on from `needs-credentials`, and from `closed` unless {@link Client.close} closed it.
+     * of asking. Also the way on from `needs-credentials`, and from `closed` unless {@link Client.close} closed it. It ends a wait
+     * that this client chose itself; when the server has asked to come back later, it connects then, and `retryIn` says when.
      * @param {{ steal?: boolean, credentials?: string }} [how]
      */
     connect({ steal, credentials }?: {

@@ -530,9 +530,15 @@ export class Backoff {
     const { floor, cap } = this.config;
     this.failures += 1;
     if (other && retryAfter === undefined) return floor + Math.floor(this.random() * (floor + 1));
+    if (retryAfter !== undefined) return this.behind(retryAfter);
     const ceiling = Math.max(floor, Math.min(cap, floor * 2 ** Math.min(this.failures, 30)));
+    return floor + Math.floor(this.random() * (ceiling - floor + 1));
+  }
+
+  /** When to come for whoever was asked to come no earlier. It counts no failure. @param {number} retryAfter */
+  behind(retryAfter) {
     // The server's slot is jittered already: a floor's worth of spread is enough.
-    return retryAfter === undefined ? floor + Math.floor(this.random() * (ceiling - floor + 1)) : retryAfter + Math.floor(this.random() * (floor + 1));
+    return retryAfter + Math.floor(this.random() * (this.config.floor + 1));
   }
 
   reset() {
@@ -1297,11 +1303,11 @@ export class Session {
     this.host.ended({ code, text, retryAfter });
   }
 
-  /** Closes the connection, and says why. @param {number} code @param {string} text @param {number} [retryAfter] */
-  end(code, text, retryAfter) {
+  /** Closes the connection, and says why. @param {number} code @param {string} text */
+  end(code, text) {
     this.#flush();
     this.#say({ frame: "close", code, text: text.slice(0, 80) });
-    this.lost(code, text, retryAfter);
+    this.lost(code, text);
   }
 
   /** Another connection takes this one's place: nothing is heard or said over it any more. */
@@ -1623,13 +1629,16 @@ export class Client {
   /** @type {Link | undefined} One that is being made. */ #attempt = undefined;
   /** When to connect again. */ #retryAt = Infinity;
   /** When to look for a better rung, at the earliest. */ #climbAt = 0;
-  /** Before then nothing may wake it. */ #earliest = 0;
+  /**
+   * Before then the server does not want to see this client, over whatever transport and whoever asks for it: the latest
+   * time that a go-away, reject, close or refused attempt named. It is only ever raised, and holds until it has passed.
+   */
+  #notBefore = 0;
   #malformed = 0;
   #takenOverAt = -Infinity;
   /** @type {string | undefined} Credentials that were given, until they are refused. */ #given = undefined;
   /** @type {string | undefined} The last that were shown. */ #shown = undefined;
-  /** When to leave because the server asked for it, and when to come back. */ #leaveAt = Infinity;
-  /** @type {number | undefined} */ #backAt = undefined;
+  /** When to leave because the server asked for it. */ #leaveAt = Infinity;
   /** @type {any} */ #timer = undefined;
 
   /** @type {Map<string, Row>} */ #rows = new Map();
@@ -1709,7 +1718,8 @@ export class Client {
 
   /**
    * Keeps a connection from now on. With `steal` it takes over from another tab; with `credentials`, it uses those instead
-   * of asking. Also the way on from `needs-credentials`, and from `closed` unless {@link Client.close} closed it.
+   * of asking. Also the way on from `needs-credentials`, and from `closed` unless {@link Client.close} closed it. It ends a wait
+   * that this client chose itself; when the server has asked to come back later, it connects then, and `retryIn` says when.
    * @param {{ steal?: boolean, credentials?: string }} [how]
    */
   connect({ steal = false, credentials } = {}) {
@@ -1718,7 +1728,7 @@ export class Client {
     this.#wanted = true;
     this.#malformed = 0;
     if (!this.#owner) return this.#own(steal);
-    if (!this.#link && !this.#attempt) this.#open(this.#ladder.current);
+    if (!this.#link && !this.#attempt) this.#openInTime();
   }
 
   /**
@@ -1942,7 +1952,7 @@ export class Client {
       }
       decided();
       if (!this.#owner) return;
-      if (this.#wanted) this.#open(this.#ladder.current);
+      if (this.#wanted) this.#openInTime();
       else wait("disconnected");
       await until;
     };
@@ -2061,6 +2071,20 @@ export class Client {
 
   // ---- the connection
 
+  /** The server asked to come back later, wherever it said so. @param {number | undefined} retryAfter */
+  #asked(retryAfter) {
+    if (retryAfter !== undefined) this.#notBefore = Math.max(this.#notBefore, this.#platform.now() + this.#backoff.behind(retryAfter));
+  }
+
+  /** Connects now, or when the server wants to see this client. */
+  #openInTime() {
+    const now = this.#platform.now();
+    if (now >= this.#notBefore) return void this.#open(this.#ladder.current);
+    this.#retryAt = this.#notBefore;
+    this.#become({ name: "offline", retryIn: this.#retryAt - now, why: "the server asked to come back later", code: undefined });
+    this.#arm();
+  }
+
   /** Makes a connection over a rung, while the one that is there goes on. @param {number} rung */
   async #open(rung) {
     this.#retryAt = Infinity;
@@ -2094,6 +2118,8 @@ export class Client {
         frame: (text) => this.#heard(link, text),
         closed: ({ code, retryAfter, text }) => {
           if (this.#link === link) this.#session?.lost(code, text, retryAfter);
+          // It broke before hello was said over it.
+          else this.#failed(link, new ConnectError(text, code, retryAfter), false);
         },
       });
       if (this.#attempt === link) this.#opened(link, wire, credentials);
@@ -2131,11 +2157,12 @@ export class Client {
     if (!this.#link && silent && other) {
       // The wait for an answer was wait enough.
       this.#become({ name: "offline", retryIn: 0, why: message, code });
-      return void this.#open(this.#ladder.current);
+      return this.#openInTime();
     }
-    if (!this.#link) return this.#retry(code, message, retryAfter, other);
+    this.#asked(retryAfter);
+    if (!this.#link) return this.#retry(code, message, other);
     // It was an attempt to climb: the connection that is there goes on.
-    this.#climbAt = now + this.#backoff.next(retryAfter);
+    this.#climbAt = now + this.#backoff.next();
     this.#arm();
   }
 
@@ -2151,19 +2178,16 @@ export class Client {
     const blamed = link && recovery(code, this.#malformed) === "blame";
     const other = blamed ? this.#ladder.failed(this.#platform.now(), link.rung) : false;
     if (!blamed) this.#ladder.ended();
-    // What the server asked for holds also when the connection broke before it was left.
-    const back = this.#backAt;
-    this.#backAt = undefined;
+    this.#asked(retryAfter);
     if (!this.#wanted || !this.#owner) return;
     const now = this.#platform.now(), again = code === Code.TakenOver && now - this.#takenOverAt > TAKEN_OVER_MS;
     if (code === Code.TakenOver) this.#takenOverAt = now;
-    const asked = back !== undefined && back > now ? back - now : undefined;
     // The hello of a tab that had the outbox before may come late: once that is no reason to give up what is this tab's.
-    this.#retry(again ? Code.Done : code, text, retryAfter ?? asked, other);
+    this.#retry(again ? Code.Done : code, text, other);
   }
 
-  /** What to do next. @param {number} code @param {string} text @param {number} [retryAfter] @param {boolean} [other]  Whether another transport is next. */
-  #retry(code, text, retryAfter, other) {
+  /** What to do next. @param {number} code @param {string} text @param {boolean} [other]  Whether another transport is next. */
+  #retry(code, text, other) {
     const now = this.#platform.now();
     switch (recovery(code, this.#malformed)) {
       case "close":
@@ -2172,20 +2196,18 @@ export class Client {
         break;
       case "credentials":
         this.#become({ name: "needs-credentials", code });
-        this.#askAgain(code, retryAfter);
+        this.#askAgain(code);
         break;
       default: {
-        const delay = this.#backoff.next(retryAfter, other);
-        this.#retryAt = now + delay;
-        this.#earliest = retryAfter === undefined ? 0 : this.#retryAt;
-        this.#become({ name: "offline", retryIn: delay, why: text, code });
+        this.#retryAt = Math.max(now + this.#backoff.next(undefined, other), this.#notBefore);
+        this.#become({ name: "offline", retryIn: this.#retryAt - now, why: text, code });
       }
     }
     this.#arm();
   }
 
-  /** @param {number} code @param {number} [retryAfter] */
-  async #askAgain(code, retryAfter) {
+  /** @param {number} code */
+  async #askAgain(code) {
     const refused = this.#shown;
     this.#given = undefined;
     let credentials;
@@ -2198,7 +2220,7 @@ export class Client {
     // The same again would be refused again.
     if (this.#state.name !== "needs-credentials" || credentials === undefined || credentials === refused) return;
     this.#given = credentials;
-    this.#retryAt = this.#platform.now() + this.#backoff.next(retryAfter);
+    this.#retryAt = Math.max(this.#platform.now() + this.#backoff.next(), this.#notBefore);
     this.#arm();
   }
 
@@ -2233,7 +2255,7 @@ export class Client {
 
   /** The network or the page is back: whoever waits need not, unless the server asked for it. */
   #wake() {
-    if (this.#retryAt < Infinity && this.#earliest <= this.#platform.now() && !this.#link) this.#retryAt = this.#platform.now();
+    if (this.#retryAt < Infinity && !this.#link) this.#retryAt = Math.max(this.#platform.now(), this.#notBefore);
     this.#tick();
   }
 
@@ -2244,7 +2266,7 @@ export class Client {
     if (now >= this.#floorAt) this.#keepFloors();
     if (now >= this.#leaveAt || (this.#leaveAt < Infinity && this.#isQuiet())) this.#leave();
     if (!this.#attempt && !this.#link && now >= this.#retryAt) this.#open(this.#ladder.current);
-    if (!this.#attempt && this.#session?.phase === "up" && now >= this.#climbAt) {
+    if (!this.#attempt && this.#session?.phase === "up" && now >= Math.max(this.#climbAt, this.#notBefore)) {
       this.#climbAt = now + 1000;
       const better = this.#ladder.better(now, this.#session.quality.grade);
       if (better !== undefined) this.#open(better);
@@ -2259,7 +2281,7 @@ export class Client {
     if (this.#closed || !this.#owner) return;
     let at = Math.min(this.#session?.timeout ?? Infinity, this.#floorAt, this.#leaveAt, this.#pumpAt);
     // It climbs from an open connection only: until the welcome has come there is nothing to wake for.
-    const climbAt = this.#session?.phase === "up" ? Math.max(this.#ladder.timeout, this.#climbAt) : Infinity;
+    const climbAt = this.#session?.phase === "up" ? Math.max(this.#ladder.timeout, this.#climbAt, this.#notBefore) : Infinity;
     if (!this.#attempt) at = Math.min(at, this.#link ? climbAt : this.#retryAt);
     for (const row of this.#pumpAt < Infinity ? [] : this.#rows.values()) {
       if (row.retryAt > now) at = Math.min(at, row.retryAt);
@@ -2326,9 +2348,11 @@ export class Client {
 
   /** The server asks to come back later: ends what is under way, then leaves. @param {number | undefined} retryAfter */
   #goAway(retryAfter) {
-    const now = this.#platform.now();
-    this.#backAt = retryAfter === undefined ? undefined : now + retryAfter;
-    this.#leaveAt = now + GO_AWAY_MS;
+    this.#asked(retryAfter);
+    // Whoever is asked to go does not come over another transport.
+    this.#attempt?.abort.abort();
+    this.#attempt = undefined;
+    this.#leaveAt = this.#platform.now() + GO_AWAY_MS;
     if (this.#isQuiet()) this.#leave();
   }
 
@@ -2337,9 +2361,8 @@ export class Client {
   }
 
   #leave() {
-    const retryAfter = this.#backAt === undefined ? undefined : Math.max(0, this.#backAt - this.#platform.now());
     this.#leaveAt = Infinity;
-    this.#session?.end(Code.Done, "as the server asked", retryAfter);
+    this.#session?.end(Code.Done, "as the server asked");
   }
 
   // ---- publishing

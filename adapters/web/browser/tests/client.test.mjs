@@ -703,6 +703,106 @@ test("a server that goes away is not asked again before its time when the connec
   assert.equal(tab.client.state.name, "online");
 });
 
+// Found by a review: what an attempt at a better transport was told was forgotten when the connection beside it broke.
+test("a refused climb's time holds when the connection that stood breaks, whoever asks", async () => {
+  const { world, open, network } = setUp();
+  network.blocked = new Set(["websocket"]);
+  const tab = open();
+  assert.ok(await world.pass(5000, online(tab)));
+  network.refused.set("websocket", { code: Code.RateLimited, retryAfter: 60_000 });
+  const before = network.tries.length;
+  assert.ok(await world.pass(60_000, () => network.tries.length > before), "it climbs");
+  await world.pass(100);
+  const asked = world.now(), tries = network.tries.length;
+  network.blocked = new Set();
+  network.refused.clear();
+  network.cut();
+  await world.pass(1000);
+  assert.equal(tab.client.state.name, "offline");
+  tab.page.wakes.forEach((wake) => wake());
+  tab.client.connect();
+  await world.pass(1000);
+  assert.equal(tab.client.state.name, "offline");
+  assert.ok(tab.client.state.retryIn > 55_000, `it says when: ${tab.client.state.retryIn}`);
+  tab.client.disconnect();
+  tab.client.connect();
+  await world.pass(asked + 59_000 - world.now());
+  assert.deepEqual([tab.client.state.name, network.tries.length], ["offline", tries], "nothing is tried before");
+  await world.pass(2500);
+  assert.equal(tab.client.state.name, "online", "and then it comes by itself");
+});
+
+test("what a server asks for in its close is obeyed by whoever says connect, and no later farewell shortens it", async () => {
+  const { world, open, network, peer } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  peer.sessions.get("alice").link.send({ frame: "go-away", code: 4103, retry_after_ms: 60_000, text: "deploying" });
+  peer.sessions.get("alice").close(4103, { retry_after_ms: 1000 });
+  await world.pass(100);
+  for (let n = 0; n < 58; n += 1) {
+    tab.client.connect();
+    tab.page.wakes.forEach((wake) => wake());
+    await world.pass(1000);
+    assert.deepEqual([tab.client.state.name, network.tries.length], ["offline", 1]);
+  }
+  await world.pass(3000);
+  assert.equal(tab.client.state.name, "online");
+});
+
+test("a device that is closed for good with a time to come back at, comes then when its host says so", async () => {
+  const { world, open, network, peer } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  peer.sessions.get("alice").close(4309, { retry_after_ms: 30_000 });
+  await world.pass(100);
+  assert.equal(tab.client.state.name, "closed");
+  tab.client.connect();
+  await world.pass(29_000);
+  assert.deepEqual([tab.client.state.name, network.tries.length], ["offline", 1]);
+  await world.pass(2000);
+  assert.equal(tab.client.state.name, "online");
+});
+
+test("whoever is asked to go away does not come over another transport meanwhile", async () => {
+  const { world, open, network, peer } = setUp(), page = { alive: true };
+  network.blocked = new Set(["websocket"]);
+  let gate = async () => {}, release = () => {}, climbing = false;
+  const slow = { name: "websocket", open: async (opening) => {
+    await gate();
+    return network.open(page, "websocket", opening);
+  } };
+  const tab = open({ transports: [slow, { name: "sse", open: (opening) => network.open(page, "sse", opening) }] }, { handle: () => new Promise(() => {}) });
+  assert.ok(await world.pass(5000, online(tab)));
+  peer.post("alice", {});
+  await world.pass(100);
+  network.blocked = new Set();
+  gate = () => new Promise((resolve) => {
+    [climbing, release] = [true, () => resolve(undefined)];
+  });
+  assert.ok(await world.pass(60_000, () => climbing), "it climbs");
+  peer.sessions.get("alice").link.send({ frame: "go-away", code: 4103, retry_after_ms: 20_000, text: "deploying" });
+  await world.pass(100);
+  release();
+  await world.pass(19_000);
+  assert.deepEqual([network.connections, tab.client.state.name], [["sse"], "offline"], "nothing connects before");
+  await world.pass(3000);
+  assert.equal(tab.client.state.name, "online");
+});
+
+// A new connection whose end came with its beginning was waited for until the handshake's time was up.
+test("a connection that breaks as it opens has failed at once", async () => {
+  const { world, open, network } = setUp();
+  let broken = 0;
+  const broke = { name: "brittle", open: async ({ closed }) => {
+    broken += 1;
+    closed({ code: Code.TransportLost, text: "over" });
+    return { send: () => {}, close: () => {} };
+  } };
+  const tab = open({ transports: [broke, { name: "sound", open: (opening) => network.open({ alive: true }, "sound", opening) }] });
+  assert.ok(await world.pass(5000, online(tab)), `${broken} tries`);
+  assert.equal(broken, 2);
+});
+
 // Found by a review: what was never handled was acknowledged, and its sender said that it was delivered.
 test("what comes after its sender has ended it is not handled and not said to have been", async () => {
   const { world, open, peer } = setUp();

@@ -199,8 +199,10 @@ class Locks {
  */
 export class Network {
   constructor(world, peer, { delay = () => 5 } = {}) {
-    Object.assign(this, { world, peer, delay, links: new Set(), up: true, blocked: new Set() });
+    Object.assign(this, { world, peer, delay, links: new Set(), up: true, blocked: new Set(), refused: new Map() });
+    /** By what connections were made, and by what they were tried. */
     this.connections = [];
+    this.tries = [];
   }
 
   /** Transports by name for a page. */
@@ -210,8 +212,11 @@ export class Network {
 
   open(page, name, { signal, frame, closed }) {
     return new Promise((resolve, reject) => {
+      this.tries.push(name);
       if (this.swallowed?.has(name)) return;
       this.world.setTimeout(() => {
+        const said = this.refused.get(name);
+        if (said && page.alive) return reject(new ConnectError("refused by the server", said.code, said.retryAfter));
         if (!this.up || this.blocked.has(name) || signal.aborted || !page.alive) return reject(new ConnectError("refused"));
         const link = { name, page, down: false, silent: false, lanes: { up: this.world.now(), down: this.world.now() } };
         const later = (lane, run) => {
