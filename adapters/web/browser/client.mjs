@@ -1490,7 +1490,8 @@ export class Session {
     this.#ackAt = Math.min(this.#ackAt, this.host.now() + delay);
   }
 
-  #flush() {
+  /** Says what acknowledgements there are. @param {boolean} [always]  Also if there are none. */
+  #flush(always = false) {
     if (this.phase !== "up") return;
     const numbers = this.#acks.sort((a, b) => a - b);
     /** @type {{ from: number, to: number }[]} */
@@ -1505,7 +1506,7 @@ export class Session {
     }
     this.#acks = numbers.slice(taken);
     this.#ackAt = this.#acks.length > 0 ? this.host.now() : Infinity;
-    if (ranges.length > 0) this.#say({ frame: "ack", ranges });
+    if (ranges.length > 0 || always) this.#say({ frame: "ack", ranges });
   }
 
   /** The connection is a new one: what the server may not have heard is said again. @param {number} base */
@@ -1518,7 +1519,8 @@ export class Session {
       else if (said.kind === "reply") this.#say({ frame: "reply", number, payload: said.payload });
       else this.#say(said.frame);
     }
-    this.#flush();
+    // Also of nothing: what it hears tells the server that this is the connection that is meant.
+    this.#flush(true);
   }
 
   /** Handlers still work on what came a while ago. @param {number} now */

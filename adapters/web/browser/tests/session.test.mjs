@@ -128,6 +128,20 @@ test("a resumed session says every verdict again that the server may not have he
   assert.equal(t.items.length, 5);
 });
 
+test("who has resumed says an ack at once, also of nothing, so that the server knows that its hello was meant", () => {
+  const { session, said, hear, welcome, open } = setUp();
+  open();
+  assert.deepEqual(said(), [], "a new life has nothing to be sure of");
+  hear(deliver(1, [item(1)]));
+  session.decide("7", 1, { kind: "ack" });
+  session.lost(Code.TransportLost, "cut");
+  said();
+  session.hello("secret");
+  said();
+  welcome({ resumed: true, base: 2 });
+  assert.deepEqual(said(), [{ frame: "ack", ranges: [] }]);
+});
+
 test("a new life forgets all numbers", () => {
   const { session, said, hear, welcome, open } = setUp();
   open();
