@@ -218,6 +218,14 @@ const GO_AWAY_MS = 5_000;
 /** A device that is taken over twice within this time does not come back by itself. */
 const TAKEN_OVER_MS = 60_000;
 const MAX_MALFORMED = 3;
+/** Bytes that go up in one request, unless a single frame has more: less than any server takes. */
+const MAX_UP_BYTES = 128 << 10;
+/** Bytes that browsers still send when the page that says them goes. */
+const MAX_KEEPALIVE_BYTES = 48 << 10;
+/** How long what was said before a connection was closed may take to go out. */
+const CLOSING_MS = 10_000;
+/** An answer to a poll that comes sooner and says nothing is none of the server's. */
+const EMPTY_POLL_MS = 1_000;
 /** Logs of other servers whose places are remembered. */
 const MAX_STREAMS = 8;
 
@@ -789,10 +797,12 @@ export const longPoll = {
     const line = await openLine(opening, "poll");
     (async () => {
       for (let n = 1; !signal.aborted; n += 1) {
-        const query = { c: line.id, n: String(n) };
+        const query = { c: line.id, n: String(n) }, asked = platform.now();
         // A repeated number gets the same answer: an answer that was lost can be asked for again.
         const text = await repeat(platform, signal, async () => (await request(endpoint(url, "poll", query), { signal })).text());
         for (const each of text.split("\n")) if (each.trim()) frame(each);
+        // Something between answers in the server's place: it is not asked as fast as it answers.
+        if (text.trim() === "" && platform.now() < asked + EMPTY_POLL_MS) await pause(platform, signal, EMPTY_POLL_MS);
       }
     })().catch((error) => line.end(error));
     return line;
@@ -804,11 +814,15 @@ export const longPoll = {
  * @param {Opening} opening @param {string} by
  */
 async function openLine({ url, signal, platform, closed }, by) {
-  const { connection } = await (await request(endpoint(url, "open", { by }), { method: "POST", signal })).json();
-  const id = String(connection);
+  const { connection: id } = await (await request(endpoint(url, "open", { by }), { method: "POST", signal })).json();
+  if (typeof id !== "string") throw new ConnectError("what answers is no server");
   /** @type {string[]} */
-  let waiting = [];
+  const waiting = [];
   let [n, busy, over, closing] = [0, false, false, false];
+  // What was said before it is closed still goes out, also what is under way.
+  const ups = new AbortController();
+  signal.addEventListener("abort", () => closing || ups.abort(), { once: true });
+  let timer = /** @type {any} */ (undefined);
   /** @param {unknown} error */
   const end = (error) => {
     if (over || closing) return;
@@ -819,18 +833,21 @@ async function openLine({ url, signal, platform, closed }, by) {
   const flush = async () => {
     if (busy) return;
     busy = true;
-    while (waiting.length > 0 && !over) {
-      const body = waiting.join("\n");
-      waiting = [];
-      n += 1;
-      const address = endpoint(url, "up", { c: id, n: String(n) });
-      // The server takes a number once: what was sent and not answered can be sent again.
-      await repeat(platform, closing ? undefined : signal, () => request(address, { method: "POST", body, signal: closing ? undefined : signal, keepalive: closing }));
-    }
-    busy = false;
-    if (closing && !over) {
-      over = true;
-      await request(endpoint(url, "close", { c: id }), { method: "POST", keepalive: true });
+    try {
+      while (waiting.length > 0 && !over) {
+        const { body, size } = takeLines(waiting);
+        n += 1;
+        const address = endpoint(url, "up", { c: id, n: String(n) });
+        // The server takes a number once: what was sent and not answered can be sent again.
+        await repeat(platform, ups.signal, () => request(address, { method: "POST", body, signal: ups.signal, keepalive: closing && size <= MAX_KEEPALIVE_BYTES }));
+      }
+      if (closing && !over) {
+        over = true;
+        await request(endpoint(url, "close", { c: id }), { method: "POST", signal: ups.signal, keepalive: true });
+      }
+    } finally {
+      busy = false;
+      if (closing) platform.clearTimeout(timer);
     }
   };
   return {
@@ -842,10 +859,23 @@ async function openLine({ url, signal, platform, closed }, by) {
       queueMicrotask(() => flush().catch(end));
     },
     close() {
+      if (closing) return;
       closing = true;
+      timer = platform.setTimeout(() => ups.abort(), CLOSING_MS);
       queueMicrotask(() => flush().catch(end));
     },
   };
+}
+
+/** The first ones of these lines, as far as they go into one request. @param {string[]} lines */
+function takeLines(lines) {
+  let [count, size] = [0, 0];
+  for (const line of lines) {
+    const more = bytesOf(line) + 1;
+    if (count > 0 && size + more > MAX_UP_BYTES) break;
+    [count, size] = [count + 1, size + more];
+  }
+  return { body: lines.splice(0, count).join("\n"), size };
 }
 
 /**
@@ -884,11 +914,18 @@ async function request(url, init) {
   const { status } = response, said = refusal(await response.text().catch(() => ""));
   if (said) throw said;
   // Any proxy may have said this: only what every one says in the same sense is believed.
-  const after = Number(response.headers.get("retry-after") ?? NaN);
   const code = { 401: Code.CredentialsRefused, 429: Code.RateLimited, 503: Code.Overloaded }[status];
-  const error = new ConnectError(`HTTP status ${status}`, code, code && Number.isFinite(after) ? after * 1000 : undefined);
+  const error = new ConnectError(`HTTP status ${status}`, code, code && retryAfterOf(response.headers));
   error.passing = [408, 502, 503, 504].includes(status);
   throw error;
+}
+
+/** What `Retry-After` says (RFC 9110, section 10.2.3), in milliseconds. @param {Headers} headers */
+function retryAfterOf(headers) {
+  const text = headers.get("retry-after") ?? "";
+  // A date is one by the clock of whoever says it.
+  const ms = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.parse(headers.get("date") ?? "");
+  return Number.isSafeInteger(ms) && ms >= 0 ? ms : undefined;
 }
 
 /** What a server says when it refuses something, if it was the server. @param {string} text */
@@ -896,7 +933,7 @@ function refusal(text) {
   try {
     const { code, retry_after_ms: after, text: why = "" } = JSON.parse(text);
     if (!Number.isSafeInteger(code) || code < 4000 || code > 4399) return undefined;
-    return new ConnectError(String(why), code, Number.isSafeInteger(after) ? after : undefined);
+    return new ConnectError(String(why), code, Number.isSafeInteger(after) && after >= 0 ? after : undefined);
   } catch {
     return undefined;
   }

@@ -10,16 +10,16 @@ after(() => servers.forEach((server) => { server.close(); server.closeAllConnect
 
 /** A server of session endpoints; `broken(path, n)` says what becomes of a request: "before" or "after" it was served it breaks. */
 async function serve(broken = () => undefined) {
-  const state = { frames: [], ups: 0, waiting: [], polls: 0, answer: "", wake: () => {}, stream: undefined, requests: [] };
+  const state = { frames: [], ups: 0, sizes: [], headers: { "retry-after": "7" }, waiting: [], polls: 0, answer: "", wake: () => {}, stream: undefined, requests: [] };
   const server = createServer(async (request, response) => {
     const url = new URL(request.url, "http://x"), path = url.pathname.split("/").at(-1), n = Number(url.searchParams.get("n"));
     state.requests.push(`${request.method} ${path} ${n}`);
-    const fate = broken(path, n, state.requests.filter((each) => each.endsWith(`${path} ${n}`)).length);
+    const fate = await broken(path, n, state.requests.filter((each) => each.endsWith(`${path} ${n}`)).length);
     let text = "";
     for await (const chunk of request) text += chunk;
     if (fate === "before") return request.socket.destroy();
     if (typeof fate === "number") {
-      response.writeHead(fate, { "retry-after": "7" });
+      response.writeHead(fate, state.headers);
       return response.end();
     }
     if (typeof fate === "object") {
@@ -28,6 +28,7 @@ async function serve(broken = () => undefined) {
     }
     if (path === "up" && n > state.ups) {
       state.ups = n;
+      state.sizes.push(Buffer.byteLength(text));
       state.frames.push(...text.split("\n"));
     }
     if (path === "poll" && n > state.polls) {
@@ -62,7 +63,7 @@ async function open(transport, url) {
       await new Promise((resolve) => waiting.push(resolve));
     }
   };
-  const platform = { setTimeout: (run, ms) => setTimeout(() => { run(); changed(); }, ms / 10), clearTimeout };
+  const platform = { now: Date.now, setTimeout: (run, ms) => setTimeout(() => { run(); changed(); }, ms / 10), clearTimeout };
   const wire = await transport.open({ url, signal: abort.signal, platform, frame: (text) => { heard.push(text); changed(); }, closed: (end) => { ends.push(end); changed(); } });
   return { wire, heard, ends, abort, until, changed };
 }
@@ -114,7 +115,73 @@ for (const transport of [serverSentEvents, longPoll]) {
     while (!state.requests.includes("POST close 0")) await new Promise((resolve) => setImmediate(resolve));
     assert.deepEqual([state.frames, ends.map(({ code }) => code)], [["last"], ends.map(() => 4003)]);
   });
+
+  // The server's word for too much in one request is one after which a client does not come back.
+  test(`${transport.name}: what is said at once goes up in requests that any server takes`, async () => {
+    const { state, url } = await serve();
+    const { wire, ends, abort } = await open(transport, url);
+    const said = Array.from({ length: 12 }, (_, n) => `{"n":${n},"text":"${"ö".repeat(n === 5 ? 100_000 : 25_000)}"}`);
+    said.forEach((text) => wire.send(text));
+    while (state.frames.length < said.length) await new Promise((resolve) => setImmediate(resolve));
+    assert.deepEqual([state.frames, ends], [said, []]);
+    assert.deepEqual(state.sizes.filter((size) => size > 128 << 10), [Buffer.byteLength(said[5])], "one that is larger goes alone");
+    assert.ok(state.sizes.length < said.length, "and not one by one");
+    abort.abort();
+  });
+
+  test(`${transport.name}: what is under way when it is closed arrives, with what was said behind it`, async () => {
+    let release = () => {}, came = () => {};
+    const [held, here] = [new Promise((resolve) => { release = resolve; }), new Promise((resolve) => { came = resolve; })];
+    const { state, url } = await serve(async (path, n) => {
+      if (path !== "up" || n !== 1) return undefined;
+      came();
+      await held;
+      return undefined;
+    });
+    const { wire, abort } = await open(transport, url), kept = [], { fetch } = globalThis;
+    globalThis.fetch = (address, init) => {
+      if (init.keepalive) kept.push(init.body?.length ?? 0);
+      return fetch(address, init);
+    };
+    try {
+      wire.send("first");
+      await here;
+      wire.send(`"${"x".repeat(70_000)}"`);
+      wire.close(4000, "");
+      abort.abort();
+      release();
+      while (!state.requests.includes("POST close 0")) await new Promise((resolve) => setImmediate(resolve));
+      assert.deepEqual(state.frames.map((frame) => frame.length), [5, 70_002]);
+      assert.ok(kept.every((size) => size < 64 << 10), "more than that is never sent by a page that goes");
+    } finally {
+      globalThis.fetch = fetch;
+    }
+  });
 }
+
+test("what says when to come back is believed in both of its forms, and no nonsense", async () => {
+  const date = "Thu, 01 Jan 2026 00:00:00 GMT", cases = [
+    ["90", 90_000], ["Thu, 01 Jan 2026 00:01:30 GMT", 90_000], ["Wed, 31 Dec 2025 23:00:00 GMT", undefined],
+    ["-5", undefined], ["1e306", undefined], ["9".repeat(30), undefined], ["soon", undefined],
+  ];
+  for (const [text, after] of cases) {
+    const { state, url } = await serve((path) => (path === "open" ? 503 : undefined));
+    state.headers = { date, "retry-after": text };
+    await assert.rejects(open(longPoll, url), (error) => error.code === 4100 && error.retryAfter === after, text);
+  }
+});
+
+test("long-poll: what answers at once and says nothing is not asked as fast as it answers", async () => {
+  const { state, url } = await serve((path) => (path === "poll" ? 200 : undefined)), abort = new AbortController();
+  let waits = false;
+  // Time stands still.
+  const platform = { now: () => 0, setTimeout: () => { waits = true; }, clearTimeout: () => {} };
+  await longPoll.open({ url, signal: abort.signal, platform, frame: () => {}, closed: () => {} });
+  const polls = () => state.requests.filter((each) => each.startsWith("GET poll")).length;
+  while (!waits && polls() < 20) await new Promise((resolve) => setImmediate(resolve));
+  assert.equal(polls(), 1);
+  abort.abort();
+});
 
 for (const transport of [serverSentEvents, longPoll]) {
   test(`${transport.name}: a request that waits to be repeated is given up with its connection, and leaves no timer`, async () => {
@@ -122,6 +189,7 @@ for (const transport of [serverSentEvents, longPoll]) {
     let waits = () => {};
     const waiting = new Promise((resolve) => { waits = resolve; });
     const platform = {
+      now: () => 0,
       // Time stands still.
       setTimeout: (run) => { timers.add(run); waits(); return run; },
       clearTimeout: (timer) => timers.delete(timer),
