@@ -218,6 +218,9 @@ const GO_AWAY_MS = 5_000;
 /** A device that is taken over twice within this time does not come back by itself. */
 const TAKEN_OVER_MS = 60_000;
 const MAX_MALFORMED = 3;
+/** How long a message may be put off by a handler that is busy. */
+const MAX_DELAY_MS = 2 ** 31 - 1;
+const MAX_CREDENTIALS_BYTES = 8192;
 /** Bytes that go up in one request, unless a single frame has more: less than any server takes. */
 const MAX_UP_BYTES = 128 << 10;
 /** Bytes that browsers still send when the page that says them goes. */
@@ -410,7 +413,7 @@ function takeField(name, value, field) {
       if (!Number.isSafeInteger(value) || value < 4000 || value > 4499) throw bad();
       return value;
     case "wide":
-      if (typeof value !== "string" || !/^(0|[1-9]\d{0,19})$/.test(value) || BigInt(value) >> 64n) throw bad();
+      if (!isWide(value)) throw bad();
       return value;
     case "id":
       if (typeof value !== "string" || !/^[0-9a-f]{32}$/i.test(value)) throw bad();
@@ -474,11 +477,27 @@ const bytesOf = (text) => utf8.encode(text).length;
 const hex = (bytes) => Array.from(bytes, (byte) => byte.toString(16).padStart(2, "0")).join("");
 /** What keeps its order among its like. @param {Wire} message */
 const orderOf = (message) => `${message.priority} ${message.ordering_key === undefined ? "" : `=${message.ordering_key}`}`;
+/** Whether it is a number of 64 bits, as frames say it. @param {unknown} value */
+const isWide = (value) => typeof value === "string" && /^(0|[1-9]\d{0,19})$/.test(value) && BigInt(value) >> 64n === 0n;
 /** A place, so that text compares as numbers do. @param {string} wide */
 const sortable = (wide) => BigInt(wide).toString(16).padStart(16, "0");
 
 /**
- * A message of the host's, checked and as it stands in a frame.
+ * What a host gave as a payload, as its frame says it: a copy, which nobody changes when it has been kept.
+ * @param {any} value @returns {Payload | undefined}  Not if it is none.
+ */
+function payloadOf(value) {
+  if (typeof value === "string") return value;
+  if (value instanceof Uint8Array) return new Uint8Array(value);
+  if (typeof value !== "object" || value === null || ArrayBuffer.isView(value) || value instanceof ArrayBuffer) return undefined;
+  const json = JSON.stringify(value);
+  // A date, say, is an object, and its JSON is none.
+  return json?.[0] === "{" || json?.[0] === "[" ? JSON.parse(json) : undefined;
+}
+
+/**
+ * A message of the host's, checked and as it stands in a frame. A server would take a frame that it cannot read for a broken
+ * connection, again and again: so whatever no frame can say is refused here.
  * @param {Draft} draft @param {() => string} newId @returns {Wire}
  */
 function toWire(draft, newId) {
@@ -488,21 +507,31 @@ function toWire(draft, newId) {
   };
   /** @param {string} name @param {unknown} value */
   const short = (name, value) =>
-    check(typeof value === "string" && value.length > 0 && bytesOf(value) <= 255, `${name}: a text of 1 to 255 bytes`);
+    check(typeof value === "string" && value.length > 0 && bytesOf(value) <= 255 && !/[\ud800-\udfff]/u.test(value), `${name}: a text of 1 to 255 bytes`);
   /** @param {string} name @param {unknown} value */
   const whole = (name, value) => check(Number.isSafeInteger(value) && Number(value) >= 0, `${name}: a whole number of milliseconds`);
-  const { to, event, payload = "", priority = "normal", durability = "synced", headers = {} } = draft;
+  const { to, event, payload: given = "", priority = "normal", durability = "synced", headers = {} } = draft;
   short("to", to);
-  check(/^[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)*$/.test(event) && event.length <= 128, "event: segments of a-z, 0-9, _ and -, joined by dots");
+  check(typeof event === "string" && /^[a-z][a-z0-9_-]*(\.[a-z][a-z0-9_-]*)*$/.test(event) && event.length <= 128, "event: segments of a-z, 0-9, _ and -, joined by dots");
   if (draft.orderingKey !== undefined) short("orderingKey", draft.orderingKey);
   if (draft.collapseKey !== undefined) short("collapseKey", draft.collapseKey);
   check(LANES.includes(priority), "priority: critical, high, normal or low");
   check(["synced", "buffered", "volatile"].includes(durability), "durability: synced, buffered or volatile");
   if (draft.ttl !== undefined) whole("ttl", draft.ttl);
   if (draft.notBefore !== undefined) whole("notBefore", draft.notBefore);
-  check(draft.version === undefined || /^(0|[1-9]\d{0,19})$/.test(draft.version), "version: a decimal number");
-  check(draft.id === undefined || /^[0-9a-f]{32}$/.test(draft.id), "id: 32 hexadecimal digits");
-  check(typeof payload === "string" || (typeof payload === "object" && payload !== null), "payload: text, bytes, an object or an array");
+  check(durability !== "volatile" || draft.notBefore === undefined, "notBefore: what is volatile goes out now");
+  check(draft.version === undefined || isWide(draft.version), "version: a decimal number of 64 bits");
+  check(draft.version === undefined || draft.collapseKey !== undefined, "version: it is one of a collapseKey");
+  check(draft.id === undefined || (typeof draft.id === "string" && /^[0-9a-f]{32}$/.test(draft.id)), "id: 32 hexadecimal digits");
+  /** @type {Payload | undefined} */
+  let payload;
+  try {
+    payload = payloadOf(given);
+  } catch (error) {
+    throw new LastmileError("invalid", "payload: JSON cannot say it", error);
+  }
+  check(payload !== undefined, "payload: text, bytes, an object or an array");
+  check(Object.values(headers).every((value) => typeof value === "string"), "headers: texts");
   const list = Object.entries(headers).map(([name, value]) => ({ name, value }));
   const size = list.reduce((sum, { name, value }) => sum + bytesOf(name) + bytesOf(value), 0);
   check(list.length <= 32 && size <= 2048, "headers: at most 32, together 2,048 bytes");
@@ -2265,7 +2294,10 @@ export class Client {
 
   /** @param {number | undefined} refused @returns {Promise<string | undefined>} */
   async #askForCredentials(refused) {
-    const given = this.#given ?? await this.#options.credentials(refused);
+    const given = this.#given ?? await this.#options.credentials(refused) ?? undefined;
+    if (given !== undefined && (typeof given !== "string" || bytesOf(given) > MAX_CREDENTIALS_BYTES)) {
+      throw new LastmileError("invalid", `credentials: a text of at most ${MAX_CREDENTIALS_BYTES} bytes`);
+    }
     if (refused === undefined) this.#shown = given;
     return given;
   }
@@ -2731,7 +2763,7 @@ export class Client {
 
   /** @param {unknown} error @returns {Verdict} */
   #refusal(error) {
-    if (error instanceof Busy) return { kind: "nack", code: Code.Busy, delay: error.delay };
+    if (error instanceof Busy) return { kind: "nack", code: Code.Busy, delay: Math.min(Math.max(0, Math.ceil(error.delay) || 0), MAX_DELAY_MS) };
     if (error instanceof Reject) return { kind: "nack", code: Code.Rejected, text: error.message };
     this.#tell("error", error);
     return { kind: "nack", code: Code.Failed, text: "the handler failed" };
@@ -2849,7 +2881,10 @@ const placeKey = (place) => `${laneKey(place)} ${place.seq}`;
 /** What a handler returned, as an answer. @param {any} answer @returns {Payload | undefined} */
 function answerOf(answer) {
   if (answer === undefined) return undefined;
-  const payload = typeof answer === "string" || (typeof answer === "object" && answer !== null) ? answer : JSON.stringify(answer);
+  const payload = payloadOf(answer) ?? JSON.stringify(answer);
+  // A call is nothing, and bytes of other sizes are no list of numbers.
+  const isNone = payload === undefined || (ArrayBuffer.isView(answer) ? !(answer instanceof Uint8Array) : answer instanceof ArrayBuffer);
+  if (isNone) throw new TypeError("what the handler returned is no answer");
   const size = payload instanceof Uint8Array ? payload.length : bytesOf(JSON.stringify(payload));
   if (size > MAX_REPLY_BYTES) throw new Reject(`an answer of ${size} bytes`);
   return payload;

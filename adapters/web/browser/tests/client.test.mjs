@@ -1,6 +1,7 @@
 /** The client over databases in memory, a network that the test commands, and time that it makes. */
 import assert from "node:assert/strict";
 import { test } from "node:test";
+import { inspect } from "node:util";
 import { Busy, Client, Code, LastmileError, Reject } from "../client.mjs";
 import { Peer } from "./peer.mjs";
 import { Network, World } from "./world.mjs";
@@ -484,10 +485,61 @@ test("what is no message is refused before anything is kept", async () => {
   const bad = [
     { to: "" }, { to: "x".repeat(256) }, { event: "A" }, { event: "a..b" }, { event: "1a" }, { payload: 7 }, { payload: null }, { priority: "urgent" },
     { durability: "forever" }, { ttl: -1 }, { ttl: 1.5 }, { notBefore: NaN }, { id: "7" }, { version: "x" }, { orderingKey: "" }, { headers: { a: "x".repeat(2048) } },
+    // No server reads what these would be in a frame.
+    { payload: new Date(0) }, { payload: new ArrayBuffer(1) }, { payload: new Uint16Array(1) }, { payload: { n: 1n } }, { payload: Object("text") },
+    { headers: { a: 5 } }, { version: "99999999999999999999", collapseKey: "a" }, { version: 5, collapseKey: "a" }, { version: "5" },
+    { durability: "volatile", notBefore: 5 }, { to: "\ud800" }, { id: ["0".repeat(32)] },
   ];
-  for (const fields of bad) await assert.rejects(settle(tab.client.send({ ...good, ...fields })), (error) => error.kind === "invalid", JSON.stringify(fields));
+  for (const fields of bad) await assert.rejects(settle(tab.client.send({ ...good, ...fields })), (error) => error.kind === "invalid", inspect(fields));
   await settle(tab.client.send({ ...good, id: "0".repeat(32) }));
   await assert.rejects(settle(tab.client.send({ ...good, id: "0".repeat(32) })), (error) => error.kind === "invalid");
+});
+
+// What went out was another body than what was kept: the server took the repeat for a conflict.
+test("what is sent is what it was when it was sent, whatever its page does with it later", async () => {
+  const { world, open, settle, payloads } = setUp();
+  const tab = open({}, { connect: false }), object = { text: "as it was", list: [1] }, bytes = new Uint8Array([1, 2]);
+  await settle(tab.client.send({ to: "bob", event: "a.b", payload: object }));
+  await settle(tab.client.send({ to: "bob", event: "a.b", payload: bytes }));
+  object.text = "changed";
+  object.list.push(2);
+  bytes.fill(7);
+  tab.client.connect();
+  await world.pass(1000);
+  assert.deepEqual(payloads(), [{ text: "as it was", list: [1] }, new Uint8Array([1, 2])]);
+});
+
+test("whatever a handler answers or asks for, the server can read it", async () => {
+  const { world, open, peer } = setUp(), circle = {};
+  circle.self = circle;
+  const answers = { date: new Date(0), number: 7, nothing: undefined, view: new Uint16Array(2), circle, call: () => {}, bytes: new Uint8Array([1]) };
+  const delays = { nan: NaN, less: -5, half: 1.5, ever: Infinity, none: undefined };
+  const tab = open({}, { handle: ({ payload }) => {
+    if (payload in delays) throw new Busy(delays[payload]);
+    return answers[payload];
+  } });
+  await world.pass(1000, online(tab));
+  const ids = new Map([...Object.keys(answers), ...Object.keys(delays)].map((name) => [peer.post("alice", { payload: name, reply_within_ms: 5000, ordering_key: name }), name]));
+  await world.pass(100);
+  const ended = Object.fromEntries(peer.log.filter(({ ended }) => ended).map(({ ended, how }) => [ids.get(ended), how]));
+  assert.deepEqual(ended, { date: '"1970-01-01T00:00:00.000Z"', number: "7", nothing: "ack", bytes: new Uint8Array([1]) });
+  const nacked = new Set(peer.log.filter(({ nacked }) => nacked).map(({ nacked }) => ids.get(nacked)));
+  assert.deepEqual(nacked, new Set(["view", "circle", "call", ...Object.keys(delays)]));
+  assert.deepEqual([tab.client.state.name, peer.violations], ["online", []]);
+});
+
+test("credentials that no hello can hold are told as an error, and break no connection", async () => {
+  for (const bad of ["x".repeat(8193), 7, {}]) {
+    const { world, open, network } = setUp();
+    let given = bad;
+    const tab = open({ credentials: () => given });
+    await world.pass(1000);
+    assert.deepEqual([tab.client.state.name, network.tries], ["offline", []]);
+    assert.match(tab.client.state.why, /credentials/);
+    given = null;
+    await world.pass(30_000, () => tab.client.state.name === "needs-credentials");
+    assert.equal(tab.client.state.name, "needs-credentials");
+  }
 });
 
 test("what the server would not read for its size fails, and breaks no connection", async () => {
