@@ -153,7 +153,7 @@ export function readEvents(reader: ReadableStreamDefaultReader<string>, event: (
  * @property {IDBFactory} indexedDB
  * @property {LockManager | undefined} locks
  * @property {(wake: () => void) => () => void} onWake  Calls when the network or the page comes back; returns what undoes it.
- * @property {(name: string, heard: () => void) => { post(): void, close(): void }} channel  Calls `heard` when another tab posts.
+ * @property {(name: string, heard: (what: any) => void) => { post(what: any): void, close(): void }} channel  Calls `heard` when another tab posts.
  */
 /**
  * An open connection. `send` keeps frames whole and in order.
@@ -768,8 +768,8 @@ export type Platform = {
     /**
      * Calls `heard` when another tab posts.
      */
-    channel: (name: string, heard: () => void) => {
-        post(): void;
+    channel: (name: string, heard: (what: any) => void) => {
+        post(what: any): void;
         close(): void;
     };
 };
@@ -901,9 +901,12 @@ export type Rung = {
     restsUntil: number;
     worked: boolean;
 };
+/**
+ * For the one who was the owner when it was asked for, or for anybody.
+ */
 export type Work = {
     step: (txn: Txn) => void;
-    owned: boolean;
+    owner: number | undefined;
     resolve: () => void;
     reject: (error: unknown) => void;
 };

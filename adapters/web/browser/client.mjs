@@ -133,7 +133,7 @@
  * @property {IDBFactory} indexedDB
  * @property {LockManager | undefined} locks
  * @property {(wake: () => void) => () => void} onWake  Calls when the network or the page comes back; returns what undoes it.
- * @property {(name: string, heard: () => void) => { post(): void, close(): void }} channel  Calls `heard` when another tab posts.
+ * @property {(name: string, heard: (what: any) => void) => { post(what: any): void, close(): void }} channel  Calls `heard` when another tab posts.
  */
 
 /**
@@ -1129,7 +1129,7 @@ class Txn {
   }
 }
 
-/** @typedef {{ step: (txn: Txn) => void, owned: boolean, resolve: () => void, reject: (error: unknown) => void }} Work */
+/** @typedef {{ step: (txn: Txn) => void, owner: number | undefined, resolve: () => void, reject: (error: unknown) => void }} Work  For the one who was the owner when it was asked for, or for anybody. */
 
 /**
  * The database. Writes that come while one is under way share the next transaction; each is there for good when its promise
@@ -1147,6 +1147,8 @@ class Store {
     this.tables = Array.from(db.objectStoreNames);
     /** The fence: who owns the outbox and the inbox. Each owner raises it, and a transaction of an earlier one does not go through. */
     this.owner = 0;
+    /** Whether another one has raised it since. */
+    this.overtaken = false;
   }
 
   /** @param {IDBFactory} factory @param {string} name @param {number} version @param {Record<string, Table>} tables @returns {Promise<IDBDatabase>} */
@@ -1183,7 +1185,7 @@ class Store {
    */
   write(step, owned = true) {
     return new Promise((resolve, reject) => {
-      this.#waiting.push({ step, owned, resolve: () => resolve(undefined), reject });
+      this.#waiting.push({ step, owner: owned ? this.owner : undefined, resolve: () => resolve(undefined), reject });
       this.#drain();
     });
   }
@@ -1224,9 +1226,12 @@ class Store {
       };
       txn.raw.onabort = () => resolve(txn.error ?? new LastmileError("storage", "nothing was written", txn.raw.error));
       const run = () => txn.last(batch.map(({ step }) => () => step(txn)));
-      if (batch.every(({ owned }) => !owned)) return run();
+      if (batch.every(({ owner }) => owner === undefined)) return run();
       txn.read(META, "owner", (owner) => {
-        if (owner !== this.owner) throw new LastmileError("another-tab", "another tab has taken over");
+        if (batch.some((work) => work.owner !== undefined && work.owner !== owner)) {
+          this.overtaken = owner !== this.owner;
+          throw new LastmileError("another-tab", "another tab has taken over");
+        }
         run();
       });
     });
@@ -1688,7 +1693,7 @@ export class Client {
   #closed = false;
   #owner = false;
   /** @type {AbortController | undefined} While this tab waits for the lock, or holds it. */ #claim = undefined;
-  /** @type {{ post(): void, close(): void } | undefined} To other tabs: there is something to send. */ #channel = undefined;
+  /** @type {{ post(what: any): void, close(): void } | undefined} To other tabs: there is something to send, or what became of it. */ #channel = undefined;
   /** Until it is known whether the outbox is this tab's. */ #claimed = Promise.resolve();
   #release = () => {};
   #unwake = () => {};
@@ -1711,12 +1716,13 @@ export class Client {
 
   /** @type {Map<string, Row>} */ #rows = new Map();
   /** @type {Map<number, Row>} */ #pending = new Map();
-  /** @type {Map<string, ((outgoing: Outgoing) => void)[]>} */ #settlers = new Map();
+  /** @type {Map<string, { settled: Promise<Outgoing>, settle: (outgoing: Outgoing) => void }>} Who waits for what becomes of a message. */ #settlers = new Map();
   #number = 1;
   #reserved = 1;
   #pumping = false;
   #pumpAgain = false;
   #pumpAt = Infinity;
+  /** Other tabs have sent something that was not looked at. */ #adoptDue = false;
   /** @type {Set<string>} Messages that are being taken back. */ #cancelled = new Set();
   /** @type {Set<string>} Messages that get their numbers. */ #going = new Set();
   #resync = { due: false, fresh: false, published: 0 };
@@ -1824,6 +1830,7 @@ export class Client {
     this.#platform.clearTimeout(this.#timer);
     this.#disown();
     this.#become({ name: "closed", code: undefined, why: "closed" });
+    this.#forgetOutbox();
     const store = await this.#opening?.catch(() => undefined);
     this.#channel?.close();
     store?.db.close();
@@ -1840,10 +1847,7 @@ export class Client {
   async send(draft) {
     const { ttl_ms: ttl, ...message } = toWire(draft, () => this.#newId()), store = await this.#asOwner().catch(() => this.#ready());
     const size = bytesOf(encode({ frame: "publish", number: Number.MAX_SAFE_INTEGER, ttl_ms: Number.MAX_SAFE_INTEGER, ...message }));
-    const waiting = [...this.#rows.values()].reduce((sum, row) => sum + row.size, 0);
-    if (this.#rows.size >= this.#options.maxOutbox || waiting + size > this.#options.maxOutboxBytes) {
-      throw new LastmileError("outbox-full", "too much waits: try again later");
-    }
+    this.#checkRoom(this.#rows.size, [...this.#rows.values()].reduce((sum, row) => sum + row.size, size));
     if (this.#rows.has(message.id)) throw new LastmileError("invalid", "a message with this id waits already");
     /** @type {Row} */
     const row = { id: message.id, message, ttl, size, createdAt: this.#platform.now(), number: null, offered: null, attempts: 0, retryAt: 0 };
@@ -1856,42 +1860,64 @@ export class Client {
       return sent;
     }
     row.retryAt = Infinity;
+    const settled = this.#settled(row.id);
     try {
       await store.write((txn) => {
         const { order: _, ...stored } = { ...row, retryAt: 0 };
-        // What other tabs have put there counts too.
-        txn.on(txn.raw.objectStore(OUTBOX).count(), (count) => {
-          if (count >= this.#options.maxOutbox) throw new LastmileError("outbox-full", "too much waits: try again later");
+        const put = (/** @type {number} */ count, /** @type {number} */ bytes) => {
+          this.#checkRoom(count, bytes);
           txn.add(OUTBOX, stored, (order) => {
             row.order = order;
           });
           this.#track(txn, row, "queued");
-        });
+        };
+        // What other tabs have put there counts too. Whoever owns the outbox knows their bytes, but for the latest.
+        const outbox = txn.raw.objectStore(OUTBOX);
+        if (this.#owner) txn.on(outbox.count(), (count) => put(count, 0));
+        else txn.on(outbox.getAll(), (rows) => put(rows.length, rows.reduce((sum, each) => sum + each.size, size)));
       }, false);
     } catch (error) {
       this.#rows.delete(row.id);
+      this.#settlers.delete(row.id);
       const repeated = error instanceof LastmileError && /** @type {any} */ (error.cause)?.name === "ConstraintError";
       throw repeated ? new LastmileError("invalid", "a message with this id waits already") : error;
     }
     row.retryAt = 0;
-    this.#rows.set(row.id, row);
-    const sent = this.sent(row.id);
-    // Whoever owns the outbox sends it.
+    // Whoever owns the outbox sends it. Whoever came to own it meanwhile has it already.
     if (!this.#owner) {
       this.#rows.delete(row.id);
-      this.#channel?.post();
+      this.#channel?.post({ sent: row.id });
+    } else if (!this.#rows.has(row.id)) {
+      this.#adopt();
     }
     this.#tell("outbox", this.#outgoing(row, "queued"));
     this.#pump();
-    return sent;
+    return new Sent(this, row.id, settled);
+  }
+
+  /** @param {number} count @param {number} bytes  With what is to be added. */
+  #checkRoom(count, bytes) {
+    const { maxOutbox, maxOutboxBytes } = this.#options;
+    if (count >= maxOutbox || bytes > maxOutboxBytes) throw new LastmileError("outbox-full", "too much waits: try again later");
+  }
+
+  /** What becomes of a message, once it is known. @param {string} id @returns {Promise<Outgoing>} */
+  #settled(id) {
+    const known = this.#settlers.get(id);
+    if (known) return known.settled;
+    let settle = (/** @type {Outgoing} */ _) => {};
+    const settled = /** @type {Promise<Outgoing>} */ (new Promise((resolve) => {
+      settle = resolve;
+    }));
+    this.#settlers.set(id, { settled, settle });
+    return settled;
   }
 
   /** A handle for a message that waits or has failed. @param {string} id @returns {Sent} */
   sent(id) {
-    if (!this.#rows.has(id)) throw new LastmileError("not-found", "no such message waits here");
-    return new Sent(this, id, new Promise((resolve) => {
-      this.#settlers.set(id, [...(this.#settlers.get(id) ?? []), resolve]);
-    }));
+    const row = this.#rows.get(id);
+    if (!row) throw new LastmileError("not-found", "no such message waits here");
+    return new Sent(this, id, row.failure ? Promise.resolve(this.#outgoing(row, "failed")) : this.#settled(id));
   }
 
   /** What waits and what failed, the oldest first. @returns {Outgoing[]} */
@@ -1905,10 +1931,9 @@ export class Client {
    */
   async cancel(id) {
     const store = await this.#asOwner(), row = this.#rows.get(id);
-    if (!row || row.order === undefined || row.retryAt === Infinity || this.#going.has(id)) return false;
+    if (!row || row.order === undefined || row.retryAt === Infinity || this.#going.has(id) || this.#cancelled.has(id)) return false;
     if (row.offered !== null && !row.failure) return false;
-    // From here on the pump does not see it.
-    this.#rows.delete(id);
+    // From here on the pump does not send it. It keeps its place among those behind it, as it may have to stay.
     this.#cancelled.add(id);
     try {
       await store.write((txn) => {
@@ -1916,13 +1941,13 @@ export class Client {
         this.#track(txn, row, "cancelled");
       });
     } catch (error) {
-      this.#rows.set(id, row);
       this.#failedToWrite(error);
       throw error;
     } finally {
       this.#cancelled.delete(id);
     }
     this.#settle(row, "cancelled");
+    this.#pump();
     return true;
   }
 
@@ -1932,15 +1957,18 @@ export class Client {
    */
   async retry(id) {
     const store = await this.#asOwner(), row = this.#rows.get(id);
-    if (!row?.failure) throw new LastmileError("not-found", "no such message has failed");
+    if (!row?.failure || row.retryAt === Infinity || this.#cancelled.has(id)) throw new LastmileError("not-found", "no such message has failed");
     const { failure: _, ...again } = row;
     const next = { ...again, number: null, offered: null, attempts: 0, retryAt: 0, createdAt: this.#platform.now() };
+    // Nothing else is done with it meanwhile.
+    row.retryAt = Infinity;
     try {
       await store.write((txn) => {
         txn.put(OUTBOX, next);
         this.#track(txn, next, "queued");
       });
     } catch (error) {
+      row.retryAt = 0;
       this.#failedToWrite(error);
       throw error;
     }
@@ -1976,7 +2004,7 @@ export class Client {
     this.#opening ??= Store.open(this.#platform.indexedDB, name, version, stores).then((db) => {
       db.onversionchange = () => this.close();
       this.#store = new Store(db, (changes) => this.#tell("stored", changes));
-      this.#channel = this.#platform.channel(`lastmile.${name}`, () => this.#adopt());
+      this.#channel = this.#platform.channel(`lastmile.${name}`, (what) => this.#posted(what));
       return this.#store;
     });
     this.#opening.catch(() => {
@@ -2033,10 +2061,12 @@ export class Client {
       wait("another-tab");
       return locks.request(name, { signal: claim.signal }, hold);
     };
-    request().catch(() => {
+    request().catch((error) => {
       decided();
-      // It gave up waiting, or another tab has taken the lock.
-      if (this.#claim === claim) this.#lostOwnership();
+      if (this.#claim !== claim) return;
+      // It gave up waiting, or another tab has taken the lock. Otherwise there are no locks here, and the fence has to do.
+      if (error?.name === "AbortError" || this.#owner) this.#lostOwnership();
+      else hold();
     });
   }
 
@@ -2057,12 +2087,12 @@ export class Client {
       }
     }, false);
     store.owner = meta.owner;
+    store.overtaken = false;
     this.#number = this.#reserved = meta.numbers;
     this.#ladder = this.#newLadder(meta.worked);
     this.#session ??= this.#newSession(meta.stream, meta.device);
     const rows = /** @type {Row[]} */ (await store.read(OUTBOX, (outbox) => outbox.getAll()));
-    this.#rows.clear();
-    this.#pending.clear();
+    this.#forgetOutbox();
     for (const row of rows) {
       this.#rows.set(row.id, row);
       if (row.number !== null && !row.failure) this.#pending.set(row.number, row);
@@ -2072,6 +2102,8 @@ export class Client {
     this.#owner = true;
     this.#unwake = platform.onWake(() => this.#wake());
     rows.forEach((row) => this.#tell("outbox", this.#outgoing(row, row.failure ? "failed" : "queued")));
+    // What another tab has sent since they were read, it said to nobody.
+    this.#adopt();
   }
 
   /** @param {Store} store @param {string[]} streams  Those that are known, the latest last. */
@@ -2086,9 +2118,18 @@ export class Client {
     }
   }
 
+  /** Another tab said something. @param {any} what */
+  #posted(what) {
+    if (what?.settled === undefined) return void this.#adopt();
+    this.#tell("outbox", what.settled);
+    this.#settlers.get(what.settled.id)?.settle(what.settled);
+    this.#settlers.delete(what.settled.id);
+  }
+
   /** Another tab has sent something: it is this tab's to send. */
   async #adopt() {
     if (!this.#owner) return;
+    this.#adoptDue = true;
     /** @type {Row[]} */
     let rows = [];
     try {
@@ -2098,6 +2139,8 @@ export class Client {
     } catch (error) {
       return this.#failedToWrite(error);
     }
+    this.#adoptDue = false;
+    if (!this.#owner) return;
     for (const row of rows) {
       if (row.number === null && !row.failure && !this.#rows.has(row.id) && !this.#cancelled.has(row.id)) this.#rows.set(row.id, row);
     }
@@ -2106,6 +2149,7 @@ export class Client {
 
   #disown() {
     this.#owner = false;
+    this.#claim?.abort();
     this.#claim = undefined;
     this.#unwake();
     this.#unwake = () => {};
@@ -2118,18 +2162,31 @@ export class Client {
     this.#disown();
     this.#retryAt = Infinity;
     this.#drop(Code.Done, "another tab has taken over");
-    // What it knew of the session and the outbox is the other tab's to change.
+    // What it knew of the session and the outbox is the other tab's to change, and what came is the other tab's to handle.
     this.#session = undefined;
-    this.#rows.clear();
-    this.#pending.clear();
+    this.#forgetOutbox();
+    for (const queue of this.#queues.values()) {
+      queue.broken = true;
+      [queue.working, ...queue.jobs.splice(0)].forEach((job) => job?.abort.abort());
+    }
+    this.#queues.clear();
+    this.#jobs.clear();
     this.#become({ name: "offline", retryIn: undefined, why: "another-tab", code: undefined });
     if (this.#wanted && this.#platform.locks) this.#own(false);
+  }
+
+  /** The outbox is no longer this page's to know. What was only in its memory nobody will send. */
+  #forgetOutbox() {
+    const volatile = [...this.#rows.values()].filter(({ message }) => message.durability === "volatile");
+    this.#rows.clear();
+    this.#pending.clear();
+    volatile.forEach((row) => this.#settle(row, "failed", unconfirmed));
   }
 
   /** What a write threw: the fence is up, or the disk is in trouble. @param {unknown} error */
   #failedToWrite(error) {
     if (error instanceof LastmileError && error.kind === "another-tab") {
-      if (this.#owner) this.#lostOwnership();
+      if (this.#owner && this.#store?.overtaken) this.#lostOwnership();
     } else if (!this.#closed) {
       this.#tell("error", error);
       this.#pumpAt = this.#platform.now() + 1000;
@@ -2247,6 +2304,10 @@ export class Client {
     const other = blamed ? this.#ladder.failed(this.#platform.now(), link.rung) : false;
     if (!blamed) this.#ladder.ended();
     this.#asked(retryAfter);
+    // What is volatile goes out now or fails.
+    for (const row of [...this.#rows.values()]) {
+      if (row.message.durability === "volatile" && row.number === null && !this.#going.has(row.id)) this.#settle(row, "failed", unconfirmed);
+    }
     if (!this.#wanted || !this.#owner) return;
     const now = this.#platform.now(), again = code === Code.TakenOver && now - this.#takenOverAt > TAKEN_OVER_MS;
     if (code === Code.TakenOver) this.#takenOverAt = now;
@@ -2342,7 +2403,10 @@ export class Client {
       const better = this.#ladder.better(now, this.#session.quality.grade);
       if (better !== undefined) this.#open(better);
     }
-    if (now >= this.#pumpAt) this.#pumpAt = Infinity;
+    if (now >= this.#pumpAt) {
+      this.#pumpAt = Infinity;
+      if (this.#adoptDue) this.#adopt();
+    }
     this.#pump();
   }
 
@@ -2356,7 +2420,7 @@ export class Client {
     if (!this.#attempt) at = Math.min(at, this.#link ? climbAt : this.#retryAt);
     for (const row of this.#pumpAt < Infinity ? [] : this.#rows.values()) {
       if (row.retryAt > now) at = Math.min(at, row.retryAt);
-      at = Math.min(at, uselessAt(row));
+      if (!this.#cancelled.has(row.id)) at = Math.min(at, uselessAt(row));
     }
     if (at < Infinity) this.#timer = platform.setTimeout(() => this.#tick(), Math.min(Math.max(at - now, 0), 2 ** 31 - 1));
   }
@@ -2481,6 +2545,8 @@ export class Client {
         this.#going.clear();
       }
       this.#reserved = until;
+      // Another tab's by now, which reads what was written.
+      if (!this.#owner || this.#session !== session) return;
     }
     this.#number = behind;
     for (const row of next) {
@@ -2518,7 +2584,7 @@ export class Client {
         if (busy.has(key)) continue;
         // Also if it must wait: those behind it must not overtake it.
         busy.add(key);
-        if (row.retryAt > now || (lane !== "critical" && room <= PUBLISH_RESERVE) || room <= 0) continue;
+        if (row.retryAt > now || this.#cancelled.has(row.id) || (lane !== "critical" && room <= PUBLISH_RESERVE) || room <= 0) continue;
         if (this.#isForgotten(row, now)) {
           this.#fail(row, unknown);
           continue;
@@ -2537,7 +2603,7 @@ export class Client {
   /** Messages that are of no use any more, and were never sent. */
   async #expire() {
     const now = this.#platform.now();
-    for (const row of [...this.#rows.values()].filter((row) => uselessAt(row) <= now)) {
+    for (const row of [...this.#rows.values()].filter((row) => uselessAt(row) <= now && !this.#cancelled.has(row.id))) {
       await this.#fail(row, { kind: "expired", code: undefined, text: "it was not sent in time" });
     }
   }
@@ -2606,6 +2672,8 @@ export class Client {
 
   /** @param {Row} row @param {Failure} failure */
   async #fail(row, failure) {
+    // Another tab may have the outbox by now.
+    if (!this.#rows.has(row.id)) return;
     const next = { ...row, failure, retryAt: 0 };
     this.#rows.set(row.id, next);
     this.#pump();
@@ -2636,8 +2704,10 @@ export class Client {
     if (row.order === undefined && row.number !== null) this.#pending.delete(row.number);
     const outgoing = this.#outgoing(failure ? { ...row, failure } : row, status);
     this.#tell("outbox", outgoing);
-    this.#settlers.get(row.id)?.forEach((resolve) => resolve(outgoing));
+    this.#settlers.get(row.id)?.settle(outgoing);
     this.#settlers.delete(row.id);
+    // The tab that sent it may be another one.
+    if (row.order !== undefined) this.#channel?.post({ settled: outgoing });
   }
 
   /** @param {Row} row @param {Status} status @returns {Outgoing} */
@@ -2749,7 +2819,8 @@ export class Client {
   #decide(order, queue, job, verdict) {
     // What waits behind it must not be taken before it.
     if (verdict.kind === "nack" && verdict.code < 4450) queue.broken = true;
-    if (job.place) this.#jobs.delete(placeKey(job.place));
+    // Since another tab had the outbox, it may have come anew.
+    if (job.place && this.#jobs.get(placeKey(job.place)) === job) this.#jobs.delete(placeKey(job.place));
     this.#session?.decide(job.epoch, job.number, verdict);
     this.#rest(order, queue);
   }
@@ -2902,8 +2973,8 @@ function browser() {
     locks: globalThis.navigator?.locks,
     channel(name, heard) {
       const channel = new BroadcastChannel(name);
-      channel.onmessage = heard;
-      return { post: () => channel.postMessage(0), close: () => channel.close() };
+      channel.onmessage = ({ data }) => heard(data);
+      return { post: (what) => channel.postMessage(what), close: () => channel.close() };
     },
     onWake(wake) {
       const visible = () => document.visibilityState === "visible" && wake();

@@ -614,6 +614,151 @@ test("two tabs: one holds the connection and sends for both, and the other takes
   assert.deepEqual([second.client.state.name, payloads(), peer.violations], ["online", ["from the second", "again"], []]);
 });
 
+// It was told to nobody but the tab with the connection: whoever had sent it waited for ever.
+test("a tab without the connection hears what became of what it sent", async () => {
+  const { world, open, send, settle } = setUp({ onPublish: (user, { payload }) => (payload === "bad" ? { code: 4452, text: "blocked" } : undefined) });
+  const first = open();
+  await world.pass(1000, online(first));
+  const second = open(), told = [];
+  await world.pass(1000);
+  const good = await send(second.client, "good");
+  second.client.watch("outbox", ({ id, status }) => told.push([id, status]));
+  assert.equal((await settle(good.settled)).status, "accepted");
+  const bad = await send(second.client, "bad"), outgoing = await settle(bad.settled);
+  assert.deepEqual([outgoing.status, outgoing.failure.code, outgoing.payload], ["failed", 4452, "bad"]);
+  assert.deepEqual(told, [[good.id, "accepted"], [bad.id, "queued"], [bad.id, "failed"]]);
+});
+
+test("who asks about a message that has failed hears so at once", async () => {
+  const { world, open, send, settle } = setUp({ onPublish: () => ({ code: 4452, text: "blocked" }) });
+  const tab = open();
+  await world.pass(1000, online(tab));
+  const { id } = await send(tab.client, "1");
+  await world.pass(1000);
+  assert.deepEqual((await settle(tab.client.sent(id).settled)).failure, { kind: "rejected", code: 4452, text: "blocked" });
+});
+
+test("what was only in a tab's memory has failed when the tab loses the outbox, its connection or its client", async () => {
+  for (const way of ["steal", "cut", "close"]) {
+    const { world, open, settle, network } = setUp({ onPublish: () => new Promise(() => {}) });
+    const tab = open(), other = open({}, { connect: false });
+    await world.pass(1000, online(tab));
+    const draft = { to: "bob", event: "chat.typing", durability: "volatile" };
+    // One is on the wire, the other one waits for it.
+    const sent = [await settle(tab.client.send(draft)), await settle(tab.client.send(draft))];
+    await world.pass(100);
+    if (way === "steal") other.client.connect({ steal: true });
+    else if (way === "close") tab.client.close();
+    else network.cut();
+    for (const each of way === "cut" ? sent.slice(1) : sent) {
+      const { status, failure } = await settle(each.settled, 100);
+      assert.deepEqual([status, failure.kind], ["failed", "unconfirmed"], way);
+    }
+    assert.equal(tab.client.outbox().length, way === "cut" ? 1 : 0, way);
+  }
+});
+
+// What the other tab had handled, and forgotten as its floor had passed, took effect once more.
+test("a handler that outlasts two changes of owner applies nothing", async () => {
+  const { world, open, settle, peer } = setUp();
+  let release, aborted = false;
+  const apply = (message, writes) => writes.update("history", message.id, (row) => ({ id: message.id, times: (row?.times ?? 0) + 1 }));
+  const first = open({}, { handle: async (message, writes, signal) => {
+    signal.addEventListener("abort", () => { aborted = true; });
+    await new Promise((resolve) => { release = resolve; });
+    apply(message, writes);
+  } });
+  await world.pass(1000, online(first));
+  const id = peer.post("alice", {});
+  await world.pass(100, () => release !== undefined);
+  const second = open({}, { connect: false, handle: apply });
+  second.client.connect({ steal: true });
+  await world.pass(5000, () => peer.log.some(({ ended }) => ended === id));
+  await world.pass(5000);
+  await settle(second.client.close());
+  assert.ok(await world.pass(5000, online(first)));
+  release();
+  await world.pass(5000);
+  const rows = await settle(first.client.rows("history"));
+  assert.deepEqual([rows, aborted, peer.violations], [[{ id, times: 1 }], true, []]);
+});
+
+// It lay there until somebody sent something else.
+test("what another tab sends while this one is taking the outbox over is sent", async () => {
+  const { world, open, settle, payloads } = setUp();
+  world.post = (run) => run();
+  const [first, second, third] = [open(), open({}, { connect: false }), open({}, { connect: false })];
+  await world.pass(1000, online(first));
+  await settle(third.client.rows("history"));
+  let sent;
+  const { getAll } = IDBObjectStore.prototype;
+  IDBObjectStore.prototype.getAll = function read(...args) {
+    // The outbox has been read by now.
+    if (this.name === "lastmile.inbox") sent ??= third.client.send({ to: "bob", event: "a.b", payload: "late" });
+    return getAll.apply(this, args);
+  };
+  try {
+    second.client.connect({ steal: true });
+    await world.pass(1000, online(second));
+  } finally {
+    IDBObjectStore.prototype.getAll = getAll;
+  }
+  assert.ok(sent);
+  await world.pass(5000);
+  assert.deepEqual(payloads(), ["late"]);
+});
+
+test("where locks are refused the fence has to do", async () => {
+  let asked = 0;
+  const { world, open, send, payloads } = setUp();
+  const locks = { of: () => ({ request: async () => { if ((asked += 1) < 100) throw new DOMException("not here", "SecurityError"); return new Promise(() => {}); } }) };
+  const tab = open({}, { locks });
+  assert.ok(await world.pass(1000, online(tab)));
+  await send(tab.client, "1");
+  await world.pass(1000);
+  assert.deepEqual([payloads(), asked], [["1"], 1]);
+});
+
+test("a message that could not be taken back keeps its place among those behind it", async () => {
+  const { world, open, send, settle, payloads } = setUp();
+  const tab = open({}, { connect: false });
+  tab.client.track("chat.*", ({ status }) => { if (status === "cancelled") throw new Error("no"); });
+  const [one] = [await send(tab.client, "1"), await send(tab.client, "2")];
+  await assert.rejects(settle(one.cancel()), { message: "no" });
+  tab.client.connect();
+  await world.pass(5000);
+  assert.deepEqual(payloads(), ["1", "2"]);
+});
+
+test("a failed message that is sent again and taken back at once is not both", async () => {
+  let refuse = true;
+  const { world, open, send, settle, payloads } = setUp({ onPublish: () => (refuse ? { code: 4452, text: "blocked" } : undefined) });
+  const tab = open();
+  await world.pass(1000, online(tab));
+  const [one, two] = [await send(tab.client, "1"), await send(tab.client, "2")];
+  await settle(one.settled);
+  await settle(two.settled);
+  refuse = false;
+  const [, cancelled] = [tab.client.retry(one.id), tab.client.cancel(one.id)];
+  const [again, retried] = [tab.client.cancel(two.id), tab.client.retry(two.id)];
+  retried.catch(() => {});
+  assert.deepEqual([await settle(cancelled), await settle(again)], [false, true]);
+  await assert.rejects(settle(retried), (error) => error.kind === "not-found");
+  await world.pass(5000);
+  assert.deepEqual([payloads(), tab.client.outbox()], [["1"], []]);
+});
+
+test("tabs without the connection are bound by the same bytes", async () => {
+  const { world, open, send, network } = setUp();
+  network.up = false;
+  const options = { maxOutboxBytes: 1000 };
+  open(options);
+  const second = open(options);
+  await world.pass(1000);
+  await send(second.client, "x".repeat(500));
+  await assert.rejects(send(second.client, "x".repeat(500)), (error) => error.kind === "outbox-full");
+});
+
 test("a tab may take over from another, which waits and gets it back", async () => {
   const { world, open, settle, send, payloads, peer } = setUp();
   const first = open(), second = open({}, { connect: false });

@@ -5,8 +5,8 @@
 import { ConnectError } from "../client.mjs";
 import { load } from "./tools.mjs";
 
-const { IDBFactory, IDBKeyRange, IDBDatabase } = load("fake-indexeddb");
-globalThis.IDBKeyRange = IDBKeyRange;
+const { IDBFactory, IDBKeyRange, IDBDatabase, IDBObjectStore } = load("fake-indexeddb");
+Object.assign(globalThis, { IDBKeyRange, IDBObjectStore });
 
 /** Transactions that are open: time waits for them. */
 const transactions = new Set();
@@ -39,6 +39,8 @@ export class World {
     this.indexedDB = new IDBFactory();
     this.locks = new Locks();
     this.channels = new Set();
+    /** When what one page posts is heard by another. */
+    this.post = (run) => this.setTimeout(run, 1);
   }
 
   now = () => this.time;
@@ -106,9 +108,9 @@ export class World {
         this.clearTimeout(timer);
       },
       channel: (name, heard) => {
-        const entry = { name, heard: () => page.alive && heard() };
+        const entry = { name, heard: (what) => page.alive && heard(structuredClone(what)) };
         this.channels.add(entry);
-        const post = () => [...this.channels].filter((each) => each !== entry && each.name === name).forEach((each) => this.setTimeout(each.heard, 1));
+        const post = (what) => [...this.channels].filter((each) => each !== entry && each.name === name).forEach((each) => this.post(() => each.heard(what)));
         return { post, close: () => this.channels.delete(entry) };
       },
       onWake: (wake) => {
@@ -156,7 +158,7 @@ class Locks {
         if (steal) {
           const holder = this.held.get(name);
           this.held.delete(name);
-          holder?.reject(new Error("stolen"));
+          holder?.reject(new DOMException("stolen", "AbortError"));
           queue.unshift(entry);
         } else {
           queue.push(entry);
@@ -165,7 +167,7 @@ class Locks {
           const at = queue.indexOf(entry);
           if (at < 0) return;
           queue.splice(at, 1);
-          reject(new Error("aborted"));
+          reject(new DOMException("aborted", "AbortError"));
         });
         queueMicrotask(() => this.grant(name));
       }),
