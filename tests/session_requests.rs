@@ -12,10 +12,10 @@ use lastmile::machine::{Delivery, EntryRef, Verdict};
 use lastmile::ports::{Failure, Received, Receiver, Sink};
 use lastmile::session::{Code, Inbound, InboundId};
 use lastmile::storage::MemoryStore;
-use lastmile::testing::ScriptedSink;
+use lastmile::testing::{Reply, ScriptedSink};
 use lastmile::{
-    Acceptor, Client, DevicePolicy, Engine, Message, Priority, Registration, RequestError, Router, Stage,
-    UserId,
+    Acceptor, Client, DevicePolicy, EndReason, Engine, Message, Priority, Registration, RequestError, Router,
+    Stage, UserId,
 };
 use tokio::sync::{Notify, mpsc};
 use tokio::task::JoinSet;
@@ -126,6 +126,41 @@ async fn a_request_that_nobody_can_answer_is_given_up_in_time_and_stays_accepted
     let asked = engine.request(message("bob", "hello"), Duration::from_millis(300)).await;
     assert!(matches!(asked, Err(RequestError::TimedOut(_))), "{asked:?}");
     assert_eq!(silent.count(), 1);
+}
+
+/// Found by a review: whoever asked waited out their time although the request had ended.
+#[tokio::test]
+async fn the_wait_for_an_answer_ends_with_a_request_that_nobody_has_handled() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let question = message("bob", "hello");
+    let id = question.id();
+    let (asked, cancelled) = tokio::join!(engine.request(question, LONG * 100), async {
+        loop {
+            // It may not have been accepted yet.
+            if let Ok(ended) = engine.cancel(user("bob"), id).await {
+                break ended;
+            }
+            tokio::task::yield_now().await;
+        }
+    });
+    assert_eq!(cancelled.messages, 1);
+    let Err(error @ RequestError::Ended { reason: EndReason::Cancelled, .. }) = asked else {
+        panic!("{asked:?}")
+    };
+    assert!(!error.is_retryable(), "the same message would be known to have ended");
+
+    // Of one that may have been handled, the answer may still come.
+    let silent = ScriptedSink::always(Reply::Silence);
+    let _attached = engine.attach("bob", "handler", silent.clone()).unwrap();
+    let question = message("bob", "hello");
+    let id = question.id();
+    let (asked, _) = tokio::join!(engine.request(question, Duration::from_millis(300)), async {
+        while silent.count() == 0 {
+            tokio::task::yield_now().await;
+        }
+        engine.cancel(user("bob"), id).await.unwrap()
+    });
+    assert!(matches!(asked, Err(RequestError::TimedOut(_))), "{asked:?}");
 }
 
 #[tokio::test]

@@ -212,21 +212,10 @@ async fn a_half_open_connection_is_found_and_replaced() {
     assert_eq!(server.acceptor.stats().resumed, 1);
 }
 
-#[tokio::test]
-async fn a_drain_lets_everybody_finish_and_gives_each_a_slot_of_its_own() {
-    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
-    let mut admission = generous();
-    admission.global = Rate { every: Duration::from_millis(500), burst: 10 };
-    let acceptor = Acceptor::builder(engine.clone(), ByName).admission(admission).build().unwrap();
-    let server = Server { engine, acceptor };
-    let clients: Vec<_> = (0..10).map(|i| client(&format!("user-{i}"), &server).build().unwrap()).collect();
-    for client in &clients {
-        online(client).await;
-    }
-    let drained = server.acceptor.shutdown(LONG).await;
-    assert_eq!((drained.connections, drained.cut), (10, 0));
+/// They are told to come back, each at another time.
+async fn assert_apart(clients: &[Client]) {
     let mut slots: Vec<_> = Vec::new();
-    for client in &clients {
+    for client in clients {
         let mut watch = client.watch();
         let offline = watch.wait_for(|state| matches!(state, ClientState::Offline { .. }));
         let offline = tokio::time::timeout(LONG, offline).await.unwrap().unwrap();
@@ -237,6 +226,36 @@ async fn a_drain_lets_everybody_finish_and_gives_each_a_slot_of_its_own() {
     slots.sort();
     let apart = slots.windows(2).filter(|pair| pair[1] - pair[0] >= Duration::from_millis(100)).count();
     assert!(apart >= 5 && slots[9] >= Duration::from_secs(3), "{slots:?}");
+}
+
+/// A server that lets ten clients in at once, and further ones each half a second; and those ten.
+async fn ten() -> (Server, Vec<Client>) {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let mut admission = generous();
+    admission.global = Rate { every: Duration::from_millis(500), burst: 10 };
+    let acceptor = Acceptor::builder(engine.clone(), ByName).admission(admission).build().unwrap();
+    let server = Server { engine, acceptor };
+    let clients: Vec<_> = (0..10).map(|i| client(&format!("user-{i}"), &server).build().unwrap()).collect();
+    for client in &clients {
+        online(client).await;
+    }
+    (server, clients)
+}
+
+/// Found by a review: only the acceptor's own shutdown gave slots.
+#[tokio::test]
+async fn when_the_engine_stops_everybody_is_given_a_slot_of_their_own_too() {
+    let (server, clients) = ten().await;
+    server.engine.shutdown(LONG).await;
+    assert_apart(&clients).await;
+}
+
+#[tokio::test]
+async fn a_drain_lets_everybody_finish_and_gives_each_a_slot_of_its_own() {
+    let (server, clients) = ten().await;
+    let drained = server.acceptor.shutdown(LONG).await;
+    assert_eq!((drained.connections, drained.cut), (10, 0));
+    assert_apart(&clients).await;
     let late = client("late", &server).build().unwrap();
     let mut watch = late.watch();
     let offline = watch.wait_for(|state| matches!(state, ClientState::Offline { why: Some(_), .. }));

@@ -1,5 +1,6 @@
 //! Sessions from end to end: a server's engine, a client and a transport in memory, beside a bare channel.
 
+use std::num::NonZeroU32;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -7,10 +8,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use lastmile::machine::{Delivery, EntryRef, Verdict};
 use lastmile::ports::{Authenticator, Claim, ConnectError, Connector, Denied, Identity, Receiver, Sink};
-use lastmile::session::{self, AdmissionConfig, Inbound, InboundId, Rate};
+use lastmile::session::{self, AdmissionConfig, Inbound, InboundId, Rate, SessionConfig};
 use lastmile::storage::{MemoryStore, SledStore};
 use lastmile::{
-    Acceptor, Client, ClientBuilder, Durability, Engine, MemoryTransport, Message, memory_transport,
+    Acceptor, Client, ClientBuilder, Config, Durability, Engine, MemoryTransport, Message, memory_transport,
 };
 use tokio::sync::Semaphore;
 use tokio::task::JoinSet;
@@ -174,26 +175,42 @@ pub(crate) fn end_to_end(messages: usize, rounds: usize) -> Result<(), Failure> 
         online(&client).await;
         flood(&engine, Durability::Volatile, messages, &count).await;
     });
+    println!("{:<60}{:>14.3}", "  of the bare channel", volatile / bare);
+    for window in [SessionConfig::default().window.messages, 512] {
+        let durable = durable(&runtime, window, messages, rounds)?;
+        println!("{:<60}{:>14.3}", "  of the bare channel", durable / bare);
+    }
+    Ok(())
+}
+
+/// Through the disks of both ends, with so many messages on their way to the client at once: until the client has stored one,
+/// it is on its way.
+fn durable(
+    runtime: &tokio::runtime::Runtime,
+    window: u32,
+    messages: usize,
+    rounds: usize,
+) -> Result<f64, Failure> {
     let (there, here) = (tempfile::tempdir()?, tempfile::tempdir()?);
-    let engine = Engine::builder(SledStore::open(there.path())?).build()?;
-    let accepts = acceptor(&engine)?;
+    let (mut config, mut session) = (Config::default(), SessionConfig::default());
+    config.max_in_flight = NonZeroU32::new(window).ok_or("a window of none")?;
+    session.window.messages = window;
+    session.max_queue = usize::try_from(window)?;
+    let builder =
+        |path| -> Result<_, Failure> { Ok(Engine::builder(SledStore::open(path)?).config(config.clone())) };
+    let engine = builder(there.path())?.build()?;
+    let accepts =
+        Acceptor::builder(engine.clone(), ByName).admission(everybody()).session(session.clone()).build()?;
     let count = Count::new();
-    let client = Client::builder(Engine::builder(SledStore::open(here.path())?), "alice", "phone")
+    let client = Client::builder(builder(here.path())?, "alice", "phone")
+        .session(session)
         .connector(To(accepts.clone()))
         .build()?;
     let _screen = client.attach("screen", count.clone())?;
     runtime.block_on(online(&client));
-    let durable = row(
-        &runtime,
-        "durable at the server, in the client's inbox, to a sink",
-        messages,
-        rounds,
-        async || {
-            flood(&engine, Durability::Synced, messages, &count).await;
-        },
-    );
-    println!("volatile/bare {:.3}, durable/bare {:.3}", volatile / bare, durable / bare);
-    Ok(())
+    let what = format!("durable at the server, in the client's inbox, to a sink, {window}");
+    let flooded = async || flood(&engine, Durability::Synced, messages, &count).await;
+    Ok(row(runtime, &what, messages, rounds, flooded))
 }
 
 /// So many clients' sessions at one acceptor, each with its connection and nothing to do: heap bytes of the server's side.

@@ -120,6 +120,18 @@ pub enum RequestError {
     /// No answer came in time. The message is accepted and on its way; a late answer comes as a message.
     #[error("no answer came in time; the message is accepted, and a late answer comes as a message")]
     TimedOut(Box<super::receipt::Receipt>),
+    /// The message was accepted, and has ended since without anybody having handled it, so there will be no answer. Asking
+    /// again takes a new message: this id is known to have ended.
+    #[error(
+        "the request has ended ({}) and nobody has handled it, so no answer will come; ask again with a new message",
+        .reason.as_str()
+    )]
+    Ended {
+        /// How it ended.
+        reason: crate::status::EndReason,
+        /// Of the message.
+        receipt: Box<super::receipt::Receipt>,
+    },
 }
 
 impl RequestError {
@@ -128,7 +140,7 @@ impl RequestError {
     pub fn is_retryable(&self) -> bool {
         match self {
             Self::NotSent(error) => error.is_retryable(),
-            Self::Invalid { .. } => false,
+            Self::Invalid { .. } | Self::Ended { .. } => false,
             Self::TooMany(_) | Self::TimedOut(_) => true,
         }
     }
@@ -141,6 +153,7 @@ impl RequestError {
             Self::Invalid { .. } => "invalid",
             Self::TooMany(_) => "too_many",
             Self::TimedOut(_) => "timed_out",
+            Self::Ended { .. } => "ended",
         }
     }
 }

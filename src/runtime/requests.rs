@@ -4,25 +4,33 @@
 //! acknowledgement. Otherwise it is a message of its own, from whom the request was for, and is recognised by the request's id.
 //! Whoever asked and is not here, or has waited for long enough, gets it as a message.
 
+use core::future::{Future, poll_fn};
+use core::num::NonZeroUsize;
+use core::pin::pin;
+use core::task::Poll;
 use core::time::Duration;
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use hashbrown::HashMap;
+use lru::LruCache;
 use parking_lot::Mutex;
 use tokio::sync::oneshot;
 
 use super::clock::Stopwatch;
 use super::engine::Engine;
 use super::error::{RequestError, SendError};
-use super::receipt::Receipt;
+use super::receipt::{Reached, Receipt, Stage};
 use crate::id::{MessageId, UserId};
 use crate::message::Message;
 use crate::ports::Clock;
+use crate::status::EndReason;
 use crate::time::Timestamp;
 
 /// Answers that are waited for at once.
 const MAX_WAITING: usize = 65_536;
+/// Answers of which it is remembered that they were given to somebody: more than all windows hold that are at work at once.
+const MAX_GIVEN: NonZeroUsize = NonZeroUsize::new(8192).expect("a literal above zero");
 /// How long the session waits for the answer to somebody else's request to ride with its acknowledgement.
 const FOR_OTHERS: Duration = Duration::from_secs(60);
 
@@ -36,11 +44,20 @@ struct Waiter {
     reply: oneshot::Sender<Bytes>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Waiting {
     by_key: HashMap<Key, Vec<Waiter>>,
     count: usize,
     serial: u64,
+    /// Answers that came as messages and were given to whoever waited, by who sent them: one whose acknowledgement was lost
+    /// comes again, and is not to come a second time as a message.
+    given: LruCache<(UserId, MessageId), ()>,
+}
+
+impl Default for Waiting {
+    fn default() -> Self {
+        Self { by_key: HashMap::new(), count: 0, serial: 0, given: LruCache::new(MAX_GIVEN) }
+    }
 }
 
 /// How an engine that has one peer addresses what goes to it.
@@ -100,6 +117,21 @@ impl Requests {
         let mut given = false;
         for waiter in waiters {
             given |= waiter.reply.send(answer.clone()).is_ok();
+        }
+        given
+    }
+
+    /// An answer came as a message of `from`: gives it to whoever waits for it. `false` if nobody does, and it has not been
+    /// given to anybody before.
+    pub(super) fn answered(&self, from: &UserId, answer: &Message) -> bool {
+        let Some(request) = answer.answers() else { return false };
+        let key = (from.clone(), answer.id());
+        if self.waiting.lock().given.get(&key).is_some() {
+            return true;
+        }
+        let given = self.answer(from, request, answer.payload());
+        if given {
+            self.waiting.lock().given.put(key, ());
         }
         given
     }
@@ -170,12 +202,35 @@ pub(super) async fn ask(
     };
     let receipt = send(request).await?;
     let left = within.saturating_sub(Duration::from_nanos(watch.nanos()));
-    let answered = tokio::time::timeout(left, answer).await;
+    let outcome = tokio::time::timeout(left, answer_or_end(answer, &receipt)).await;
     drop(wait);
-    match answered {
+    match outcome {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(_)) | Err(_) => Err(RequestError::TimedOut(Box::new(receipt))),
+        Ok(Err(reason)) => Err(RequestError::Ended { reason, receipt: Box::new(receipt) }),
+        Err(_) => Err(RequestError::TimedOut(Box::new(receipt))),
     }
+}
+
+/// The answer, or why there will be none: the request has ended, and nobody can have handled it.
+async fn answer_or_end(answer: oneshot::Receiver<Bytes>, receipt: &Receipt) -> Result<Bytes, EndReason> {
+    let (mut answer, mut end) = (pin!(answer), pin!(receipt.reached(Stage::Delivered)));
+    let (mut is_open, mut is_watched) = (true, true);
+    poll_fn(|context| {
+        if is_open && let Poll::Ready(given) = answer.as_mut().poll(context) {
+            match given {
+                Ok(given) => return Poll::Ready(Ok(given)),
+                Err(_) => is_open = false,
+            }
+        }
+        if is_watched && let Poll::Ready(reached) = end.as_mut().poll(context) {
+            is_watched = false;
+            if let Ok(Reached::Ended { reason, possibly_delivered: false }) = reached {
+                return Poll::Ready(Err(reason));
+            }
+        }
+        Poll::Pending
+    })
+    .await
 }
 
 impl Engine {
@@ -184,7 +239,8 @@ impl Engine {
     /// The message is accepted as by [`Engine::send`], and is on its way however the wait ends. A handler runs at least
     /// once. If the answer comes later, or when this process has restarted, it comes as a message to the sender of the
     /// request, if there is one: with the event `lastmile.answer`, and the request's id in
-    /// [`Message::answers`](crate::Message::answers). An answer that is on its way in a crash may be lost; ask again.
+    /// [`Message::answers`](crate::Message::answers). An answer that is on its way in a crash may be lost; ask again. When the
+    /// message ends and nobody can have handled it, the wait is over at once ([`RequestError::Ended`]).
     ///
     /// # Errors
     /// [`RequestError`], which says what became of the message.
@@ -193,5 +249,30 @@ impl Engine {
     /// As for [`Engine::send`]; the answer is then like one that comes late.
     pub async fn request(&self, message: Message, within: Duration) -> Result<Bytes, RequestError> {
         ask(self, message, within, async |message| self.send(message).await).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Found by a review: after a lost acknowledgement the answer came once more, as a message to whoever had it already.
+    #[test]
+    fn an_answer_that_was_given_to_somebody_and_comes_again_is_no_message() {
+        let requests = Arc::new(Requests::default());
+        let user = |name: &str| UserId::new(name).unwrap();
+        let ask = || Message::to("bob", "chat.question", "?").sender("alice").build().unwrap();
+        let answer =
+            |request: &Message| request.answer(user("alice"), user("bob"), Bytes::from_static(b"!")).unwrap();
+        let request = ask();
+        let (first, second) = (answer(&request), answer(&ask()));
+        assert!(!requests.answered(&user("bob"), &first), "nobody waits");
+        let key = (user("bob"), request.id());
+        let (_wait, mut given) = requests.wait(key, Timestamp::NEVER).unwrap();
+        assert!(!requests.answered(&user("eve"), &first), "nobody answers for somebody else");
+        assert!(requests.answered(&user("bob"), &first));
+        assert_eq!(given.try_recv().unwrap(), "!");
+        assert!(requests.answered(&user("bob"), &first), "it was given");
+        assert!(!requests.answered(&user("bob"), &second), "that to another request is a message");
     }
 }

@@ -73,6 +73,8 @@ pub struct Dialer {
     /// When the connection opened, until it has stood for long enough to be a success.
     unproven: Option<Timestamp>,
     why: Option<Code>,
+    /// The network has changed since hello was said: should nothing come of that, it says nothing of the new one.
+    hinted: bool,
     now: Timestamp,
     actions: VecDeque<DialAction>,
 }
@@ -91,6 +93,7 @@ impl Dialer {
             not_before: Timestamp::ZERO,
             unproven: None,
             why: None,
+            hinted: false,
             now: Timestamp::ZERO,
             actions: VecDeque::new(),
         }
@@ -228,6 +231,7 @@ impl Dialer {
         if let Phase::Greeting(rung) | Phase::Climbing(_, rung) = self.phase {
             self.phase = Phase::Up(rung, None);
             self.why = None;
+            self.hinted = false;
             self.grade = Grade::Good;
             self.unproven = Some(self.now);
             self.ladder.connected(self.now);
@@ -239,6 +243,10 @@ impl Dialer {
     fn failed(&mut self, code: Code, retry_after: Option<Duration>) {
         match self.phase {
             Phase::Dialing(..) => self.ended(code, retry_after, Fault::Transport),
+            Phase::Climbing(held, _) if core::mem::take(&mut self.hinted) => {
+                self.asked_for(retry_after);
+                self.leave_old_network(held);
+            }
             Phase::Up(held, Some((rung, _))) | Phase::Climbing(held, rung) => {
                 self.asked_for(retry_after);
                 // It is left at once: there is one that works.
@@ -321,6 +329,11 @@ impl Dialer {
     fn ended(&mut self, code: Code, retry_after: Option<Duration>, fault: Fault) {
         self.why = Some(code);
         self.unproven = None;
+        let is_of_old_network = core::mem::take(&mut self.hinted);
+        if is_of_old_network {
+            self.backoff.reset();
+        }
+        let fault = if is_of_old_network { Fault::Nobody } else { fault };
         let step = self.config.recovery.next(code, retry_after, &mut self.backoff);
         match step {
             Step::Reconnect(delay) => {
@@ -374,22 +387,32 @@ impl Dialer {
                     self.actions.push_back(DialAction::Abandon);
                 }
                 self.ladder.network_changed(worked);
-                if self.not_before > self.now {
-                    // Nobody is to come before that, over whatever network.
-                    self.ladder.settle(held, self.now);
-                    self.phase = Phase::Up(held, None);
-                } else {
-                    let rung = self.ladder.current();
-                    self.phase = Phase::Up(held, Some((rung, self.now)));
-                    self.actions.push_back(DialAction::Dial(rung));
-                }
+                self.leave_old_network(held);
             }
             Phase::Dialing(..) => {
                 self.actions.push_back(DialAction::Abandon);
                 self.ladder.network_changed(worked);
                 self.proceed();
             }
-            Phase::Asking | Phase::Greeting(_) | Phase::Climbing(..) => self.ladder.network_changed(worked),
+            Phase::Asking => self.ladder.network_changed(worked),
+            // The welcome may be on its way, or hello lost with the old network.
+            Phase::Greeting(_) | Phase::Climbing(..) => {
+                self.hinted = true;
+                self.ladder.network_changed(worked);
+            }
+        }
+    }
+
+    /// A new connection is made beside the one that is held, over whatever is best.
+    fn leave_old_network(&mut self, held: usize) {
+        if self.not_before > self.now {
+            // Nobody is to come before that, over whatever network.
+            self.ladder.settle(held, self.now);
+            self.phase = Phase::Up(held, None);
+        } else {
+            let rung = self.ladder.current();
+            self.phase = Phase::Up(held, Some((rung, self.now)));
+            self.actions.push_back(DialAction::Dial(rung));
         }
     }
 

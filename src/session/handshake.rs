@@ -99,6 +99,7 @@ impl Session {
     }
 
     pub(super) fn say_hello(&mut self, conn: ConnId, credentials: Credentials) {
+        self.stated = self.inc.window();
         let hello = Hello {
             versions: (PROTOCOL_VERSION, PROTOCOL_VERSION),
             codecs: self.config.codecs,
@@ -109,7 +110,7 @@ impl Session {
             resume: self.life.map(|life| (life.token, self.position(life.epoch))),
             capabilities: self.config.capabilities,
             horizon: self.config.horizon,
-            window: self.inc.window(),
+            window: self.stated,
             heartbeat: self.config.heartbeat,
             max_frame: u32::try_from(self.config.limits.max_frame).unwrap_or(u32::MAX),
         };
@@ -205,24 +206,27 @@ impl Session {
         self.out.can_resume(position.seen) && self.inc.can_resume(position.base)
     }
 
-    /// A connector is let in.
-    pub(super) fn welcomed(&mut self, conn: ConnId, said: Timestamp, welcome: &Welcome) {
-        let fresh = Position { epoch: welcome.position.epoch, seen: 0, base: 1 };
-        let life = Life { token: welcome.token, epoch: welcome.position.epoch };
+    /// What is wrong with a welcome.
+    pub(super) fn flaw_of(&self, welcome: &Welcome) -> Option<(Code, &'static str)> {
+        let position = welcome.position;
+        let fresh = Position { epoch: position.epoch, seen: 0, base: 1 };
         let sound = match welcome.resumed {
-            true => self.life == Some(life) && self.can_resume(welcome.position),
+            true => self.life == Some(Life::of(welcome)) && self.can_resume(position),
             // A new life starts at the beginning, and is not the old one.
-            false => welcome.position == fresh && self.life.is_none_or(|old| old.epoch != life.epoch),
+            false => position == fresh && self.life.is_none_or(|old| old.epoch != position.epoch),
         };
-        if welcome.version != PROTOCOL_VERSION {
-            return self.violation(Code::UnsupportedVersion, "welcome");
+        match (welcome.version, sound) {
+            (PROTOCOL_VERSION, true) => None,
+            (PROTOCOL_VERSION, false) => Some((Code::OutOfOrder, "the welcome's position is not ours")),
+            _ => Some((Code::UnsupportedVersion, "welcome")),
         }
-        if !sound {
-            return self.violation(Code::OutOfOrder, "the welcome's position is not ours");
-        }
+    }
+
+    /// A connector is let in, by a welcome without a flaw.
+    pub(super) fn welcomed(&mut self, conn: ConnId, said: Timestamp, welcome: &Welcome) {
         if !welcome.resumed {
             self.forget();
-            self.life = Some(life);
+            self.life = Some(Life::of(welcome));
         }
         self.user = Some(welcome.user.clone());
         self.peer_stream = welcome.stream;
@@ -247,6 +251,11 @@ impl Session {
             rival: None,
         };
         self.open(up, None, welcome.resumed.then_some(welcome.position));
+        // An acceptor that has heard something knows that its welcome was taken, and what the numbers stand for that it has
+        // filled anew: without that, the next hello would begin a new life.
+        if welcome.resumed || self.stated != self.inc.window() {
+            self.inc.state_window(self.stated, self.now);
+        }
     }
 
     /// The handshake is done: what the peer has not seen, or not heard, is said again.

@@ -100,13 +100,23 @@ impl Incoming {
     /// Changes the window; the next acknowledgement says so.
     pub(super) fn set_window(&mut self, window: Window, now: Timestamp) {
         self.window = window;
+        self.grant(window);
+        self.window_changed = true;
+        self.ack_at = Some(now);
+    }
+
+    /// The peer was told of this window when it let this end in; what holds now is said at once.
+    pub(super) fn state_window(&mut self, stated: Window, now: Timestamp) {
+        self.grant(stated);
+        self.set_window(self.window, now);
+    }
+
+    fn grant(&mut self, window: Window) {
         self.granted = Window {
             messages: self.granted.messages.max(window.messages),
             bytes: self.granted.bytes.max(window.bytes),
             reserve: self.granted.reserve.max(window.reserve),
         };
-        self.window_changed = true;
-        self.ack_at = Some(now);
     }
 
     /// A new life: numbers start again.

@@ -23,10 +23,14 @@ impl Session {
             Link::Up(up) if up.rival() == Some(conn) => {
                 let said = up.rival.as_ref().map_or(self.now, |rival| rival.said);
                 match frame {
-                    Frame::Welcome(welcome) => {
-                        self.leave_for_rival(Code::TransportSwitched, true);
-                        self.welcomed(conn, said, &welcome);
-                    }
+                    // One that is none costs the connection that stands nothing.
+                    Frame::Welcome(welcome) => match self.flaw_of(&welcome) {
+                        Some((code, what)) => self.rival_violation(code, what),
+                        None => {
+                            self.leave_for_rival(Code::TransportSwitched, true);
+                            self.welcomed(conn, said, &welcome);
+                        }
+                    },
                     Frame::Reject(refused) | Frame::Close(refused) => self.rival_failed(&refused),
                     frame => self.rival_violation(Code::UnexpectedFrame, frame.name()),
                 }
@@ -34,7 +38,10 @@ impl Session {
             Link::Greeting(greeting, said) if *greeting == conn => {
                 let said = *said;
                 match frame {
-                    Frame::Welcome(welcome) => self.welcomed(conn, said, &welcome),
+                    Frame::Welcome(welcome) => match self.flaw_of(&welcome) {
+                        Some((code, what)) => self.violation(code, what),
+                        None => self.welcomed(conn, said, &welcome),
+                    },
                     Frame::Reject(refused) | Frame::Close(refused) => self.end_connection(refused, false),
                     frame => self.violation(Code::UnexpectedFrame, frame.name()),
                 }
@@ -140,7 +147,10 @@ impl Session {
         if let Some(window) = ack.window {
             self.out.set_window(window);
         }
-        self.moved();
+        // A window by itself is no sign that anything is taken.
+        if !ack.ranges.is_empty() {
+            self.moved();
+        }
         Ok(())
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::config::SessionConfig;
-use super::frame::{Capabilities, Codec, Frame, Place, Refused, Token};
+use super::frame::{Capabilities, Codec, Frame, Place, Refused, Token, Welcome, Window};
 use super::heartbeat::Heartbeat;
 use super::incoming::Incoming;
 use super::io::{Action, ConnId, Event, Inbound, InboundId, Input, Outcome};
@@ -62,6 +62,13 @@ pub(super) struct Life {
     pub(super) epoch: u64,
 }
 
+impl Life {
+    /// The one that a welcome begins or goes on with.
+    pub(super) const fn of(welcome: &Welcome) -> Self {
+        Self { token: welcome.token, epoch: welcome.position.epoch }
+    }
+}
+
 /// One end of a session with one peer, over any number of connections, one at a time. See the module's documentation
 /// for the contract.
 #[derive(Clone, Debug)]
@@ -87,6 +94,8 @@ pub struct Session {
     /// Requests without an answer, and until when it is waited for.
     pub(super) requests: BTreeMap<Place, Timestamp>,
     pub(super) floors: [Option<Place>; 4],
+    /// The window that a connector's last hello stated.
+    pub(super) stated: Window,
     pub(super) now: Timestamp,
     pub(super) actions: VecDeque<Action>,
     pub(super) ready_told: bool,
@@ -123,6 +132,7 @@ impl Session {
             inc: Incoming::new(config.window),
             publisher: Publisher::new(config.max_publishes, config.horizon),
             receiver: Receiver::new(config.max_publishes),
+            stated: config.window,
             config,
             stream,
             device,

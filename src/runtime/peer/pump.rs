@@ -62,8 +62,8 @@ pub(super) struct Parts {
     pub(super) unwrap: Unwrap,
     pub(super) receiver: MakeReceiver,
     pub(super) counters: Arc<Counters>,
-    /// What a connection is closed with when the engine stops.
-    pub(super) farewell: Code,
+    /// What a connection is closed with when the engine offers nothing more: because it stops, or for another reason.
+    pub(super) farewell: Box<dyn Fn(bool) -> Refused + Send>,
 }
 
 pub(super) struct Pump {
@@ -389,8 +389,7 @@ impl Pump {
         self.dismissed = self.parts.session.connection();
         tracing::debug!(?why, user = %self.parts.outbox, "the engine ended a session's attachment");
         let stopping = self.parts.engine.inner.closing.load(Ordering::Acquire);
-        let code = if stopping { self.parts.farewell } else { Code::Overloaded };
-        let refused = Refused { code, retry_after: None, text: code.text().to_owned() };
+        let refused = (self.parts.farewell)(stopping);
         Box::pin(self.handle(Input::Close(refused))).await;
     }
 }

@@ -459,3 +459,34 @@ fn a_hundred_thousand_clients_come_back_after_an_outage_and_after_the_same_refus
         assert!(most <= CROWD * 3 / 200, "{most} came within a tenth of a second, {refused:?}");
     }
 }
+
+/// Found by a review: the hint was forgotten, and the attempts over the old network counted against the transports of the new one.
+#[test]
+fn a_hint_while_hello_is_said_is_not_forgotten_when_nothing_comes_of_it() {
+    let hint = || DialInput::NetworkChanged(vec![]);
+    // Nothing stands.
+    let mut dialer = dialer(2);
+    tell(&mut dialer, 0, DialInput::Credentials);
+    for n in 1..6 {
+        let lost = tell(&mut dialer, n * 100_000, DialInput::Failed(Code::TransportLost, None));
+        tell(&mut dialer, until(&lost), DialInput::Tick);
+    }
+    assert!(dialer.backoff.failures() > 2);
+    tell(&mut dialer, 600_000, DialInput::Stands);
+    assert_eq!(tell(&mut dialer, 600_001, hint()), []);
+    let lost = tell(&mut dialer, 610_000, DialInput::Lost(Code::HandshakeTimeout, None));
+    assert!((610_500..=611_000).contains(&until(&lost)), "as after a first failure: {lost:?}");
+    assert_eq!(dialled(&mut dialer).1, 0, "and the best transport first");
+
+    // A better one greets beside the one that stands, which may be dead as well.
+    let (mut dialer, now) = climbing(2);
+    tell(&mut dialer, now, DialInput::Stands);
+    assert_eq!(tell(&mut dialer, now + 1, hint()), []);
+    let failed = tell(&mut dialer, now + 2000, DialInput::Failed(Code::HandshakeTimeout, None));
+    assert_eq!(failed, [DialAction::Dial(0)], "it has not failed over this network");
+    // Once it is let in, there is nothing left of the hint.
+    tell(&mut dialer, now + 2000, DialInput::Stands);
+    tell(&mut dialer, now + 2000, hint());
+    tell(&mut dialer, now + 2001, DialInput::Opened);
+    assert!(!dialer.hinted);
+}

@@ -375,3 +375,18 @@ fn a_peer_whose_session_begins_anew_is_parked_no_more() {
     pair.wait(Duration::ZERO);
     assert!(pair.server_events.contains(&Event::Parked(false)));
 }
+
+#[test]
+fn a_window_alone_is_no_sign_that_a_parked_peer_takes_anything() {
+    let mut pair = Pair::open();
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.run();
+    pair.wait(Duration::from_secs(20));
+    assert!(pair.server_events.contains(&Event::Parked(true)));
+    pair.client(Input::Window(pair.config.window));
+    assert_eq!(pair.sends().last(), Some(&"ack"));
+    pair.run();
+    assert!(!pair.server_events.contains(&Event::Parked(false)));
+    pair.deliver_all();
+    assert!(pair.server_events.contains(&Event::Parked(false)));
+}

@@ -255,3 +255,43 @@ fn of_several_gaps_of_which_one_was_lost_it_is_not_said_that_all_were_heard() {
     let heard: Vec<_> = pair.server_events.iter().filter(heard).collect();
     assert_eq!(heard, [&Event::GapsHeard(false)]);
 }
+
+#[test]
+fn a_connector_that_resumed_says_at_once_that_it_has_taken_its_welcome_and_with_which_window() {
+    let mut pair = Pair::open();
+    pair.cut();
+    pair.connect();
+    pair.carry();
+    pair.carry();
+    let window = pair.config.window;
+    let said = Frame::Ack(Ack { ranges: vec![], window: Some(window) });
+    assert_eq!(pair.wire, [(ConnId(2), true, said)]);
+}
+
+/// Found by a review: the acceptor went on with the window that the hello had stated.
+#[test]
+fn a_window_that_was_changed_while_greeting_holds_from_the_welcome_on() {
+    for (is_resumed, messages) in [(false, 1), (true, 1), (false, 200), (true, 200)] {
+        let mut pair = Pair::new(SessionConfig::default());
+        if is_resumed {
+            pair.connect();
+            pair.run();
+            pair.cut();
+        }
+        pair.connect();
+        let window = Window { messages, ..pair.config.window };
+        pair.client(Input::Window(window));
+        // What was stated may be used until the peer has heard of the other one.
+        pair.carry();
+        pair.server(Input::Offer((1..=3).map(normal).collect()));
+        pair.run();
+        assert_eq!(violation(&pair.client_events), None, "{is_resumed} {messages}");
+        assert_eq!(pair.deliver_all(), [1, 2, 3]);
+        pair.server(Input::Offer((4..=67).map(normal).collect()));
+        pair.server(Input::Offer((68..=100).map(normal).collect()));
+        pair.run();
+        // Of what is offered no more than `max_queue` waits.
+        let expected = if messages == 1 { 1 } else { 97 };
+        assert_eq!(pair.taken().len(), expected, "{is_resumed} {messages}");
+    }
+}

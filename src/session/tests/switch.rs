@@ -224,3 +224,35 @@ fn one_whose_connector_has_seen_nothing_since_costs_nothing() {
     pair.run();
     assert_eq!(opened(&pair.client_events), Some(true));
 }
+
+/// Found by a review: the connection that stood had been closed before the welcome was looked at.
+#[test]
+fn a_welcome_that_is_none_costs_the_connection_that_stands_nothing() {
+    use crate::session::frame::Position;
+    let beyond =
+        |welcome: &Welcome| Welcome { position: Position { seen: 9, ..welcome.position }, ..welcome.clone() };
+    let version = |welcome: &Welcome| Welcome { version: 9, ..welcome.clone() };
+    let flaws: [(&dyn Fn(&Welcome) -> Welcome, Code); 2] =
+        [(&beyond, Code::OutOfOrder), (&version, Code::UnsupportedVersion)];
+    for (flaw, code) in flaws {
+        let (mut pair, old, new, hello) = greeting();
+        let mut server = pair.server.clone();
+        let grant = pair.grant();
+        server.handle(pair.now, Input::Admit { conn: new, hello, grant });
+        let actions = std::iter::from_fn(|| server.poll_action());
+        let welcome = actions
+            .filter_map(|action| match action {
+                Action::Send(conn, Frame::Welcome(welcome), _) if conn == new => Some(welcome),
+                _ => None,
+            })
+            .last()
+            .expect("a welcome");
+        pair.server(Input::Offer(vec![normal(1)]));
+        pair.run();
+        pair.client(Input::Frame(new, Frame::Welcome(Box::new(flaw(&welcome)))));
+        assert_eq!(violation(&pair.client_events), Some(code));
+        assert!(pair.client_events.contains(&Event::SwitchFailed { code, retry_after: None }));
+        assert_eq!((pair.client.connection(), &pair.disconnects), (Some(old), &vec![(new, code)]));
+        assert_eq!(pair.deliver_all(), [1], "what was held is taken");
+    }
+}

@@ -117,9 +117,7 @@ impl Intake {
     }
 
     fn is_awaited(&self, message: &Message) -> bool {
-        let requests = &self.policy.engine.inner.requests;
-        let answered = message.answers();
-        answered.is_some_and(|request| requests.answer(&self.peer.user, request, message.payload()))
+        self.policy.engine.inner.requests.answered(&self.peer.user, message)
     }
 
     async fn take(&mut self, batch: Vec<Inbound>) -> Vec<(InboundId, Verdict)> {

@@ -52,7 +52,7 @@ impl SessionTask {
         entry: Arc<Entry>,
         commands: mpsc::Receiver<Command>,
     ) -> Self {
-        let (policy, of) = (inner.policy.clone(), peer.clone());
+        let (policy, of, leaving) = (inner.policy.clone(), peer.clone(), inner.clone());
         let engine = inner.policy.engine.clone();
         let session =
             Session::acceptor(inner.session.clone(), engine.stream(), peer.user.clone(), peer.device.clone());
@@ -65,7 +65,9 @@ impl SessionTask {
             receiver: Box::new(move || Box::new(Intake::new(policy.clone(), of.clone()))),
             counters: inner.counters.clone(),
             engine,
-            farewell: Code::Draining,
+            farewell: Box::new(move |stopping| {
+                leaving.asked_to_leave(if stopping { Code::Draining } else { Code::Overloaded })
+            }),
         });
         Self {
             peer,

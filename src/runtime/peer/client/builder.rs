@@ -19,7 +19,7 @@ use crate::runtime::contain::called;
 use crate::runtime::engine::Engine;
 use crate::runtime::requests::Envelopes;
 use crate::runtime::{AttachError, BuildError, EngineBuilder, tasks};
-use crate::session::frame::Credentials;
+use crate::session::frame::{Credentials, Refused};
 use crate::session::{Code, Dialer, DialerConfig, Session, SessionConfig};
 
 /// Commands that wait for a client's task.
@@ -175,7 +175,10 @@ impl ClientBuilder {
             receiver: Box::new(intake),
             counters: Arc::new(Counters::default()),
             engine: engine.clone(),
-            farewell: Code::Done,
+            farewell: Box::new(|stopping| {
+                let code = if stopping { Code::Done } else { Code::Overloaded };
+                Refused { code, retry_after: None, text: code.text().to_owned() }
+            }),
         });
         let (commands, taken) = mpsc::channel(MAX_COMMANDS);
         let (state, shown) =

@@ -22,8 +22,7 @@ pub(super) struct Intake {
 impl Intake {
     fn is_awaited(&self, inbound: &Inbound) -> bool {
         let message = &inbound.item.message;
-        let answered = message.answers().zip(message.sender());
-        answered.is_some_and(|(request, from)| self.requests.answer(from, request, message.payload()))
+        message.sender().is_some_and(|from| self.requests.answered(from, message))
     }
 
     async fn take(&mut self, batch: Vec<Inbound>) -> Option<Vec<(InboundId, Verdict)>> {
