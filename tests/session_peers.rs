@@ -4,11 +4,49 @@
 #[path = "session/support.rs"]
 mod support;
 
-use lastmile::storage::MemoryStore;
-use lastmile::testing::ScriptedSink;
-use lastmile::{Client, Config, Engine, Message, Reached, Stage};
+use std::time::Duration;
 
-use support::{Gate, LONG, Server, client, message, next, online, texts};
+use lastmile::ports::Receiver;
+use lastmile::session::frame::{GapReason, Missed};
+use lastmile::session::{Inbound, InboundId, Verdict};
+use lastmile::storage::MemoryStore;
+use lastmile::testing::{ManualClock, ScriptedSink};
+use lastmile::{Acceptor, Client, Config, Engine, Message, Reached, Stage, Timestamp};
+use tokio::sync::mpsc;
+
+use support::{ByName, Gate, LONG, Server, client, message, next, online, texts};
+
+/// Says what it is told that it has missed.
+struct Misses(mpsc::UnboundedSender<Missed>);
+
+impl Receiver for Misses {
+    async fn receive(&mut self, batch: Vec<Inbound>) -> Vec<(InboundId, Verdict)> {
+        batch.into_iter().map(|one| (one.id, Verdict::Delivered)).collect()
+    }
+
+    fn missed(&mut self, missed: Missed) {
+        self.0.send(missed).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn a_client_is_told_how_many_messages_of_which_lane_expired_and_between_which_places() {
+    let clock = ManualClock::new(Timestamp::from_millis(1_700_000_000_000));
+    let engine = Engine::builder(MemoryStore::new()).clock(clock.clone()).build().unwrap();
+    let acceptor = Acceptor::builder(engine.clone(), ByName).build().unwrap();
+    let server = Server { engine, acceptor };
+    let mut entries = Vec::new();
+    for _ in 0..3 {
+        let message = Message::to("alice", "chat.message", "hello").ttl(Duration::from_secs(1));
+        entries.push(server.engine.send(message.build().unwrap()).await.unwrap().entry());
+    }
+    clock.advance(Duration::from_secs(2));
+    let (said, mut missed) = mpsc::unbounded_channel();
+    let _alice = client("alice", &server).direct(move || Misses(said.clone())).build().unwrap();
+    let told = tokio::time::timeout(LONG, missed.recv()).await.expect("nothing was told");
+    let expired = Missed::new(3, GapReason::Expired);
+    assert_eq!(told, Some(expired.between(entries[0].lane, entries[0].seq, entries[2].seq)));
+}
 
 #[tokio::test]
 async fn what_is_sent_to_a_client_arrives_and_is_confirmed() {

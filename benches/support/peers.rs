@@ -1,6 +1,6 @@
 //! Sessions from end to end: a server's engine, a client and a transport in memory, beside a bare channel.
 
-use std::num::NonZeroU32;
+use std::num::{NonZeroU32, NonZeroUsize};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -194,6 +194,8 @@ fn durable(
     let (there, here) = (tempfile::tempdir()?, tempfile::tempdir()?);
     let (mut config, mut session) = (Config::default(), SessionConfig::default());
     config.max_in_flight = NonZeroU32::new(window).ok_or("a window of none")?;
+    // So many windows may end out of order.
+    config.max_devices = NonZeroUsize::new(4).ok_or("none")?;
     session.window.messages = window;
     session.max_queue = usize::try_from(window)?;
     let builder =

@@ -3,7 +3,7 @@
 use core::future::Future;
 use core::task::{Context, Poll};
 
-use crate::session::frame::GapReason;
+use crate::session::frame::Missed;
 use crate::session::{Inbound, InboundId, Verdict};
 
 /// Takes messages from a peer's session and says what became of each, with nothing in between: no inbox, no disk.
@@ -56,8 +56,9 @@ pub trait Receiver: Send + 'static {
         let _ = id;
     }
 
-    /// So many messages will not come. Does nothing unless it is implemented.
-    fn missed(&mut self, count: u64, reason: GapReason) {
-        let _ = (count, reason);
+    /// Messages will not come: so many, for this reason, and between which places they waited. Does nothing unless it is
+    /// implemented.
+    fn missed(&mut self, missed: Missed) {
+        let _ = missed;
     }
 }

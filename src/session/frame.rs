@@ -244,10 +244,59 @@ pub struct Gap {
     pub base: u64,
     /// How many nacks the sender has heard, as in a deliver.
     pub heard: u64,
-    /// How many messages will not come.
-    pub missing: u64,
+    /// Which messages.
+    pub missed: Missed,
+}
+
+/// Messages that will not come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Missed {
+    /// How many.
+    pub count: u64,
     /// Why.
     pub reason: GapReason,
+    /// Where they waited, if they had places.
+    pub places: Option<Places>,
+}
+
+/// A stretch of a lane of the sender's log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Places {
+    /// The lane: that of a priority.
+    pub lane: LaneId,
+    /// None of them has a place before this one.
+    pub first: Seq,
+    /// None of them has a place after this one.
+    pub last: Seq,
+}
+
+impl Missed {
+    /// Messages of which no places are known.
+    #[must_use]
+    pub const fn new(count: u64, reason: GapReason) -> Self {
+        Self { count, reason, places: None }
+    }
+
+    /// The same, which waited here.
+    #[must_use]
+    pub const fn between(self, lane: LaneId, first: Seq, last: Seq) -> Self {
+        Self { places: Some(Places { lane, first, last }), ..self }
+    }
+
+    /// Whether they are missed for the same reason, in the same lane.
+    pub(crate) fn is_like(&self, other: &Self) -> bool {
+        let lane = |missed: &Self| missed.places.map(|places| places.lane);
+        self.reason == other.reason && lane(self) == lane(other)
+    }
+
+    /// Further ones that are alike.
+    pub(crate) fn add(&mut self, other: &Self) {
+        self.count = self.count.saturating_add(other.count);
+        if let (Some(places), Some(others)) = (&mut self.places, &other.places) {
+            places.first = places.first.min(others.first);
+            places.last = places.last.max(others.last);
+        }
+    }
 }
 
 /// What became of a publish.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 
 use super::code::{Advice, Code};
 use super::frame::{
-    Codec, Credentials, DecodeError, Frame, GapReason, Hello, Item, Place, Published, Refused, Token, Window,
+    Codec, Credentials, DecodeError, Frame, Hello, Item, Missed, Place, Published, Refused, Token, Window,
 };
 use super::quality::Grade;
 use crate::id::{StreamId, UserId};
@@ -132,8 +132,8 @@ pub enum Input {
     Verdicts(Vec<(InboundId, Verdict)>),
     /// Everything of this lane up to this place has ended durably here.
     Floor(Place),
-    /// Tell the peer that so many messages will not come. [`Event::GapsHeard`] says when it has heard.
-    Gap(u64, GapReason),
+    /// Tell the peer of messages that will not come. [`Event::GapsHeard`] says when it has heard.
+    Gap(Missed),
     /// A connector publishes; the number is one more than the last.
     Publish(u64, Message),
     /// What became of a publish that an acceptor's host was given.
@@ -200,7 +200,7 @@ pub enum Event {
     /// The peer has ended everything of this lane up to this place.
     Floor(StreamId, Place),
     /// So many messages from the peer will not come.
-    Gap(u64, GapReason),
+    Gap(Missed),
     /// The peer has acknowledged all gaps that it was told of (`true`), or the connection or the life is over in which it was
     /// told of one and nobody knows (`false`): tell it again.
     GapsHeard(bool),

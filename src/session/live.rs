@@ -128,8 +128,8 @@ impl Session {
 
     fn gap_heard(&mut self, gap: super::frame::Gap) -> Result<(), Code> {
         self.inc.gap(gap, self.now, self.config.ack_delay)?;
-        if gap.missing > 0 {
-            self.event(Event::Gap(gap.missing, gap.reason));
+        if gap.missed.count > 0 {
+            self.event(Event::Gap(gap.missed));
         }
         Ok(())
     }

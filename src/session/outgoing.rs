@@ -11,7 +11,7 @@ use core::time::Duration;
 use std::collections::{BTreeSet, VecDeque};
 
 use super::code::Code;
-use super::frame::{Codec, Deliver, Frame, Gap, GapReason, Item, Nack, Place, Range, Window, encode};
+use super::frame::{Codec, Deliver, Frame, Gap, GapReason, Item, Missed, Nack, Place, Range, Window, encode};
 use super::io::Outcome;
 use crate::id::OrderingKey;
 use crate::record::LaneId;
@@ -26,15 +26,18 @@ fn key(item: &Item) -> Key {
     (item.place.lane, item.message.ordering_key().cloned())
 }
 
+/// A number that stands for nothing any more.
+const NOTHING: Missed = Missed::new(0, GapReason::Withdrawn);
+
 /// What one number stands for.
 #[derive(Clone, Debug)]
 enum Slot {
     /// A message, sent at this time.
     Open(Item, Timestamp),
     /// Messages that will not come.
-    Gap(u64, GapReason),
+    Gap(Missed),
     /// Messages that will not come, as the host said: it wants to know when the peer has heard of it.
-    Told(u64, GapReason),
+    Told(Missed),
     /// Done.
     Done,
 }
@@ -180,19 +183,18 @@ impl Outgoing {
         self.cursor < self.next() || self.waiting.iter().any(|queue| !queue.is_empty())
     }
 
-    /// Tells the peer that so many messages will not come. There is at most one marker a reason that was not sent yet.
-    pub(super) fn add_gap(&mut self, missing: u64, reason: GapReason) {
+    /// Tells the peer of messages that will not come. There is at most one marker a reason and lane that was not sent yet.
+    pub(super) fn add_gap(&mut self, missed: Missed) {
         let sent = usize::try_from(self.cursor.saturating_sub(self.base)).unwrap_or(usize::MAX);
         for slot in self.slots.iter_mut().skip(sent) {
-            if let Slot::Told(count, known) = slot
-                && *known == reason
+            if let Slot::Told(known) = slot
+                && known.is_like(&missed)
             {
-                *count = count.saturating_add(missing);
-                return;
+                return known.add(&missed);
             }
         }
         self.told = self.told.saturating_add(1);
-        self.slots.push_back(Slot::Told(missing, reason));
+        self.slots.push_back(Slot::Told(missed));
     }
 
     /// Whether the peer takes the next number, whatever has it.
@@ -213,22 +215,25 @@ impl Outgoing {
     fn again(&mut self) -> Frame {
         let first = self.cursor;
         let start = usize::try_from(first.saturating_sub(self.base)).unwrap_or(usize::MAX);
-        let (mut missing, mut reason) = (0_u64, None);
+        let mut missed: Option<Missed> = None;
         for slot in self.slots.range(start.min(self.slots.len())..) {
-            let (count, why) = match slot {
-                Slot::Gap(count, why) | Slot::Told(count, why) => (*count, *why),
+            let more = match slot {
+                Slot::Gap(more) | Slot::Told(more) => *more,
                 // Of a message that is done nothing is missing. There is none that is not done.
-                Slot::Done | Slot::Open(..) => (0, reason.unwrap_or(GapReason::Withdrawn)),
+                Slot::Done | Slot::Open(..) => Missed { count: 0, ..missed.unwrap_or(NOTHING) },
             };
-            if reason.is_some_and(|known| known != why) || !self.in_span() {
+            if missed.is_some_and(|known| !known.is_like(&more)) || !self.in_span() {
                 break;
             }
-            (missing, reason) = (missing.saturating_add(count), Some(why));
+            match &mut missed {
+                Some(known) => known.add(&more),
+                None => missed = Some(more),
+            }
             self.cursor = self.cursor.saturating_add(1);
         }
         let range = Range { from: first, to: self.cursor.saturating_sub(1) };
-        let reason = reason.unwrap_or(GapReason::Withdrawn);
-        Frame::Gap(Gap { range, base: self.base, heard: self.heard, missing, reason })
+        let missed = missed.unwrap_or(NOTHING);
+        Frame::Gap(Gap { range, base: self.base, heard: self.heard, missed })
     }
 
     /// What waits, critical first, as far as the peer's window goes. What does not fit holds up what is less urgent, or small

@@ -167,7 +167,7 @@ impl Session {
             Input::Withdraw(places) => self.withdraw(&places),
             Input::Verdicts(verdicts) => self.verdicts(verdicts),
             Input::Floor(place) => self.floor(place),
-            Input::Gap(missing, reason) => self.out.add_gap(missing, reason),
+            Input::Gap(missed) => self.out.add_gap(missed),
             Input::Publish(number, message) => self.publish(number, message),
             Input::Published(number, outcome) => self.published(number, outcome),
             Input::Renew(credentials) => self.renew(credentials),

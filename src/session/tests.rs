@@ -13,7 +13,7 @@ use core::time::Duration;
 use bytes::Bytes;
 
 use super::frame::{
-    Ack, Capabilities, Codecs, Credentials, Deliver, Frame, Gap, GapReason, Hello, Item, Nack, Place,
+    Ack, Capabilities, Codecs, Credentials, Deliver, Frame, Gap, GapReason, Hello, Item, Missed, Nack, Place,
     Published, Range, Refused, Token, Welcome, Window,
 };
 use super::{

@@ -360,7 +360,7 @@ impl World {
             }
             Event::Ready => return self.take(side),
             Event::Floor(_, place) => self.ends[side.index()].forget(place),
-            Event::Gap(missing, _) => self.lived.gaps += missing,
+            Event::Gap(missed) => self.lived.gaps += missed.count,
             Event::Parked(true) => self.lived.parked += 1,
             Event::Publish(number, message) => {
                 let delay = Duration::from_millis(self.random.below(300));

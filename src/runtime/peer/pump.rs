@@ -25,7 +25,7 @@ use crate::record::{Gap, LaneId, Seq};
 use crate::runtime::attachment::Handed;
 use crate::runtime::contain::Running;
 use crate::runtime::engine::Engine;
-use crate::session::frame::{DecodeError, GapReason, Item, Limits, Place, Refused, decode};
+use crate::session::frame::{DecodeError, GapReason, Item, Limits, Missed, Place, Refused, decode};
 use crate::session::{Action, Code, ConnId, Event, InboundId, Input, Outcome, Session, Verdict as Said};
 use crate::time::Timestamp;
 
@@ -78,8 +78,8 @@ pub(super) struct Pump {
     later: hashbrown::HashMap<InboundId, bool>,
     /// What the receiver is told of once it is idle.
     withdrawn: Vec<InboundId>,
-    /// The same: once for each reason.
-    missed: Vec<(u64, GapReason)>,
+    /// The same: once for each reason and lane.
+    missed: Vec<Missed>,
     /// Answers whose acknowledgements are about to be reported.
     replies: Vec<(Place, Bytes)>,
     floors: [Seq; 4],
@@ -268,7 +268,9 @@ impl Pump {
                 (gap.evicted, GapReason::Overflow),
             ];
             for (count, reason) in parts.into_iter().filter(|(count, _)| *count > 0) {
-                self.handle(Input::Gap(u64::from(count), reason)).await;
+                let Place { lane, seq: first } = place(EntryRef { lane: gap.lane, seq: gap.first });
+                let missed = Missed::new(u64::from(count), reason).between(lane, first, gap.last);
+                self.handle(Input::Gap(missed)).await;
             }
         }
     }
@@ -331,11 +333,10 @@ impl Pump {
                      send a message of its own"
                 );
             }
-            Event::Gap(count, reason) => {
-                let missed = self.missed.iter_mut().find(|(_, known)| *known == reason);
-                match missed {
-                    Some((missed, _)) => *missed = missed.saturating_add(count),
-                    None => self.missed.push((count, reason)),
+            Event::Gap(missed) => {
+                match self.missed.iter_mut().find(|known| known.is_like(&missed)) {
+                    Some(known) => known.add(&missed),
+                    None => self.missed.push(missed),
                 }
                 self.tell_missed();
             }

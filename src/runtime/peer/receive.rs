@@ -7,7 +7,7 @@ use crate::machine::{Delivery, EntryRef, Refusal};
 use crate::ports::Receiver;
 use crate::runtime::Inbox;
 use crate::runtime::contain::{Running, contained};
-use crate::session::frame::GapReason;
+use crate::session::frame::Missed;
 use crate::session::{Code, Inbound, InboundId, Verdict};
 
 /// How long an engine that cannot take something now asks its peer to wait.
@@ -21,7 +21,7 @@ pub(super) trait AnyReceiver: Send {
     fn receive(self: Box<Self>, batch: Vec<Inbound>) -> Running<'static, Option<Received>>;
     fn poll_verdicts(&mut self, context: &mut Context<'_>) -> Poll<Vec<(InboundId, Verdict)>>;
     fn withdrawn(&mut self, id: InboundId);
-    fn missed(&mut self, count: u64, reason: GapReason);
+    fn missed(&mut self, missed: Missed);
 }
 
 impl<R: Receiver> AnyReceiver for R {
@@ -40,8 +40,8 @@ impl<R: Receiver> AnyReceiver for R {
         Receiver::withdrawn(self, id);
     }
 
-    fn missed(&mut self, count: u64, reason: GapReason) {
-        Receiver::missed(self, count, reason);
+    fn missed(&mut self, missed: Missed) {
+        Receiver::missed(self, missed);
     }
 }
 

@@ -3,8 +3,8 @@
 use super::wire::{CODECS, MAX_NUMBER, Put, Take, millis, narrow};
 use super::{
     Ack, Capabilities, Codec, Codecs, Credentials, DecodeError, Deliver, Frame, Gap, GapReason, Hello, Item,
-    MAX_CREDENTIALS_BYTES, MAX_RANGES, MAX_TEXT_BYTES, Nack, PROTOCOL_VERSION, Place, Position, Published,
-    Range, Refused, Token, Welcome, Window,
+    MAX_CREDENTIALS_BYTES, MAX_RANGES, MAX_TEXT_BYTES, Missed, Nack, PROTOCOL_VERSION, Place, Places,
+    Position, Published, Range, Refused, Token, Welcome, Window,
 };
 use crate::id::{CollapseKey, DeviceId, MAX_ID_BYTES, MessageId, OrderingKey, StreamId, UserId};
 use crate::message::{
@@ -406,18 +406,26 @@ fn take_nack(r: &mut impl Take) -> Result<Nack, DecodeError> {
     })
 }
 
-fn take_floor(r: &mut impl Take) -> Result<Place, DecodeError> {
+fn take_lane(r: &mut impl Take) -> Result<LaneId, DecodeError> {
     let index = r.choice("lane", &PRIORITIES)?;
-    let lane = Priority::ALL.get(index).copied().unwrap_or_default();
-    Ok(Place { lane: LaneId::from(lane), seq: Seq::new(r.wide("seq")?) })
+    Ok(LaneId::from(Priority::ALL.get(index).copied().unwrap_or_default()))
+}
+
+fn take_floor(r: &mut impl Take) -> Result<Place, DecodeError> {
+    Ok(Place { lane: take_lane(r)?, seq: Seq::new(r.wide("seq")?) })
 }
 
 fn put_gap(gap: &Gap, w: &mut impl Put) {
     put_range(gap.range, w);
     w.number("base", gap.base);
     w.number("heard", gap.heard);
-    w.number("missing", gap.missing);
-    w.choice("reason", &GAPS, gap.reason as usize);
+    w.number("missing", gap.missed.count);
+    w.choice("reason", &GAPS, gap.missed.reason as usize);
+    w.option(gap.missed.places, |w, places| {
+        w.choice("lane", &PRIORITIES, places.lane.index());
+        w.wide("first", places.first.get());
+        w.wide("last", places.last.get());
+    });
 }
 
 fn take_gap(r: &mut impl Take) -> Result<Gap, DecodeError> {
@@ -425,10 +433,22 @@ fn take_gap(r: &mut impl Take) -> Result<Gap, DecodeError> {
         range: take_range(r)?,
         base: r.number("base")?,
         heard: r.number("heard")?,
-        missing: r.number("missing")?,
-        reason: GapReason::ALL
-            .get(r.choice("reason", &GAPS)?)
-            .copied()
-            .ok_or(DecodeError::Field { field: "reason" })?,
+        missed: Missed {
+            count: r.number("missing")?,
+            reason: GapReason::ALL
+                .get(r.choice("reason", &GAPS)?)
+                .copied()
+                .ok_or(DecodeError::Field { field: "reason" })?,
+            places: r.option("lane", take_places)?,
+        },
     })
+}
+
+fn take_places(r: &mut impl Take) -> Result<Places, DecodeError> {
+    let lane = take_lane(r)?;
+    let (first, last) = (Seq::new(r.wide("first")?), Seq::new(r.wide("last")?));
+    if last < first {
+        return Err(DecodeError::Field { field: "last" });
+    }
+    Ok(Places { lane, first, last })
 }

@@ -112,8 +112,13 @@ fn every_frame() -> Vec<Frame> {
             range: Range { from: 6, to: 8 },
             base: 3,
             heard: 1,
-            missing: 3,
-            reason: GapReason::Volatile,
+            missed: Missed::new(3, GapReason::Volatile),
+        }),
+        Frame::Gap(Gap {
+            range: Range { from: 9, to: 9 },
+            base: 3,
+            heard: 1,
+            missed: Missed::new(3, GapReason::Expired).between(LaneId::High, Seq::new(17), Seq::new(19)),
         }),
         Frame::GoAway(refused()),
         Frame::Close(Refused { code: Code::Done, retry_after: None, text: String::new() }),
@@ -150,7 +155,12 @@ fn every_frame_survives_both_codecs() {
 #[test]
 fn a_gap_of_every_reason_survives_both_codecs() {
     for reason in GapReason::ALL {
-        let gap = Frame::Gap(Gap { range: Range { from: 1, to: 1 }, base: 1, heard: 0, missing: 2, reason });
+        let gap = Frame::Gap(Gap {
+            range: Range { from: 1, to: 1 },
+            base: 1,
+            heard: 0,
+            missed: Missed::new(2, reason),
+        });
         for codec in codecs() {
             let bytes = bytes(&gap, codec);
             assert_eq!(decode(&bytes, &Limits::default()).as_ref(), Ok(&gap), "{codec:?} {bytes:?}");

@@ -4,9 +4,9 @@
 use core::time::Duration;
 use std::collections::VecDeque;
 
-use super::super::frame::{GapReason, Item};
+use super::super::frame::{GapReason, Item, Missed, Place};
 use super::super::io::Outcome;
-use super::{Key, Outgoing, Slot, expires, key};
+use super::{Key, NOTHING, Outgoing, Slot, expires, key};
 use crate::message::Durability;
 use crate::time::Timestamp;
 
@@ -49,16 +49,19 @@ impl Outgoing {
             let Some(index) = number.checked_sub(self.base).and_then(|i| usize::try_from(i).ok()) else {
                 continue;
             };
-            let (reason, outcome) = match self.slots.get(index) {
+            let (missed, outcome) = match self.slots.get(index) {
+                // Its place is none of a log.
                 Some(Slot::Open(item, _)) if item.message.durability() == Durability::Volatile => {
-                    (GapReason::Volatile, Some(Outcome::Unconfirmed))
+                    (Missed::new(1, GapReason::Volatile), Some(Outcome::Unconfirmed))
                 }
                 Some(Slot::Open(item, _)) if expires(item) <= now => {
-                    (GapReason::Expired, Some(Outcome::Disconnected))
+                    let Place { lane, seq } = item.place;
+                    let missed = Missed::new(1, GapReason::Expired).between(lane, seq, seq);
+                    (missed, Some(Outcome::Disconnected))
                 }
-                Some(Slot::Open(..)) => (GapReason::Withdrawn, Some(Outcome::Busy(Duration::ZERO))),
+                Some(Slot::Open(..)) => (NOTHING, Some(Outcome::Busy(Duration::ZERO))),
                 // Whoever told of it tells of it again over this connection.
-                Some(Slot::Told(..)) => (GapReason::Withdrawn, None),
+                Some(Slot::Told(..)) => (NOTHING, None),
                 _ => continue,
             };
             self.refilled = Some(self.refilled.map_or(number, |first| first.min(number)));
@@ -74,7 +77,7 @@ impl Outgoing {
                 }
             }
             if let Some(slot) = self.slots.get_mut(index) {
-                *slot = Slot::Gap(u64::from(reason != GapReason::Withdrawn), reason);
+                *slot = Slot::Gap(missed);
             }
         }
     }

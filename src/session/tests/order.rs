@@ -131,9 +131,55 @@ fn acknowledgements_are_aggregated_and_critical_ones_go_at_once() {
 #[test]
 fn what_is_said_of_a_gap_waits_no_longer_than_of_a_message() {
     let mut pair = Pair::open();
-    pair.server(Input::Gap(3, GapReason::Overflow));
+    pair.server(Input::Gap(Missed::new(3, GapReason::Overflow)));
     pair.run();
     assert_eq!(pair.server_events, [Event::GapsHeard(true)], "nothing else was under way");
+}
+
+#[test]
+fn gaps_that_are_alike_come_as_one_with_all_their_places_and_others_by_themselves() {
+    let window = Window { messages: 1, bytes: 1 << 20, reserve: 0 };
+    let mut pair = Pair::up(SessionConfig { window, ..SessionConfig::default() });
+    let missed = |count, reason, lane, first, last| {
+        Missed::new(count, reason).between(lane, Seq::new(first), Seq::new(last))
+    };
+    let (expired, normal, high) = (GapReason::Expired, LaneId::Normal, LaneId::High);
+    // Behind a message without a verdict there is no room for them in the end.
+    pair.server(Input::Offer(vec![super::normal(1)]));
+    pair.run();
+    let under_way = pair.taken();
+    for _ in 0..40 {
+        pair.server(Input::Gap(Missed::new(1, GapReason::Damaged)));
+        pair.run();
+    }
+    pair.clear();
+    for more in [
+        missed(3, expired, normal, 17, 19),
+        missed(1, expired, high, 5, 5),
+        missed(2, expired, normal, 2, 9),
+        missed(1, GapReason::Overflow, normal, 30, 30),
+        Missed::new(1, expired),
+    ] {
+        pair.server(Input::Gap(more));
+    }
+    pair.run();
+    assert!(pair.client_events.is_empty(), "{:?}", pair.client_events);
+    pair.client(Input::Verdicts(vec![(under_way[0].id, Verdict::Delivered)]));
+    pair.wait(Duration::from_millis(20));
+    pair.run();
+    let heard = pair.client_events.iter().filter_map(|event| match event {
+        Event::Gap(missed) if missed.reason != GapReason::Damaged => Some(*missed),
+        _ => None,
+    });
+    assert_eq!(
+        heard.collect::<Vec<_>>(),
+        [
+            missed(5, expired, normal, 2, 19),
+            missed(1, expired, high, 5, 5),
+            missed(1, GapReason::Overflow, normal, 30, 30),
+            Missed::new(1, expired),
+        ]
+    );
 }
 
 /// Found by a review: a small one of a lower lane took the room each time.
@@ -349,7 +395,7 @@ fn gaps_behind_a_message_without_a_verdict_stay_within_what_the_peer_takes() {
     let under_way = pair.taken();
     for round in 0..40 {
         let reason = if round % 2 == 0 { GapReason::Expired } else { GapReason::Overflow };
-        pair.server(Input::Gap(1, reason));
+        pair.server(Input::Gap(Missed::new(1, reason)));
         pair.run();
         pair.client(Input::Verdicts(vec![(under_way[0].id, Verdict::Progress)]));
         pair.wait(Duration::from_millis(20));
@@ -359,7 +405,7 @@ fn gaps_behind_a_message_without_a_verdict_stay_within_what_the_peer_takes() {
     pair.client(Input::Verdicts(vec![(under_way[0].id, Verdict::Delivered)]));
     pair.wait(Duration::from_millis(20));
     pair.run();
-    let missed = |event: &Event| if let Event::Gap(count, _) = event { *count } else { 0 };
+    let missed = |event: &Event| if let Event::Gap(missed) = event { missed.count } else { 0 };
     assert_eq!(pair.client_events.iter().map(missed).sum::<u64>(), 40);
     assert!(pair.outcomes().contains(&(1, Outcome::Delivered)));
 }

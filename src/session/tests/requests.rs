@@ -53,14 +53,14 @@ fn a_gap_is_heard_when_it_is_acknowledged_and_told_again_when_its_life_is_over()
         });
         heard.collect::<Vec<_>>()
     };
-    pair.server(Input::Gap(2, GapReason::Expired));
-    pair.server(Input::Gap(1, GapReason::Overflow));
+    pair.server(Input::Gap(Missed::new(2, GapReason::Expired)));
+    pair.server(Input::Gap(Missed::new(1, GapReason::Overflow)));
     assert!(heard(&pair).is_empty());
     pair.run();
     pair.wait(Duration::from_secs(1));
     pair.run();
     assert_eq!(heard(&pair), [true]);
-    pair.server(Input::Gap(1, GapReason::Undeliverable));
+    pair.server(Input::Gap(Missed::new(1, GapReason::Undeliverable)));
     pair.cut();
     pair.wait(pair.config.keep);
     assert_eq!(heard(&pair), [true, false]);

@@ -172,7 +172,11 @@ fn volatile_messages_that_did_not_arrive_come_as_a_gap() {
     pair.cut();
     pair.connect();
     pair.run();
-    assert!(pair.client_events.contains(&Event::Gap(2, GapReason::Volatile)), "{:?}", pair.client_events);
+    assert!(
+        pair.client_events.contains(&Event::Gap(Missed::new(2, GapReason::Volatile))),
+        "{:?}",
+        pair.client_events
+    );
     let mut outcomes = pair.outcomes();
     outcomes.sort_by_key(|(seq, _)| *seq);
     let again = (1 << 40, Outcome::Busy(Duration::ZERO));
@@ -220,17 +224,21 @@ fn what_the_peer_had_not_seen_goes_back_when_the_connection_breaks_and_is_not_se
 #[test]
 fn a_host_can_tell_of_messages_that_will_not_come() {
     let mut pair = Pair::open();
-    pair.server(Input::Gap(3, GapReason::Overflow));
+    pair.server(Input::Gap(Missed::new(3, GapReason::Overflow)));
     pair.cut();
     pair.connect();
     pair.run();
     assert!(pair.server_events.contains(&Event::GapsHeard(false)), "it was lost: {:?}", pair.server_events);
     assert!(!pair.client_events.iter().any(|event| matches!(event, Event::Gap(..))));
-    pair.server(Input::Gap(5, GapReason::Overflow));
+    pair.server(Input::Gap(Missed::new(5, GapReason::Overflow)));
     pair.run();
     pair.wait(Duration::from_millis(20));
     pair.run();
-    assert!(pair.client_events.contains(&Event::Gap(5, GapReason::Overflow)), "{:?}", pair.client_events);
+    assert!(
+        pair.client_events.contains(&Event::Gap(Missed::new(5, GapReason::Overflow))),
+        "{:?}",
+        pair.client_events
+    );
     assert!(pair.server_events.contains(&Event::GapsHeard(true)));
 }
 
@@ -242,9 +250,9 @@ fn of_several_gaps_of_which_one_was_lost_it_is_not_said_that_all_were_heard() {
     pair.server(Input::Offer(vec![normal(1)]));
     pair.run();
     let _under_way = pair.taken();
-    pair.server(Input::Gap(3, GapReason::Overflow));
+    pair.server(Input::Gap(Missed::new(3, GapReason::Overflow)));
     pair.run();
-    pair.server(Input::Gap(2, GapReason::Expired));
+    pair.server(Input::Gap(Missed::new(2, GapReason::Expired)));
     // The second one is lost, and so is what the peer said of the first.
     pair.cut();
     pair.connect();

@@ -17,7 +17,7 @@ fn every_violation_has_a_code_of_its_own_and_closes_the_connection() {
     let range = |from, to| Range { from, to };
     let deliver = |first, base, heard| Frame::Deliver(Deliver { first, base, heard, items: vec![normal(1)] });
     let nack = |count, number| Nack { count, number, code: Code::Failed, delay: None, text: String::new() };
-    let gap = Gap { range: range(1, 1 << 50), base: 1, heard: 0, missing: 1, reason: GapReason::Expired };
+    let gap = Gap { range: range(1, 1 << 50), base: 1, heard: 0, missed: Missed::new(1, GapReason::Expired) };
     let hello = Frame::Hello(Box::new(hello(Codecs::BINARY)));
     let cases = [
         (hello, Code::ReplayedHello),

@@ -12,7 +12,7 @@ use crate::machine::{Delivery, Refusal};
 use crate::message::{Durability, Message};
 use crate::runtime::contain::{Running, called, contained};
 use crate::runtime::engine::Engine;
-use crate::session::frame::{GapReason, Published, Refused};
+use crate::session::frame::{Missed, Published, Refused};
 use crate::session::{Code, Inbound, InboundId, Verdict};
 
 /// Whether a peer may send a message; the message names its user as its sender already.
@@ -223,8 +223,8 @@ impl AnyReceiver for Intake {
         services.for_each(|service| _ = called(|| service.receiver.withdrawn(id)));
     }
 
-    fn missed(&mut self, count: u64, reason: GapReason) {
-        tracing::debug!(count, reason = reason.as_str(), "a client's messages will not come");
+    fn missed(&mut self, missed: Missed) {
+        tracing::debug!(?missed, "a client's messages will not come");
     }
 }
 

@@ -8,7 +8,7 @@ use crate::id::UserId;
 use crate::runtime::Inbox;
 use crate::runtime::contain::{Running, contained};
 use crate::runtime::requests::Requests;
-use crate::session::frame::GapReason;
+use crate::session::frame::Missed;
 use crate::session::{Code, Inbound, InboundId, Verdict};
 
 /// Takes messages into the client's engine, or hands them to a receiver that keeps none.
@@ -71,10 +71,10 @@ impl AnyReceiver for Intake {
         self.direct.iter_mut().for_each(|receiver| receiver.withdrawn(id));
     }
 
-    fn missed(&mut self, count: u64, reason: GapReason) {
+    fn missed(&mut self, missed: Missed) {
         match self.direct.as_mut() {
-            Some(receiver) => receiver.missed(count, reason),
-            None => tracing::info!(count, reason = reason.as_str(), "messages will not come"),
+            Some(receiver) => receiver.missed(missed),
+            None => tracing::info!(?missed, "messages will not come"),
         }
     }
 }

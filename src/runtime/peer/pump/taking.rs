@@ -83,9 +83,9 @@ impl Pump {
 
     pub(super) fn tell_missed(&mut self) {
         let Some(mut receiver) = self.idle.take() else { return };
-        for (count, reason) in self.missed.drain(..) {
+        for missed in self.missed.drain(..) {
             // What it has left for later would have no verdict from another one.
-            if called(|| receiver.missed(count, reason)).is_none() && self.later.is_empty() {
+            if called(|| receiver.missed(missed)).is_none() && self.later.is_empty() {
                 receiver = (self.parts.receiver)();
             }
         }

@@ -7,7 +7,7 @@ use super::{Who, World};
 use crate::id::UserId;
 use crate::machine::{Accepted, Delivery, EntryRef, Input as Told, LinkId, Refusal, Ticket, Verdict};
 use crate::record::Seq;
-use crate::session::frame::{Credentials, GapReason, Item, Place, Published, Refused, encode};
+use crate::session::frame::{Credentials, GapReason, Item, Missed, Place, Published, Refused, encode};
 use crate::session::{self, Action, Code, DialInput, Event, Inbound, InboundId, Input, Outcome, Session};
 use crate::testing::sim::link::Reaction;
 use crate::testing::sim::node::Node;
@@ -187,7 +187,7 @@ impl World {
         let (batch, is_told) = (core::mem::take(&mut found.queue), found.is_told);
         if is_told && self.end_mut(who).is_some_and(|end| end.telling.is_none()) {
             self.end_mut(who).into_iter().for_each(|end| end.telling = Some(link));
-            self.tell(who, Input::Gap(1, GapReason::Expired))?;
+            self.tell(who, Input::Gap(Missed::new(1, GapReason::Expired)))?;
         }
         if batch.is_empty() {
             return Ok(());
