@@ -176,7 +176,7 @@ pub(crate) fn end_to_end(messages: usize, rounds: usize) -> Result<(), Failure> 
         flood(&engine, Durability::Volatile, messages, &count).await;
     });
     println!("{:<60}{:>14.3}", "  of the bare channel", volatile / bare);
-    for window in [SessionConfig::default().window.messages, 512] {
+    for window in [SessionConfig::default().window.messages, 256] {
         let durable = durable(&runtime, window, messages, rounds)?;
         println!("{:<60}{:>14.3}", "  of the bare channel", durable / bare);
     }

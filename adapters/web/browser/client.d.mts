@@ -131,7 +131,10 @@ export function readEvents(reader: ReadableStreamDefaultReader<string>, event: (
  *   | { name: "needs-credentials", code: number | undefined }
  *   | { name: "closed", code: number | undefined, why: string }} State
  */
-/** @typedef {{ missing: number, reason: string }} GapReport */
+/**
+ * @typedef {{ missing: number, reason: string, lane?: string, first?: string, last?: string }} GapReport  Messages that will not
+ *   come. If they had places, the priority they had, and no place of theirs lies before `first` or after `last`.
+ */
 /** @typedef {{ store: string, key: IDBValidKey | undefined, value: any }} Change  A row of the host's that was written; without a value it was removed. */
 /**
  * A table of the host's own, in the client's database.
@@ -707,9 +710,16 @@ export type State = {
     code: number | undefined;
     why: string;
 };
+/**
+ * Messages that will not
+ *   come. If they had places, the priority they had, and no place of theirs lies before `first` or after `last`.
+ */
 export type GapReport = {
     missing: number;
     reason: string;
+    lane?: string;
+    first?: string;
+    last?: string;
 };
 /**
  * A row of the host's that was written; without a value it was removed.

@@ -107,7 +107,10 @@
  *   | { name: "closed", code: number | undefined, why: string }} State
  */
 
-/** @typedef {{ missing: number, reason: string }} GapReport */
+/**
+ * @typedef {{ missing: number, reason: string, lane?: string, first?: string, last?: string }} GapReport  Messages that will not
+ *   come. If they had places, the priority they had, and no place of theirs lies before `first` or after `last`.
+ */
 /** @typedef {{ store: string, key: IDBValidKey | undefined, value: any }} Change  A row of the host's that was written; without a value it was removed. */
 
 /**
@@ -324,7 +327,7 @@ const FRAMES = {
   pong: { nonce: "number" },
   gap: {
     from: "number", to: "number", base: "number", heard: "number", missing: "number",
-    reason: "text",
+    reason: "text", places: { option: { lane: LANES, first: "wide", last: "wide" } },
   },
   "go-away": REFUSED,
   close: REFUSED,
@@ -1505,14 +1508,14 @@ export class Session {
   }
 
   /** @param {Frame} gap */
-  #gap({ from, to, base, heard, missing, reason }) {
-    if (from < 1 || to < from) return Code.Malformed;
+  #gap({ from, to, base, heard, missing, reason, lane, first, last }) {
+    if (from < 1 || to < from || (lane !== undefined && BigInt(last) < BigInt(first))) return Code.Malformed;
     const flaw = this.#follow(from, to - from + 1, base, heard);
     if (flaw !== undefined) return flaw;
     const isAlone = this.#undecided.size === 0;
     for (let number = from; number <= to; number += 1) this.#ack(number, isAlone ? 0 : ACK_DELAY_MS);
     if (isAlone) this.#flush();
-    if (missing > 0) this.host.gap({ missing, reason });
+    if (missing > 0) this.host.gap({ missing, reason, ...(lane !== undefined && { lane, first, last }) });
     return undefined;
   }
 

@@ -207,7 +207,10 @@ test("gaps are acknowledged like messages, and told if something is missing", ()
   assert.deepEqual(said(), []);
   at(20);
   assert.deepEqual(ranges(said()), [[6, 6]]);
-  assert.deepEqual(t.gaps, [{ missing: 2, reason: "volatile" }]);
+  const places = { lane: "normal", first: "9", last: "18446744073709551615" };
+  hear({ frame: "gap", from: 7, to: 7, base: 1, heard: 0, missing: 3, reason: "expired", ...places });
+  assert.deepEqual(t.gaps, [{ missing: 2, reason: "volatile" }, { missing: 3, reason: "expired", ...places }]);
+  assert.throws(() => decode(JSON.stringify({ frame: "gap", from: 8, to: 8, base: 1, heard: 0, missing: 1, reason: "expired", lane: "normal" })));
 });
 
 test("whatever breaks the protocol closes the connection with its code", () => {
