@@ -13,6 +13,12 @@ export function decode(text: string, maxFrame?: number): Frame;
  */
 export function encode(frame: Frame): string;
 /**
+ * A clock that does not go back when the wall's is set back: it goes on from where it was, by the other one. When the wall's
+ * jumps forward it follows, as that is what it also does when the machine slept, which the other one need not count.
+ * @param {() => number} wall  Milliseconds since 1970. @param {() => number} steady  Milliseconds since any time.
+ */
+export function steadyClock(wall: () => number, steady: () => number): () => number;
+/**
  * What is done about the end of a connection: the table of the Rust end's `session::Recovery`.
  *
  * | code | what |
@@ -148,7 +154,7 @@ export function readEvents(reader: ReadableStreamDefaultReader<string>, event: (
 /**
  * What the client needs of the world. Default: the browser's.
  * @typedef {object} Platform
- * @property {() => number} now  Milliseconds since 1970.
+ * @property {() => number} now  Milliseconds since 1970, which never go back: see {@link steadyClock}.
  * @property {() => number} random  0 to 1.
  * @property {(bytes: Uint8Array) => Uint8Array} randomBytes  Fills it with what nobody can guess.
  * @property {(run: () => void, ms: number) => any} setTimeout
@@ -342,6 +348,8 @@ export class Ladder {
     better(now: number, grade: "good" | "fair" | "poor"): number | undefined;
     /** When a better rung has rested, for {@link Ladder.better}. */
     get timeout(): number;
+    /** Whether a connection has stood for long enough to be a success. @param {number} now */
+    stands(now: number): boolean;
     #private;
 }
 /** @type {Transport} One frame a message. */
@@ -484,7 +492,7 @@ export class Client {
      * (`*`). The message is acknowledged when the handler has returned and what it said to `writes` is on disk. If it throws, the
      * message is offered again later ({@link Busy}: without spending an attempt) or refused for good ({@link Reject}). If the
      * message is a request, what the handler returns is the answer. `signal` is aborted when the message is no longer wanted (a call
-     * that was answered elsewhere): a handler that throws after that has not taken it. Register before {@link Client.connect}: a message that
+     * that was answered elsewhere, another tab that has taken over), and when the handler's time is up: a handler that throws after that has not taken it. Register before {@link Client.connect}: a message that
      * nobody handles is offered again later, and spends an attempt.
      * @param {string} pattern @param {(message: Message, writes: Writes, signal: AbortSignal) => any} handler @returns {() => void}  Undoes it.
      */
@@ -756,7 +764,7 @@ export type Wire = Record<string, any>;
  */
 export type Platform = {
     /**
-     * Milliseconds since 1970.
+     * Milliseconds since 1970, which never go back: see {@link steadyClock}.
      */
     now: () => number;
     /**

@@ -128,7 +128,7 @@
 /**
  * What the client needs of the world. Default: the browser's.
  * @typedef {object} Platform
- * @property {() => number} now  Milliseconds since 1970.
+ * @property {() => number} now  Milliseconds since 1970, which never go back: see {@link steadyClock}.
  * @property {() => number} random  0 to 1.
  * @property {(bytes: Uint8Array) => Uint8Array} randomBytes  Fills it with what nobody can guess.
  * @property {(run: () => void, ms: number) => any} setTimeout
@@ -224,6 +224,14 @@ const MAX_MALFORMED = 3;
 /** How long a message may be put off by a handler that is busy. */
 const MAX_DELAY_MS = 2 ** 31 - 1;
 const MAX_CREDENTIALS_BYTES = 8192;
+/** How long the host may take to give some. */
+const CREDENTIALS_MS = 30_000;
+/** Between two questions for credentials, and the longest while the host has none. */
+const RENEW_APART_MS = 1_000, MAX_RENEW_APART_MS = 60_000;
+/** How far clocks are corrected without anybody's doing. */
+const CLOCK_SLACK_MS = 60_000;
+/** How far a clock is set back at least, if it is not only slewed. */
+const CLOCK_JUMP_MS = 1_000;
 /** Bytes that go up in one request, unless a single frame has more: less than any server takes. */
 const MAX_UP_BYTES = 128 << 10;
 /** Bytes that browsers still send when the page that says them goes. */
@@ -554,6 +562,23 @@ function fromWire(item) {
   };
 }
 
+/**
+ * A clock that does not go back when the wall's is set back: it goes on from where it was, by the other one. When the wall's
+ * jumps forward it follows, as that is what it also does when the machine slept, which the other one need not count.
+ * @param {() => number} wall  Milliseconds since 1970. @param {() => number} steady  Milliseconds since any time.
+ */
+export function steadyClock(wall, steady) {
+  let last = wall(), behind = 0, ahead = last - steady();
+  return () => {
+    const least = steady() + ahead, shown = wall() + behind;
+    // Clocks are slewed as well: by so little it waits for the wall's.
+    if (shown < least - CLOCK_JUMP_MS) behind += Math.round(least - shown);
+    else if (shown > least) ahead += shown - least;
+    last = Math.max(last, wall() + behind);
+    return last;
+  };
+}
+
 // ------------------------------------------------------------------------------------------ backoff, quality, ladder
 
 /** How long to wait before connecting again: exponential with full jitter, and no less than the server asked for. */
@@ -684,7 +709,7 @@ export class Ladder {
    * @param {number} now @param {number} index @param {boolean} [silent] @returns {boolean}  Whether there is another one to try, which did not fail yet.
    */
   failed(now, index, silent = false) {
-    const rung = this.rungs[index], stood = index === this.current && this.#stands(now);
+    const rung = this.rungs[index], stood = index === this.current && this.stands(now);
     if (index === this.current) this.since = undefined;
     if (stood) this.#works(rung);
     else rung.failures += 1;
@@ -696,7 +721,7 @@ export class Ladder {
 
   /** Another rung that should be tried while this one still stands. @param {number} now @param {"good" | "fair" | "poor"} grade */
   better(now, grade) {
-    if (!this.#stands(now)) return undefined;
+    if (!this.stands(now)) return undefined;
     const rested = this.rungs.flatMap((rung, index) => (index !== this.current && rung.restsUntil <= now ? [index] : []));
     if (grade !== "poor") {
       this.#works(this.rungs[this.current]);
@@ -714,8 +739,8 @@ export class Ladder {
     return Math.min(...this.rungs.slice(0, this.current).map((rung) => Math.max(rung.restsUntil, stands)));
   }
 
-  /** @param {number} now */
-  #stands(now) {
+  /** Whether a connection has stood for long enough to be a success. @param {number} now */
+  stands(now) {
     return this.since !== undefined && now >= this.since + this.config.stable;
   }
 
@@ -1301,7 +1326,9 @@ export class Session {
   /** @type {number} How long silence may last. */ #silence;
   /** @type {number} */ #since;
   /** @type {number} */ #heard;
-  /** @type {number} */ #renewAt;
+  /** @type {number} When to ask for others. */ #renewAt;
+  #expiresAt = Infinity;
+  /** How often they were asked for since. */ #renewals = 0;
   /** Numbers of the server's: the newest, and the oldest that it has no verdict for. */
   #seen = 0;
   #base = 1;
@@ -1309,7 +1336,12 @@ export class Session {
   /** @type {Map<number, { kind: "ack" } | { kind: "reply", payload: Payload } | { kind: "nack", frame: Frame }>} What was said and perhaps not heard. */
   #said = new Map();
   #nacks = 0;
-  /** @type {Map<string, number>} Lanes and keys of which nothing is taken until the server has heard so many nacks. */ #held = new Map();
+  /**
+   * Lanes and keys of which nothing is taken until the server has heard of that nack. Of a number behind its base it hears
+   * nothing more, so there are no more than numbers between.
+   * @type {Map<string, { nack: number, number: number }>}
+   */
+  #held = new Map();
   /** @type {number[]} */ #acks = [];
   #ackAt = Infinity;
   #progressAt = Infinity;
@@ -1364,6 +1396,8 @@ export class Session {
 
   /** @param {string} credentials */
   renew(credentials) {
+    // The server answers, or ends the connection.
+    this.#renewAt = Infinity;
     this.#say({ frame: "renew", credentials });
   }
 
@@ -1406,7 +1440,9 @@ export class Session {
     if (now >= this.#heard + this.#silence) return this.end(Code.HeartbeatTimeout, "nothing was heard");
     if (now >= this.#ackAt) this.#flush();
     if (now >= this.#renewAt) {
-      this.#renewAt = Infinity;
+      // Again a while later, unless there are some.
+      this.#renewsAt(now + Math.min(RENEW_APART_MS * 2 ** Math.min(this.#renewals, 30), MAX_RENEW_APART_MS));
+      this.#renewals += 1;
       this.host.renew();
     }
     if (now >= this.#progressAt) this.#progress(now);
@@ -1534,7 +1570,7 @@ export class Session {
     if (first !== next || base < this.#base || base > next) return Code.OutOfOrder;
     if (heard > this.#nacks) return Code.AckOfUnsent;
     if (last - base + 1 > SPAN) return Code.WindowExceeded;
-    for (const [key, count] of this.#held) if (count <= heard) this.#held.delete(key);
+    for (const [key, hold] of this.#held) if (hold.nack <= heard || hold.number < base) this.#held.delete(key);
     this.#rebase(base);
     this.#seen = last;
     return undefined;
@@ -1551,7 +1587,7 @@ export class Session {
     if (!open) return;
     this.#undecided.delete(number);
     this.#nacks += 1;
-    if (code < 4450) this.#held.set(open.key, this.#nacks);
+    if (code < 4450) this.#held.set(open.key, { nack: this.#nacks, number });
     const frame = { frame: "nack", count: this.#nacks, number, code, delay_ms: delay, text: text.slice(0, 80) };
     this.#said.set(number, { kind: "nack", frame });
     this.#say(frame);
@@ -1606,7 +1642,15 @@ export class Session {
 
   /** @param {number | undefined} ms @returns {undefined} */
   #expires(ms) {
-    this.#renewAt = ms === undefined ? Infinity : this.host.now() + ms - Math.min(60_000, ms / 4);
+    const now = this.host.now();
+    this.#expiresAt = ms === undefined ? Infinity : now + ms;
+    this.#renewals = 0;
+    this.#renewsAt(ms === undefined ? Infinity : now + Math.max(RENEW_APART_MS, ms - Math.min(60_000, ms / 4)));
+  }
+
+  /** @param {number} at */
+  #renewsAt(at) {
+    this.#renewAt = at < this.#expiresAt ? at : Infinity;
   }
 
   /** A new life: numbers start again. */
@@ -1714,6 +1758,7 @@ export class Client {
   #takenOverAt = -Infinity;
   /** @type {string | undefined} Credentials that were given, until they are refused. */ #given = undefined;
   /** @type {string | undefined} The last that were shown. */ #shown = undefined;
+  /** @type {Link | undefined} The connection for which others are asked for. */ #renewing = undefined;
   /** When to leave because the server asked for it. */ #leaveAt = Infinity;
   /** @type {any} */ #timer = undefined;
 
@@ -1761,7 +1806,7 @@ export class Client {
    * (`*`). The message is acknowledged when the handler has returned and what it said to `writes` is on disk. If it throws, the
    * message is offered again later ({@link Busy}: without spending an attempt) or refused for good ({@link Reject}). If the
    * message is a request, what the handler returns is the answer. `signal` is aborted when the message is no longer wanted (a call
-   * that was answered elsewhere): a handler that throws after that has not taken it. Register before {@link Client.connect}: a message that
+   * that was answered elsewhere, another tab that has taken over), and when the handler's time is up: a handler that throws after that has not taken it. Register before {@link Client.connect}: a message that
    * nobody handles is offered again later, and spends an attempt.
    * @param {string} pattern @param {(message: Message, writes: Writes, signal: AbortSignal) => any} handler @returns {() => void}  Undoes it.
    */
@@ -2227,14 +2272,12 @@ export class Client {
     } catch (error) {
       if (this.#attempt !== link) return;
       this.#attempt = undefined;
-      if (!this.#link) this.#retry(Code.TransportLost, String(error));
-      return;
+      return this.#link ? this.#climbLater() : this.#retry(Code.TransportLost, String(error));
     }
     if (this.#attempt !== link) return;
     if (credentials === undefined) {
       this.#attempt = undefined;
-      if (!this.#link) this.#become({ name: "needs-credentials", code: undefined });
-      return;
+      return this.#link ? this.#climbLater() : this.#become({ name: "needs-credentials", code: undefined });
     }
     const last = rung === this.#options.transports.length - 1, config = { ...LADDER, ...this.#options.ladder };
     const late = () => this.#failed(link, new ConnectError("nothing was heard"), true);
@@ -2266,6 +2309,7 @@ export class Client {
     this.#link = link;
     link.wire = wire;
     if (before) {
+      this.#prove();
       // The old connection says nothing more before the new one says anything.
       session.freeze();
       this.#cut(before, Code.TransportSwitched, "");
@@ -2274,14 +2318,20 @@ export class Client {
     this.#arm();
   }
 
+  /** A handshake alone is no success: whoever is let in and sent away at once is to come less and less often. */
+  #prove() {
+    if (this.#ladder.stands(this.#platform.now())) this.#backoff.reset();
+  }
+
   /** A connection was not made. @param {Link} link @param {unknown} error @param {boolean} silent */
   #failed(link, error, silent) {
     if (this.#attempt !== link) return;
     this.#attempt = undefined;
     link.abort.abort();
     const { code, retryAfter, message } = error instanceof ConnectError ? error : new ConnectError(String(error));
-    const now = this.#platform.now();
-    const other = recovery(code, this.#malformed) === "blame" && this.#ladder.failed(now, link.rung, silent);
+    // Beside a connection that stands it is the transport's fault, whatever was said.
+    const blamed = this.#link || recovery(code, this.#malformed) === "blame";
+    const other = blamed && this.#ladder.failed(this.#platform.now(), link.rung, silent || this.#link !== undefined);
     if (!this.#link && silent && other) {
       // The wait for an answer was wait enough.
       this.#become({ name: "offline", retryIn: 0, why: message, code });
@@ -2289,8 +2339,12 @@ export class Client {
     }
     this.#asked(retryAfter);
     if (!this.#link) return this.#retry(code, message, other);
-    // It was an attempt to climb: the connection that is there goes on.
-    this.#climbAt = now + this.#backoff.next();
+    this.#climbLater();
+  }
+
+  /** An attempt to climb came to nothing: the connection that is there goes on. */
+  #climbLater() {
+    this.#climbAt = this.#platform.now() + this.#backoff.next();
     this.#arm();
   }
 
@@ -2303,9 +2357,12 @@ export class Client {
     this.#attempt = undefined;
     this.#leaveAt = Infinity;
     this.#malformed = code === Code.Malformed ? this.#malformed + 1 : 0;
-    const blamed = link && recovery(code, this.#malformed) === "blame";
-    const other = blamed ? this.#ladder.failed(this.#platform.now(), link.rung) : false;
-    if (!blamed) this.#ladder.ended();
+    this.#prove();
+    // One that took the place of another, and was not let in, rests.
+    const climbed = link !== undefined && link.rung !== this.#ladder.current;
+    const blamed = link && (climbed || recovery(code, this.#malformed) === "blame");
+    const other = blamed ? this.#ladder.failed(this.#platform.now(), link.rung, climbed) : false;
+    this.#ladder.ended();
     this.#asked(retryAfter);
     // What is volatile goes out now or fails.
     for (const row of [...this.#rows.values()]) {
@@ -2358,7 +2415,8 @@ export class Client {
 
   /** @param {number | undefined} refused @returns {Promise<string | undefined>} */
   async #askForCredentials(refused) {
-    const given = this.#given ?? await this.#options.credentials(refused) ?? undefined;
+    const asked = this.#given ?? this.#options.credentials(refused);
+    const given = (asked instanceof Promise ? await within(this.#platform, CREDENTIALS_MS, asked, "no credentials came") : asked) ?? undefined;
     if (given !== undefined && (typeof given !== "string" || bytesOf(given) > MAX_CREDENTIALS_BYTES)) {
       throw new LastmileError("invalid", `credentials: a text of at most ${MAX_CREDENTIALS_BYTES} bytes`);
     }
@@ -2450,7 +2508,6 @@ export class Client {
   #welcomed({ stream, resumed, published }) {
     const now = this.#platform.now();
     const { rung } = /** @type {Link} */ (this.#link), memory = this.#ladder.memory;
-    this.#backoff.reset();
     this.#malformed = 0;
     this.#retryAt = Infinity;
     this.#ladder.connected(now, rung);
@@ -2474,13 +2531,17 @@ export class Client {
 
   async #renew() {
     const link = this.#link;
+    if (this.#renewing === link) return;
+    this.#renewing = link;
     this.#given = undefined;
     try {
       const credentials = await this.#askForCredentials(undefined);
       if (credentials !== undefined && this.#link === link) this.#session?.renew(credentials);
     } catch (error) {
-      // The server will say that they have expired, and they are asked for again.
+      // They are asked for again; in the end the server will say that they have expired.
       this.#tell("error", error);
+    } finally {
+      if (this.#renewing === link) this.#renewing = undefined;
     }
   }
 
@@ -2564,7 +2625,8 @@ export class Client {
   /** What stays the same when a message is repeated: its time to live is fixed when it is first sent. @param {Row} row @param {number} now */
   #fixed(row, now) {
     if (row.offered !== null) return {};
-    const left = row.ttl === undefined ? undefined : Math.max(1, row.createdAt + row.ttl - now);
+    // Never more than all of it, should the clock have been set back since.
+    const left = row.ttl === undefined ? undefined : Math.min(Math.max(1, row.createdAt + row.ttl - now), Math.max(1, row.ttl));
     return { offered: now, message: { ...row.message, ttl_ms: left } };
   }
 
@@ -2612,11 +2674,13 @@ export class Client {
   }
 
   /**
-   * Whether it may have been accepted so long ago that its id may be forgotten: it could be accepted twice.
+   * Whether it may have been accepted so long ago that its id may be forgotten: it could be accepted twice. When the clock was
+   * set back since, nobody knows how long ago.
    * @param {Row} row @param {number} now
    */
   #isForgotten(row, now) {
-    return now - (row.offered ?? now) > this.#options.horizon;
+    const age = now - (row.offered ?? now);
+    return age > this.#options.horizon || age < -CLOCK_SLACK_MS;
   }
 
   /**
@@ -2781,7 +2845,8 @@ export class Client {
   }
 
   /** @param {Job} job @returns {Promise<Verdict | { writes: Writes, reply: Payload | undefined }>} */
-  async #handle({ message, item, abort: { signal } }) {
+  async #handle({ message, item, abort }) {
+    const { signal } = abort;
     const pattern = patterns(item.event).find((each) => this.#handlers.has(each));
     const handler = pattern === undefined ? undefined : this.#handlers.get(pattern);
     if (!handler) return { kind: "nack", code: Code.Failed, text: "nobody handles this event here" };
@@ -2790,7 +2855,10 @@ export class Client {
       const answer = await this.#inTime(handler(message, writes, signal));
       return { writes, reply: item.reply_within_ms === undefined ? undefined : answerOf(answer) };
     } catch (error) {
-      return signal.aborted ? withdrawn : this.#refusal(error);
+      if (signal.aborted) return withdrawn;
+      // Should it still be at work, as its time is up: what it does is for nothing.
+      abort.abort();
+      return this.#refusal(error);
     }
   }
 
@@ -2846,11 +2914,8 @@ export class Client {
   /** @template T @param {T | Promise<T>} result @returns {Promise<T>} */
   #inTime(result) {
     if (!(result instanceof Promise)) return Promise.resolve(result);
-    return new Promise((resolve, reject) => {
-      const late = () => reject(new Error(`a handler took longer than ${this.#options.handlerTimeout} ms`));
-      const timer = this.#platform.setTimeout(late, this.#options.handlerTimeout);
-      result.finally(() => this.#platform.clearTimeout(timer)).then(resolve, reject);
-    });
+    const ms = this.#options.handlerTimeout;
+    return within(this.#platform, ms, result, `a handler took longer than ${ms} ms`);
   }
 
   /** Everything up to there has ended at the server, and never comes again. @param {string} lane @param {string} wide */
@@ -2952,6 +3017,14 @@ const laneKey = ({ stream, lane }) => `${stream} ${lane}`;
 /** @param {{ stream: string, lane: string, seq: string }} place */
 const placeKey = (place) => `${laneKey(place)} ${place.seq}`;
 
+/** What a promise gives, if it does in time. @template T @param {Platform} platform @param {number} ms @param {Promise<T>} result @param {string} text @returns {Promise<T>} */
+function within(platform, ms, result, text) {
+  return new Promise((resolve, reject) => {
+    const timer = platform.setTimeout(() => reject(new Error(text)), ms);
+    result.finally(() => platform.clearTimeout(timer)).then(resolve, reject);
+  });
+}
+
 /** What a handler returned, as an answer. @param {any} answer @returns {Payload | undefined} */
 function answerOf(answer) {
   if (answer === undefined) return undefined;
@@ -2967,7 +3040,7 @@ function answerOf(answer) {
 /** @returns {Platform} */
 function browser() {
   return {
-    now: () => Date.now(),
+    now: steadyClock(() => Date.now(), () => performance.now()),
     random: () => Math.random(),
     randomBytes: (bytes) => crypto.getRandomValues(/** @type {Uint8Array<ArrayBuffer>} */ (bytes)),
     setTimeout: (run, ms) => setTimeout(run, ms),

@@ -105,6 +105,30 @@ test("what may have been accepted longer ago than ids are remembered is not repe
   assert.deepEqual([second.client.outbox(), peer.violations], [[], []]);
 });
 
+test("when the clock was set back, what may have been accepted is not repeated, and lives no longer than it should", async () => {
+  const { world, open, send, settle, accepted, peer } = setUp();
+  const first = open();
+  await world.pass(1000, online(first));
+  let killed = false;
+  peer.options.onPublish = () => {
+    if (!killed) first.page.kill();
+    killed = true;
+  };
+  first.client.send({ to: "bob", event: "chat.message", payload: "one" });
+  await world.pass(1000, () => killed);
+  const third = open({}, { connect: false });
+  await send(third.client, "two", { to: "carol", ttl: 60_000 });
+  third.page.kill();
+  await world.pass(100);
+  world.time -= 7_200_000;
+  const second = open();
+  await world.pass(1000);
+  const [outgoing] = second.client.outbox();
+  assert.deepEqual([outgoing.payload, outgoing.status, outgoing.failure?.kind], ["one", "failed", "unknown-outcome"]);
+  assert.deepEqual(accepted.map(({ payload, ttl_ms: ttl }) => [payload, ttl]), [["one", undefined], ["two", 60_000]]);
+  await settle(second.client.close());
+});
+
 test("a lost connection is resumed, and neither end repeats what the other has", async () => {
   const { world, open, send, network, payloads, peer, settle } = setUp();
   const tab = open();
@@ -265,7 +289,12 @@ test("what is no longer wanted is not begun with, and whoever rings is told to s
 
 test("a handler that never returns is given up after its time, and the server hears that it works until then", async () => {
   const { world, open, peer } = setUp();
-  const tab = open({ handlerTimeout: 25_000 }, { handle: (message) => (message.payload === "slow" ? new Promise(() => {}) : undefined) });
+  const told = [];
+  const tab = open({ handlerTimeout: 25_000 }, { handle: (message, _, signal) => {
+    if (message.payload !== "slow") return undefined;
+    signal.addEventListener("abort", () => told.push(signal.aborted));
+    return new Promise(() => {});
+  } });
   await world.pass(1000, online(tab));
   const id = peer.post("alice", { payload: "slow", ordering_key: "a" });
   peer.post("alice", { payload: "fast", ordering_key: "b" });
@@ -273,6 +302,7 @@ test("a handler that never returns is given up after its time, and the server he
   assert.deepEqual(peer.log.map(({ how }) => how), ["ack"], "others are not held up");
   await world.pass(1500);
   assert.deepEqual(peer.log.filter(({ nacked }) => nacked === id).map(({ code }) => code), [Code.Failed]);
+  assert.deepEqual(told, [true], "and hears so");
 });
 
 test("a request is answered with what its handler returns, and with the same again", async () => {
@@ -526,6 +556,63 @@ test("whatever a handler answers or asks for, the server can read it", async () 
   const nacked = new Set(peer.log.filter(({ nacked }) => nacked).map(({ nacked }) => ids.get(nacked)));
   assert.deepEqual(nacked, new Set(["view", "circle", "call", ...Object.keys(delays)]));
   assert.deepEqual([tab.client.state.name, peer.violations], ["online", []]);
+});
+
+test("a host that never gives credentials is given up, and asked again", async () => {
+  let asked = 0;
+  const { world, open } = setUp();
+  const tab = open({ credentials: () => (asked += 1) < 3 ? new Promise(() => {}) : Promise.resolve("secret") });
+  await world.pass(29_000);
+  assert.deepEqual([asked, tab.client.state.name], [1, "connecting"]);
+  await world.pass(2000);
+  assert.deepEqual([asked, tab.client.state.name], [2, "connecting"]);
+  assert.ok(await world.pass(60_000, online(tab)));
+});
+
+test("a host that has no credentials for a better transport is not asked for them as fast as time goes", async () => {
+  const { world, open, network } = setUp();
+  let asked = 0, gone = false;
+  network.blocked = new Set(["websocket"]);
+  const tab = open({ credentials: () => { asked += 1; return gone ? undefined : "secret"; } });
+  assert.ok(await world.pass(5000, online(tab)));
+  [gone, asked] = [true, 0];
+  await world.pass(600_000);
+  assert.ok(asked > 1 && asked < 80, `${asked} times in ten minutes`);
+  assert.equal(tab.client.state.name, "online");
+});
+
+test("a server that lets in and sends away at once is asked less and less often", async () => {
+  const { world, open, network, peer } = setUp();
+  const connect = peer.connect.bind(peer);
+  peer.connect = (wire) => {
+    const end = connect(wire);
+    return { ...end, receive: (text) => {
+      end.receive(text);
+      for (const session of peer.sessions.values()) if (session.link) session.close(4000);
+    } };
+  };
+  const tab = open();
+  await world.pass(120_000);
+  assert.ok(network.connections.length < 25, `${network.connections.length} connections in two minutes`);
+  assert.equal(tab.client.state.name, "offline");
+});
+
+test("a transport that opens and lets nobody in is left for a while after one attempt beside a connection", async () => {
+  const { world, open, network } = setUp();
+  network.blocked = new Set(["websocket"]);
+  const page = { alive: true }, tried = [];
+  const deaf = { name: "websocket", open: async (opening) => {
+    tried.push(world.now());
+    if (network.blocked.size > 0) return network.open(page, "websocket", opening);
+    return { send: () => {}, close: () => {} };
+  } };
+  const tab = open({ transports: [deaf, { name: "sse", open: (opening) => network.open(page, "sse", opening) }] });
+  assert.ok(await world.pass(5000, online(tab)));
+  network.blocked.clear();
+  const before = tried.length;
+  await world.pass(90_000);
+  assert.equal(tried.length, before + 2, "it rests for twice as long each time");
+  assert.equal(tab.client.state.transport, "sse");
 });
 
 test("credentials that no hello can hold are told as an error, and break no connection", async () => {

@@ -6,9 +6,33 @@ import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { test } from "node:test";
 import { fileURLToPath } from "node:url";
-import { Backoff, Code, Ladder, Quality, readEvents, recovery } from "../client.mjs";
+import { Backoff, Code, Ladder, Quality, readEvents, recovery, steadyClock } from "../client.mjs";
 import { npm } from "./tools.mjs";
 import { randomOf } from "./world.mjs";
+
+test("the clock goes on when the wall's is set back, follows it over a sleep, and is no faster than either", () => {
+  let [wall, steady] = [1_767_225_600_000, 50];
+  const now = steadyClock(() => Math.floor(wall), () => steady), start = now(), random = randomOf(5);
+  const shown = [];
+  for (let n = 0; n < 10_000; n += 1) {
+    // The wall's is slewed a little, forth and back, as it is when it is kept right.
+    steady += 0.3;
+    wall += 0.3 + (random() - 0.5) * 0.01;
+    shown.push(now());
+  }
+  assert.ok(Math.abs(now() - start - 3000) <= 60, `${now() - start} ms in 3,000`);
+  wall -= 3_600_000;
+  const before = now();
+  shown.push(before);
+  assert.ok(Math.abs(before - start - 3000) <= 60, "set back an hour");
+  steady += 500;
+  wall += 500;
+  assert.ok(Math.abs(now() - before - 500) <= 2);
+  wall += 600_000;
+  shown.push(now());
+  assert.ok(now() - before >= 600_000, "it slept for ten minutes");
+  assert.ok(shown.every((each, at) => Number.isInteger(each) && (at === 0 || each >= shown[at - 1])));
+});
 
 test("delays stay between floor and cap, use the whole range, and start over after a success", () => {
   const backoff = new Backoff({ floor: 500, cap: 20_000 }, randomOf(7));
