@@ -223,6 +223,8 @@ const TAKEN_OVER_MS = 60_000;
 const MAX_MALFORMED = 3;
 /** How long a message may be put off by a handler that is busy. */
 const MAX_DELAY_MS = 2 ** 31 - 1;
+/** For how long a message is put off that the disk does not take. */
+const STORAGE_DELAY_MS = 5_000;
 const MAX_CREDENTIALS_BYTES = 8192;
 /** How long the host may take to give some. */
 const CREDENTIALS_MS = 30_000;
@@ -1168,10 +1170,15 @@ class Store {
   #waiting = [];
   #busy = false;
 
-  /** @param {IDBDatabase} db @param {(changes: Change[]) => void} changed */
-  constructor(db, changed) {
+  /**
+   * @param {IDBDatabase} db @param {(changes: Change[]) => void} changed
+   * @param {() => void} gone  The browser has closed it: its data was cleared, or its disk is in trouble.
+   */
+  constructor(db, changed, gone) {
     this.db = db;
     this.changed = changed;
+    this.gone = gone;
+    db.onclose = gone;
     this.tables = Array.from(db.objectStoreNames);
     /** The fence: who owns the outbox and the inbox. Each owner raises it, and a transaction of an earlier one does not go through. */
     this.owner = 0;
@@ -1179,8 +1186,11 @@ class Store {
     this.overtaken = false;
   }
 
-  /** @param {IDBFactory} factory @param {string} name @param {number} version @param {Record<string, Table>} tables @returns {Promise<IDBDatabase>} */
-  static open(factory, name, version, tables) {
+  /**
+   * @param {IDBFactory} factory @param {string} name @param {number} version @param {Record<string, Table>} tables
+   * @param {() => void} blocked  Another tab holds an older version. @returns {Promise<IDBDatabase>}
+   */
+  static open(factory, name, version, tables, blocked) {
     return new Promise((resolve, reject) => {
       const request = factory.open(`lastmile.${name}`, version);
       request.onupgradeneeded = () => {
@@ -1200,9 +1210,9 @@ class Store {
         }
       };
       request.onsuccess = () => resolve(request.result);
-      request.onerror = () => reject(new LastmileError("storage", "the database does not open", request.error));
-      // Another tab holds an older version: it closes when it hears of the change.
-      request.onblocked = () => {};
+      request.onerror = () => reject(new LastmileError("storage", `the database does not open: ${request.error?.message}`, request.error));
+      // It closes when it hears of the change.
+      request.onblocked = blocked;
     });
   }
 
@@ -1246,6 +1256,7 @@ class Store {
       try {
         txn = new Txn(this.db.transaction(this.tables, "readwrite", { durability: "strict" }));
       } catch (error) {
+        this.gone();
         return resolve(new LastmileError("storage", "the database is closed", error));
       }
       txn.raw.oncomplete = () => {
@@ -1273,6 +1284,7 @@ class Store {
         request.onsuccess = () => resolve(request.result);
         request.onerror = () => reject(new LastmileError("storage", "nothing was read", request.error));
       } catch (error) {
+        if (/** @type {any} */ (error).name === "InvalidStateError") this.gone();
         reject(new LastmileError("storage", "nothing was read", error));
       }
     });
@@ -1732,6 +1744,7 @@ export class Client {
 
   /** @type {Promise<Store> | undefined} */ #opening = undefined;
   /** @type {Store | undefined} */ #store = undefined;
+  #blocked = false;
   /** @type {Session | undefined} */ #session = undefined;
   /** @type {Ladder} */ #ladder;
   #backoff;
@@ -1770,6 +1783,7 @@ export class Client {
   #pumping = false;
   #pumpAgain = false;
   #pumpAt = Infinity;
+  /** @type {(() => void)[]} What the disk did not take: tried again. */ #unwritten = [];
   /** Other tabs have sent something that was not looked at. */ #adoptDue = false;
   /** @type {Set<string>} Messages that are being taken back. */ #cancelled = new Set();
   /** @type {Set<string>} Messages that get their numbers. */ #going = new Set();
@@ -1871,17 +1885,25 @@ export class Client {
   }
 
   /** Ends it: the connection, the lock, the database. What waits in the outbox stays there. @returns {Promise<void>} */
-  async close() {
+  close() {
+    return this.#end("closed");
+  }
+
+  /** @param {string} why @returns {Promise<void>} */
+  async #end(why) {
     if (this.#closed) return;
     this.disconnect();
     this.#closed = true;
     this.#platform.clearTimeout(this.#timer);
     this.#disown();
-    this.#become({ name: "closed", code: undefined, why: "closed" });
+    this.#become({ name: "closed", code: undefined, why });
     this.#forgetOutbox();
-    const store = await this.#opening?.catch(() => undefined);
-    this.#channel?.close();
-    store?.db.close();
+    const closing = this.#opening?.catch(() => undefined).then((store) => {
+      this.#channel?.close();
+      store?.db.close();
+    });
+    // One that another tab holds up is closed when it opens.
+    if (!this.#blocked) await closing;
   }
 
   // ---- sending
@@ -2049,16 +2071,29 @@ export class Client {
   #ready() {
     if (this.#closed) return Promise.reject(new LastmileError("closed", "the client is closed"));
     const { name, version, stores } = this.#options;
-    this.#opening ??= Store.open(this.#platform.indexedDB, name, version, stores).then((db) => {
-      db.onversionchange = () => this.close();
-      this.#store = new Store(db, (changes) => this.#tell("stored", changes));
+    const blocked = () => {
+      this.#blocked = true;
+      if (this.#state.name === "offline") this.#become({ name: "offline", retryIn: undefined, why: "another tab holds an older version of the database", code: undefined });
+    };
+    this.#opening ??= Store.open(this.#platform.indexedDB, name, version, stores, blocked).then((db) => {
+      this.#blocked = false;
+      db.onversionchange = () => this.#end("another tab has a newer version of the database");
+      const store = this.#store = new Store(db, (changes) => this.#tell("stored", changes), () => this.#storeIsGone(store));
       this.#channel = this.#platform.channel(`lastmile.${name}`, (what) => this.#posted(what));
-      return this.#store;
+      return store;
     });
     this.#opening.catch(() => {
       this.#opening = undefined;
     });
     return this.#opening;
+  }
+
+  /** The browser has closed the database under it: it is opened anew. @param {Store} store */
+  #storeIsGone(store) {
+    if (this.#store !== store || this.#closed) return;
+    this.#store = this.#opening = undefined;
+    this.#channel?.close();
+    if (this.#owner) this.#lostOwnership("the database was closed");
   }
 
   /** The database, if the outbox is this tab's or can be: connected or not, one tab has it. @returns {Promise<Store>} */
@@ -2074,6 +2109,7 @@ export class Client {
   #own(steal) {
     if (this.#claim && !steal) return;
     this.#claim?.abort();
+    this.#retryAt = Infinity;
     const { locks } = this.#platform, claim = new AbortController(), name = `lastmile.${this.#options.name}`;
     this.#claim = claim;
     let decided = () => {};
@@ -2090,9 +2126,9 @@ export class Client {
       try {
         await this.#take(claim);
       } catch (error) {
-        this.#claim = undefined;
         decided();
-        return this.#become({ name: "closed", code: undefined, why: String(error) });
+        if (this.#claim === claim) this.#notTaken(error);
+        return;
       }
       decided();
       if (!this.#owner) return;
@@ -2116,6 +2152,19 @@ export class Client {
       if (error?.name === "AbortError" || this.#owner) this.#lostOwnership();
       else hold();
     });
+  }
+
+  /** The database does not open, or cannot be read. @param {unknown} error */
+  #notTaken(error) {
+    this.#claim = undefined;
+    if (this.#closed) return;
+    const isOutdated = error instanceof LastmileError && /** @type {any} */ (error.cause)?.name === "VersionError";
+    if (!this.#wanted || isOutdated) return this.#become({ name: "closed", code: undefined, why: String(error) });
+    this.#tell("error", error);
+    const delay = this.#backoff.next();
+    this.#retryAt = this.#platform.now() + delay;
+    this.#become({ name: "offline", retryIn: delay, why: String(error), code: undefined });
+    this.#arm();
   }
 
   /** The outbox is this tab's: raises the fence and reads what is there. @param {AbortController} claim */
@@ -2145,7 +2194,7 @@ export class Client {
       this.#rows.set(row.id, row);
       if (row.number !== null && !row.failure) this.#pending.set(row.number, row);
     }
-    await this.#loadPlaces(store, meta.streams);
+    await this.#loadPlaces(store);
     if (this.#claim !== claim || this.#closed) return;
     this.#owner = true;
     this.#unwake = platform.onWake(() => this.#wake());
@@ -2154,16 +2203,12 @@ export class Client {
     this.#adopt();
   }
 
-  /** @param {Store} store @param {string[]} streams  Those that are known, the latest last. */
-  async #loadPlaces(store, streams) {
+  /** @param {Store} store */
+  async #loadPlaces(store) {
     const [rows, floors] = [await store.read(INBOX, (inbox) => inbox.getAll()), await store.read(META, (meta) => meta.get("floors"))];
-    const known = streams.slice(-MAX_STREAMS);
     this.#places.clear();
     this.#floors = new Map(floors ?? []);
-    for (const row of rows) {
-      if (known.includes(row.stream)) this.#places.set(placeKey(row), { place: row, reply: row.reply });
-      else await store.write((txn) => txn.delete(INBOX, [row.stream, row.lane, row.seq]));
-    }
+    for (const row of rows) this.#places.set(placeKey(row), { place: row, reply: row.reply });
   }
 
   /** Another tab said something. @param {any} what */
@@ -2204,12 +2249,12 @@ export class Client {
     this.#release();
   }
 
-  /** Another tab owns the outbox now. */
-  #lostOwnership() {
+  /** Another tab owns the outbox now, or nobody does. @param {string} [why] */
+  #lostOwnership(why = "another-tab") {
     if (this.#closed) return;
     this.#disown();
     this.#retryAt = Infinity;
-    this.#drop(Code.Done, "another tab has taken over");
+    this.#drop(Code.Done, why);
     // What it knew of the session and the outbox is the other tab's to change, and what came is the other tab's to handle.
     this.#session = undefined;
     this.#forgetOutbox();
@@ -2219,24 +2264,26 @@ export class Client {
     }
     this.#queues.clear();
     this.#jobs.clear();
-    this.#become({ name: "offline", retryIn: undefined, why: "another-tab", code: undefined });
-    if (this.#wanted && this.#platform.locks) this.#own(false);
+    this.#become({ name: "offline", retryIn: undefined, why, code: undefined });
+    if (this.#wanted && (this.#platform.locks || why !== "another-tab")) this.#own(false);
   }
 
   /** The outbox is no longer this page's to know. What was only in its memory nobody will send. */
   #forgetOutbox() {
+    this.#unwritten = [];
     const volatile = [...this.#rows.values()].filter(({ message }) => message.durability === "volatile");
     this.#rows.clear();
     this.#pending.clear();
     volatile.forEach((row) => this.#settle(row, "failed", unconfirmed));
   }
 
-  /** What a write threw: the fence is up, or the disk is in trouble. @param {unknown} error */
-  #failedToWrite(error) {
+  /** What a write threw: the fence is up, or the disk is in trouble. @param {unknown} error @param {() => void} [again]  Tries it once more. */
+  #failedToWrite(error, again) {
     if (error instanceof LastmileError && error.kind === "another-tab") {
       if (this.#owner && this.#store?.overtaken) this.#lostOwnership();
     } else if (!this.#closed) {
       this.#tell("error", error);
+      if (again && this.#owner && isPassing(error)) this.#unwritten.push(again);
       this.#pumpAt = this.#platform.now() + 1000;
       this.#arm();
     }
@@ -2453,8 +2500,12 @@ export class Client {
   }
 
   #tick() {
-    if (this.#closed || !this.#owner) return;
+    if (this.#closed) return;
     const now = this.#platform.now();
+    if (!this.#owner) {
+      if (now >= this.#retryAt) this.#own(false);
+      return;
+    }
     this.#session?.tick();
     if (now >= this.#floorAt) this.#keepFloors();
     if (now >= this.#leaveAt || (this.#leaveAt < Infinity && this.#isQuiet())) this.#leave();
@@ -2467,6 +2518,7 @@ export class Client {
     if (now >= this.#pumpAt) {
       this.#pumpAt = Infinity;
       if (this.#adoptDue) this.#adopt();
+      this.#unwritten.splice(0).forEach((run) => run());
     }
     this.#pump();
   }
@@ -2474,12 +2526,12 @@ export class Client {
   #arm() {
     const platform = this.#platform, now = platform.now();
     platform.clearTimeout(this.#timer);
-    if (this.#closed || !this.#owner) return;
-    let at = Math.min(this.#session?.timeout ?? Infinity, this.#floorAt, this.#leaveAt, this.#pumpAt);
+    if (this.#closed) return;
+    let at = this.#owner ? Math.min(this.#session?.timeout ?? Infinity, this.#floorAt, this.#leaveAt, this.#pumpAt) : Infinity;
     // It climbs from an open connection only: until the welcome has come there is nothing to wake for.
     const climbAt = this.#session?.phase === "up" ? Math.max(this.#ladder.timeout, this.#climbAt, this.#notBefore) : Infinity;
     if (!this.#attempt) at = Math.min(at, this.#link ? climbAt : this.#retryAt);
-    for (const row of this.#pumpAt < Infinity ? [] : this.#rows.values()) {
+    for (const row of this.#pumpAt < Infinity || !this.#owner ? [] : this.#rows.values()) {
       if (row.retryAt > now) at = Math.min(at, row.retryAt);
       if (!this.#cancelled.has(row.id)) at = Math.min(at, uselessAt(row));
     }
@@ -2511,12 +2563,21 @@ export class Client {
     this.#malformed = 0;
     this.#retryAt = Infinity;
     this.#ladder.connected(now, rung);
+    /** @type {string[]} */
+    let forgotten = [];
     this.#store?.write((txn) => {
       txn.put(META, [...new Set([...memory, rung])], "worked");
-      txn.read(META, "streams", (streams) => {
-        if (streams.at(-1) !== stream) txn.put(META, [...streams.filter((/** @type {string} */ known) => known !== stream), stream].slice(-MAX_STREAMS), "streams");
+      txn.read(META, "streams", (/** @type {string[]} */ streams) => {
+        if (streams.at(-1) === stream) return;
+        const known = [...streams.filter((each) => each !== stream), stream];
+        txn.put(META, known.slice(-MAX_STREAMS), "streams");
+        // Places are forgotten here and below their floors, and nowhere else.
+        forgotten = known.slice(0, -MAX_STREAMS);
+        for (const each of forgotten) txn.delete(INBOX, IDBKeyRange.bound([each], [each, []]));
       });
-    }).catch((error) => this.#failedToWrite(error));
+    }).then(() => {
+      for (const [key, { place }] of this.#places) if (forgotten.includes(place.stream)) this.#places.delete(key);
+    }, (error) => this.#failedToWrite(error));
     // A new life that was not looked at yet is still one when it is resumed.
     this.#resync = { due: true, fresh: !resumed || (this.#resync.due && this.#resync.fresh), published };
     this.#online();
@@ -2732,8 +2793,8 @@ export class Client {
       txn.delete(OUTBOX, /** @type {IDBValidKey} */ (row.order));
       this.#track(txn, row, "accepted");
     }).then(() => this.#settle(row, "accepted"), (error) => {
-      // It stays in the outbox with its number, and is asked about again in the next life.
-      this.#failedToWrite(error);
+      // It stays in the outbox with its number: another page asks about it again.
+      this.#failedToWrite(error, () => this.#accepted(row));
     });
   }
 
@@ -2752,7 +2813,7 @@ export class Client {
       });
       this.#settle(next, "failed", failure);
     } catch (error) {
-      this.#failedToWrite(error);
+      this.#failedToWrite(error, () => this.#fail(next, failure));
     }
   }
 
@@ -2879,7 +2940,11 @@ export class Client {
       }
       if (place) this.#places.set(placeKey(place), { place, reply });
     } catch (error) {
-      verdict = error instanceof Busy ? behind : { kind: "nack", code: Code.Failed, text: "it could not be stored" };
+      const text = "it could not be stored";
+      if (error instanceof Busy) verdict = behind;
+      // Not the message's fault: it must not use its attempts up.
+      else if (isPassing(error)) verdict = { kind: "nack", code: Code.Busy, delay: STORAGE_DELAY_MS, text };
+      else verdict = { kind: "nack", code: Code.Failed, text };
       if (!(error instanceof Busy)) this.#failedToWrite(error);
     }
     queue.writing -= 1;
@@ -2990,6 +3055,13 @@ const unconfirmed = Object.freeze({ kind: "unconfirmed", code: undefined, text: 
 /** @type {Failure} */
 const unknown = Object.freeze({ kind: "unknown-outcome", code: undefined, text: "it may have been accepted: too much time has passed to repeat it safely" });
 
+/** Whether the same write may go through later: it was the disk, or another tab. @param {unknown} error */
+function isPassing(error) {
+  if (!(error instanceof LastmileError)) return false;
+  const names = ["QuotaExceededError", "InvalidStateError", "UnknownError", "TimeoutError"];
+  return error.kind === "another-tab" || (error.kind === "storage" && names.includes(/** @type {any} */ (error.cause)?.name));
+}
+
 /** @template T @param {Map<string, Set<T>>} all @param {string} name @param {T} one @returns {() => void} */
 function listen(all, name, one) {
   const set = all.get(name) ?? new Set();
@@ -3048,6 +3120,7 @@ function browser() {
     indexedDB: globalThis.indexedDB,
     locks: globalThis.navigator?.locks,
     channel(name, heard) {
+      if (!globalThis.BroadcastChannel) return { post: () => {}, close: () => {} };
       const channel = new BroadcastChannel(name);
       channel.onmessage = ({ data }) => heard(data);
       return { post: (what) => channel.postMessage(what), close: () => channel.close() };

@@ -1238,6 +1238,176 @@ test("the offline switch keeps what is sent, and the database is let go when the
   assert.equal([...world.timers.values()].length <= 2, true, "no timer of the client is left");
 });
 
+/** Runs with some calls of object stores changed. */
+async function withStores(changes, run) {
+  const { prototype } = IDBObjectStore, before = Object.fromEntries(Object.keys(changes).map((name) => [name, prototype[name]]));
+  for (const [name, change] of Object.entries(changes)) {
+    prototype[name] = function changed(...args) {
+      return change.call(this, before[name].bind(this), args);
+    };
+  }
+  try {
+    await run();
+  } finally {
+    Object.assign(prototype, before);
+  }
+}
+
+test("while the disk is full what comes is put off without spending an attempt, and what was accepted says so when it can", async () => {
+  const { world, open, send, settle, peer, payloads } = setUp();
+  let full = false;
+  const abort = (store, table) => {
+    if (full && store.name === table) store.transaction._abort("QuotaExceededError");
+  };
+  await withStores({
+    add(add, args) {
+      const request = add(...args);
+      abort(this, "lastmile.inbox");
+      return request;
+    },
+    delete(remove, args) {
+      const request = remove(...args);
+      abort(this, "lastmile.outbox");
+      return request;
+    },
+  }, async () => {
+    const tab = open();
+    await world.pass(1000, online(tab));
+    const sent = await send(tab.client, "1");
+    full = true;
+    const id = peer.post("alice", {});
+    await world.pass(60_000);
+    assert.deepEqual([payloads(), peer.log.filter(({ nacked }) => nacked).every(({ code }) => code === Code.Busy)], [["1"], true]);
+    const nacks = peer.log.filter(({ nacked }) => nacked).length;
+    assert.ok(nacks >= 3 && nacks < 15, `${nacks} nacks`);
+    assert.ok(tab.errors.every((error) => error instanceof LastmileError && error.kind === "storage"), String(tab.errors));
+    full = false;
+    assert.equal((await settle(sent.settled)).status, "accepted");
+    await world.pass(10_000);
+    assert.deepEqual(await settle(tab.client.rows("history")), [{ id, payload: "", times: 1 }]);
+    assert.deepEqual(peer.violations, []);
+  });
+});
+
+test("a database that the browser closed is opened again, and nothing is lost or taken twice", async () => {
+  for (const says of [true, false]) {
+    const { world, open, send, settle, peer, payloads } = setUp();
+    const tab = open();
+    await world.pass(1000, online(tab));
+    const before = peer.post("alice", { payload: "before" });
+    await world.pass(1000);
+    for (const db of tab.page.databases) {
+      db.close();
+      if (says) db.onclose();
+    }
+    if (says) assert.deepEqual([tab.client.state.name, tab.client.state.why], ["offline", "starting"]);
+    const after = peer.post("alice", { payload: "after" });
+    await world.pass(60_000);
+    assert.equal(tab.client.state.name, "online");
+    await send(tab.client, "1");
+    await world.pass(1000);
+    assert.deepEqual((await settle(tab.client.rows("history"))).map(({ id, times }) => [id, times]), [[before, 1], [after, 1]]);
+    assert.deepEqual([payloads(), peer.violations], [["1"], []]);
+  }
+});
+
+test("a database that does not open now is tried again; one of a newer version is not", async () => {
+  const { world, open, send, settle, payloads } = setUp();
+  const { indexedDB } = world;
+  let failing = true;
+  world.indexedDB = { open: (...args) => {
+    if (failing) throw new DOMException("not now", "UnknownError");
+    return indexedDB.open(...args);
+  } };
+  const tab = open();
+  await world.pass(30_000);
+  assert.equal(tab.client.state.name, "offline");
+  assert.ok(tab.client.state.retryIn > 0 && tab.errors.length > 2 && tab.errors.length < 30);
+  failing = false;
+  assert.ok(await world.pass(30_000, online(tab)));
+  await send(tab.client, "1");
+  await world.pass(100);
+  assert.deepEqual(payloads(), ["1"]);
+  // Another page has newer tables: this one is told, and lets go.
+  const newer = open({ version: 2 });
+  assert.deepEqual(await settle(newer.client.rows("history")), []);
+  assert.ok(await world.pass(5000, online(newer)));
+  assert.deepEqual([tab.client.state.name, tab.client.state.why], ["closed", "another tab has a newer version of the database"]);
+  const older = open();
+  await world.pass(30_000);
+  assert.equal(older.client.state.name, "offline", "it waits for the lock");
+  newer.page.kill();
+  await world.pass(30_000);
+  assert.equal(older.client.state.name, "closed");
+  assert.match(older.client.state.why, /version/i);
+});
+
+test("an upgrade that another tab holds up says so, and the client can be closed meanwhile", async () => {
+  const { world, open, settle } = setUp();
+  const first = open();
+  await world.pass(1000, online(first));
+  for (const db of first.page.databases) db.onversionchange = null;
+  const second = open({ version: 2 }, { locks: null });
+  await world.pass(1000);
+  assert.deepEqual([second.client.state.name, second.client.state.why], ["offline", "another tab holds an older version of the database"]);
+  await settle(second.client.close(), 1000);
+  first.page.kill();
+  await world.pass(1000);
+  const third = open({ version: 2 });
+  assert.ok(await world.pass(10_000, online(third)), "it was let go when it opened");
+});
+
+// The places of a log whose name was not written were forgotten at the next start, and their messages took effect again.
+test("what took effect is known again also when the disk did not take the name of its log", async () => {
+  const { world, open, settle, peer, network } = setUp();
+  await withStores({
+    put(put, args) {
+      if (args[1] === "streams" && args[0].length > 0) throw new DOMException("full", "QuotaExceededError");
+      return put(...args);
+    },
+  }, async () => {
+    const first = open();
+    await world.pass(1000, online(first));
+    first.client.watch("stored", () => first.page.kill());
+    peer.post("alice", {});
+    await world.pass(1000);
+    assert.equal(first.page.alive, false);
+    network.cut();
+  });
+  const second = open();
+  await world.pass(60_000, () => peer.log.some(({ ended }) => ended));
+  assert.deepEqual((await settle(second.client.rows("history"))).map(({ times }) => times), [1]);
+});
+
+test("places of the latest eight logs are kept, and of no more", async () => {
+  const { world, open, settle, peer } = setUp();
+  const tab = open();
+  await world.pass(1000, online(tab));
+  const prototype = Object.getPrototypeOf(peer.sessions.get("alice")), { floor } = prototype;
+  prototype.floor = () => {};
+  try {
+    for (let log = 0; log < 12; log += 1) {
+      peer.stream = log.toString(16).padStart(32, "f");
+      peer.restart();
+      assert.ok(await world.pass(60_000, () => peer.sessions.get("alice")?.link));
+      peer.post("alice", { payload: String(log) });
+      await world.pass(1000);
+    }
+  } finally {
+    prototype.floor = floor;
+  }
+  const db = await settle(new Promise((resolve) => {
+    const request = world.indexedDB.open("lastmile.alice");
+    request.onsuccess = () => resolve(request.result);
+  }));
+  const keys = await settle(new Promise((resolve) => {
+    const request = db.transaction("lastmile.inbox").objectStore("lastmile.inbox").getAllKeys();
+    request.onsuccess = () => resolve(request.result);
+  }));
+  db.close();
+  assert.deepEqual(keys.map(([stream]) => parseInt(stream.replace(/^f+/, ""), 16)).sort((a, b) => a - b), [4, 5, 6, 7, 8, 9, 10, 11]);
+});
+
 test("a thousand connections of a page that ended leave no timer, no connection and no listener, and it goes on", async () => {
   const { world, network, open, send, payloads } = setUp();
   const tab = open({}, { connect: false });
