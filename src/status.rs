@@ -56,6 +56,15 @@ impl EndReason {
         }
     }
 
+    /// Whether whoever has such a message on offer has not ended it by what they said of it, and would go on with it.
+    pub(crate) const fn withdraws(self) -> bool {
+        match self {
+            Self::Delivered | Self::Unconfirmed | Self::Rejected | Self::Moved => false,
+            Self::Expired | Self::Dead | Self::Cancelled | Self::Replaced | Self::Evicted => true,
+            Self::Elsewhere | Self::DeviceGone => true,
+        }
+    }
+
     /// A lower-case name, for tables and metrics.
     #[must_use]
     pub const fn as_str(self) -> &'static str {

@@ -22,8 +22,13 @@ type Stays = Box<Result<Outcome, OperationError>>;
 
 impl Machine {
     /// The copies of a message for other devices that have not ended, in the order of their places.
-    pub(super) fn other_copies(&mut self, id: &UserId, entry: EntryRef, accept: &Accept) -> Vec<EntryRef> {
-        let (Some(device), Some(priority)) = (accept.device, entry.lane.priority()) else {
+    pub(super) fn other_copies(
+        &mut self,
+        id: &UserId,
+        entry: EntryRef,
+        device: Option<ForDevice>,
+    ) -> Vec<EntryRef> {
+        let (Some(device), Some(priority)) = (device, entry.lane.priority()) else {
             return Vec::new();
         };
         let collected = self.collected;
@@ -95,7 +100,7 @@ impl Machine {
                     Ok(_) => return stays(Err(OperationError::Overloaded)),
                     Err(refusal) => return stays(Err(refusal.into())),
                 };
-                let others = self.other_copies(old.message.recipient(), entry, old).len();
+                let others = self.other_copies(old.message.recipient(), entry, old.device).len();
                 let among = self.devices_of(&message, self.now).unwrap_or_default();
                 let mut gives_back = Totals::default();
                 (0..=others).for_each(|_| gives_back.add(old.message.cost()));
@@ -130,7 +135,7 @@ impl Machine {
     ) -> Result<bool, Stays> {
         let id = old.message.recipient().clone();
         let parent = self.parent_in_place(&old.message, entry)?;
-        let mut all = self.other_copies(&id, entry, old);
+        let mut all = self.other_copies(&id, entry, old.device);
         if all.iter().any(|other| self.was_offered(&id, *other)) {
             return Err(Box::new(Err(OperationError::Offered)));
         }
@@ -200,7 +205,7 @@ impl Machine {
             return;
         }
         let is_about_one = open.work.is_about_one();
-        let others = if is_about_one { self.other_copies(id, entry, accept) } else { Vec::new() };
+        let others = if is_about_one { self.other_copies(id, entry, accept.device) } else { Vec::new() };
         self.end_wherever(id, entry, accept, reason, joined);
         self.wait_for_end(operation, entry.seq, true);
         let stored = (accept.message.cost(), accept.message.id());

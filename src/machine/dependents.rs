@@ -208,7 +208,7 @@ impl Machine {
             // Another device's copy may still wait.
             return false;
         }
-        let others = self.other_copies(id, entry, accept);
+        let others = self.other_copies(id, entry, accept.device);
         let left = others.iter().chain([&entry]).filter_map(|at| at.lane.slot()).collect();
         let copies = whole.copies.map(|copies| Copies { left, ..copies });
         self.note_of_orphan(operation, |orphan| orphan.found = Some(Parent { copies, ..whole }));

@@ -61,13 +61,15 @@ pub struct Delivery {
     pub redelivered: bool,
 }
 
-/// A message that another device has confirmed first.
+/// A message that rings no more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Withdrawn {
     /// Its lane and place, as it was offered.
     pub entry: EntryRef,
     /// Its id.
     pub id: MessageId,
+    /// Why: [`EndReason::Elsewhere`] when another device has answered, [`EndReason::Cancelled`] when the caller hung up.
+    pub reason: EndReason,
 }
 
 /// What a sink says of one message it was offered.
@@ -350,7 +352,8 @@ pub enum Action {
         /// At least one.
         gaps: Vec<Gap>,
     },
-    /// Tell the sink that a message it was offered rings no more: another device of its user has confirmed it, durably.
+    /// Tell the sink that a message it was offered rings no more: another device has confirmed it, it was withdrawn or
+    /// replaced, or its time is over. That is durable.
     Withdraw {
         /// Which sink.
         link: LinkId,

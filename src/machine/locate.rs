@@ -146,7 +146,7 @@ impl Machine {
             return Vec::new();
         };
         let id = accept.message.recipient();
-        let alive = self.other_copies(id, entry, accept);
+        let alive = self.other_copies(id, entry, accept.device);
         let places = device.others(entry.seq).chain([(device.slot, entry.seq)]);
         let places = places.map(|(slot, seq)| (slot, EntryRef { lane: LaneId::Device(slot, priority), seq }));
         let mut copies: Vec<_> = places

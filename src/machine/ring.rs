@@ -1,20 +1,23 @@
 //! Messages that ring: the first device to confirm one settles it for all of its user's devices.
 //!
 //! The others' copies end in the commit of that confirmation, so that after no crash one of them rings on. Whoever was
-//! offered one is told when that is durable.
+//! offered one is told when its end is durable, whatever ended it: another device's answer, a caller who hung up, its time.
 
 use super::Machine;
 use super::commit::Pending;
 use super::io::{Action, EntryRef, LinkId, Withdrawn};
 use crate::id::{MessageId, UserId};
-use crate::record::{Accept, End, Record};
+use crate::record::{End, ForDevice, Record};
 use crate::status::EndReason;
 use crate::time::Timestamp;
 
-/// What must be known of a copy that has ended to let the others end too.
-#[derive(Clone, Debug)]
+/// What must be known of a copy that has ended to let the others end too: a few numbers, for thousands of them are
+/// remembered, and no quota counts them.
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Ring {
-    accept: std::sync::Arc<Accept>,
+    device: ForDevice,
+    cost: u64,
+    id: MessageId,
 }
 
 impl Machine {
@@ -24,43 +27,55 @@ impl Machine {
         let Some(end) = self.ending(now, id, entry, EndReason::Delivered) else { return };
         self.current.push(Pending::Fact(Record::End(end)));
         if let Some(ring) = ring {
-            self.stop_ringing(id, entry, &ring);
+            self.stop_ringing(id, entry, ring);
         }
     }
 
     /// What rings elsewhere too, if this message in memory does.
     pub(super) fn ring_of(&self, id: &UserId, entry: EntryRef) -> Option<Ring> {
-        let found = self.users.get(id)?.lane_ref(entry.lane).entry(entry.seq)?;
-        let rings = found.accept.device.is_some_and(|device| device.rings);
-        rings.then(|| Ring { accept: found.accept.clone() })
+        let accept = &self.users.get(id)?.lane_ref(entry.lane).entry(entry.seq)?.accept;
+        let device = accept.device.filter(|device| device.rings)?;
+        Some(Ring { device, cost: accept.message.cost(), id: accept.message.id() })
     }
 
     /// Ends the other copies, in one commit with the record before.
-    pub(super) fn stop_ringing(&mut self, id: &UserId, entry: EntryRef, ring: &Ring) {
-        let message = &ring.accept.message;
-        let stored = (message.cost(), message.id());
-        for other in self.other_copies(id, entry, &ring.accept) {
-            self.end_place(id, other, stored, EndReason::Elsewhere, true);
+    pub(super) fn stop_ringing(&mut self, id: &UserId, entry: EntryRef, ring: Ring) {
+        for other in self.other_copies(id, entry, Some(ring.device)) {
+            self.end_place(id, other, (ring.cost, ring.id), EndReason::Elsewhere, true);
         }
     }
 
-    /// That a message was settled elsewhere is durable: its device is told, if it is there and was offered it.
-    pub(super) fn tell_withdrawn(&mut self, end: &End, entry: EntryRef) {
-        let Some(id) = end.id.filter(|_| end.reason == EndReason::Elsewhere && end.possibly_delivered) else {
-            return;
-        };
+    /// That a message rings no more is durable: its device is told, if it is there, may have been offered it, and has not
+    /// ended it itself.
+    pub(super) fn tell_withdrawn(&mut self, end: &End, entry: EntryRef, ring: Option<Ring>) {
+        let rings = ring.is_some() || end.reason == EndReason::Elsewhere;
+        let told = rings && end.possibly_delivered && end.reason.withdraws();
+        let Some(id) = end.id.filter(|_| told) else { return };
         if let Some(link) = self.link_of(&end.user, entry) {
-            self.withdraw(link, entry, id);
+            let withdrawn = Withdrawn { entry, id, reason: end.reason };
+            self.actions.push_back(Action::Withdraw { link, withdrawn });
         }
     }
 
+    /// The sink of the device that a lane is for. One that is being removed has no slot any more, and rings all the same.
     fn link_of(&self, id: &UserId, entry: EntryRef) -> Option<LinkId> {
-        let slot = entry.lane.slot()?;
-        let links = &self.users.get(id)?.links;
-        links.iter().find(|link| self.links.get(link).is_some_and(|link| link.slot == Some(slot))).copied()
+        let user = self.users.get(id)?;
+        let device = &user.slots.get(&entry.lane.slot()?)?.device.as_ref()?.device;
+        let is_its = |link: &&LinkId| self.links.get(link).is_some_and(|link| link.device == *device);
+        user.links.iter().find(is_its).copied()
     }
+}
 
-    fn withdraw(&mut self, link: LinkId, entry: EntryRef, id: MessageId) {
-        self.actions.push_back(Action::Withdraw { link, withdrawn: Withdrawn { entry, id } });
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of which nothing is on the heap, so that no payload lives on in it.
+    const fn is_plain<T: Copy>() {}
+
+    #[test]
+    fn what_is_remembered_of_a_ring_keeps_no_message() {
+        const { is_plain::<Ring>() };
+        assert!(size_of::<Ring>() <= 64, "{} bytes", size_of::<Ring>());
     }
 }

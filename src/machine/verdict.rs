@@ -189,7 +189,7 @@ impl Machine {
         };
         self.current.push(Pending::Fact(Record::End(end)));
         if let Some(ring) = ring {
-            self.stop_ringing(user, entry, &ring);
+            self.stop_ringing(user, entry, ring);
         }
         if let Some(letter) = letter {
             self.exhume(user, letter);
@@ -401,7 +401,7 @@ impl Machine {
                 }
                 self.release_ended(end);
                 let ring = self.ring_of(&end.user, entry);
-                self.tell_withdrawn(end, entry);
+                self.tell_withdrawn(end, entry, ring);
                 self.replay(seq, &record, true);
                 let letter = self.buried.take();
                 let requeued = self.requeued.take_if(|(from, _)| *from == end.seq);

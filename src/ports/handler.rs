@@ -166,7 +166,7 @@ impl Received {
         self.extensions.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether it is no longer wanted: another of its recipient's devices has answered.
+    /// Whether it is no longer wanted: another of its recipient's devices has answered, or whoever called has hung up.
     #[must_use]
     pub fn is_withdrawn(&self) -> bool {
         self.withdrawal.is_said()

@@ -49,8 +49,8 @@ pub trait Receiver: Send + 'static {
         Poll::Pending
     }
 
-    /// A message that was handed over is no longer wanted: another of its recipient's devices has answered. Said while no batch
-    /// is being taken, and only before its verdict, which is due all the same: [`Verdict::Rejected`] with
+    /// A message that was handed over is no longer wanted: another of its recipient's devices has answered, or whoever called has
+    /// hung up. Said while no batch is being taken, and only before its verdict, which is due all the same: [`Verdict::Rejected`] with
     /// [`Code::Withdrawn`](crate::session::Code::Withdrawn) if nothing was done with it. Does nothing unless it is implemented.
     fn withdrawn(&mut self, id: InboundId) {
         let _ = id;

@@ -57,9 +57,11 @@ pub trait Sink: Send + 'static {
         async {}
     }
 
-    /// Takes note that a message it was offered rings no more: another device of its user has confirmed it. Comes after the
-    /// `deliver` that it was in, when that is durable, and only while the sink is attached and its queue has room. A
-    /// confirmation that is under way is taken all the same. Does nothing unless it is implemented.
+    /// Takes note that a message for all devices at once ([`RingAll`](crate::DevicePolicy::RingAll)) rings no more:
+    /// [`Withdrawn::reason`] says whether another device has confirmed it, its sender has hung up, or its time is over.
+    /// Comes after the `deliver` that it was in, when that is durable, and only while the sink is attached and its queue has
+    /// room; not of what this device has confirmed or refused for good, but perhaps of what it was offered in an earlier
+    /// attachment. A confirmation that is under way is taken all the same. Does nothing unless it is implemented.
     ///
     /// # Cancel safety
     /// The future is dropped when the attachment is; it is not said again.

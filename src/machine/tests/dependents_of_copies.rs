@@ -129,9 +129,7 @@ fn what_rang_and_was_answered_elsewhere_was_delivered() {
 
 #[test]
 fn a_parent_is_followed_when_it_moves_with_its_copies_and_when_it_is_spread() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let at = rig.now.after(Duration::from_secs(60));
     let parent = every().ordering_key(key()).not_before(at).build().unwrap();
     let dependent = after(&parent, Otherwise::Cancel);
@@ -161,9 +159,7 @@ fn rig_of(rig: &Rig) -> Rig {
 
 #[test]
 fn a_parent_that_is_moved_to_another_priority_is_waited_for_in_all_its_new_places() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let parent = parent();
     let dependent = after(&parent, Otherwise::Release);
     rig.accepted(&parent);
@@ -182,9 +178,7 @@ fn a_parent_that_is_moved_to_another_priority_is_waited_for_in_all_its_new_place
 
 #[test]
 fn a_parent_that_is_just_moving_with_its_copies_is_waited_for_where_they_go() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let parent = parent();
     rig.accepted(&parent);
     let target = Target { user: alice(), id: parent.id(), sender: None };

@@ -1,4 +1,4 @@
-//! Registered devices: what is for each of them, what rings, and what becomes of what is left.
+//! Registered devices: what is for each of them, and what becomes of what is left.
 
 use super::*;
 use crate::message::DevicePolicy;
@@ -38,6 +38,18 @@ impl Rig {
         self.settled_by(Operation::Register(alice(), device(name))).unwrap();
     }
 
+    /// A phone in the first slot and a laptop in the second, both registered.
+    pub(super) fn register_two(&mut self) {
+        ["phone", "laptop"].iter().for_each(|name| self.register(name));
+    }
+
+    /// The same, of somebody who has nothing yet.
+    pub(super) fn of_two() -> Self {
+        let mut rig = Self::new();
+        rig.register_two();
+        rig
+    }
+
     /// A phone in the first slot and a laptop in the second, both registered and attached.
     pub(super) fn join_two(&mut self) {
         for (link, name) in [(1, "phone"), (2, "laptop")] {
@@ -58,7 +70,7 @@ impl Rig {
         *self.answer(ticket).unwrap().as_ref().unwrap()
     }
 
-    fn offered_to(&self, link: u64) -> Vec<EntryRef> {
+    pub(super) fn offered_to(&self, link: u64) -> Vec<EntryRef> {
         self.offers.iter().filter(|(to, _)| *to == LinkId(link)).map(|(_, delivery)| delivery.entry).collect()
     }
 
@@ -69,9 +81,7 @@ impl Rig {
 
 #[test]
 fn each_device_gets_what_is_for_every_device_and_no_other_ones_copy() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let accepted = rig.accepted(&every().build().unwrap());
     assert_eq!(accepted.entries().iter().map(|entry| entry.lane).collect::<Vec<_>>(), [lane(0), lane(1)]);
     assert_eq!(rig.machine.stats().counters.live(), 2);
@@ -100,9 +110,7 @@ fn somebody_without_devices_and_those_who_register_later_get_it_on_any() {
 
 #[test]
 fn a_repeat_is_answered_with_all_places_also_after_replay() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let message = every().build().unwrap();
     let first = rig.accepted(&message);
     assert_eq!(rig.accepted(&message), first.again());
@@ -113,9 +121,7 @@ fn a_repeat_is_answered_with_all_places_also_after_replay() {
 
 #[test]
 fn copies_and_devices_come_back_from_a_replay_and_from_the_store() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let accepted = rig.accepted(&every().build().unwrap());
     rig.attach(1, "alice", "phone");
     rig.say(1, accepted.entries()[0], Verdict::Delivered);
@@ -131,39 +137,6 @@ fn copies_and_devices_come_back_from_a_replay_and_from_the_store() {
     assert_eq!(row.devices.len(), 2);
     assert!(row.lane(lane(0)).unwrap().cursor >= accepted.entries()[0].seq);
     assert!(row.lane(lane(1)).unwrap().cursor < accepted.entries()[1].seq);
-}
-
-#[test]
-fn what_rings_stops_everywhere_in_the_commit_of_the_first_confirmation() {
-    let mut rig = Rig::new();
-    for name in ["phone", "laptop", "tablet"] {
-        rig.register(name);
-    }
-    rig.attach(1, "alice", "phone");
-    rig.attach(2, "alice", "laptop");
-    let accepted = rig.accepted(&ring());
-    let entries = accepted.entries();
-    assert_eq!((rig.offered_to(1), rig.offered_to(2)), (vec![entries[0]], vec![entries[1]]));
-    rig.input(Input::Verdicts { link: LinkId(2), verdicts: vec![(entries[1], Verdict::Delivered)] });
-    let records = &rig.open.back().unwrap().1;
-    assert_eq!(records.len(), 3, "{records:?}");
-    assert!(rig.withdrawn.is_empty(), "told before it is durable");
-    rig.commit();
-    let told: Vec<_> = rig.withdrawn.iter().map(|(link, withdrawn)| (*link, withdrawn.entry)).collect();
-    assert_eq!(told, [(LinkId(1), entries[0])], "the one who was offered it, and nobody else");
-    assert_eq!((rig.count_of(EndReason::Delivered), rig.count_of(EndReason::Elsewhere)), (1, 2));
-    let ends = rig.log.iter().filter_map(|(_, record)| match record {
-        Record::End(end) => Some((end.seq, end.reason, end.possibly_delivered)),
-        _ => None,
-    });
-    let ends: Vec<_> = ends.collect();
-    let elsewhere = EndReason::Elsewhere;
-    assert_eq!(ends[1..], [(entries[0].seq, elsewhere, true), (entries[2].seq, elsewhere, false)]);
-    // A confirmation that was under way is true all the same.
-    rig.say(1, entries[0], Verdict::Delivered);
-    assert_eq!((rig.count_of(EndReason::Delivered), rig.count_of(EndReason::Elsewhere)), (2, 1));
-    rig.attach(3, "alice", "tablet");
-    assert!(rig.offered_to(3).is_empty());
 }
 
 #[test]
@@ -199,9 +172,7 @@ fn an_ack_deadline_that_passes_moves_a_message_on_to_the_next_device() {
 
 #[test]
 fn what_waits_for_a_device_that_is_removed_ends_and_its_slot_is_free_again() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     rig.accepted(&every().build().unwrap());
     rig.accepted(&every().priority(Priority::Low).build().unwrap());
     let outcome = rig.settled_by(Operation::Unregister(alice(), device("phone"))).unwrap();
@@ -244,8 +215,7 @@ fn as_many_devices_are_registered_as_are_allowed_and_each_once() {
     let config = Config { max_registered: NonZeroUsize::new(2).unwrap(), ..Config::default() };
     let mut rig = Rig::with(config);
     rig.register("phone");
-    rig.register("phone");
-    rig.register("laptop");
+    rig.register_two();
     let refused = rig.settled_by(Operation::Register(alice(), device("tablet")));
     assert_eq!(refused, Err(OperationError::TooManyDevices));
     assert_eq!(rig.settled_by(Operation::Devices(alice())).unwrap().devices.len(), 2);
@@ -255,8 +225,7 @@ fn as_many_devices_are_registered_as_are_allowed_and_each_once() {
 fn a_device_that_is_not_seen_for_long_is_removed_with_the_next_message_and_one_that_is_there_is_not() {
     let age = Duration::from_secs(100_000);
     let mut rig = Rig::with(Config { device_age: age, ..Config::default() });
-    rig.register("phone");
-    rig.register("laptop");
+    rig.register_two();
     rig.attach(1, "alice", "laptop");
     rig.accepted(&every().build().unwrap());
     rig.pass(age + Duration::from_secs(1));
@@ -268,9 +237,7 @@ fn a_device_that_is_not_seen_for_long_is_removed_with_the_next_message_and_one_t
 
 #[test]
 fn a_message_is_withdrawn_moved_and_replaced_with_all_its_copies() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let target = |message: &Message| Target { user: alice(), id: message.id(), sender: None };
     let message = every().build().unwrap();
     rig.accepted(&message);
@@ -307,9 +274,7 @@ fn a_scheduled_message_is_for_the_devices_that_are_there_when_its_time_comes() {
 
 #[test]
 fn the_newest_of_a_collapse_key_takes_the_place_of_every_copy() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let state = |version| every().collapse_key("state").version(version).build().unwrap();
     rig.accepted(&state(3));
     rig.accepted(&state(5));
@@ -329,15 +294,13 @@ fn a_full_outbox_takes_all_copies_of_a_message_or_none() {
         ..Config::default()
     };
     let mut rig = Rig::with(config(crate::Overflow::Reject));
-    rig.register("phone");
-    rig.register("laptop");
+    rig.register_two();
     rig.accepted(&every().build().unwrap());
     let ticket = rig.send(&every().build().unwrap());
     assert!(matches!(rig.answer(ticket), Some(Err(Refusal::OutboxFull { messages: 2, .. }))));
     rig.accepted(&message("alice"));
     let mut rig = Rig::with(config(crate::Overflow::DropOldest));
-    rig.register("phone");
-    rig.register("laptop");
+    rig.register_two();
     rig.accepted(&every().build().unwrap());
     rig.accepted(&every().build().unwrap());
     assert_eq!((rig.count_of(EndReason::Evicted), rig.machine.stats().counters.live()), (1, 3));
@@ -355,8 +318,7 @@ fn what_would_not_fit_into_an_empty_outbox_for_all_devices_is_refused_for_good()
             let config =
                 Config { max_user_messages, max_user_bytes: bytes(max_bytes), overflow, ..Config::default() };
             let mut rig = Rig::with(config);
-            rig.register("phone");
-            rig.register("laptop");
+            rig.register_two();
             let ticket = rig.send(&every().build().unwrap());
             rig.commit();
             let answer = rig.answer(ticket).expect("it is answered");
@@ -374,8 +336,7 @@ fn what_was_scheduled_takes_its_places_over_the_quota_and_then_nothing_new_comes
     let max_user_messages = core::num::NonZeroU32::new(3).unwrap();
     let max_total_messages = core::num::NonZeroU64::new(3).unwrap();
     let mut rig = Rig::with(Config { max_user_messages, max_total_messages, ..Config::default() });
-    rig.register("phone");
-    rig.register("laptop");
+    rig.register_two();
     rig.attach(1, "alice", "phone");
     let later = every().not_before(rig.now.after(Duration::from_secs(60))).build().unwrap();
     rig.accepted(&later);
@@ -395,9 +356,7 @@ fn what_was_scheduled_takes_its_places_over_the_quota_and_then_nothing_new_comes
 
 #[test]
 fn copies_are_undone_together_when_their_commit_fails() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let ticket = rig.send(&every().build().unwrap());
     let (commit, records) = rig.open.pop_front().unwrap();
     assert_eq!(records.len(), 2);
@@ -485,9 +444,7 @@ fn each_copy_says_where_it_stands_and_the_message_stands_where_the_first_to_have
 
 #[test]
 fn a_copy_that_was_a_dead_letter_and_was_sent_again_is_not_said_to_have_been_delivered() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
+    let mut rig = Rig::of_two();
     let message = every().sender("bob").build().unwrap();
     let entries = rig.accepted(&message).entries();
     rig.attach(1, "alice", "phone");
@@ -501,96 +458,10 @@ fn a_copy_that_was_a_dead_letter_and_was_sent_again_is_not_said_to_have_been_del
     assert!(!statuses(&outcome).contains(&Some(Status::Ended(EndReason::Delivered))), "{outcome:?}");
 }
 
-/// Found by the simulator: a copy that was accepted and ended before either settled is in no row and no run, and ended once
-/// more when another device confirmed the message.
-/// Another life of the same, in which everything settles; then the phone comes, and is offered what waits for it in this lane.
-fn settled_in_another_life(rig: &Rig, for_phone: &[EntryRef]) -> Rig {
-    let birth = Birth { epoch: Epoch(2), store_empty: false, ..birth(rig.machine.config.clone()) };
-    let mut late = Rig::born(birth);
-    for (seq, record) in &rig.log {
-        late.machine.replay(*seq, record, true);
-    }
-    let before = late.next;
-    let waits = |(seq, record): &(Seq, Record)| match record {
-        Record::Accept(accept) if for_phone.iter().any(|entry| entry.seq == *seq) => {
-            Some((*seq, accept.clone()))
-        }
-        _ => None,
-    };
-    let waits: Vec<_> = rig.log.iter().filter_map(waits).collect();
-    let cost = waits.iter().map(|(_, accept)| accept.message.cost()).sum();
-    let answer_loads = |late: &mut Rig| {
-        while let Some((load, query)) = late.loads.pop() {
-            let mut rows = late.survivors.iter().flat_map(|part| &part.rows);
-            let row = rows.rfind(|(id, _)| *id == alice()).map(|(_, row)| Box::new(row.clone()));
-            let reflects = if row.is_some() { before } else { Seq::ZERO };
-            let found = match query {
-                Query::Page { lane, .. } => {
-                    let entries = if lane == for_phone[0].lane { waits.clone() } else { Vec::new() };
-                    Found::Page(Page { entries, damaged: Vec::new(), more_after: None, reflects })
-                }
-                Query::User(_) => Found::User { row, held: Some(held(waits.len() as u32, cost)), reflects },
-                _ => Found::User { row, held: None, reflects },
-            };
-            late.input(Input::Loaded { load, found: Box::new(found) });
-            late.commit();
-        }
-    };
-    late.input(Input::Settle { before });
-    answer_loads(&mut late);
-    assert!(late.survivors.last().unwrap().last);
-    late.input(Input::Settled { before });
-    late.attach(1, "alice", "phone");
-    answer_loads(&mut late);
-    late.commit();
-    assert_eq!(late.offered(), for_phone);
-    late
-}
-
-impl Rig {
-    /// How many ends were recorded, and how many of them because another device was first.
-    fn ends(&self) -> (usize, u64) {
-        let ends = self.log.iter().filter(|(_, record)| matches!(record, Record::End(_)));
-        (ends.count(), self.count_of(EndReason::Elsewhere))
-    }
-}
-
-#[test]
-fn a_copy_that_ended_before_it_settled_does_not_end_again_when_another_is_confirmed() {
-    let mut rig = Rig::new();
-    rig.register("phone");
-    rig.register("laptop");
-    let entries = rig.accepted(&ring()).entries();
-    rig.settled_by(Operation::Unregister(alice(), device("laptop"))).unwrap();
-    let mut late = settled_in_another_life(&rig, &entries[..1]);
-    late.say(1, entries[0], Verdict::Delivered);
-    assert_eq!(late.ends(), (1, 0));
-}
-
-#[test]
-fn nor_does_one_that_ended_behind_another_which_still_waits() {
-    let skip = [crate::OnFailure::Skip; 4];
-    let mut rig = Rig::with(Config { on_failure: skip, ..Config::default() });
-    rig.register("phone");
-    rig.register("laptop");
-    rig.attach(2, "alice", "laptop");
-    let rings = |room: &str| to("alice").devices(DevicePolicy::RingAll).ordering_key(room).build().unwrap();
-    let [first, second] = ["a", "b"].map(|room| rig.accepted(&rings(room)).entries());
-    rig.say(2, second[1], Verdict::Rejected);
-    assert_eq!(rig.ends(), (1, 0));
-    let mut late = settled_in_another_life(&rig, &[first[0], second[0]]);
-    late.say(1, second[0], Verdict::Delivered);
-    assert_eq!(late.ends(), (1, 0), "the laptop's copy had ended");
-    late.say(1, first[0], Verdict::Delivered);
-    assert_eq!(late.ends(), (3, 1), "and that of the first had not");
-}
-
 #[test]
 fn where_all_copies_stand_is_said_when_what_is_done_to_all_of_them_is_state() {
     let everywhere = |operation: fn(Target) -> Operation| {
-        let mut rig = Rig::new();
-        rig.register("phone");
-        rig.register("laptop");
+        let mut rig = Rig::of_two();
         let message = every().build().unwrap();
         rig.accepted(&message);
         let target = Target { user: alice(), id: message.id(), sender: None };

@@ -1,6 +1,6 @@
 //! Devices that come, are seen, and go: what that is to what rings, to slots, and to who is there.
 
-use super::devices::{alice, device, every, lane, ring};
+use super::devices::{alice, device, every, lane};
 use super::*;
 use crate::record::{Accept, DeviceEvent, DeviceRow, ForDevice, Slot, Slots};
 use std::sync::Arc;
@@ -25,19 +25,6 @@ impl Rig {
     fn lanes_of_next(&mut self) -> Vec<LaneId> {
         self.accepted(&every().build().unwrap()).entries().iter().map(|entry| entry.lane).collect()
     }
-}
-
-#[test]
-fn who_was_not_offered_what_rings_is_not_told_that_it_stopped() {
-    let max_in_flight = core::num::NonZeroU32::MIN;
-    let mut rig = Rig::with(Config { max_in_flight, critical_reserve: 0, ..Config::default() });
-    rig.join_two();
-    let busy = rig.accepted(&every().build().unwrap()).entries();
-    rig.say(1, busy[0], Verdict::Delivered);
-    let call = rig.accepted(&ring()).entries();
-    assert_eq!(rig.offers.last().unwrap().1.entry, call[0], "the laptop has its window full");
-    rig.say(1, call[0], Verdict::Delivered);
-    assert_eq!((rig.count_of(EndReason::Elsewhere), rig.withdrawn.len()), (1, 0));
 }
 
 #[test]

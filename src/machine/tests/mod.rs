@@ -18,9 +18,9 @@ mod locate_copies;
 mod operate;
 mod overflow;
 mod replace;
-mod reserve;
-
 mod reads;
+mod reserve;
+mod rings;
 mod schedule;
 mod settle;
 mod sweep;
