@@ -59,7 +59,10 @@ const MAX_READ_MARKS: usize = 4096;
 pub enum KeepEnds {
     /// None.
     Nothing,
-    /// Those of messages that were not delivered, and what corrects them: late confirmations.
+    /// Those of messages, and of their copies for single devices, that were not delivered ([`EndReason::is_loss`]), and what
+    /// corrects them: late confirmations. What rang and another device has answered is not among them.
+    ///
+    /// [`EndReason::is_loss`]: crate::EndReason::is_loss
     #[default]
     Undelivered,
     /// All.
@@ -143,7 +146,8 @@ pub struct Config {
     /// never shrinks: it takes `export` and `import` to make it small again. No bound.
     pub max_disk_bytes: Option<NonZeroU64>,
     /// Rows of the loss ledger kept for each user: how so many messages ended that were not delivered, the newest of them.
-    /// At most 1,024; 64, which takes 3 KiB of the user's row.
+    /// At most 1,024; 64, which takes 3 KiB of the user's row. Of what rang and another device has answered as many are kept
+    /// in a window of their own ([`LedgerRows::elsewhere`](crate::record::LedgerRows::elsewhere)).
     pub ledger_rows: usize,
     /// How long they are kept. 30 days. A row that is older is dropped when its user's row is next read or written.
     pub ledger_age: Duration,

@@ -56,6 +56,20 @@ impl EndReason {
         }
     }
 
+    /// Whether a message, or its copy for one device, that ended for this is not known to have reached its recipient. What was
+    /// settled on another device ([`EndReason::Elsewhere`]) has.
+    ///
+    /// ```
+    /// use lastmile::EndReason;
+    ///
+    /// assert!(EndReason::Expired.is_loss() && EndReason::Unconfirmed.is_loss());
+    /// assert!(!EndReason::Elsewhere.is_loss());
+    /// ```
+    #[must_use]
+    pub const fn is_loss(self) -> bool {
+        !matches!(self, Self::Delivered | Self::Elsewhere | Self::Moved)
+    }
+
     /// Whether whoever has such a message on offer has not ended it by what they said of it, and would go on with it.
     pub(crate) const fn withdraws(self) -> bool {
         match self {

@@ -48,6 +48,9 @@ const WITH_DEPENDENTS: u8 = 2;
 const WITH_DEVICES: u8 = 3;
 /// The version of a row of somebody who has read something: that of the third one, and how far.
 const WITH_READS: u8 = 4;
+/// The version of a row of somebody with whom something rang that another device answered: that of the fourth one, from
+/// where on those are known, and they. In older ones they stand among the losses.
+const WITH_ELSEWHERE: u8 = 5;
 
 const PLACE_BYTES: usize = 8;
 const ATTEMPT_BYTES: usize = 20;
@@ -68,8 +71,16 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
     let mut devices = Vec::new();
     pack_devices(&row.devices, &mut devices);
     let reads = pack_reads(&row.reads);
-    let dependents = pack_dependents(&row.dependents, !devices.is_empty() || !reads.is_empty());
+    let (elsewhere, since) = (pack_ledger(&row.ledger.elsewhere), row.ledger.elsewhere_forgotten);
+    let was_elsewhere = !elsewhere.is_empty() || since != Seq::ZERO;
+    let has_copies = !devices.is_empty() || !reads.is_empty() || was_elsewhere;
+    let dependents = pack_dependents(&row.dependents, has_copies);
     match (dependents.is_empty(), devices.is_empty()) {
+        _ if was_elsewhere => {
+            out.push(WITH_ELSEWHERE);
+            let parts = [&dependents, &devices, &reads, &elsewhere].map(|part| Blob(part));
+            encode_value(&(wire, parts, since), out);
+        }
         _ if !reads.is_empty() => {
             out.push(WITH_READS);
             encode_value(&(wire, Blob(&dependents), Blob(&devices), Blob(&reads)), out);
@@ -96,6 +107,7 @@ pub fn encode_row(row: &UserRow, out: &mut Vec<u8>) {
 pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
     let (version, body) = bytes.split_first().ok_or(CodecError::Truncated { bytes: 0, needed: 1 })?;
     type Parts<'a> = (RowWire<'a>, Vec<Result<DependentRow, CodecError>>, Blob<'a>, Blob<'a>);
+    let (mut elsewhere, mut elsewhere_forgotten) = (Blob(&[]), Seq::ZERO);
     let (wire, dependents, devices, reads): Parts<'_> = match *version {
         RECORD_VERSION => (decode_borrowed(body)?, Vec::new(), Blob(&[]), Blob(&[])),
         WITH_DEPENDENTS => {
@@ -110,6 +122,12 @@ pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
             let (wire, dependents, devices, reads): (_, Blob<'_>, _, _) = decode_borrowed(body)?;
             (wire, unpack(dependents.0, unpack_dependent_of_copies)?, devices, reads)
         }
+        WITH_ELSEWHERE => {
+            let (wire, parts, since): (_, [Blob<'_>; 4], _) = decode_borrowed(body)?;
+            let [dependents, devices, reads, theirs] = parts;
+            (elsewhere, elsewhere_forgotten) = (theirs, since);
+            (wire, unpack(dependents.0, unpack_dependent_of_copies)?, devices, reads)
+        }
         0 => return Err(CodecError::Body("version 0".to_owned())),
         found => return Err(CodecError::NewerVersion { kind: 0, found }),
     };
@@ -121,9 +139,17 @@ pub fn decode_row(bytes: &[u8]) -> Result<UserRow, CodecError> {
     }
     row.inbox = unpack_inbox(wire.inbox.0)?;
     row.newest = unpack(wire.newest.0, unpack_newest)?.into_iter().collect::<Result<_, _>>()?;
+    let ended = |blob: Blob<'_>| -> Result<Vec<LedgerRow>, CodecError> {
+        unpack(blob.0, unpack_ledger)?.into_iter().collect()
+    };
+    let is_lost = |row: &LedgerRow| row.reason != EndReason::Elsewhere;
+    let (rows, mut older): (Vec<_>, Vec<_>) = ended(wire.ledger)?.into_iter().partition(is_lost);
+    older.append(&mut ended(elsewhere)?);
     row.ledger = LedgerRows {
-        rows: unpack(wire.ledger.0, unpack_ledger)?.into_iter().collect::<Result<_, _>>()?,
+        rows,
         forgotten: wire.forgotten,
+        elsewhere: older,
+        elsewhere_forgotten,
         gaps: unpack(wire.gaps.0, unpack_gap)?.into_iter().collect::<Result<_, _>>()?,
     };
     row.dependents = dependents.into_iter().collect::<Result<_, _>>()?;

@@ -279,11 +279,12 @@ fn rows_round_trip() {
         attempts: 7,
         at: Timestamp::NEVER,
     };
-    let kept = EndReason::ALL
-        .into_iter()
-        .flat_map(|reason| [None, Some(MessageId::from_u128(u128::MAX))].map(|id| ended(id, reason)));
+    let lost = EndReason::ALL.into_iter().filter(|reason| *reason != EndReason::Elsewhere);
+    let kept =
+        lost.flat_map(|reason| [None, Some(MessageId::from_u128(u128::MAX))].map(|id| ended(id, reason)));
+    let elsewhere = vec![ended(Some(MessageId::from_u128(5)), EndReason::Elsewhere)];
     let gaps = vec![gap(LaneId::High), gap(LaneId::Scheduled)];
-    row.ledger = LedgerRows { rows: kept.collect(), forgotten: Seq::new(4), gaps };
+    row.ledger = LedgerRows { rows: kept.collect(), forgotten: Seq::new(4), gaps, ..LedgerRows::default() };
     let key = NewestRow {
         key: 5,
         lane: LaneId::Low,
@@ -302,7 +303,27 @@ fn rows_round_trip() {
     row.dependents = ends.into_iter().map(dependent).collect();
     bytes.clear();
     encode_row(&row, &mut bytes);
-    assert_eq!((bytes[0], decode_row(&bytes)), (2, Ok(row)));
+    assert_eq!((bytes[0], decode_row(&bytes)), (2, Ok(row.clone())));
+    for len in 0..bytes.len() {
+        assert!(decode_row(&bytes[..len]).is_err());
+    }
+    // As older versions wrote them.
+    let mut older = row.clone();
+    older.ledger.rows.splice(2..2, elsewhere.clone());
+    bytes.clear();
+    encode_row(&older, &mut bytes);
+    row.ledger.elsewhere = elsewhere;
+    assert_eq!((bytes[0], decode_row(&bytes)), (2, Ok(row.clone())));
+    for forgotten in [Seq::ZERO, Seq::MAX] {
+        row.ledger.elsewhere_forgotten = forgotten;
+        bytes.clear();
+        encode_row(&row, &mut bytes);
+        assert_eq!((bytes[0], decode_row(&bytes)), (5, Ok(row.clone())));
+    }
+    row.ledger.elsewhere.clear();
+    bytes.clear();
+    encode_row(&row, &mut bytes);
+    assert_eq!((bytes[0], decode_row(&bytes)), (5, Ok(row)));
     for len in 0..bytes.len() {
         assert!(decode_row(&bytes[..len]).is_err());
     }

@@ -2,7 +2,8 @@
 //!
 //! Both are folds of the records: an end that is no delivery adds a row and perhaps widens a gap, a late confirmation takes
 //! the row away again, and what a receiver was told of leaves the gap. The newest rows are kept, as many and as long as is
-//! configured; the counters of the machine are exact for ever.
+//! configured; the counters of the machine are exact for ever. What another device has settled is no loss: its rows say where
+//! a copy stands, and have a window of their own, so that they push no loss out.
 
 use std::collections::VecDeque;
 
@@ -12,6 +13,7 @@ use super::io::{Action, LinkId};
 use crate::config::Config;
 use crate::id::{MessageId, UserId};
 use crate::record::{Accept, Admission, End, Gap, LedgerRow, LedgerRows, Record, Seq, Slot, Told};
+use crate::status::EndReason;
 use crate::time::Timestamp;
 
 /// How much is kept of a user's ledger.
@@ -48,11 +50,45 @@ enum Event {
     Gone(Slot),
 }
 
+/// The newest rows of a kind, in the order of the ends.
+#[derive(Debug, Default)]
+struct Window {
+    rows: VecDeque<LedgerRow>,
+    /// No row of a message behind this place was dropped.
+    forgotten: Seq,
+}
+
+impl Window {
+    fn merge(&mut self, rows: &[LedgerRow], forgotten: Seq) {
+        self.rows = rows.iter().copied().collect();
+        self.forgotten = self.forgotten.max(forgotten);
+    }
+
+    fn trim(&mut self, keep: Keep) {
+        while let Some(first) = self.rows.front()
+            && (self.rows.len() > keep.rows || first.at < keep.since)
+        {
+            self.forgotten = self.forgotten.max(first.place);
+            self.rows.pop_front();
+        }
+    }
+
+    /// What this is the row of is sent once more.
+    fn lives(&mut self, id: MessageId, slot: Option<Slot>) {
+        let lives = |row: &LedgerRow| row.id == Some(id) && row.lane.slot() == slot;
+        // A place that is in no row any more would be taken for one that was delivered.
+        let gone = self.rows.iter().filter(|row| lives(row) && slot.is_some()).map(|row| row.place);
+        self.forgotten = gone.max().map_or(self.forgotten, |place| self.forgotten.max(place));
+        self.rows.retain(|row| !lives(row));
+    }
+}
+
 /// One user's ledger.
 #[derive(Debug, Default)]
 pub(super) struct Ledger {
-    rows: VecDeque<LedgerRow>,
-    forgotten: Seq,
+    lost: Window,
+    /// What rang, and another device has answered.
+    elsewhere: Window,
     /// At most one for each lane, in their order.
     gaps: Vec<Gap>,
     /// What was said before the row was known, and where: the row may reflect it already.
@@ -70,16 +106,18 @@ impl Ledger {
         }
         match event {
             Event::Ended(row, gap) => {
-                self.rows.extend(row);
+                if let Some(row) = row {
+                    let is_lost = row.reason != EndReason::Elsewhere;
+                    let window = if is_lost { &mut self.lost } else { &mut self.elsewhere };
+                    window.rows.push_back(row);
+                }
                 gap.into_iter().for_each(|gap| widen(&mut self.gaps, gap));
             }
-            Event::Confirmed(place) => self.rows.retain(|row| row.place != place),
+            Event::Confirmed(place) => {
+                self.windows().into_iter().for_each(|window| window.rows.retain(|row| row.place != place));
+            }
             Event::Lives(id, slot) => {
-                let lives = |row: &LedgerRow| row.id == Some(id) && row.lane.slot() == slot;
-                // A place that is in no row any more would be taken for one that was delivered.
-                let gone = self.rows.iter().filter(|row| lives(row) && slot.is_some()).map(|row| row.place);
-                self.forgotten = gone.max().map_or(self.forgotten, |place| self.forgotten.max(place));
-                self.rows.retain(|row| !lives(row));
+                self.windows().into_iter().for_each(|window| window.lives(id, slot));
             }
             Event::Told(told) => {
                 narrow(&mut self.gaps, told);
@@ -96,20 +134,19 @@ impl Ledger {
         self.trim(Keep { since: Timestamp::ZERO, ..keep });
     }
 
+    fn windows(&mut self) -> [&mut Window; 2] {
+        [&mut self.lost, &mut self.elsewhere]
+    }
+
     fn trim(&mut self, keep: Keep) {
-        while let Some(first) = self.rows.front()
-            && (self.rows.len() > keep.rows || first.at < keep.since)
-        {
-            self.forgotten = self.forgotten.max(first.place);
-            self.rows.pop_front();
-        }
+        self.windows().into_iter().for_each(|window| window.trim(keep));
     }
 
     /// Puts what the store has under what the journal has said since.
     pub(super) fn merge(&mut self, stored: &LedgerRows, reflects: Seq, keep: Keep) {
-        self.rows = stored.rows.iter().copied().collect();
+        self.lost.merge(&stored.rows, stored.forgotten);
+        self.elsewhere.merge(&stored.elsewhere, stored.elsewhere_forgotten);
         self.gaps.clone_from(&stored.gaps);
-        self.forgotten = self.forgotten.max(stored.forgotten);
         for (at, event) in core::mem::take(&mut self.early) {
             if at >= reflects {
                 self.fold(at, event, true, keep);
@@ -124,8 +161,14 @@ impl Ledger {
     }
 
     pub(super) fn known(&self) -> LedgerRows {
-        let rows = self.rows.iter().copied().collect();
-        LedgerRows { rows, forgotten: self.forgotten, gaps: self.gaps.clone() }
+        let rows = |window: &Window| window.rows.iter().copied().collect();
+        LedgerRows {
+            rows: rows(&self.lost),
+            forgotten: self.lost.forgotten,
+            elsewhere: rows(&self.elsewhere),
+            elsewhere_forgotten: self.elsewhere.forgotten,
+            gaps: self.gaps.clone(),
+        }
     }
 
     /// Somebody was told of something, and no record says so yet.
@@ -133,20 +176,33 @@ impl Ledger {
         !self.recording.is_empty()
     }
 
-    /// How all copies of a message ended, as far as that is known.
-    pub(super) fn all_of(&self, id: MessageId) -> impl Iterator<Item = &LedgerRow> {
-        self.rows.iter().filter(move |row| row.id == Some(id))
+    fn all(&self) -> impl Iterator<Item = &LedgerRow> {
+        self.lost.rows.iter().chain(&self.elsewhere.rows)
+    }
+
+    /// How the copies of a message ended that were accepted at this place or later, as far as that is known, in the order of
+    /// their ends.
+    pub(super) fn all_of(&self, id: MessageId, first: Seq) -> Vec<LedgerRow> {
+        let theirs = self.all().filter(|row| row.id == Some(id) && row.place >= first);
+        let mut theirs: Vec<_> = theirs.copied().collect();
+        theirs.sort_unstable_by_key(|row| row.ended);
+        theirs
     }
 
     /// How what was at this place ended, if that is known.
     pub(super) fn at(&self, place: Seq) -> Option<&LedgerRow> {
-        self.rows.iter().rfind(|row| row.place == place)
+        self.all().find(|row| row.place == place)
     }
 
     /// Whether a message that was accepted at this place, does not wait, and has no row was delivered for sure. What was
     /// damaged has no id and may have been any of its copies, or where it was moved to, which all have later places.
     pub(super) fn knows_all_since(&self, place: Seq) -> bool {
-        place > self.forgotten && self.rows.iter().all(|row| row.id.is_some() || row.place < place)
+        place > self.lost.forgotten && self.lost.rows.iter().all(|row| row.id.is_some() || row.place < place)
+    }
+
+    /// The same of one copy of a message that may have rung: it was not settled elsewhere either.
+    pub(super) fn knows_copies_since(&self, place: Seq) -> bool {
+        place > self.elsewhere.forgotten && self.knows_all_since(place)
     }
 
     /// What somebody who can be told of gaps should be told now.

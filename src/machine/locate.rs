@@ -57,11 +57,14 @@ impl Located {
 
 /// Where a message stands as a whole, given where its copies do, and where the one stands that was seen last.
 ///
-/// One device that has it is enough; then, that it lives. It has ended otherwise when all copies have; of those of which
-/// nothing says how they ended, it is left open whether they were delivered.
+/// One device that has it is enough, also where nothing is known but that a copy was settled by it; then, that it lives. It
+/// has ended otherwise when all copies have; of those of which nothing says how they ended, it is left open whether they were
+/// delivered.
 pub(super) fn whole_of(copies: &[CopyStanding], last: Located) -> Located {
     let all = || copies.iter().filter_map(|copy| copy.located);
-    let delivered = all().find(|located| located.status == Status::Ended(EndReason::Delivered));
+    let ended_as = |reason| all().find(|located| located.status == Status::Ended(reason));
+    let delivered = ended_as(EndReason::Delivered)
+        .or_else(|| ended_as(EndReason::Elsewhere).map(|_| Located::delivered(None)));
     let lives = || all().find(|located| !matches!(located.status, Status::Ended(_)));
     let is_open = copies.iter().any(|copy| copy.located.is_none());
     let ended = Located { possibly_delivered: last.possibly_delivered || is_open, ..last };
@@ -187,7 +190,7 @@ impl Machine {
                 .ledger
                 .at(at.seq)
                 .map(Located::by)
-                .or_else(|| user.ledger.knows_all_since(at.seq).then(|| Located::delivered(Some(at)))),
+                .or_else(|| user.ledger.knows_copies_since(at.seq).then(|| Located::delivered(Some(at)))),
         }
     }
 
@@ -204,7 +207,7 @@ impl Machine {
         let of_letters = letters.into_iter().filter_map(|letter| Some((letter.slot, letter.located?)));
         let known: BTreeMap<_, _> = of_rows.chain(of_letters).collect();
         let all: BTreeSet<_> = known.keys().copied().chain(among.iter()).collect();
-        let knows_all = self.users.get(user).is_some_and(|user| user.ledger.knows_all_since(first));
+        let knows_all = self.users.get(user).is_some_and(|user| user.ledger.knows_copies_since(first));
         let located = |slot: Slot| {
             let is_delivered = among.has(slot) && knows_all;
             known.get(&slot).copied().or_else(|| is_delivered.then(|| Located::delivered(None)))
@@ -238,7 +241,7 @@ impl Machine {
         let (first, among) = place.unwrap_or((Seq::ZERO, Slots::NONE));
         let ledger = &self.users.get(&target.user)?.ledger;
         // An older one may have had the same id.
-        let rows: Vec<_> = ledger.all_of(target.id).filter(|row| row.place >= first).copied().collect();
+        let rows = ledger.all_of(target.id, first);
         let (last, knows_all) = (rows.last().map(Located::by), ledger.knows_all_since(first));
         let is_of_devices = rows.last().map_or(!among.is_empty(), |row| row.lane.slot().is_some());
         if !is_of_devices && letters.is_empty() {

@@ -4,7 +4,6 @@ use serde::{Deserialize, Serialize};
 
 use super::{End, Seq};
 use crate::config::KeepEnds;
-use crate::status::EndReason;
 
 /// A position among the ends: behind one of them. It holds for the life of the engine's log, through restarts; keep it with
 /// what was done about the end.
@@ -64,10 +63,11 @@ impl KeepEnds {
     /// Whether this one is among them.
     #[must_use]
     pub fn keeps(self, end: &End) -> bool {
-        let undelivered = end.reason != EndReason::Delivered || end.upgrades.is_some();
+        // What takes an end back is kept where that one was.
+        let reason = end.upgrades.unwrap_or(end.reason);
         match self {
             Self::Nothing => false,
-            Self::Undelivered => end.counts() && undelivered,
+            Self::Undelivered => end.counts() && reason.is_loss(),
             Self::All => end.counts(),
         }
     }

@@ -127,6 +127,11 @@ pub struct LedgerRows {
     pub rows: Vec<LedgerRow>,
     /// The row of no message behind this place has been dropped, so that whatever is not there was delivered.
     pub forgotten: Seq,
+    /// What rang until another device confirmed it, and is therefore no loss, in the order of the ends: the newest of them.
+    /// [`LedgerRows::rows`] has none of these.
+    pub elsewhere: Vec<LedgerRow>,
+    /// The row of no message behind this place has been dropped from those.
+    pub elsewhere_forgotten: Seq,
     /// What the receiver has not been told of: at most one for each lane, in their order.
     pub gaps: Vec<Gap>,
 }

@@ -2,7 +2,7 @@
 
 use core::num::NonZeroU32;
 
-use super::devices::{device, every, lane};
+use super::devices::{device, every, lane, ring};
 use super::operate::{alice, settled_with, target};
 use super::*;
 use crate::machine::ledger::{Keep, Ledger};
@@ -102,7 +102,7 @@ fn the_newest_rows_are_kept_up_to_the_bound_and_as_long_as_configured() {
     rig.pass(Duration::from_millis(1));
     assert_eq!(
         ledger(&mut rig),
-        LedgerRows { forgotten: first.seq, gaps: ledger(&mut rig).gaps, rows: vec![] }
+        LedgerRows { forgotten: first.seq, gaps: ledger(&mut rig).gaps, ..LedgerRows::default() }
     );
 }
 
@@ -440,4 +440,41 @@ fn what_a_device_is_told_while_it_is_removed_and_registered_again_is_not_said_of
         .filter(|(_, record)| matches!(record, Record::Told(told) if told.gap.lane == lane(0)));
     assert_eq!(said.count(), 0);
     assert_eq!(rig.gaps_told.last().map(|(link, _)| *link), Some(LinkId(2)), "the other one is next");
+}
+
+#[test]
+fn calls_that_were_answered_push_no_loss_out_of_the_ledger_and_are_delivered_as_a_whole() {
+    let mut rig = Rig::with(Config { ledger_rows: 2, ..Config::default() });
+    rig.join_two();
+    let (lost, entry) = expired(&mut rig);
+    let calls: Vec<_> = (0..3).map(|_| ring()).collect();
+    for call in &calls {
+        let copies = rig.accepted(call).entries();
+        rig.say(2, copies[1], Verdict::Delivered);
+    }
+    let held = ledger(&mut rig);
+    assert_eq!(held.rows.iter().map(|row| row.id).collect::<Vec<_>>(), [Some(lost.id())]);
+    assert_eq!(held.forgotten, Seq::ZERO);
+    let kept: Vec<_> = held.elsewhere.iter().map(|row| (row.id.unwrap(), row.reason)).collect();
+    assert_eq!(kept, [&calls[1], &calls[2]].map(|call| (call.id(), EndReason::Elsewhere)), "the newest");
+    assert!(held.elsewhere_forgotten > entry.seq);
+    assert_eq!(rig.count_of(EndReason::Elsewhere), 3, "the counters are exact");
+    // Without its sender only the ledger says something: that another device has it.
+    let whole = |rig: &mut Rig, call: &Message| locate(rig, target(call.id())).map(|found| found.status);
+    assert_eq!(whole(&mut rig, &calls[2]), Ok(Status::Ended(EndReason::Delivered)));
+    assert_eq!(whole(&mut rig, &calls[0]), Err(OperationError::NotWaiting), "nothing is known of it");
+    assert_eq!(rig.replayed().snapshot(&alice()).unwrap().ledger, Some(held));
+}
+
+#[test]
+fn of_a_copy_whose_row_was_dropped_it_is_not_said_that_its_device_had_it() {
+    let mut rig = Rig::with(Config { ledger_rows: 0, ..Config::default() });
+    rig.join_two();
+    let call = ring();
+    let copies = rig.accepted(&call).entries();
+    rig.say(2, copies[1], Verdict::Delivered);
+    let ticket = rig.operate(Operation::Locate(anonymous(&call)));
+    let found = rig.done(ticket).unwrap();
+    let copies = found.iter().flat_map(|found| &found.copies);
+    assert!(copies.into_iter().all(|copy| copy.located.is_none()), "{found:?}");
 }

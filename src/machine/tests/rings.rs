@@ -86,7 +86,8 @@ impl Rig {
 
 #[test]
 fn whoever_hangs_up_stops_every_device_that_was_offered_the_call_when_that_is_durable() {
-    let hang_ups: [(fn(&Message) -> Operation, EndReason); 3] = [
+    type HangUp = fn(&Message) -> Operation;
+    let hang_ups: [(HangUp, EndReason); 3] = [
         (|call| Operation::Cancel(target(call)), EndReason::Cancelled),
         (|call| Operation::Replace(target(call), message("alice")), EndReason::Replaced),
         (|_| Operation::Purge(alice()), EndReason::Cancelled),

@@ -97,14 +97,20 @@ fn only_what_was_not_delivered_is_kept_and_what_takes_that_back_unless_all_is() 
         end(2, EndReason::Dead),
         end(3, EndReason::Moved),
         end(4, EndReason::Delivered),
+        end(5, EndReason::Elsewhere),
+        end(6, EndReason::Delivered),
     ];
     let mut records = records.to_vec();
-    if let Record::End(end) = &mut records[3] {
-        end.upgrades = Some(EndReason::Dead);
+    for (n, before) in [(3, EndReason::Dead), (5, EndReason::Elsewhere)] {
+        if let Record::End(end) = &mut records[n] {
+            end.upgrades = Some(before);
+        }
     }
-    for (keep_ends, expected) in
-        [(KeepEnds::Undelivered, vec![2, 4]), (KeepEnds::All, vec![1, 2, 4]), (KeepEnds::Nothing, vec![])]
-    {
+    for (keep_ends, expected) in [
+        (KeepEnds::Undelivered, vec![2, 4]),
+        (KeepEnds::All, vec![1, 2, 4, 5, 6]),
+        (KeepEnds::Nothing, vec![]),
+    ] {
         let (outbox, _) = reopened(&MemoryStore::new(), &Config { keep_ends, ..config(100) });
         (1..).zip(&records).for_each(|(seq, record)| outbox.note_record(Seq::new(seq), record));
         match keep_ends {

@@ -116,14 +116,11 @@ impl Oracle {
     }
 
     /// A ledger that was read while records may be on their way to the machine.
-    pub(super) fn what_is_wrong_with_answer(
-        &self,
-        user: &UserId,
-        rows: &[LedgerRow],
-    ) -> Option<&'static str> {
+    pub(super) fn what_is_wrong_with_answer(&self, user: &UserId, held: &LedgerRows) -> Option<&'static str> {
+        let mut rows = held.rows.iter().chain(&held.elsewhere);
         let ever = self.ledgers.get(user).map(|expected| &expected.ever);
         let is_true = |row: &LedgerRow| ever.is_some_and(|ever| ever.get(&row.place) == Some(row));
-        (!rows.iter().all(is_true)).then_some("with a row that never was true")
+        (!rows.all(is_true)).then_some("with a row that never was true")
     }
 
     /// Rows that should be there are, or are said to be forgotten; and no others are there.
@@ -131,10 +128,21 @@ impl Oracle {
         let expected = self.ledgers.get(user);
         let is_true =
             |row: &LedgerRow| expected.is_some_and(|expected| expected.rows.get(&row.place) == Some(row));
-        let missing = |row: &LedgerRow| !held.rows.contains(row) && row.place > held.forgotten;
+        let was_elsewhere = |row: &LedgerRow| row.reason == EndReason::Elsewhere;
+        let missing = |row: &LedgerRow| match was_elsewhere(row) {
+            true => {
+                let forgotten = held.forgotten.max(held.elsewhere_forgotten);
+                !held.elsewhere.contains(row) && row.place > forgotten
+            }
+            false => !held.rows.contains(row) && row.place > held.forgotten,
+        };
+        let is_sorted = |rows: &[LedgerRow]| rows.is_sorted_by_key(|row| row.ended);
         match () {
-            () if !held.rows.iter().all(is_true) => Some("a row that is not true"),
-            () if !held.rows.is_sorted_by_key(|row| row.ended) => Some("rows out of order"),
+            () if !held.rows.iter().chain(&held.elsewhere).all(is_true) => Some("a row that is not true"),
+            () if !is_sorted(&held.rows) || !is_sorted(&held.elsewhere) => Some("rows out of order"),
+            () if held.rows.iter().any(was_elsewhere) || !held.elsewhere.iter().all(was_elsewhere) => {
+                Some("what is no loss among the losses")
+            }
             () if expected.is_some_and(|expected| expected.rows.values().any(missing)) => {
                 Some("a row missing that was never forgotten")
             }

@@ -197,7 +197,7 @@ impl Oracle {
                 return Some("further than is durable");
             }
             Operation::Devices(user) => return self.what_is_wrong_with_list(user, &done.devices),
-            Operation::Ledger(user) => return self.what_is_wrong_with_answer(user, &done.ledger.rows),
+            Operation::Ledger(user) => return self.what_is_wrong_with_answer(user, &done.ledger),
             Operation::Letters(user) => return self.what_is_wrong_with_letters(user, done.dead_letters),
             Operation::Locate(target) => return self.what_is_wrong_with_place(target, done, told),
             _ => return None,
