@@ -1,6 +1,6 @@
 /**
  * Whatever the network, the pages and the server do: nothing that was kept is lost, nothing is accepted or takes effect
- * twice, and order holds. One seed is one life; LASTMILE_SEEDS and LASTMILE_FROM choose others.
+ * twice, order holds, and what a page was told of a message is so. One seed is one life; LASTMILE_SEEDS and LASTMILE_FROM choose others.
  */
 import assert from "node:assert/strict";
 import { test } from "node:test";
@@ -24,6 +24,8 @@ async function live(seed) {
   });
   const network = new Network(world, peer, { delay: () => random() * (calm ? 10 : 60) });
   const kept = new Map(), applied = [], tabs = [];
+  /** What pages were told: handles by id, messages that were taken back, perhaps taken back, and settled. */
+  const handles = new Map(), cancelled = new Set(), cancelling = new Set(), settled = new Map(), volatile = new Set();
   const errors = [];
   const open = () => {
     const page = world.page(), client = new Client({
@@ -49,8 +51,29 @@ async function live(seed) {
       const tab = pick(tabs), priority = pick(LANES), orderingKey = pick([undefined, "a", "b"]), to = pick(["bob", "carol"]);
       const payload = { n: (n += 1), tab: tabs.indexOf(tab) };
       tab.client.send({ to, event: "x.y", payload, priority, orderingKey }).then(
-        (sent) => kept.set(sent.id, { n: payload.n, tab: tab.page, key: `${to} ${priority} ${orderingKey}` }), () => {},
+        (sent) => {
+          kept.set(sent.id, { n: payload.n, tab: tab.page, key: `${to} ${priority} ${orderingKey}` });
+          handles.set(sent.id, { sent, tab });
+          sent.settled.then((outgoing) => settled.set(sent.id, outgoing));
+        }, () => {},
       );
+    }],
+    [1, () => {
+      const { client } = pick(tabs);
+      client.send({ to: "bob", event: "x.y", durability: "volatile" }).then((sent) => {
+        volatile.add(sent.id);
+        sent.settled.then((outgoing) => settled.set(sent.id, outgoing));
+      }, () => {});
+    }],
+    [1, () => {
+      const { sent, tab } = pick([...handles.values()].slice(-8)) ?? {};
+      if (!sent || !tab.page.alive) return;
+      cancelling.add(sent.id);
+      sent.cancel().then((done) => {
+        if (!tab.page.alive) return;
+        cancelling.delete(sent.id);
+        if (done) cancelled.add(sent.id);
+      }, () => {});
     }],
     [6, () => {
       const priority = pick(LANES), key = pick([undefined, "a", "b"]), volatile = chance(0.1);
@@ -68,6 +91,12 @@ async function live(seed) {
       if (tabs.length === 0) open();
     }],
     [0.3, () => tabs.length < 3 && open()],
+    [0.2, () => {
+      const tab = pick(tabs);
+      if (tabs.length < 2) return;
+      tabs.splice(tabs.indexOf(tab), 1);
+      tab.client.close();
+    }],
     [0.3, () => pick(tabs).client.connect({ steal: true })],
     [0.3, () => pick(tabs).page.wakes.forEach((wake) => wake())],
     [0.2, () => peer.sessions.get("alice")?.close(pick([4000, 4003, 4050, 4103]), { retry_after_ms: 500 })],
@@ -92,7 +121,15 @@ async function live(seed) {
   assert.deepEqual(peer.outboxes.get("alice") ?? [], [], "nothing waits at the server");
   const ids = accepted.map(({ id }) => id);
   assert.equal(new Set(ids).size, ids.length, "accepted once");
-  for (const id of kept.keys()) assert.ok(ids.includes(id), `${id} was kept and lost`);
+  for (const id of kept.keys()) {
+    if (cancelled.has(id)) assert.ok(!ids.includes(id), `${id} was taken back and accepted`);
+    else if (!cancelling.has(id)) assert.ok(ids.includes(id), `${id} was kept and lost`);
+  }
+  for (const [id, { status, failure }] of settled) {
+    if (status === "accepted") assert.ok(ids.includes(id), `${id} was not accepted`);
+    else if (status === "cancelled") assert.ok(!ids.includes(id), `${id} was not taken back`);
+    else assert.deepEqual([volatile.has(id), failure.kind], [true, "unconfirmed"], `${id} has failed`);
+  }
   let rows;
   client.rows("history").then((found) => { rows = found; });
   await world.pass(1000, () => rows !== undefined);

@@ -150,6 +150,8 @@ class Locks {
     const mine = new Set();
     return {
       request: (name, { steal = false, ifAvailable = false, signal } = {}, run) => new Promise((resolve, reject) => {
+        // Nobody asks any more.
+        if (!page.alive) return;
         if (ifAvailable && (this.held.has(name) || this.queues.get(name)?.length > 0)) return resolve(run(null));
         const entry = { page, run, resolve, reject, name };
         mine.add(entry);
