@@ -31,6 +31,8 @@ async function live(seed) {
     const page = world.page(), client = new Client({
       name: "alice", url: "http://server/", user: "alice", credentials: () => "x", stores: { history: { keyPath: "id" } },
       transports: network.transports(page), platform: page.platform,
+      // So that transports are left and climbed to as often as anything else happens.
+      ladder: { stable: 50, coolDown: 50, maxCoolDown: 500 },
     });
     client.watch("error", (error) => page.alive && String(error).includes("TypeError") && errors.push(error));
     client.on("*", async (message, writes) => {
@@ -85,6 +87,11 @@ async function live(seed) {
     [0.5, () => peer.restart()],
     [0.5, () => { network.up = chance(0.7); }],
     [0.5, () => {
+      network.blocked = new Set(["websocket", "sse"].filter(() => chance(0.4)));
+      network.links.forEach((link) => network.blocked.has(link.name) && link.cut());
+    }],
+    [0.3, () => { network.refused = new Map(chance(0.3) ? [["websocket", { code: 4101, retryAfter: Math.floor(random() * 1000) }]] : []); }],
+    [0.5, () => {
       const tab = pick(tabs);
       tab.page.kill();
       tabs.splice(tabs.indexOf(tab), 1);
@@ -110,6 +117,8 @@ async function live(seed) {
   // Calm: everything must come through.
   calm = true;
   network.up = true;
+  network.blocked.clear();
+  network.refused.clear();
   while (tabs.length > 1) tabs.pop().page.kill();
   network.links.forEach((link) => link.silent && link.cut());
   const [{ client }] = tabs;
@@ -147,20 +156,21 @@ async function live(seed) {
     inOrder([...new Set(applied)].map((id) => order.get(id)).filter((at) => at !== undefined), `applied of ${key}`);
   }
   assert.deepEqual(errors, []);
-  return { accepted: ids.length, applied: posted.length };
+  return { accepted: ids.length, applied: posted.length, climbs: network.climbs };
 }
 
 test(`${SEEDS} lives over a network that cuts, goes silent and delivers late, with crashes of either end`, async (t) => {
-  const sum = { accepted: 0, applied: 0 };
+  const sum = { accepted: 0, applied: 0, climbs: 0 };
   for (let seed = FROM; seed < FROM + SEEDS; seed += 1) {
     try {
       const life = await live(seed);
       sum.accepted += life.accepted;
       sum.applied += life.applied;
+      sum.climbs += life.climbs;
     } catch (error) {
       error.message = `seed ${seed}: ${error.message}`;
       throw error;
     }
   }
-  t.diagnostic(`${sum.accepted} accepted, ${sum.applied} applied`);
+  t.diagnostic(`${sum.accepted} accepted, ${sum.applied} applied, ${sum.climbs} climbs`);
 });

@@ -207,6 +207,8 @@ export class Network {
     /** By what connections were made, and by what they were tried. */
     this.connections = [];
     this.tries = [];
+    /** How many were made beside one that stood. */
+    this.climbs = 0;
   }
 
   /** Transports by name for a page. */
@@ -243,6 +245,7 @@ export class Network {
           this.world.setTimeout(() => end.closed(), this.delay() * 3);
           if (page.alive) closed({ code, text: "cut" });
         };
+        if ([...this.links].some((each) => each.page === page && !each.closing)) this.climbs += 1;
         this.links.add(link);
         this.connections.push(name);
         signal.addEventListener("abort", () => link.closing || link.cut(4000));
