@@ -61,8 +61,9 @@ export function readEvents(reader: ReadableStreamDefaultReader<string>, event: (
  * - A message from the server takes effect once: what its handler writes and its place in the server's log are one
  *   transaction, and the acknowledgement comes after it. The handler itself runs at least once.
  * - Two tabs do not disturb each other: one holds the connection, by a Web Lock; the others wait (`offline`, `another-tab`)
- *   or take over when they are asked to. What they send, the one with the connection sends. A fence in the database, which each owner raises, keeps a late one from writing,
- *   also where there are no Web Locks.
+ *   or take over when they are asked to. What they send, the one with the connection sends, and tells them what became of it. A
+ *   fence in the database, which each owner raises, keeps a late one from writing, also where there are no Web Locks.
+ * - What a server asks for with `retry_after` is obeyed, whoever says {@link Client.connect}.
  * - Everything is bounded: outbox, window, places, timers. Each `on`, `watch` and `track` returns a function that undoes it.
  *
  * Parts, in this order: words and limits · frames · backoff, quality, ladder · transports · store · session · client.
@@ -473,7 +474,10 @@ export class Sent {
     /** @param {Client} client @param {string} id @param {Promise<Outgoing>} settled */
     constructor(client: Client, id: string, settled: Promise<Outgoing>);
     id: string;
-    /** Resolves when it is accepted, has failed, or was cancelled. */
+    /**
+     * Resolves when it is accepted, has failed, or was cancelled, also by another tab. Not if the page or the tab that would say
+     * so ends between that and saying so: then {@link Client.outbox} of the next one shows that it waits no more.
+     */
     settled: Promise<Outgoing>;
     /** Takes it back. @returns {Promise<boolean>}  `false` if it was on the wire already: then the server must be asked. */
     cancel(): Promise<boolean>;

@@ -21,8 +21,9 @@
  * - A message from the server takes effect once: what its handler writes and its place in the server's log are one
  *   transaction, and the acknowledgement comes after it. The handler itself runs at least once.
  * - Two tabs do not disturb each other: one holds the connection, by a Web Lock; the others wait (`offline`, `another-tab`)
- *   or take over when they are asked to. What they send, the one with the connection sends. A fence in the database, which each owner raises, keeps a late one from writing,
- *   also where there are no Web Locks.
+ *   or take over when they are asked to. What they send, the one with the connection sends, and tells them what became of it. A
+ *   fence in the database, which each owner raises, keeps a late one from writing, also where there are no Web Locks.
+ * - What a server asks for with `retry_after` is obeyed, whoever says {@link Client.connect}.
  * - Everything is bounded: outbox, window, places, timers. Each `on`, `watch` and `track` returns a function that undoes it.
  *
  * Parts, in this order: words and limits · frames · backoff, quality, ladder · transports · store · session · client.
@@ -1715,7 +1716,10 @@ export class Sent {
   constructor(client, id, settled) {
     this.#client = client;
     this.id = id;
-    /** Resolves when it is accepted, has failed, or was cancelled. */
+    /**
+     * Resolves when it is accepted, has failed, or was cancelled, also by another tab. Not if the page or the tab that would say
+     * so ends between that and saying so: then {@link Client.outbox} of the next one shows that it waits no more.
+     */
     this.settled = settled;
   }
 
@@ -2360,6 +2364,8 @@ export class Client {
       // The old connection says nothing more before the new one says anything.
       session.freeze();
       this.#cut(before, Code.TransportSwitched, "");
+      // Until the welcome nothing is known of this one.
+      this.#become({ name: "connecting", transport: this.#options.transports[link.rung].name });
     }
     session.hello(credentials);
     this.#arm();

@@ -610,7 +610,10 @@ test("a transport that opens and lets nobody in is left for a while after one at
   assert.ok(await world.pass(5000, online(tab)));
   network.blocked.clear();
   const before = tried.length;
-  await world.pass(90_000);
+  assert.ok(await world.pass(60_000, () => tried.length > before));
+  await world.pass(5000);
+  assert.deepEqual(tab.client.state, { name: "connecting", transport: "websocket" }, "it is not online where nobody has let it in");
+  await world.pass(60_000);
   assert.equal(tried.length, before + 2, "it rests for twice as long each time");
   assert.equal(tab.client.state.transport, "sse");
 });
