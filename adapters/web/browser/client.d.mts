@@ -496,8 +496,9 @@ export class Client {
      * (`*`). The message is acknowledged when the handler has returned and what it said to `writes` is on disk. If it throws, the
      * message is offered again later ({@link Busy}: without spending an attempt) or refused for good ({@link Reject}). If the
      * message is a request, what the handler returns is the answer. `signal` is aborted when the message is no longer wanted (a call
-     * that was answered elsewhere, another tab that has taken over), and when the handler's time is up: a handler that throws after that has not taken it. Register before {@link Client.connect}: a message that
-     * nobody handles is offered again later, and spends an attempt.
+     * that was answered elsewhere, another tab that has taken over), and when the handler's time is up: a handler that throws after
+     * that has not taken it. Register before {@link Client.connect}: a message that nobody handles is offered again later, and
+     * spends an attempt.
      * @param {string} pattern @param {(message: Message, writes: Writes, signal: AbortSignal) => any} handler @returns {() => void}  Undoes it.
      */
     on(pattern: string, handler: (message: Message, writes: Writes, signal: AbortSignal) => any): () => void;

@@ -1824,8 +1824,9 @@ export class Client {
    * (`*`). The message is acknowledged when the handler has returned and what it said to `writes` is on disk. If it throws, the
    * message is offered again later ({@link Busy}: without spending an attempt) or refused for good ({@link Reject}). If the
    * message is a request, what the handler returns is the answer. `signal` is aborted when the message is no longer wanted (a call
-   * that was answered elsewhere, another tab that has taken over), and when the handler's time is up: a handler that throws after that has not taken it. Register before {@link Client.connect}: a message that
-   * nobody handles is offered again later, and spends an attempt.
+   * that was answered elsewhere, another tab that has taken over), and when the handler's time is up: a handler that throws after
+   * that has not taken it. Register before {@link Client.connect}: a message that nobody handles is offered again later, and
+   * spends an attempt.
    * @param {string} pattern @param {(message: Message, writes: Writes, signal: AbortSignal) => any} handler @returns {() => void}  Undoes it.
    */
   on(pattern, handler) {
@@ -2088,6 +2089,7 @@ export class Client {
     });
     this.#opening.catch(() => {
       this.#opening = undefined;
+      this.#blocked = false;
     });
     return this.#opening;
   }
@@ -2135,7 +2137,7 @@ export class Client {
         return;
       }
       decided();
-      if (!this.#owner) return;
+      if (!this.#owner || this.#claim !== claim) return;
       if (this.#wanted) this.#openInTime();
       else wait("disconnected");
       await until;
@@ -2469,7 +2471,7 @@ export class Client {
   /** @param {number | undefined} refused @returns {Promise<string | undefined>} */
   async #askForCredentials(refused) {
     const asked = this.#given ?? this.#options.credentials(refused);
-    const given = (asked instanceof Promise ? await within(this.#platform, CREDENTIALS_MS, asked, "no credentials came") : asked) ?? undefined;
+    const given = (isPromise(asked) ? await within(this.#platform, CREDENTIALS_MS, asked, "no credentials came") : asked) ?? undefined;
     if (given !== undefined && (typeof given !== "string" || bytesOf(given) > MAX_CREDENTIALS_BYTES)) {
       throw new LastmileError("invalid", `credentials: a text of at most ${MAX_CREDENTIALS_BYTES} bytes`);
     }
@@ -2984,7 +2986,7 @@ export class Client {
 
   /** @template T @param {T | Promise<T>} result @returns {Promise<T>} */
   #inTime(result) {
-    if (!(result instanceof Promise)) return Promise.resolve(result);
+    if (!isPromise(result)) return Promise.resolve(result);
     const ms = this.#options.handlerTimeout;
     return within(this.#platform, ms, result, `a handler took longer than ${ms} ms`);
   }
@@ -3095,11 +3097,14 @@ const laneKey = ({ stream, lane }) => `${stream} ${lane}`;
 /** @param {{ stream: string, lane: string, seq: string }} place */
 const placeKey = (place) => `${laneKey(place)} ${place.seq}`;
 
-/** What a promise gives, if it does in time. @template T @param {Platform} platform @param {number} ms @param {Promise<T>} result @param {string} text @returns {Promise<T>} */
+/** Whether it is one, or what a library or another window takes for one. @param {any} value @returns {value is PromiseLike<any>} */
+const isPromise = (value) => typeof value?.then === "function";
+
+/** What a promise gives, if it does in time. @template T @param {Platform} platform @param {number} ms @param {PromiseLike<T>} result @param {string} text @returns {Promise<T>} */
 function within(platform, ms, result, text) {
   return new Promise((resolve, reject) => {
     const timer = platform.setTimeout(() => reject(new Error(text)), ms);
-    result.finally(() => platform.clearTimeout(timer)).then(resolve, reject);
+    Promise.resolve(result).finally(() => platform.clearTimeout(timer)).then(resolve, reject);
   });
 }
 

@@ -558,6 +558,16 @@ test("whatever a handler answers or asks for, the server can read it", async () 
   assert.deepEqual([tab.client.state.name, peer.violations], ["online", []]);
 });
 
+test("what a library takes for a promise is one, of credentials and of handlers", async () => {
+  const later = (world, value) => ({ then: (resolve) => world.setTimeout(() => resolve(value), 100) });
+  const { world, open, peer } = setUp();
+  const tab = open({ credentials: () => later(world, "secret"), handlerTimeout: 50 }, { handle: () => later(world, undefined) });
+  assert.ok(await world.pass(1000, online(tab)));
+  const id = peer.post("alice", {});
+  await world.pass(90);
+  assert.deepEqual(peer.log.filter(({ nacked }) => nacked), [{ nacked: id, code: Code.Failed }], "its time is bounded as well");
+});
+
 test("a host that never gives credentials is given up, and asked again", async () => {
   let asked = 0;
   const { world, open } = setUp();
