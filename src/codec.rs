@@ -29,6 +29,8 @@ use crate::record::{Accept, Attempt, DeviceChange, End, Exposed, Floor, Read, Re
 
 pub(crate) use fields::Fields;
 pub use group::encode_records;
+#[cfg(test)]
+pub(crate) use ids::VERSION as DEDUP_VERSION;
 pub use ids::{DedupChunk, DedupRows, Named, decode_dedup};
 pub use rows::{decode_row, encode_row};
 pub use seal::Cipher;

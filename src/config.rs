@@ -173,7 +173,7 @@ pub struct Config {
     /// Collapse keys remembered of one user; beyond, the one whose message was accepted longest ago is forgotten, and its
     /// message waits like any other. 64.
     pub max_collapse_keys: NonZeroUsize,
-    /// Messages of one user that wait for another one at the same time ([`MessageBuilder::after`]); more are refused. Their
+    /// Messages of one user that wait for another one at the same time ([`MessageBuilder::after`]); more are refused. 256. Their
     /// places are part of the user's row, which is written as a whole: 18 bytes each.
     ///
     /// [`MessageBuilder::after`]: crate::MessageBuilder::after

@@ -27,7 +27,7 @@ use crate::record::{DedupRow, Seq, Slots};
 use crate::time::Timestamp;
 
 /// The version of chunks that this build writes, and the newest it reads.
-const VERSION: u8 = 2;
+pub(crate) const VERSION: u8 = 2;
 const NEW_SENDER: u8 = 1;
 const NEW_CONTENT: u8 = 2;
 /// Without it, the place is the next one.

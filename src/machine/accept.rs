@@ -140,6 +140,10 @@ impl Machine {
         message: Message,
         found: Option<Vec<Victim>>,
     ) {
+        #[cfg(test)]
+        {
+            self.looked_at += 1;
+        }
         let (key, known) = self.look_up(&message);
         match known {
             Known::AskStore => return self.park(self.ids_of_sender(&message), Parked::Send(ticket, message)),

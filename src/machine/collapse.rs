@@ -7,16 +7,19 @@
 //! Such a message is not undone when a commit fails, for the end that is joined to it cannot be: it goes into the next
 //! one, and its sender waits until the disk has healed.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
 
 use super::Machine;
 use super::accept::{Parked, at_once_if_due};
 use super::entry::EntryState;
-use super::io::Ticket;
+use super::io::{EntryRef, Ticket};
 use super::lane::Lane;
+use super::operate::OperationId;
 use super::overflow::{Shortage, Victim};
 use super::query::Query;
 use super::refusal::Refusal;
+use super::user::Totals;
 use crate::digest::Digester;
 use crate::id::{CollapseKey, MAX_ID_BYTES, UserId};
 use crate::message::Message;
@@ -27,21 +30,29 @@ use crate::time::Timestamp;
 /// The newest message of each collapse key of a user, by the key's digest.
 #[derive(Debug, Default)]
 pub(super) struct Newest {
-    rows: BTreeMap<u128, NewestRow>,
-    /// Where messages have moved that the row may name, until it is known.
-    moves: Vec<(Seq, (LaneId, Seq))>,
+    /// Each with its age: whoever was accepted later has a higher one.
+    rows: BTreeMap<u128, (u64, NewestRow)>,
+    /// The age of the one that was accepted last.
+    last: u64,
+    /// Where messages have gone that the row may name, until it is known: from the first place to the last.
+    moves: BTreeMap<Seq, (LaneId, Seq)>,
+    /// The first places of those that have moved, by the last.
+    moved: BTreeMap<Seq, Seq>,
 }
 
 impl Newest {
     pub(super) fn get(&self, key: u128) -> Option<NewestRow> {
-        self.rows.get(&key).copied()
+        self.rows.get(&key).map(|(_, row)| *row)
     }
 
-    /// Remembers the newest message of a key; beyond `max` keys, the oldest is forgotten.
+    /// Remembers the newest message of a key. Beyond `max` keys one is forgotten: of those whose message has ended, of which
+    /// only the version is known, the oldest; if there is none, that of the oldest message.
     fn put(&mut self, row: NewestRow, max: usize) {
-        self.rows.insert(row.key, row);
+        self.last += 1;
+        self.rows.insert(row.key, (self.last, row));
         while self.rows.len() > max {
-            let oldest = self.rows.values().min_by_key(|row| (row.seq, row.key)).map(|row| row.key);
+            let oldest = self.rows.values().min_by_key(|(age, row)| (row.seq != Seq::ZERO, *age));
+            let oldest = oldest.map(|(_, row)| row.key);
             oldest.and_then(|key| self.rows.remove(&key));
         }
     }
@@ -49,32 +60,32 @@ impl Newest {
     /// What the store knows, under what the journal has said since.
     pub(super) fn merge(&mut self, stored: &[NewestRow], has_ended: impl Fn(&NewestRow) -> bool) {
         let moves = core::mem::take(&mut self.moves);
-        for row in stored {
-            let mut row = *row;
-            // In the order in which they moved.
-            for (from, to) in &moves {
-                if *from == row.seq {
-                    (row.lane, row.seq) = *to;
-                }
-            }
-            let row = &row;
-            let ended = has_ended(row);
-            if !ended || row.version > 0 {
-                let seq = if ended { Seq::ZERO } else { row.seq };
-                self.rows.entry(row.key).or_insert(NewestRow { seq, ..*row });
-            }
+        self.moved.clear();
+        let mut newer: Vec<_> = core::mem::take(&mut self.rows).into_values().collect();
+        newer.sort_unstable_by_key(|(age, _)| *age);
+        let stored = stored.iter().filter_map(|row| {
+            let (lane, seq) = moves.get(&row.seq).copied().unwrap_or((row.lane, row.seq));
+            let row = NewestRow { lane, seq, ..*row };
+            let ended = has_ended(&row);
+            let seq = if ended { Seq::ZERO } else { row.seq };
+            (!ended || row.version > 0).then_some(NewestRow { seq, ..row })
+        });
+        // In the order in which they were accepted, as the store has them.
+        let all: Vec<_> = stored.chain(newer.into_iter().map(|(_, row)| row)).collect();
+        for row in all {
+            self.last += 1;
+            self.rows.insert(row.key, (self.last, row));
         }
-        self.rows.retain(|_, row| row.seq != Seq::ZERO || row.version > 0);
+        self.rows.retain(|_, (_, row)| row.seq != Seq::ZERO || row.version > 0);
     }
 
     /// The message at this place is no more, or waits elsewhere; whether that changed anything. As long as the row is
     /// unknown, it may still name this one: that it has ended is kept in mind until then.
     fn ended(&mut self, seq: Seq, moved_to: Option<(LaneId, Seq)>, row_known: bool) -> bool {
-        let Some(row) = self.rows.values_mut().find(|row| row.seq == seq) else {
-            // Of one that moved before the row was known, the row names where it was.
-            let has_moved = self.moves.iter().any(|(_, (_, to))| *to == seq);
-            let to = moved_to.or_else(|| has_moved.then_some((LaneId::Critical, Seq::ZERO)));
-            self.moves.extend(to.filter(|_| !row_known).map(|to| (seq, to)));
+        let Some((_, row)) = self.rows.values_mut().find(|(_, row)| row.seq == seq) else {
+            if !row_known {
+                self.note_move(seq, moved_to);
+            }
             return false;
         };
         (row.lane, row.seq) = moved_to.unwrap_or((row.lane, Seq::ZERO));
@@ -85,8 +96,42 @@ impl Newest {
         true
     }
 
+    /// Of one that moved before the row was known, the row names where it was first.
+    fn note_move(&mut self, seq: Seq, moved_to: Option<(LaneId, Seq)>) {
+        let first = self.moved.remove(&seq);
+        let to = moved_to.or_else(|| first.map(|_| (LaneId::Critical, Seq::ZERO)));
+        let Some((lane, to)) = to else { return };
+        let first = first.unwrap_or(seq);
+        self.moves.insert(first, (lane, to));
+        if to != Seq::ZERO {
+            self.moved.insert(to, first);
+        }
+    }
+
+    /// Those that were accepted first come first.
     pub(super) fn rows(&self) -> Vec<NewestRow> {
-        self.rows.values().copied().collect()
+        let mut rows: Vec<_> = self.rows.values().copied().collect();
+        rows.sort_unstable_by_key(|(age, _)| *age);
+        rows.into_iter().map(|(_, row)| row).collect()
+    }
+}
+
+/// The newest version of each collapse key of a user's volatile messages: nothing of it is durable.
+#[derive(Debug, Default)]
+pub(super) struct Versions(VecDeque<(u128, u64)>);
+
+impl Versions {
+    pub(super) fn get(&self, key: u128) -> Option<u64> {
+        self.0.iter().find(|(of, _)| *of == key).map(|(_, version)| *version)
+    }
+
+    /// Beyond `max` keys, the one of which none came for the longest time is forgotten.
+    pub(super) fn put(&mut self, key: u128, version: u64, max: usize) {
+        self.0.retain(|(of, _)| *of != key);
+        self.0.push_back((key, version));
+        if self.0.len() > max {
+            self.0.pop_front();
+        }
     }
 }
 
@@ -125,7 +170,7 @@ impl Machine {
         }
         let Some(key) = self.collapse_digest(&message) else { return };
         if let Some(waiting) = self.collapsing.get_mut(&key) {
-            waiting.push((ticket, message));
+            waiting.push_back((ticket, message));
             self.parked_count += 1;
             return;
         }
@@ -146,7 +191,7 @@ impl Machine {
             Err(shortage) => return self.fall_short(ticket, message, shortage),
         };
         self.reserve_id(id, &message, now, among);
-        self.collapsing.insert(key, Vec::new());
+        self.collapsing.insert(key, VecDeque::new());
         let accepts = self.spread(among, Accept::new(at_once_if_due(message, now), now));
         self.push_instead(accepts, id, ticket, &old, victims);
     }
@@ -176,17 +221,87 @@ impl Machine {
         message.collapse_key().map(|key| self.digester.collapse(message.recipient(), key))
     }
 
-    /// A message with a collapse key is durable, or was refused: the next of its key goes on, or is refused as well, so
-    /// that it does not overtake.
+    /// A message with a collapse key is durable, or was refused: the next of its key goes on, or all are refused as well, so
+    /// that none overtakes.
     pub(super) fn collapsed(&mut self, now: Timestamp, accept: &Accept, refusal: Option<&Refusal>) {
         // What another engine delivered takes nobody's place.
-        let key = self.collapse_digest(&accept.message).filter(|_| accept.origin.is_none());
-        let waiting = key.and_then(|key| self.collapsing.remove(&key));
-        for (ticket, message) in waiting.unwrap_or_default() {
+        let Some(key) = self.collapse_digest(&accept.message).filter(|_| accept.origin.is_none()) else {
+            return;
+        };
+        let mut waiting = self.collapsing.remove(&key).unwrap_or_default();
+        while let Some((ticket, message)) = waiting.pop_front() {
             self.parked_count = self.parked_count.saturating_sub(1);
             match refusal {
                 Some(refusal) => self.answer(ticket, Err(refusal.clone())),
                 None => self.handle_send(now, ticket, message),
+            }
+            // The others go on waiting, for this one.
+            if let Some(behind) = self.collapsing.get_mut(&key) {
+                behind.append(&mut waiting);
+            }
+        }
+    }
+
+    // ----------------------------------------------------------------------------------------------- sent again
+
+    /// A dead letter with a collapse key is to be sent once more: of each key and device that is the newest of those that are
+    /// found. `false` when it has none.
+    pub(super) fn hold_letter(&mut self, id: OperationId, entry: EntryRef, accept: &Arc<Accept>) -> bool {
+        let (Some(key), Some(open)) =
+            (self.collapse_digest(&accept.message), self.operations.open.get_mut(&id))
+        else {
+            return false;
+        };
+        let device = accept.device.map(|device| device.slot);
+        let before = open.letters.insert((key, device), (entry, accept.clone()));
+        // What settles just now may be found twice.
+        if before.is_some_and(|(older, _)| older.seq != entry.seq) {
+            open.done.superseded = open.done.superseded.saturating_add(1);
+        }
+        true
+    }
+
+    /// Sends the dead letters once more that were held. Those for whose key something newer is known stay, and are counted:
+    /// sent now, they would take the place of what came after them.
+    pub(super) fn requeue_held(&mut self, id: OperationId) {
+        let Some(open) = self.operations.open.get_mut(&id) else { return };
+        let (user, letters) = (open.user.clone(), core::mem::take(&mut open.letters));
+        let mut by_key: BTreeMap<u128, Vec<_>> = BTreeMap::new();
+        for ((key, _), letter) in letters {
+            by_key.entry(key).or_default().push(letter);
+        }
+        // In the order in which they ended, as the others.
+        let mut by_place: Vec<_> = by_key.into_iter().collect();
+        by_place.sort_by_key(|(_, letters)| letters.iter().map(|(entry, _)| entry.seq).min());
+        for (key, letters) in by_place {
+            let is_coming = self.collapsing.contains_key(&key);
+            let waits = self.newest_of(&user, key).iter().any(|newest| self.gives_way(&user, newest));
+            let version = self.user_mut(&user).newest.get(key).map_or(0, |newest| newest.version);
+            let (mut refused, mut fit, mut stay) = (None, Vec::new(), 0);
+            for (entry, accept) in letters {
+                let is_outdated = accept.message.version().is_some_and(|known| known < version);
+                if self.user_mut(&user).is_gone(entry) {
+                    continue;
+                }
+                if is_coming || waits || is_outdated {
+                    stay += 1;
+                } else if refused.is_none() {
+                    refused = self.claim(&accept.message, 1, Totals::default()).err();
+                    fit.extend(refused.is_none().then_some((entry, accept)));
+                }
+            }
+            if let Some(open) = self.operations.open.get_mut(&id) {
+                open.done.superseded = open.done.superseded.saturating_add(stay);
+            }
+            let last = fit.len();
+            for (n, (entry, accept)) in (1..).zip(fit) {
+                // What is sent meanwhile waits behind the last of them.
+                self.collapsing.entry(key).or_default();
+                self.send_again(id, entry, &accept, n == last);
+                self.end_withdrawn(id, &user, entry, &accept, true);
+            }
+            if let Some(refused) = refused {
+                return self.finish(id, Err(refused.into()));
             }
         }
     }
@@ -197,7 +312,9 @@ impl Machine {
             return;
         };
         // What all copies are the newest of is what the first is; the others are only to give way with it.
-        let copy_for = accept.device.filter(|device| device.is_copy).map(|device| device.slot);
+        let is_again = matches!(accept.admission, Admission::Requeued { .. });
+        // A dead letter of one device is sent again to that one alone.
+        let copy_for = accept.device.filter(|device| device.is_copy || is_again).map(|device| device.slot);
         let key = of_slot(self.digester, key, copy_for);
         let max = self.config.max_collapse_keys.get();
         let (lane, cost, version) =
@@ -209,7 +326,7 @@ impl Machine {
         let max = max.saturating_mul(user_now.slots.len().saturating_add(1));
         let newest = &mut user_now.newest;
         // One that moves is followed when its old place ends.
-        if accept.admission == Admission::New {
+        if accept.admission == Admission::New || is_again {
             newest.put(NewestRow { key, lane, seq, id, cost, version }, max);
             self.touch(&user, seq);
         }

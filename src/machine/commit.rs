@@ -266,6 +266,7 @@ impl Machine {
         }
         self.tell_operations();
         self.take_up_carried();
+        self.sweep_ended();
     }
 
     pub(super) fn accepted(&mut self, now: Timestamp, seq: Seq, pending: PendingAccept) {

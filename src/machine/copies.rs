@@ -73,17 +73,8 @@ impl Machine {
             Operation::Reprioritise(..) if offered => stays(Err(OperationError::Offered)),
             Operation::Reprioritise(_, priority) => self.move_in_place(operation, entry, old, *priority),
             Operation::Requeue(_) => {
-                let message = old.message.clone();
-                let possibly_delivered =
-                    matches!(old.admission, Admission::Buried(burial) if burial.possibly_delivered);
-                let admission = Admission::Requeued { possibly_delivered };
-                let device = old.device;
-                let accept = Accept { admission, device, ..Accept::new(message, self.now) };
-                self.claim(&accept.message, 1, Totals::default()).map_err(|refusal| Err(refusal.into()))?;
-                let instead =
-                    Instead { operation: Some(operation), seq: entry.seq, gives_back: Totals::default() };
-                self.comes_in(&accept);
-                self.push_newcomer(vec![Arc::new(accept)], None, instead);
+                self.claim(&old.message, 1, Totals::default()).map_err(|refusal| Err(refusal.into()))?;
+                self.send_again(operation, entry, old, false);
                 Ok(true)
             }
             Operation::Replace(_, message)
@@ -112,6 +103,28 @@ impl Machine {
                 Ok(true)
             }
             _ => Ok(false),
+        }
+    }
+
+    /// Records a dead letter that is sent once more, whose share was claimed. Its end must be joined to that. The next of its
+    /// collapse key may follow the last of those that are sent together.
+    pub(super) fn send_again(
+        &mut self,
+        operation: OperationId,
+        entry: EntryRef,
+        letter: &Accept,
+        is_last: bool,
+    ) {
+        let possibly_delivered =
+            matches!(&letter.admission, Admission::Buried(burial) if burial.possibly_delivered);
+        let admission = Admission::Requeued { possibly_delivered };
+        let device = letter.device;
+        let accept = Accept { admission, device, ..Accept::new(letter.message.clone(), self.now) };
+        let instead = Instead { operation: Some(operation), seq: entry.seq, gives_back: Totals::default() };
+        self.comes_in(&accept);
+        self.push_newcomer(vec![Arc::new(accept)], None, instead);
+        if let Some(Pending::Accept(pending)) = self.current.last_mut() {
+            pending.is_last = is_last;
         }
     }
 
@@ -144,9 +157,8 @@ impl Machine {
         let copies = u32::try_from(all.len()).unwrap_or(u32::MAX);
         let message = old.message.with_priority(priority);
         let cost = Totals::one(message.cost());
-        let mut gives_back = Totals::default();
-        all.iter().for_each(|_| gives_back.put_on(cost));
-        self.claim(&message, copies, gives_back).map_err(|refusal| Err(refusal.into()))?;
+        // It takes what it gives back: nothing new is accepted, and no quota can be against it.
+        self.reserve(&message, copies);
         let among: Slots = all.iter().filter_map(|entry| entry.lane.slot()).collect();
         let stride = if copies > 1 { 2 } else { 1 };
         for (n, from) in (1..).zip(&all) {

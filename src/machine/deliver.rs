@@ -179,6 +179,7 @@ impl Machine {
             lane.clear_queues();
             lane.volatile.clear();
         }
+        user.volatile_versions = super::collapse::Versions::default();
         self.let_go(id);
     }
 
@@ -220,10 +221,16 @@ impl Machine {
 
     /// Takes a volatile message for someone who is attached.
     pub(super) fn send_volatile(&mut self, now: Timestamp, message: Message) -> Result<Accepted, Refusal> {
-        let max = self.config.max_volatile.get();
+        let (max, max_keys) = (self.config.max_volatile.get(), self.config.max_collapse_keys.get());
+        let digester = self.digester;
         let id = message.recipient().clone();
         let attached = self.users.get_mut(&id).filter(|user| user.is_attached());
         let user = attached.ok_or(Refusal::NobodyAttached)?;
+        let key = message.collapse_key().map(|key| digester.collapse(&id, key));
+        let outdated = key.and_then(|key| user.newer_than(key, message.version()));
+        if let Some(newest) = outdated {
+            return Err(Refusal::Outdated { newest });
+        }
         let same =
             |other: &Message| other.collapse_key().is_some_and(|key| message.collapse_key() == Some(key));
         let queued: usize = user.lanes.iter().map(|lane| lane.volatile.len()).sum();
@@ -234,11 +241,15 @@ impl Machine {
         }
         self.last_volatile = (self.last_volatile + 1) % (1 << Seq::EPOCH_SHIFT);
         let entry = EntryRef { lane: message.priority().into(), seq: Seq::new(self.last_volatile) };
+        let fence = key.zip(message.version());
         let newer = (entry.seq, Arc::new(Accept::new(message, now)));
         // It goes where the older one was: nobody waits longer for that.
         match older.and_then(|i| waiting.get_mut(i)) {
             Some(older) => *older = newer,
             None => waiting.push_back(newer),
+        }
+        if let Some((key, version)) = fence {
+            user.volatile_versions.put(key, version, max_keys);
         }
         self.mark_ready(&id);
         Ok(Accepted::at(entry))

@@ -6,7 +6,7 @@
 //!
 //! Whoever is accepted waits for something that was accepted before, and never changes that: so there are no cycles.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use super::Machine;
@@ -61,6 +61,8 @@ pub(super) struct Dependents {
     rows: BTreeMap<Seq, DependentRow>,
     /// What became of places before the row was known, which may name them.
     early: Vec<(Seq, Left)>,
+    /// Where messages are now that have moved before the row was known.
+    tracked: BTreeSet<Seq>,
     /// Those that are being committed.
     coming: usize,
     /// A parent has ended whose dependents nobody has looked at since.
@@ -76,9 +78,23 @@ impl Dependents {
     /// What the store knows, under what the journal has said since.
     pub(super) fn merge(&mut self, stored: &[DependentRow], has_ended: impl Fn(LaneId, Seq) -> bool) {
         let mut stored: BTreeMap<_, _> = stored.iter().map(|row| (row.seq, *row)).collect();
+        // Who waits for what is at a place, so that each of the early ends concerns only those.
+        let mut waiting: BTreeMap<Seq, Vec<Seq>> = BTreeMap::new();
+        let index = |waiting: &mut BTreeMap<Seq, Vec<Seq>>, row: &DependentRow| {
+            row.parent.places().for_each(|(_, place)| waiting.entry(place).or_default().push(row.seq));
+        };
+        stored.values().for_each(|row| index(&mut waiting, row));
+        self.tracked.clear();
         for (place, left) in core::mem::take(&mut self.early) {
             stored.remove(&place);
-            stored.values_mut().for_each(|row| _ = row.note(place, left));
+            for seq in waiting.remove(&place).unwrap_or_default() {
+                if let Some(row) = stored.get_mut(&seq)
+                    && row.note(place, left)
+                    && matches!(left, Left::For(_))
+                {
+                    index(&mut waiting, row);
+                }
+            }
         }
         for (seq, mut row) in stored {
             if self.rows.contains_key(&seq) || has_ended(LaneId::Scheduled, seq) {
@@ -101,11 +117,12 @@ impl Dependents {
             self.due |= row.ended.is_some();
         }
         let is_delivered = matches!(left, Left::Ended(ParentEnd::Delivered));
-        let is_tracked =
-            || self.early.iter().any(|(_, left)| matches!(left, Left::For(to) if to.is_at(place)));
         // A row that a settlement has written which came to nothing names what the journal has as well.
-        if !row_known && (is_known || on_disk && !is_delivered || is_tracked()) {
+        if !row_known && (is_known || on_disk && !is_delivered || self.tracked.contains(&place)) {
             self.early.push((place, left));
+            if let Left::For(to) = left {
+                self.tracked.extend(to.places().map(|(_, place)| place));
+            }
         }
         changed
     }

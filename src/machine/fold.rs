@@ -158,8 +158,13 @@ impl Machine {
         if (on_disk || has_copies) && end.seq > lane.cursor {
             lane.ended.insert(end.seq);
         }
+        let is_served = user.is_attached() && end.lane.priority().is_some();
         if user.row_known {
-            user.lane(end.lane).advance_cursor(applied);
+            let lane = user.lane(end.lane);
+            if !is_served {
+                lane.begin_behind_cleared();
+            }
+            lane.advance_cursor(applied);
         }
         let is_noted = user.lane(end.lane).ended.contains(&end.seq);
         if removed.is_some() {

@@ -38,6 +38,8 @@ pub(super) struct Lane {
     pub(super) cursor: Seq,
     pub(super) attempts: BTreeMap<Seq, (u32, Timestamp)>,
     pub(super) more_after: Option<Seq>,
+    /// Nothing that the store has up to here lives, but what is about to end: as that becomes durable, `more_after` rises.
+    pub(super) cleared: Seq,
     pub(super) loading: Option<LoadId>,
     /// Settled messages that are not in memory and whose end is being recorded.
     pub(super) ending: BTreeSet<Seq>,
@@ -74,6 +76,7 @@ impl Lane {
             cursor: Seq::ZERO,
             attempts: BTreeMap::new(),
             more_after: None,
+            cleared: Seq::ZERO,
             loading: None,
             ending: BTreeSet::new(),
             tried: BTreeMap::new(),
@@ -383,6 +386,20 @@ impl Lane {
         }
     }
 
+    /// What the store has up to this place was looked at: nothing of it lives, but what is about to end. Only of a lane that
+    /// nobody is offered anything from now: what becomes known by it is not queued.
+    pub(super) fn clear_through(&mut self, seq: Seq) {
+        self.cleared = self.cleared.max(seq);
+        self.begin_behind_cleared();
+    }
+
+    /// An end is durable: nothing in the store comes before what was not cleared, as far as ends are durable.
+    pub(super) fn begin_behind_cleared(&mut self) {
+        let Some(after) = self.more_after.filter(|_| self.loading.is_none()) else { return };
+        let until = self.ending.first().map_or(self.cleared, |first| self.cleared.min(first.prev()));
+        self.more_after = (until < Seq::MAX).then_some(until.max(after));
+    }
+
     /// The place up to which everything has ended, given the place after the last record applied.
     pub(super) fn advance_cursor(&mut self, applied: Seq) -> Seq {
         let first = self.entries.front().map_or(applied, |entry| entry.seq);
@@ -416,7 +433,7 @@ impl Lane {
             self.loading = None;
         }
         if let (Some(first), true) = (first, n > 0) {
-            self.more_after = Some(self.more_after.map_or(first, |after| after.min(first)));
+            self.begin_store_at(first);
         }
         n
     }
@@ -434,9 +451,15 @@ impl Lane {
             return 0;
         }
         self.forget(from..to.max(from));
-        self.more_after = Some(self.more_after.map_or(seq.prev(), |after| after.min(seq.prev())));
+        self.begin_store_at(seq.prev());
         self.rebuild_queues(keep);
         to.saturating_sub(from)
+    }
+
+    /// What was in memory behind this place is in the store only.
+    fn begin_store_at(&mut self, seq: Seq) {
+        self.more_after = Some(self.more_after.map_or(seq, |after| after.min(seq)));
+        self.cleared = self.cleared.min(seq);
     }
 
     /// What the store keeps about the lane.

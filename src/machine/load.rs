@@ -156,6 +156,7 @@ impl Machine {
                 let found = user.lane(lane);
                 found.drop_settled(reflects);
                 found.more_after = is_stored.then_some(found.cursor);
+                found.cleared = Seq::ZERO;
             }
         }
         let after: usize = user.all_lanes().map(|lane| lane.entries.len()).sum();

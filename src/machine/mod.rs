@@ -208,7 +208,7 @@ pub struct Machine {
     pending: usize,
     repeats: DigestMap<Vec<Repeat>>,
     /// Collapse keys of which a message is being committed, and who waits behind it.
-    collapsing: DigestMap<Vec<(Ticket, Message)>>,
+    collapsing: DigestMap<VecDeque<(Ticket, Message)>>,
     /// Users in whose full outbox room is being looked for, and who waits behind whoever needs it.
     overflowing: HashMap<UserId, VecDeque<(Ticket, Message)>, Digester>,
     parked: StdMap<LoadId, Vec<Parked>>,
@@ -244,6 +244,9 @@ pub struct Machine {
     disk_bytes: u64,
     resident: u64,
     stats: MachineStats,
+    /// How many messages were looked at to be taken in, each time they were.
+    #[cfg(test)]
+    looked_at: u64,
 }
 
 impl Machine {
@@ -322,6 +325,8 @@ impl Machine {
             disk_bytes: 0,
             resident: 0,
             stats: MachineStats::default(),
+            #[cfg(test)]
+            looked_at: 0,
             config: birth.config,
         }
     }

@@ -39,8 +39,8 @@ pub(super) struct Operations {
     ready_behind: VecDeque<OperationId>,
     /// Those that follow what moves, by user.
     pub(super) asked_for: BTreeMap<UserId, Vec<OperationId>>,
-    /// Who waits for the end of a message to be durable.
-    pub(super) ends: BTreeMap<Seq, Vec<OperationId>>,
+    /// Who waits for the end of a message to be durable, and whether it is theirs.
+    pub(super) ends: BTreeMap<Seq, Vec<(OperationId, bool)>>,
     /// Ends of the commit that is becoming state, of which some are to hear.
     pub(super) durable: Vec<(End, Option<Went>)>,
     pub(super) loads: BTreeMap<LoadId, OperationId>,
@@ -60,8 +60,10 @@ pub(super) struct Open {
     /// later is found in the store all the same.
     pub(super) lanes: Vec<(LaneId, Option<Seq>)>,
     pub(super) search: Search,
-    /// The first message of the lane that is being read from the store, and which lane that is.
-    pub(super) first_live: Option<(LaneId, Seq)>,
+    /// The lane that is being read from the store, once something was met there that goes on living.
+    pub(super) first_live: Option<LaneId>,
+    /// Dead letters that have a collapse key and are to be sent again, of each key and device the newest.
+    pub(super) letters: BTreeMap<(u128, Option<Slot>), (EntryRef, Arc<Accept>)>,
     /// Something was found.
     has_found: bool,
     /// Ends that are being recorded.
@@ -218,9 +220,10 @@ impl Machine {
         if work.follows() {
             self.operations.asked_for.entry(user.clone()).or_default().push(id);
         }
-        let first_live = None;
+        let (first_live, letters) = (None, BTreeMap::new());
         let (has_found, recording, own) = (false, 0, Vec::new());
-        let open = Open { work, user, before, lanes, search, first_live, has_found, recording, own, done };
+        let open =
+            Open { work, user, before, lanes, search, first_live, letters, has_found, recording, own, done };
         self.operations.open.insert(id, open);
         self.operations.make_ready(id);
     }
@@ -293,10 +296,12 @@ impl Machine {
             Work::Sweep => {
                 // Of what is offered from, nothing may take another place: the rest ends when what is before it has.
                 let crowded = crowded && entry.lane.priority().is_some();
-                let is_due = accept.due() <= self.now && !crowded;
-                if is_due && !is_ending && entry.lane == LaneId::Scheduled {
+                let is_due = accept.due() <= self.now && !is_ending;
+                if is_due && crowded {
+                    self.sweep_crowded(entry.lane);
+                } else if is_due && entry.lane == LaneId::Scheduled {
                     self.ripen_one(id, entry, &accept);
-                } else if is_due && !is_ending {
+                } else if is_due {
                     self.end_wherever(id, entry, &accept, EndReason::Expired, false);
                 }
                 return true;
@@ -334,6 +339,11 @@ impl Machine {
             self.mark_ready(id);
             return false;
         }
+        if matches!(open.work, Work::Asked(_, Operation::Requeue(_)))
+            && self.hold_letter(operation, entry, &accept)
+        {
+            return true;
+        }
         let offered = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
         match self.put_in_place(operation, entry, &accept, offered) {
             Ok(joined) => self.end_withdrawn(operation, id, entry, &accept, joined),
@@ -347,22 +357,20 @@ impl Machine {
         let waiting = self.operations.ends.entry(seq).or_default();
         let Some(open) = self.operations.open.get_mut(&operation) else { return };
         // What settles just now may be found twice: in memory and in the store.
-        if !waiting.contains(&operation) {
-            waiting.push(operation);
+        if !waiting.iter().any(|(other, _)| *other == operation) {
+            waiting.push((operation, own));
             open.recording += 1;
         }
-        if own {
-            // Of many it is only asked whether it has withdrawn any.
-            if !open.work.is_about_one() {
-                open.own.clear();
-            }
-            open.own.push(seq);
+        // Of many it is only asked whether it has withdrawn any.
+        if own && !open.work.is_about_one() {
+            open.own.clear();
         }
+        open.own.extend(own.then_some(seq));
     }
 
     /// An end is durable: operations may have waited for it, whoever caused it.
     pub(super) fn end_durable_for_operations(&mut self, end: &End) {
-        for id in self.operations.ends.remove(&end.seq).unwrap_or_default() {
+        for (id, is_own) in self.operations.ends.remove(&end.seq).unwrap_or_default() {
             let Some(open) = self.operations.open.get_mut(&id) else { continue };
             open.recording = open.recording.saturating_sub(1);
             if let Some(located) = Self::locate_ended(&open.work, end) {
@@ -377,7 +385,7 @@ impl Machine {
                 (true, false) => open.own.contains(&end.seq),
                 // What another one put in its place is not what this one wanted there.
                 (true, true) => open.done.messages == 0 && reason == Some(EndReason::Cancelled),
-                (false, _) => true,
+                (false, _) => is_own,
             };
             if counts && Some(end.reason) == reason {
                 open.done.messages += 1;
@@ -394,6 +402,9 @@ impl Machine {
     }
 
     fn finish_if_recorded(&mut self, id: OperationId) {
+        if self.operations.open.get(&id).is_some_and(|open| open.recording == 0 && !open.letters.is_empty()) {
+            self.requeue_held(id);
+        }
         let Some(open) = self.operations.open.get(&id).filter(|open| open.recording == 0) else { return };
         let found = open.done.messages > 0 || open.done.located.is_some() || !open.work.is_about_one();
         let result = match (&open.work, found) {
@@ -410,6 +421,11 @@ impl Machine {
                 let (known, letters) = (open.done.located, open.done.copies.clone());
                 let located = known.or_else(|| Some(self.locate_in_ledger(&target, before, letters)?.0));
                 Ok(Outcome { located, ..Outcome::default() })
+            }
+            (Work::Asked(_, Operation::Requeue(_)), _)
+                if open.done.messages < open.done.superseded.min(1) =>
+            {
+                Err(OperationError::Superseded)
             }
             (_, true) => Ok(open.done.clone()),
             (Work::Asked(_, Operation::Locate(target)), false) => {
@@ -458,10 +474,7 @@ impl Machine {
                 let has_read = open.lanes.iter().any(|(_, began)| began.is_some());
                 self.ripened(&open.user, next, result.is_err(), has_read);
             }
-            Work::Sweep => {
-                self.let_go(&open.user);
-                return self.sweep_looked(result.is_err());
-            }
+            Work::Sweep => return self.sweep_looked(&open.user, result.is_err()),
             Work::MakeRoom(room) => self.room_searched(&open.user, room, result.is_err()),
             Work::FindParent(orphan) => self.parent_searched(orphan, result.map(|done| done.located)),
             Work::Free(_) => self.dependents_freed(&open.user, result.is_err()),

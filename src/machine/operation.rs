@@ -15,8 +15,10 @@ pub struct Target {
     pub user: UserId,
     /// Its id. Two senders may have used the same one for this recipient.
     pub id: MessageId,
-    /// Only a message of this sender (`Some(None)`: one without a sender). Otherwise any, the one with the highest
-    /// priority and of those the oldest.
+    /// Only a message of this sender (`Some(None)`: one without a sender). Otherwise whichever of them is met first: what is
+    /// in memory is looked through before what is in the store only, in both lane by lane, the most urgent first, and in a
+    /// lane the oldest first. So which one that is may depend on what has settled: where two senders may use the same id
+    /// for one recipient, name the sender.
     pub sender: Option<Option<UserId>>,
 }
 
@@ -34,7 +36,9 @@ pub enum Operation {
     /// Move one message that was never offered to another lane, where it waits behind what was accepted before; how long
     /// it may still wait stays as it was.
     Reprioritise(Target, Priority),
-    /// Send dead letters once more: each is accepted anew, and waits behind what was accepted before.
+    /// Send dead letters once more: each is accepted anew, and waits behind what was accepted before. Of those with one
+    /// collapse key only the newest goes, behind the others, and only if nothing newer of that key is known
+    /// ([`Outcome::superseded`]).
     Requeue(DeadLetters),
     /// Throw dead letters away.
     Discard(DeadLetters),
@@ -178,7 +182,9 @@ impl Operation {
 /// What an operation did, durably.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Outcome {
-    /// Messages it ended, dead letters among them.
+    /// Places that it ended: those of the messages that it withdrew, replaced, moved or sent again, each copy for a device
+    /// counted, and of dead letters. What somebody else ended meanwhile is not counted; only when one message was to be
+    /// withdrawn, and was about to be withdrawn by somebody else, it says 1 too: it is gone, as was asked.
     pub messages: u32,
     /// How many of them had been offered, or may have been: they may have arrived all the same. Should one be
     /// confirmed later, it counts as delivered.
@@ -188,6 +194,10 @@ pub struct Outcome {
     /// accepted before, or is where it should go already: then this operation ended nothing, and what an earlier one ended
     /// is not counted again.
     pub accepted: Option<Accepted>,
+    /// Dead letters that [`Operation::Requeue`] left where they are, because of their collapse keys: a message with the same
+    /// key waits or is being accepted, a newer letter of the same key is sent again by this operation, or a later version was
+    /// accepted.
+    pub superseded: u32,
     /// What [`Operation::Inspect`] found.
     pub letters: Vec<DeadLetter>,
     /// What [`Operation::Locate`] found.

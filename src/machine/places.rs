@@ -165,7 +165,8 @@ impl Machine {
         let waiting = self.operations.ends.get(&end.seq).map_or(&[][..], Vec::as_slice);
         let looking = asked.iter().copied().filter(|id| {
             let open = self.operations.open.get(id);
-            open.is_some_and(|open| (end.seq < open.before || waiting.contains(id)) && looks(open))
+            let waits = waiting.iter().any(|(other, _)| other == id);
+            open.is_some_and(|open| (end.seq < open.before || waits) && looks(open))
         });
         let looking: Vec<_> = looking.collect();
         for operation in looking {

@@ -215,6 +215,12 @@ pub enum OperationError {
          old message does: nothing was changed"
     )]
     Unfit,
+    /// None of the dead letters was sent again: for the collapse key of each something newer is known, a message that waits or
+    /// a later version that was accepted. They are as they were.
+    #[error(
+        "newer messages with the same collapse keys wait or were accepted: no dead letter was sent again"
+    )]
+    Superseded,
     /// The user has as many devices as can be registered: see
     /// [`Config::max_registered`](crate::Config::max_registered).
     #[error("the user has too many devices: nothing was changed; remove one first")]

@@ -209,26 +209,14 @@ impl Machine {
         let Search::Store(at, _) = open.search else { return true };
         let (user, work) = (open.user.clone(), open.work.clone());
         let before = open.before;
-        let first = page
-            .entries
-            .first()
-            .map(|(seq, _)| *seq)
-            .into_iter()
-            .chain(page.damaged.iter().map(|d| d.0).find(|seq| *seq > Seq::ZERO))
-            .min();
-        if let Some(open) = self.operations.open.get_mut(&id) {
-            let known = open.first_live.filter(|(of, _)| *of == lane);
-            open.first_live = known.or(first.map(|first| (lane, first)));
-        }
-        if first.is_some() || page.more_after.is_none() {
-            self.lane_begins(id, lane);
-        }
+        self.note_beginning(id, lane, page, false);
         let mut found = page.entries.iter().filter(|(seq, accept)| *seq < before && work.means(accept));
         let enough = found.find_map(|(seq, accept)| {
             let acted = self.act_on(id, &user, EntryRef { lane, seq: *seq }, Some(accept));
             if acted { self.enough(id, at) } else { None }
         });
         if let Some(next) = enough {
+            self.note_beginning(id, lane, page, true);
             self.go_on(id, next);
             return true;
         }
@@ -242,6 +230,7 @@ impl Machine {
                 self.end_damaged(now, &user, lane, *seq, *cost);
             }
         }
+        self.note_beginning(id, lane, page, true);
         let next = match page.more_after {
             Some(after) => Search::Store(at, after),
             None => work.behind_store(at),
@@ -250,24 +239,35 @@ impl Machine {
         true
     }
 
-    /// Nothing lives in a lane's part in the store before the first that was found. So gaps behind what ended long ago do
-    /// not stay for ever in a lane that nobody reads into memory.
-    fn lane_begins(&mut self, id: OperationId, lane: LaneId) {
+    /// Nothing lives in a lane's part in the store before the first of a page, as long as nothing did on the pages before it.
+    /// So gaps behind what ended long ago do not stay for ever in a lane that nobody reads into memory, and neither do
+    /// those that an operation makes: what is about to end lives until that is durable, and the lane begins behind it then.
+    /// `is_done` says that the operation has seen to this page: what lives on it goes on living.
+    fn note_beginning(&mut self, id: OperationId, of: LaneId, page: &Page, is_done: bool) {
+        let applied = self.applied;
         let Some(open) = self.operations.open.get_mut(&id) else { return };
-        let first_live = open.first_live.filter(|(of, _)| *of == lane).map(|(_, first)| first);
-        let began = open.lanes.iter().find(|(of, _)| *of == lane).and_then(|(_, began)| *began);
-        let (whole, user) = (open.work.starts_behind() == Seq::ZERO, open.user.clone());
-        let Some(user) = self.users.get_mut(&user) else { return };
+        let began = open.lanes.iter().find(|(lane, _)| *lane == of).and_then(|(_, began)| *began);
+        let is_behind = open.work.starts_behind() > Seq::ZERO || open.first_live == Some(of);
+        let (Some(began), Some(user), false) = (began, self.users.get_mut(&open.user), is_behind) else {
+            return;
+        };
         // The lanes that are offered from are read into memory while somebody is there.
-        let is_read_otherwise = lane.priority().is_some() && user.is_attached();
-        let lane = user.lane(lane);
-        if whole
-            && !is_read_otherwise
-            && lane.loading.is_none()
-            && began.is_some()
-            && lane.more_after == began
-        {
-            lane.more_after = first_live.map(Seq::prev);
+        let is_read_otherwise = of.priority().is_some() && user.is_attached();
+        let (row_known, lane) = (user.row_known, user.lane(of));
+        let lives = |seq: &Seq| *seq > lane.cursor && !lane.ended.contains(seq) && !lane.ending.contains(seq);
+        let damaged = page.damaged.iter().map(|(seq, _)| *seq).filter(|seq| *seq > Seq::ZERO);
+        let first = page.entries.iter().map(|(seq, _)| *seq).chain(damaged).filter(lives).min();
+        if is_done && first.is_some() {
+            open.first_live = Some(of);
+        }
+        // What has left memory since then is in the store before that.
+        let is_whole = lane.more_after.is_some_and(|after| after >= began);
+        if is_read_otherwise || !is_whole || lane.loading.is_some() {
+            return;
+        }
+        lane.clear_through(first.map_or(page.more_after.unwrap_or(Seq::MAX), Seq::prev));
+        if row_known {
+            lane.advance_cursor(applied);
         }
     }
 

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::LazyLock;
 
-use super::collapse::{Newest, has_ended};
+use super::collapse::{Newest, Versions, has_ended};
 use super::dependents::Dependents;
 use super::devices::SlotState;
 use super::entry::{Entry, EntryState};
@@ -110,6 +110,8 @@ pub(super) struct User {
     pub(super) inbound: BTreeMap<Origin, Inbound>,
     /// The newest message of each collapse key.
     pub(super) newest: Newest,
+    /// The newest version of volatile messages, while somebody is attached.
+    pub(super) volatile_versions: Versions,
     pub(super) ledger: Ledger,
     /// How far conversations were read.
     pub(super) reads: Reads,
@@ -158,6 +160,7 @@ impl User {
             inbox: BTreeMap::new(),
             inbound: BTreeMap::new(),
             newest: Newest::default(),
+            volatile_versions: Versions::default(),
             ledger: Ledger::default(),
             reads: Reads::default(),
             dependents: Dependents::default(),
@@ -239,6 +242,18 @@ impl User {
         let lane = self.lane_ref(lane);
         let state = lane.entry(seq).map(Entry::state);
         lane.ending.contains(&seq) || matches!(state, Some(EntryState::Ending { .. }))
+    }
+
+    /// The newest version of a collapse key, if it is newer than that of a volatile message.
+    pub(super) fn newer_than(&self, key: u128, version: Option<u64>) -> Option<u64> {
+        let durable = self.newest.get(key).map(|newest| newest.version);
+        let newest = self.volatile_versions.get(key).max(durable);
+        newest.filter(|newest| version.is_some_and(|version| version < *newest))
+    }
+
+    /// Whether what was at this place has ended, or its end is being recorded.
+    pub(super) fn is_gone(&self, entry: EntryRef) -> bool {
+        has_ended(self.lane_ref(entry.lane), entry.seq) || self.is_ending(entry)
     }
 
     /// Messages of this lane up to here may have been offered in an earlier attachment.

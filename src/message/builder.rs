@@ -160,7 +160,8 @@ impl MessageBuilder {
     }
 
     /// Says which version it is of what the collapse key stands for. One that is older than the newest that was accepted
-    /// is refused as outdated, also when that one has been delivered.
+    /// is refused as outdated, also when that one has been delivered. A volatile one is judged by the newest version of either
+    /// kind; that of a volatile message is known while somebody is attached, and counts for volatile ones only.
     #[must_use]
     pub fn version(self, version: u64) -> Self {
         self.with(|parts| {

@@ -174,9 +174,14 @@ impl Engine {
     /// Sends dead letters again: each is accepted anew, with its old id, behind what waits already; its attempts, its TTL
     /// and its life in the ledger begin anew. Its sender's repeats are not recognised by it.
     ///
+    /// One with a collapse key is the newest of its key then, and gives way to what is sent later. It stays a dead letter
+    /// while a message with that key waits or is being accepted, when a later version was accepted, and when this call sends
+    /// a newer letter of the key: [`Outcome::superseded`] counts those.
+    ///
     /// # Errors
-    /// [`OperateError`]; with [`OperationError::Refused`] when the outbox is full. Those that were sent again by then
-    /// were, the others are still dead letters.
+    /// [`OperateError`]; with [`OperationError::Refused`] when the outbox is full: those that were sent again by then were,
+    /// the others are still dead letters. With [`OperationError::Superseded`] when all that are meant stay because of their
+    /// collapse keys: nothing was changed.
     ///
     /// # Cancel safety
     /// Dropped before it returns, it goes on. Repeating it sends those again that are still dead letters, no others.

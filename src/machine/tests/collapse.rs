@@ -55,6 +55,165 @@ fn many_of_a_key_that_are_sent_at_once_come_to_the_newest() {
     assert_eq!(rig.machine.stats().pending, 0);
 }
 
+/// All that waited were looked at again with each commit.
+#[test]
+fn each_of_many_that_wait_behind_one_of_their_key_is_taken_up_once_in_its_turn() {
+    let mut rig = Rig::new();
+    let messages: Vec<_> = (0..500).map(|_| state().build().unwrap()).collect();
+    let tickets: Vec<_> = messages.iter().map(|message| rig.send(message)).collect();
+    rig.commit();
+    let places = tickets.iter().map(|ticket| rig.answer(*ticket).unwrap().clone().unwrap().entry.seq);
+    assert!(places.is_sorted(), "in the order in which they were sent");
+    assert_eq!(rig.machine.stats().counters.live(), 1);
+    assert_eq!(rig.machine.looked_at, 2 * 500 - 1, "when they came, and in their turn");
+    assert_eq!(rig.machine.unanswered(), 0);
+}
+
+#[test]
+fn what_cannot_be_accepted_in_its_turn_does_not_hold_up_those_behind_it() {
+    let mut rig = Rig::new();
+    let first = rig.send(&version(5));
+    let (outdated, repeat, last) = (rig.send(&version(3)), rig.send(&version(4)), rig.send(&version(6)));
+    rig.commit();
+    let answers = [first, outdated, repeat, last].map(|ticket| rig.answer(ticket).unwrap().is_ok());
+    assert_eq!(answers, [true, false, false, true]);
+    assert_eq!((rig.machine.stats().counters.live(), rig.machine.unanswered()), (1, 0));
+}
+
+#[test]
+fn beyond_the_bound_the_oldest_fence_is_forgotten_first_also_after_the_row_was_read_again() {
+    let max = NonZeroUsize::new(3).unwrap();
+    let config = Config { max_collapse_keys: max, ..Config::default() };
+    let fence = |key: &str, version| to("alice").collapse_key(key).version(version).build().unwrap();
+    // The order of keys' digests is none of age.
+    let keys = ["a", "b", "c", "d", "e", "f"];
+    let mut rig = Rig::with(config.clone());
+    rig.attach(1, "alice", "phone");
+    for key in keys {
+        let entry = rig.accept(&fence(key, 7));
+        rig.say(1, entry, Verdict::Delivered);
+    }
+    let known = |rig: &mut Rig| {
+        keys.map(|key| {
+            let ticket = rig.send(&fence(key, 1));
+            let refused = matches!(rig.answer(ticket), Some(Err(Refusal::Outdated { newest: 7 })));
+            // What was not refused is not to become newest.
+            if let Some((commit, _)) = rig.open.pop_front() {
+                rig.input(Input::PersistFailed { commit, unknown: false });
+            }
+            refused
+        })
+    };
+    assert_eq!(known(&mut rig), [false, false, false, true, true, true]);
+    rig.input(Input::Detach(LinkId(1)));
+    rig.commit();
+    let row = settle(&mut rig).into_iter().flat_map(|part| part.rows).next().unwrap().1;
+    let reflects = rig.next;
+    let birth = Birth { epoch: Epoch(2), store_empty: false, settled: reflects, ..birth(config) };
+    let mut reborn = Rig::born(birth);
+    let ticket = reborn.send(&fence("g", 7));
+    while let Some((load, query)) = reborn.loads.pop() {
+        let found = match query {
+            Query::User(_) => {
+                Found::User { row: Some(Box::new(row.clone())), held: Some(held(0, 0)), reflects }
+            }
+            _ => Found::Sender(Vec::new()),
+        };
+        reborn.input(Input::Loaded { load, found: Box::new(found) });
+    }
+    reborn.commit();
+    assert!(reborn.answer(ticket).unwrap().is_ok());
+    assert_eq!(known(&mut reborn), [false, false, false, false, true, true]);
+}
+
+#[test]
+fn a_volatile_message_is_judged_by_the_newest_version_that_came_while_somebody_is_there() {
+    let mut rig = Rig::new();
+    let hint = |version| state().version(version).durability(Durability::Volatile).build().unwrap();
+    rig.attach(1, "alice", "phone");
+    let refused = |rig: &mut Rig, version: u64| {
+        let ticket = rig.send(&hint(version));
+        match rig.answer(ticket).unwrap() {
+            Ok(_) => None,
+            Err(Refusal::Outdated { newest }) => Some(*newest),
+            other => panic!("{other:?}"),
+        }
+    };
+    assert_eq!(refused(&mut rig, 5), None);
+    assert_eq!(rig.offers.len(), 1, "it is on its way, and waits no more");
+    assert_eq!((refused(&mut rig, 4), refused(&mut rig, 5), refused(&mut rig, 6)), (Some(5), None, None));
+    rig.accept(&version(9));
+    assert_eq!(refused(&mut rig, 8), Some(9), "a durable one counts as well");
+    rig.accept(&version(9));
+    rig.input(Input::Detach(LinkId(1)));
+    rig.attach(2, "alice", "phone");
+    rig.commit();
+    assert_eq!(refused(&mut rig, 9), None);
+    let durable = rig.send(&version(8));
+    assert!(matches!(rig.answer(durable), Some(Err(Refusal::Outdated { newest: 9 }))));
+}
+
+/// Each was compared with all before it. With that, this takes minutes.
+#[test]
+fn a_replay_of_very_many_moves_of_somebody_whose_row_is_unknown_follows_each_of_them() {
+    const MOVES: u64 = 100_000;
+    let old = Seq::first_of(Epoch(1));
+    let settled = old.plus(MOVES);
+    let birth = Birth { epoch: Epoch(2), store_empty: false, settled, ..birth(Config::default()) };
+    let mut rig = Rig::born(birth);
+    let [kept, other] = [state(), to("alice").collapse_key("other")].map(|message| message.build().unwrap());
+    let mut at = settled;
+    for n in 0..MOVES {
+        let message = if n == 7 { kept.clone() } else { other.clone() };
+        let accept = crate::record::Accept::new(message, rig.now);
+        let accept = crate::record::Accept { admission: Admission::Moved, ..accept };
+        rig.machine.replay(at, &Record::Accept(std::sync::Arc::new(accept)), true);
+        let end = crate::record::End {
+            user: alice(),
+            lane: LaneId::Scheduled,
+            seq: old.plus(n),
+            id: None,
+            reason: EndReason::Moved,
+            upgrades: None,
+            possibly_delivered: false,
+            attempts: 0,
+            cost: other.cost(),
+            at: rig.now,
+        };
+        rig.machine.replay(at.plus(1), &Record::End(end), true);
+        at = at.plus(2);
+    }
+    let key = rig.machine.digester.collapse(&alice(), kept.collapse_key().unwrap());
+    let newest = crate::record::NewestRow {
+        key,
+        lane: LaneId::Scheduled,
+        seq: old.plus(7),
+        id: kept.id(),
+        cost: kept.cost(),
+        version: 0,
+    };
+    let row = UserRow { newest: vec![newest], ..UserRow::default() };
+    rig.next = at;
+    let ticket = rig.send(&state().build().unwrap());
+    while let Some((load, query)) = rig.loads.pop() {
+        let found = match query {
+            Query::User(_) => {
+                let held = Some(held(u32::try_from(MOVES).unwrap(), MOVES * other.cost()));
+                Found::User { row: Some(Box::new(row.clone())), held, reflects: settled }
+            }
+            _ => Found::Sender(Vec::new()),
+        };
+        rig.input(Input::Loaded { load, found: Box::new(found) });
+    }
+    rig.commit();
+    assert!(rig.answer(ticket).unwrap().is_ok());
+    let gone = rig.log.iter().filter_map(|(_, record)| match record {
+        Record::End(end) => Some(end.seq),
+        _ => None,
+    });
+    assert_eq!(gone.collect::<Vec<_>>(), [settled.plus(14)], "it gives way where it is now");
+}
+
 #[test]
 fn one_that_is_on_offer_gives_way_and_may_have_arrived_and_one_that_has_ended_does_not() {
     let mut rig = Rig::new();

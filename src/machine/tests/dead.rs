@@ -327,3 +327,80 @@ fn letters_are_counted_and_settling_says_who_has_none_left() {
     rig.kill(&message("alice"));
     assert_eq!(said(settle(&mut rig)), []);
 }
+
+fn state() -> MessageBuilder {
+    to("alice").collapse_key("order/7")
+}
+
+#[test]
+fn a_letter_stays_while_a_newer_message_of_its_collapse_key_waits_and_goes_when_none_does() {
+    let mut rig = attached(config());
+    let (old, plain) = (state().build().unwrap(), message("alice"));
+    rig.kill(&old);
+    rig.kill(&plain);
+    rig.input(Input::Detach(LinkId(1)));
+    let newer = rig.accept(&state().build().unwrap());
+    let done = rig.do_with(Operation::Requeue(all())).unwrap();
+    assert_eq!((done.messages, done.superseded), (1, 1), "the other one goes");
+    assert_eq!(rig.ids(), [old.id()]);
+    assert_eq!(rig.do_with(Operation::Requeue(all())), Err(OperationError::Superseded));
+    assert_eq!(rig.ids(), [old.id()], "nothing was changed");
+    rig.attach(2, "alice", "phone");
+    rig.say(2, newer, Verdict::Delivered);
+    let done = rig.do_with(Operation::Requeue(all())).unwrap();
+    assert_eq!((done.messages, done.superseded), (1, 0));
+}
+
+#[test]
+fn a_letter_of_an_older_version_than_was_accepted_stays_also_when_that_was_delivered() {
+    let mut rig = attached(config());
+    let version = |version| state().version(version).build().unwrap();
+    rig.kill(&version(3));
+    let newer = rig.accept(&version(4));
+    rig.say(1, newer, Verdict::Delivered);
+    assert_eq!(rig.do_with(Operation::Requeue(all())), Err(OperationError::Superseded));
+    rig.do_with(Operation::Discard(all())).unwrap();
+    let same = version(4);
+    rig.kill(&same);
+    let done = rig.do_with(Operation::Requeue(all())).unwrap();
+    assert_eq!(done.messages, 1, "nothing newer than itself is known");
+}
+
+#[test]
+fn of_several_letters_of_one_collapse_key_the_newest_goes_and_gives_way_to_what_is_sent_then() {
+    let mut rig = attached(config());
+    let [first, second] = [(); 2].map(|()| state().build().unwrap());
+    rig.kill(&first);
+    rig.kill(&second);
+    rig.input(Input::Detach(LinkId(1)));
+    let ticket = rig.operate(Operation::Requeue(all()));
+    let newer = rig.send(&state().build().unwrap());
+    assert_eq!(rig.open.len(), 1, "what is sent meanwhile waits until the letter has a place");
+    rig.commit();
+    let done = rig.done(ticket).unwrap().unwrap();
+    assert_eq!((done.messages, done.superseded), (1, 1));
+    let again = done.accepted.unwrap().entry;
+    assert!(rig.answer(newer).unwrap().is_ok());
+    let replaced = rig.changes.iter().find(|change| change.status == Status::Ended(EndReason::Replaced));
+    assert_eq!(replaced.unwrap().entry, again);
+    assert_eq!(rig.machine.stats().counters.live(), 1);
+    assert_eq!(rig.ids(), [first.id()]);
+    assert_eq!(rig.do_with(Operation::Requeue(all())), Err(OperationError::Superseded));
+    let mut replayed = Rig { machine: rig.replayed(), ..Rig::new() };
+    replayed.next = Seq::first_of(Epoch(2));
+    let ticket = replayed.send(&state().build().unwrap());
+    replayed.commit();
+    assert!(replayed.answer(ticket).unwrap().is_ok());
+    assert_eq!(replayed.machine.stats().counters.live(), 1, "a replay knows which one is the newest");
+}
+
+#[test]
+fn a_letter_is_not_sent_again_past_one_of_its_key_that_is_being_committed() {
+    let mut rig = attached(config());
+    rig.kill(&state().build().unwrap());
+    let newer = rig.send(&state().build().unwrap());
+    let ticket = rig.operate(Operation::Requeue(all()));
+    assert_eq!(rig.done(ticket), Some(Err(OperationError::Superseded)));
+    rig.commit();
+    assert!(rig.answer(newer).unwrap().is_ok());
+}

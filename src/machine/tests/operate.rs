@@ -470,3 +470,19 @@ fn a_cancellation_that_another_one_has_done_does_not_look_further() {
     rig.commit();
     assert_eq!(rig.machine.stats().counters.live(), 1);
 }
+
+#[test]
+fn an_operation_on_many_counts_what_it_ended_itself_and_waits_for_what_others_are_ending() {
+    let mut rig = Rig::new();
+    let messages = [(); 3].map(|()| message("alice"));
+    for message in &messages {
+        rig.accept(message);
+    }
+    let one = rig.cancel(&messages[1]);
+    let first = rig.operate(Operation::Purge(alice()));
+    let second = rig.operate(Operation::Purge(alice()));
+    assert_eq!([one, first, second].map(|ticket| rig.done(ticket)), [None, None, None]);
+    rig.commit();
+    assert_eq!(rig.done(one), Some(outcome(1, 0)));
+    assert_eq!((rig.done(first), rig.done(second)), (Some(outcome(2, 0)), Some(outcome(0, 0))));
+}

@@ -322,9 +322,8 @@ fn a_message_that_has_moved_before_anybody_looked_is_found_where_it_is() {
         rig.machine.handle(rig.now, Input::Operate { ticket, operation });
     }
     rig.commit();
-    for ticket in [Ticket(8), Ticket(9)] {
-        assert_eq!(rig.done(ticket).unwrap().unwrap().messages, 1);
-    }
+    let done = [Ticket(8), Ticket(9)].map(|ticket| rig.done(ticket).unwrap().unwrap().messages);
+    assert_eq!(done, [1, 0], "the purge met what was being withdrawn");
     assert_eq!(rig.machine.stats().counters.live(), 0);
 }
 
@@ -374,4 +373,22 @@ fn a_message_that_moves_twice_is_followed_twice() {
     assert!(moves.into_iter().all(|ticket| rig.placed(ticket).0.messages == 1));
     assert_eq!(rig.done(cancel).unwrap().unwrap().messages, 1);
     assert_eq!(rig.machine.stats().counters.live(), 0);
+}
+
+#[test]
+fn a_full_disk_moves_what_was_accepted_and_replaces_nothing() {
+    let max = core::num::NonZeroU64::new(1000).unwrap();
+    let mut rig = Rig::with(Config { max_disk_bytes: Some(max), ..Config::default() });
+    let old = message("alice");
+    rig.accept(&old);
+    rig.input(Input::Disk { bytes: 1000 });
+    let replace = rig.operate(Operation::Replace(target(old.id()), message("alice")));
+    rig.commit();
+    let refused = OperationError::Refused(Refusal::DiskFull { bytes: 1000, max: 1000 });
+    assert_eq!(rig.done(replace), Some(Err(refused)));
+    let up = rig.operate(Operation::Reprioritise(target(old.id()), Priority::Critical));
+    rig.commit();
+    let moved = rig.done(up).unwrap().unwrap().accepted.unwrap().entry;
+    rig.attach(1, "alice", "phone");
+    assert_eq!((moved.lane, rig.offered()), (LaneId::Critical, vec![moved]));
 }

@@ -1,6 +1,6 @@
 //! Sweeps: what is due while nobody is there.
 
-use super::operate::{alice, settled, target};
+use super::operate::{alice, settled, settled_with, target};
 use super::*;
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -59,29 +59,143 @@ fn what_is_scheduled_takes_its_place_though_nobody_is_there() {
 }
 
 #[test]
-fn a_sweep_that_cannot_read_begins_anew_and_nothing_is_taken_for_seen_to() {
+fn a_sweep_that_cannot_read_a_list_begins_anew_and_one_that_cannot_read_somebody_says_so_until_it_could() {
     let (mut rig, store, reflects) = settled(&[with_ttl(100)]);
-    for failing in 0..2 {
-        rig.pass(MINUTE * 2);
-        for _ in 0..failing {
-            let (load, query) = rig.loads.pop().unwrap();
-            assert!(matches!(query, Query::Due { .. }));
-            let found = Found::Due { users: vec![alice()], more: None, next: Timestamp::NEVER, table: 1 };
-            rig.input(Input::Loaded { load, found: Box::new(found) });
-        }
-        let (load, _) = rig.loads.pop().unwrap();
-        rig.input(Input::LoadFailed(load));
-        rig.loads.clear();
-        assert_eq!(rig.machine.stats().sweeps, 0);
-    }
+    rig.pass(MINUTE * 2);
+    let (load, query) = rig.loads.pop().unwrap();
+    assert!(matches!(query, Query::Due { .. }));
+    rig.input(Input::LoadFailed(load));
     rig.pass(MINUTE);
-    let (_, since) = rig.asked().expect("it is tried again");
-    assert_eq!(since, (Timestamp::ZERO, 0));
+    let (list, _) = rig.loads.pop().unwrap();
+    let found = Found::Due { users: vec![alice()], more: None, next: Timestamp::NEVER, table: 1 };
+    rig.input(Input::Loaded { load: list, found: Box::new(found) });
+    let (load, _) = rig.loads.pop().unwrap();
+    rig.input(Input::LoadFailed(load));
+    assert_eq!(rig.machine.stats().sweeps, 0);
+    rig.accept(&message("bob"));
+    let swept = settle(&mut rig).last().unwrap().swept.unwrap();
+    assert_eq!(swept, (Timestamp::ZERO, 0), "after a restart it would be gone through again");
+    rig.pass(MINUTE);
     rig.load_from(&store, reflects);
     rig.commit();
-    assert_eq!(rig.machine.stats().counters.live(), 0);
+    assert_eq!(rig.machine.stats().counters.live(), 1, "bob's");
     let swept = settle(&mut rig).last().unwrap().swept.unwrap();
     assert!(swept.0 > Timestamp::ZERO && swept.1 == 1);
+}
+
+#[test]
+fn somebody_who_cannot_be_read_is_tried_less_and_less_often_and_the_others_are_not_gone_through_again() {
+    let bobs = to("bob").ttl(Duration::from_secs(100)).build().unwrap();
+    let (mut rig, store, reflects) = settled(&[with_ttl(100), bobs]);
+    let (mut lists, mut tries) = (0, 0);
+    for _ in 0..24 * 60 * 6 {
+        rig.pass(Duration::from_secs(10));
+        while let Some((load, query)) = rig.loads.pop() {
+            match query {
+                Query::User(id) | Query::Row(id) if id == alice() => {
+                    tries += 1;
+                    rig.input(Input::LoadFailed(load));
+                }
+                query => {
+                    if let Query::Due { since, .. } = &query {
+                        lists += 1;
+                        assert_eq!(since.1, u64::from(lists > 1), "all but hers was seen to");
+                    }
+                    // Alice's is the first.
+                    let is_due = matches!(query, Query::Due { .. });
+                    rig.load_one(load, query, &store[usize::from(!is_due)..], reflects);
+                }
+            }
+        }
+        rig.commit();
+    }
+    assert_eq!(rig.machine.stats().counters.ended[EndReason::Expired.index()], 1);
+    assert!((20..=40).contains(&tries), "{tries} times in a day");
+    assert!(lists <= tries + 1, "{lists} lists");
+    rig.pass(MINUTE * 60);
+    rig.load_from(&store[..1], reflects);
+    rig.commit();
+    assert_eq!(rig.machine.stats().counters.live(), 0);
+}
+
+impl Rig {
+    /// Until nothing is read or committed any more.
+    fn sweep_through(&mut self, store: &[(Seq, std::sync::Arc<crate::record::Accept>)], reflects: Seq) {
+        while !self.loads.is_empty() || !self.open.is_empty() {
+            self.load_from(store, reflects);
+            self.commit();
+        }
+    }
+}
+
+fn few_gaps() -> Config {
+    Config { max_gaps: NonZeroUsize::new(8).unwrap(), ..Config::default() }
+}
+
+/// As many as there may be gaps ended, then nothing more of hers was ever swept.
+#[test]
+fn what_nothing_waits_in_front_of_ends_in_one_sweep_however_much_it_is() {
+    let mut rig = Rig::with(few_gaps());
+    let messages: Vec<_> = (0..1000).map(|_| with_ttl(100)).chain([message("alice")]).collect();
+    for message in &messages {
+        rig.accept(message);
+    }
+    let (store, reflects) = settled_with(&mut rig);
+    rig.pass(MINUTE * 2);
+    rig.sweep_through(&store, reflects);
+    let counters = rig.machine.stats().counters;
+    assert_eq!((counters.ended[EndReason::Expired.index()], counters.live()), (1000, 1));
+    assert_eq!(rig.machine.stats().sweeps, 1);
+    let rows = settle(&mut rig).into_iter().flat_map(|part| part.rows).next().unwrap().1;
+    let lane = rows.lane(LaneId::Normal).unwrap();
+    assert_eq!((lane.ended.len(), lane.cursor), (0, store[999].0), "and leaves no gaps behind");
+}
+
+#[test]
+fn behind_one_that_waits_as_many_end_as_there_may_be_gaps_and_the_rest_when_that_has_ended() {
+    let mut rig = Rig::with(few_gaps());
+    let first = message("alice");
+    rig.accept(&first);
+    for _ in 0..30 {
+        rig.accept(&with_ttl(100));
+    }
+    let (store, reflects) = settled_with(&mut rig);
+    rig.pass(MINUTE * 2);
+    rig.sweep_through(&store, reflects);
+    let expired = |rig: &Rig| rig.machine.stats().counters.ended[EndReason::Expired.index()];
+    assert_eq!(expired(&rig), 8);
+    let mut looks = 0;
+    for _ in 0..24 * 60 {
+        rig.pass(MINUTE);
+        looks += usize::from(!rig.loads.is_empty());
+        rig.sweep_through(&store, reflects);
+    }
+    assert_eq!(expired(&rig), 8);
+    assert!((20..=40).contains(&looks), "looked at {looks} times in a day");
+    let cancel = rig.operate(Operation::Cancel(target(first.id())));
+    rig.sweep_through(&store, reflects);
+    assert!(rig.done(cancel).unwrap().is_ok());
+    rig.pass(MINUTE * 60);
+    rig.sweep_through(&store, reflects);
+    assert_eq!((expired(&rig), rig.machine.stats().counters.live()), (30, 0));
+}
+
+/// What is about to end lives until that is durable: whoever asks meanwhile is not told that it was delivered.
+#[test]
+fn what_a_sweep_ends_is_not_taken_for_delivered_before_that_is_durable() {
+    let messages = [with_ttl(100), with_ttl(100)];
+    let (mut rig, store, reflects) = settled(&messages);
+    rig.now = rig.now.after(MINUTE * 2);
+    rig.input(Input::Tick);
+    rig.load_from(&store, reflects);
+    assert!(!rig.open.is_empty(), "their ends are not durable yet");
+    let sender = Some(None);
+    let locate = rig.operate(Operation::Locate(Target { sender, ..target(messages[0].id()) }));
+    rig.load_from(&store, reflects);
+    assert_eq!(rig.done(locate), None);
+    rig.commit();
+    let located = rig.done(locate).unwrap().unwrap().located.unwrap();
+    assert_eq!(located.status, Status::Ended(EndReason::Expired));
 }
 
 /// Found by the simulator: what settled while a list was being read was in no list that was read, and the timer was spent.

@@ -19,7 +19,8 @@ use crate::ports::MAX_VALUE_BYTES;
 use crate::record::{LaneId, Seq};
 use crate::time::Timestamp;
 
-const VERSION: u8 = 1;
+/// The version of chunks that this build writes, and the newest it reads.
+pub(super) const VERSION: u8 = 1;
 const LANE: u8 = 0b111;
 /// The lane of a device, which follows.
 const DEVICE_LANE: u8 = LANE;

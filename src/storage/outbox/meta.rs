@@ -17,6 +17,9 @@ use crate::storage::frame;
 use crate::time::Timestamp;
 
 /// The newest format of the row that this build reads. It is written where messages are sealed.
+///
+/// It speaks for all that lies in runs: an older build refuses a table of a newer format by name and touches nothing, but takes
+/// a chunk of a newer version for damage. So formats are raised with the versions of chunks as well.
 pub const META_VERSION: u8 = 13;
 /// The formats of the row where messages are sealed, and where they are not, and nothing ever ended for a reason that came
 /// later than these.

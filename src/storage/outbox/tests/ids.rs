@@ -134,3 +134,46 @@ fn ids_that_version_1_wrote_are_remembered_and_written_anew_by_a_merge() {
     OutboxStore::import(Arc::new(copy.clone()), None, &mut &export[..]).unwrap();
     assert_eq!(loaded(&open(&copy).0, 0), all);
 }
+
+#[cfg(feature = "sled")]
+#[test]
+fn a_directory_of_sled_whose_ids_version_1_wrote_is_opened_and_remembers_them() {
+    let dir = tempfile::tempdir().unwrap();
+    let entries = fan(1, 300, 300);
+    let all = remembered(&entries);
+    {
+        let store = crate::storage::SledStore::open(dir.path()).unwrap();
+        let (outbox, opened) = open(&store);
+        for (n, (entries, dedup)) in (1..).zip(entries.chunks(100).zip(all.chunks(100))) {
+            let part = Survivors { entries: entries.to_vec(), dedup: dedup.to_vec(), ..Survivors::default() };
+            settle(&outbox, opened.epoch, vec![part], n * 100 + 1);
+        }
+        let mut older = Batch::new();
+        for (key, value) in chunks(&store) {
+            let rows: Vec<_> = decode_dedup(&value, digester()).map(Result::unwrap).collect();
+            older.put(key, of_version_1(&rows));
+        }
+        store.apply(opened.epoch, older).unwrap();
+        store.sync().unwrap();
+    }
+    let store = crate::storage::SledStore::open(dir.path()).unwrap();
+    assert!(chunks(&store).iter().all(|(_, value)| value[0] == 1));
+    let (outbox, opened) = open(&store);
+    assert_eq!(loaded(&outbox, 0), all);
+    assert_eq!(outbox.verify(&mut |_| {}).unwrap().damage, Vec::new());
+    while merge(&outbox, opened.epoch, 1, 0) {}
+    assert!(chunks(&store).iter().all(|(_, value)| value[0] == 2));
+    assert_eq!(loaded(&outbox, 0), all);
+}
+
+/// An older build takes chunks of a newer version for damage: it forgets what they remember, and merges it away. The table,
+/// which it reads first and refuses by name, is what keeps it from that.
+#[test]
+fn whoever_raises_the_version_of_a_chunk_raises_the_format_of_the_table() {
+    let versions = (super::super::chunk::VERSION, crate::codec::DEDUP_VERSION);
+    assert_eq!(
+        (versions, super::super::meta::META_VERSION),
+        ((1, 2), 13),
+        "raise all formats of the table too"
+    );
+}

@@ -1,6 +1,7 @@
 //! That of several waiting messages with one collapse key only the newest stays.
 
 use super::Oracle;
+use crate::id::CollapseKey;
 use crate::machine::Refusal;
 use crate::message::Message;
 use crate::record::{Accept, Admission, Seq};
@@ -10,10 +11,14 @@ impl Oracle {
     pub(super) fn fold_newest(&mut self, seq: Seq, accept: &Accept) {
         let message = &accept.message;
         let Some(key) = message.collapse_key().filter(|_| accept.origin.is_none()).cloned() else { return };
-        if accept.admission != Admission::New {
+        let is_again = matches!(accept.admission, Admission::Requeued { .. });
+        if accept.admission != Admission::New && !is_again {
             return;
         }
         let version = message.version();
+        if is_again {
+            return self.fold_again(seq, accept, key);
+        }
         if accept.device.is_some_and(|device| device.is_copy) {
             // Of a message that was spread when its time came, the one that moved is followed.
             if let Some((places, _)) = self.newest.get_mut(&(message.recipient().clone(), key)) {
@@ -29,6 +34,37 @@ impl Oracle {
         }
     }
 
+    /// A dead letter that is sent again is the newest of its key: nothing of it waited, and no later version was accepted.
+    /// Those of one message for several devices go together.
+    fn fold_again(&mut self, seq: Seq, accept: &Accept, key: CollapseKey) {
+        let version = accept.message.version();
+        let of = (accept.message.recipient().clone(), key);
+        let (places, newest) = self.newest.get(&of).cloned().unwrap_or_default();
+        let slot = |accept: &Accept| accept.device.map(|device| device.slot);
+        let clashes = |kept: &super::Kept| {
+            let is_another_ones = matches!(kept.accept.admission, Admission::Requeued { .. })
+                && slot(&kept.accept).is_some()
+                && slot(accept).is_some()
+                && slot(&kept.accept) != slot(accept);
+            kept.end.is_none() && !is_another_ones
+        };
+        let clash = places.iter().map(|place| self.place_of(*place));
+        let clash = clash.into_iter().find(|place| self.messages.get(place).is_some_and(clashes));
+        if let Some(clash) = clash {
+            self.fail(format!("{seq:?} is a dead letter that is sent again, though {clash:?} waits"));
+        }
+        if version.is_some() && version < newest {
+            self.fail(format!("{seq:?} is sent again as version {version:?}, and {newest:?} was accepted"));
+        }
+        match accept.device {
+            Some(_) => {
+                let (places, _) = self.newest.entry(of).or_insert((Vec::new(), newest));
+                places.push(seq);
+            }
+            None => drop(self.newest.insert(of, (vec![seq], version))),
+        }
+    }
+
     /// After every group: what is not the newest of its key has ended.
     pub(super) fn check_newest(&mut self) {
         let newest = self.newest.values().flat_map(|(places, _)| places);
@@ -36,7 +72,7 @@ impl Oracle {
         let is_old = |(seq, accept): (Seq, &Accept)| {
             // What was about to move when a newer one came could not give way to it.
             let is_new = accept.admission == Admission::New && !self.came_by_moving(seq, accept);
-            is_new
+            (is_new || matches!(accept.admission, Admission::Requeued { .. }))
                 && accept.origin.is_none()
                 && accept.message.collapse_key().is_some()
                 && !newest.contains(&seq)

@@ -112,8 +112,15 @@ impl Oracle {
         let is_purge = matches!(operation, Operation::Purge(_));
         let place = |seq| if is_purge { self.place_followed(seq) } else { self.place_of(seq) };
         let still = lived.iter().flatten().map(|seq| place(*seq));
-        let still =
-            still.into_iter().find(|seq| self.messages.get(seq).is_some_and(|kept| kept.end.is_none()));
+        let lives = |seq: &Seq| self.messages.get(seq).is_some_and(|kept| kept.end.is_none());
+        // Dead letters with a collapse key may stay, if that is said.
+        let is_requeue = matches!(operation, Operation::Requeue(_));
+        let may_stay = |seq: &Seq| {
+            let kept = self.messages.get(seq);
+            is_requeue && kept.is_some_and(|kept| kept.accept.message.collapse_key().is_some())
+        };
+        let (stay, still): (Vec<_>, Vec<_>) = still.filter(lives).partition(may_stay);
+        let (stay, still) = (stay.len(), still.first().copied());
         let is_one = operation.target().is_some();
         let copies = self.most_copies(&operation);
         let wrong = match result {
@@ -139,6 +146,8 @@ impl Oracle {
                 Some("without admitting that it may have been delivered")
             }
             Ok(_) if !is_one && still.is_some() => Some("leaving one that lived"),
+            Ok(done) if stay > done.superseded as usize => Some("leaving a letter without saying so"),
+            Err(OperationError::Superseded) if still.is_some() => Some("although one could be sent again"),
             Err(OperationError::NotWaiting) if !is_one => Some("as a purge that found nothing to look for"),
             Err(OperationError::NotWaiting) if still.is_some() => Some("although one waits"),
             _ => None,
