@@ -89,6 +89,8 @@ impl Machine {
     /// Ends what is left of devices that have gone.
     pub(super) fn clear_slots(&mut self, id: &UserId) {
         let Some(user) = self.users.get_mut(id).filter(|_| self.is_live) else { return };
+        // What is on its way to it would come behind whoever looks. Once it has come nothing new is for it, and then it is
+        // looked.
         let is_left = |state: &SlotState| state.is_leaving() && !state.clearing && state.coming_in == 0;
         if !user.slots.values().any(|state| is_left(state)) {
             return;

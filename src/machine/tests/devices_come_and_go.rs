@@ -2,7 +2,7 @@
 
 use super::devices::{alice, device, every, lane};
 use super::*;
-use crate::record::{Accept, DeviceEvent, DeviceRow, ForDevice, Slot, Slots};
+use crate::record::{Accept, DeviceChange, DeviceEvent, DeviceRow, ForDevice, Slot, Slots};
 use std::sync::Arc;
 
 impl Rig {
@@ -356,4 +356,27 @@ fn what_waits_in_a_slot_that_the_row_has_lost_is_offered_to_the_device_that_gets
     rig.attach(1, "alice", "device 5");
     answer_with_lost_slot(&mut rig, &message, lost);
     assert_eq!(rig.offered(), [EntryRef { lane: lane(5), seq: Seq::new(50) }]);
+}
+
+/// The journal may have lost the removal that the row reflects.
+#[test]
+fn a_registration_that_the_row_reflects_is_not_folded_into_it_again() {
+    let birth =
+        Birth { store_empty: false, settled: Seq::new(40), epoch: Epoch(2), ..birth(Config::default()) };
+    for (reflects, expected) in [(60, 0), (50, 1)] {
+        let mut rig = Rig::born(birth.clone());
+        let (slot, event, at) = (Slot::new(0).unwrap(), DeviceEvent::Registered, rig.now);
+        let change = DeviceChange { user: alice(), slot, device: device("phone"), event, at };
+        rig.machine.replay(Seq::new(50), &Record::Device(change), true);
+        rig.tickets += 1;
+        rig.input(Input::Operate { ticket: Ticket(rig.tickets), operation: Operation::Devices(alice()) });
+        while let Some((load, query)) = rig.loads.pop() {
+            assert!(matches!(query, Query::User(_)), "{query:?}");
+            let reflects = Seq::new(reflects);
+            let row = UserRow { reflects, devices: vec![DeviceRow::of(slot)], ..UserRow::default() };
+            let found = Found::User { row: Some(Box::new(row)), held: Some(held(0, 0)), reflects };
+            rig.input(Input::Loaded { load, found: Box::new(found) });
+        }
+        assert_eq!(rig.done.pop().unwrap().1.unwrap().devices.len(), expected, "reflects {reflects}");
+    }
 }

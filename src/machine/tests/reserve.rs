@@ -470,3 +470,34 @@ fn what_was_held_for_a_device_that_left_meanwhile_ends_with_it_and_its_slot_is_e
     net.finish();
     assert_eq!(net.rigs[shard].offers.len(), 0);
 }
+
+#[test]
+fn what_was_held_for_a_device_is_not_left_in_its_slot_when_it_comes_while_the_rest_ends() {
+    let devices = crate::message::DevicePolicy::EveryDevice;
+    let mut net = Net::with(2, Config { devices, ..Config::default() });
+    let (mine, other) = (message("alice"), person_of_another_shard(&net, "alice"));
+    let shard = net.shard(&mine);
+    let (alice, named) = (mine.recipient().clone(), |name| DeviceId::new(name).unwrap());
+    net.operate(shard, Operation::Register(alice.clone(), named("phone")));
+    net.finish();
+    net.send(&message("alice"));
+    net.finish();
+    // Handed out for both shards, and not durable.
+    let tickets = net.send_batch(&[mine, other]);
+    net.pass_all();
+    let last = net.rigs.iter().position(|rig| !rig.joints.is_empty()).unwrap();
+    net.operate(shard, Operation::Unregister(alice.clone(), named("phone")));
+    let (commit, records) = net.rigs[shard].open.pop_front().unwrap();
+    let first = net.append(records);
+    net.rigs[shard].input(Input::Persisted { commit, first });
+    // Were it looked now what is left, the end of what waits would be on its way when the batch comes.
+    for (joint, first, shard) in net.append_joints(last) {
+        net.rigs[shard].input(Input::JointPersisted { joint, first });
+    }
+    net.finish();
+    assert!(net.accepted(&tickets));
+    let counters = net.rigs[shard].machine.stats().counters;
+    assert_eq!((counters.live(), counters.ended[EndReason::DeviceGone.index()]), (0, 2));
+    let left = net.rigs[shard].machine.snapshot(&alice).and_then(|user| user.devices);
+    assert!(left.is_none_or(|left| left.is_empty()));
+}

@@ -253,3 +253,24 @@ fn an_export_says_everything_of_everybody_and_an_import_writes_bodies_once_again
     assert!(bytes(&copied) < bytes(&store) + 2 * 4000, "{} after {}", bytes(&copied), bytes(&store));
     assert!(copy.verify(&mut |_| {}).unwrap().damage.is_empty());
 }
+
+#[test]
+fn copies_for_devices_come_back_from_a_run_as_they_were_accepted() {
+    use crate::record::{ForDevice, Slots};
+    for size in [10, 2048] {
+        let (outbox, opened) = open(&MemoryStore::new());
+        let message = Message::to("a", "a.b", vec![7; size]).sender("s").build().unwrap();
+        let among = Slots::from_bits(0b1011);
+        let copies = (0..).zip(among.iter()).map(|(n, slot)| {
+            let device = ForDevice { slot, among, rings: true, is_copy: n > 0, stride: 1 };
+            let accept = Accept { device: Some(device), ..Accept::new(message.clone(), at(1)) };
+            (Seq::new(1 + n), Arc::new(accept))
+        });
+        let copies: Vec<_> = copies.collect();
+        settle(&outbox, opened.epoch, survivors(copies.clone()), 10);
+        for copy in &copies {
+            let page = page(&outbox, "a", copy.1.lane(), 0, &[], usize::MAX);
+            assert_eq!(page.entries, core::slice::from_ref(copy), "{size} bytes");
+        }
+    }
+}
