@@ -40,7 +40,7 @@ pub use runtime::{
     Acceptor, AcceptorBuilder, AcceptorStats, Answers, AttachError, Attachment, BatchError, BuildError,
     Client, ClientBuildError, ClientBuilder, ClientState, Connection, ConnectionsWatch, DeadLetterHolder,
     DeadLetterHolders, Detached, DevicePresence, Distribution, DrainReport, Drained, EndFeed, Engine,
-    EngineBuilder, Feed, FeedError, Filter, HearError, Heard, Inbox, MemoryReader, MemoryTransport,
+    EngineBuilder, Feed, FeedError, Filter, HearError, Heard, History, Inbox, MemoryReader, MemoryTransport,
     MemoryWriter, OperateError, OutboxLimit, Pattern, Peer, PresenceChange, PresenceKind, PresencePage,
     PresenceWatch, Reached, Receipt, RegisterError, Registration, RequestError, Router, RouterBuilder,
     SendError, Stage, StateWatch, Stats, SubscribeError, Subscription, SystemClock, UserPresence, WatchError,

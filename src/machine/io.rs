@@ -12,7 +12,7 @@ use super::refusal::{OperationError, Refusal};
 use crate::event::EventName;
 use crate::id::{DeviceId, MessageId, StreamId, UserId};
 use crate::message::Message;
-use crate::record::{Accept, Counters, DedupRow, Gap, LaneId, Record, Seq, Slots, UserRow};
+use crate::record::{Accept, Counters, DedupRow, Gap, LaneId, ReadMark, Record, Seq, Slots, UserRow};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -378,6 +378,8 @@ pub enum Action {
         /// Where it is.
         to: EntryRef,
     },
+    /// Somebody has read a conversation ([`Machine::conversation`](super::Machine::conversation)) so far, durably.
+    MarkedRead(UserId, u128, ReadMark),
     /// The receiver of this message has answered it.
     Replied {
         /// The message.

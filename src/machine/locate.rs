@@ -22,20 +22,21 @@ impl Located {
             possibly_delivered: row.possibly_delivered,
             attempts: row.attempts,
             since: Some(row.at),
+            read: None,
         }
     }
 
     /// Its receiver has it, and that is all that is known.
-    fn delivered(entry: Option<EntryRef>) -> Self {
+    pub(super) fn delivered(entry: Option<EntryRef>) -> Self {
         let status = Status::Ended(EndReason::Delivered);
-        Self { entry, status, possibly_delivered: false, attempts: 0, since: None }
+        Self { entry, status, possibly_delivered: false, attempts: 0, since: None, read: None }
     }
 
     pub(super) fn ended(end: &End) -> Self {
         let possibly_delivered = end.possibly_delivered && end.reason != EndReason::Delivered;
         let entry = Some(EntryRef { lane: end.lane, seq: end.seq });
         let (status, attempts, since) = (Status::Ended(end.reason), end.attempts, Some(end.at));
-        Self { entry, status, possibly_delivered, attempts, since }
+        Self { entry, status, possibly_delivered, attempts, since, read: None }
     }
 
     /// Of a message that lives, or is kept as a dead letter.
@@ -45,13 +46,13 @@ impl Located {
             (Admission::Buried(burial), _) => {
                 let (status, attempts) = (Status::Ended(burial.reason), burial.attempts);
                 let (possibly_delivered, since) = (burial.possibly_delivered, Some(burial.at));
-                return Self { entry, status, possibly_delivered, attempts, since };
+                return Self { entry, status, possibly_delivered, attempts, since, read: None };
             }
             (_, Some(EntryState::InFlight(_))) => (Status::Sent, None),
             _ if attempts > 0 => (Status::Retrying, None),
             _ => (Status::Accepted, Some(accept.at)),
         };
-        Self { entry, status, possibly_delivered: known, attempts, since }
+        Self { entry, status, possibly_delivered: known, attempts, since, read: None }
     }
 }
 
@@ -184,7 +185,7 @@ impl Machine {
             None if lives => {
                 let status = if attempts > 0 { Status::Retrying } else { Status::Accepted };
                 let (entry, possibly_delivered, since) = (Some(at), known, None);
-                Some(Located { entry, status, possibly_delivered, attempts, since })
+                Some(Located { entry, status, possibly_delivered, attempts, since, read: None })
             }
             None => user
                 .ledger
@@ -223,7 +224,26 @@ impl Machine {
         is_meant.then(|| Located::ended(end))
     }
 
-    /// It does not wait: how it ended, if anything says so, given the dead letters of single devices that were found.
+    /// It does not wait: how it ended, if anything says so, what is remembered of the last deliveries included.
+    pub(super) fn locate_finished(
+        &mut self,
+        target: &Target,
+        before: Seq,
+        letters: Vec<CopyStanding>,
+    ) -> Option<(Located, Vec<CopyStanding>)> {
+        let first = match self.remembered(target) {
+            Some(Known::Seen(slot)) if slot.seq < before => slot.seq,
+            _ => Seq::ZERO,
+        };
+        let found = self.locate_in_ledger(target, before, letters);
+        let whole = found.as_ref().map(|(whole, _)| *whole);
+        match self.remembered_delivery(target, first, whole) {
+            Some(delivered) => Some((delivered, found.map(|(_, copies)| copies).unwrap_or_default())),
+            None => found,
+        }
+    }
+
+    /// It does not wait: how it ended, if anything durable says so, given the dead letters of single devices that were found.
     ///
     /// Of what was accepted behind `before`, nobody has looked whether it waits.
     pub(super) fn locate_in_ledger(

@@ -40,6 +40,7 @@ mod devices;
 mod entry;
 mod fanout;
 mod fold;
+mod history;
 mod index;
 mod io;
 mod joint;
@@ -70,6 +71,7 @@ mod user;
 mod verdict;
 
 pub use batch::MAX_BATCH_MESSAGES;
+pub use history::{AttemptFailure, FailedAttempt, MAX_FAILURES};
 pub use io::{
     Accepted, Action, Change, CommitId, Delivery, EntryRef, Input, LinkId, LoadId, MachineStats, Standing,
     Survivors, Ticket, Verdict, Withdrawn,
@@ -95,6 +97,7 @@ use self::commit::{Commit, Pending, Repeat};
 use self::dedup::Dedup;
 use self::deliver::Link;
 use self::entry::EntryState;
+use self::history::Histories;
 use self::index::Index;
 use self::operate::Operations;
 use self::read::ReadWaits;
@@ -172,6 +175,7 @@ pub struct Machine {
     /// Messages that were confirmed while another end was being recorded.
     confirmed_late: BTreeSet<Seq>,
     recent_ends: LruCache<(UserId, EntryRef), RecentEnd>,
+    histories: Histories,
     /// Users who were exposed in this epoch and may have left memory since: their rows say so.
     exposed_here: LruCache<u128, ()>,
 
@@ -278,6 +282,7 @@ impl Machine {
             reserved: Totals::default(),
             confirmed_late: BTreeSet::new(),
             recent_ends: LruCache::new(recent),
+            histories: Histories::default(),
             exposed_here: LruCache::new(MAX_EXPOSED_HERE),
             applied: birth.settled,
             settled: birth.settled,

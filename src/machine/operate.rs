@@ -410,7 +410,7 @@ impl Machine {
         let result = match (&open.work, found) {
             (Work::Asked(_, Operation::Ledger(user)), _) => {
                 let user = user.clone();
-                Ok(Outcome { ledger: self.read_ledger(&user), ..Outcome::default() })
+                Ok(Outcome { ledger: Box::new(self.read_ledger(&user)), ..Outcome::default() })
             }
             (Work::Asked(_, Operation::Letters(user)), _) => {
                 let held = self.users.get(user).and_then(|user| user.held).unwrap_or_default();
@@ -431,7 +431,7 @@ impl Machine {
             (Work::Asked(_, Operation::Locate(target)), false) => {
                 let (target, before, letters) = (target.clone(), open.before, open.done.copies.clone());
                 let located =
-                    self.locate_in_ledger(&target, before, letters).ok_or(OperationError::NotWaiting);
+                    self.locate_finished(&target, before, letters).ok_or(OperationError::NotWaiting);
                 located.map(|(located, copies)| Outcome {
                     located: Some(located),
                     copies,
@@ -466,8 +466,12 @@ impl Machine {
             }
         }
         match open.work {
-            Work::Asked(ticket, _) => {
+            Work::Asked(ticket, operation) => {
                 self.operations.asked = self.operations.asked.saturating_sub(1);
+                let result = match operation {
+                    Operation::Locate(target) => result.map(|done| self.with_history(&target, done)),
+                    _ => result,
+                };
                 self.actions.push_back(Action::Done { ticket, result });
             }
             Work::Ripen(next) => {

@@ -1,5 +1,6 @@
 //! What hosts can do with messages besides sending them, and what that comes to.
 
+use super::history::FailedAttempt;
 use super::io::{Accepted, EntryRef};
 use crate::event::EventName;
 use crate::id::{DeviceId, MessageId, OrderingKey, UserId};
@@ -204,8 +205,11 @@ pub struct Outcome {
     pub located: Option<Located>,
     /// Of a message for several devices, what it found of each copy, in the order of the slots.
     pub copies: Vec<CopyStanding>,
+    /// And how attempts to deliver it failed since this opening, as far as that is remembered, in their order: of each copy
+    /// the last [`MAX_FAILURES`](super::MAX_FAILURES).
+    pub failures: Vec<FailedAttempt>,
     /// What [`Operation::Ledger`] read.
-    pub ledger: LedgerRows,
+    pub ledger: Box<LedgerRows>,
     /// How many dead letters [`Operation::Letters`] counted, and their bytes.
     pub dead_letters: (u32, u64),
     /// How far the conversation is known to have been read, of [`Operation::MarkRead`] and [`Operation::ReadUpTo`].
@@ -248,6 +252,9 @@ pub struct Located {
     pub attempts: u32,
     /// Since when, if that is known.
     pub since: Option<Timestamp>,
+    /// Of a delivered message: since when its recipient's host says that its conversation has been read up to it, or beyond
+    /// ([`Operation::MarkRead`]). None where nobody has said so, or it is not known.
+    pub read: Option<Timestamp>,
 }
 
 impl Outcome {

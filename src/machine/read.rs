@@ -45,13 +45,15 @@ impl Reads {
 pub(super) type ReadWaits = BTreeMap<(UserId, u128), Vec<(Seq, Ticket)>>;
 
 impl Machine {
-    fn conversation(&self, id: &UserId, key: Option<&OrderingKey>) -> u128 {
+    /// How the machine names a conversation of a user.
+    #[must_use]
+    pub fn conversation(&self, id: &UserId, key: Option<&OrderingKey>) -> u128 {
         let user = self.digester.user(Some(id)).to_le_bytes();
         let key = key.map_or(&[][..], |key| key.as_bytes());
         self.digester.bytes(&[&user[..], key].concat())
     }
 
-    fn mark_of(&self, id: &UserId, conversation: u128) -> Option<ReadMark> {
+    pub(super) fn mark_of(&self, id: &UserId, conversation: u128) -> Option<ReadMark> {
         self.users.get(id)?.reads.marks.get(&conversation).copied()
     }
 
@@ -93,6 +95,10 @@ impl Machine {
     /// A mark is durable: whoever has waited for it is told.
     pub(super) fn read_durable(&mut self, read: &Read) {
         let of = (read.user.clone(), read.conversation);
+        if let Some(mark) = self.mark_of(&read.user, read.conversation) {
+            let (user, conversation) = of.clone();
+            self.actions.push_back(Action::MarkedRead(user, conversation, mark));
+        }
         let waiting = self.read_waits.remove(&of).unwrap_or_default();
         let (told, left): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(up_to, _)| *up_to <= read.up_to);
         for (_, ticket) in told {

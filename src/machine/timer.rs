@@ -1,6 +1,7 @@
 //! Timers: one per attached sink (its next ack deadline), one per user (its next backoff or expiry).
 
 use super::Machine;
+use super::history::AttemptFailure;
 use super::io::{EntryRef, LinkId};
 use super::lane::Lane;
 use crate::id::UserId;
@@ -71,7 +72,7 @@ impl Machine {
             .map(|(entry, _)| *entry)
             .collect();
         for entry in due {
-            self.attempt_failed(now, id, entry, None);
+            self.attempt_failed(now, id, entry, (AttemptFailure::Unanswered, None));
         }
         if let Some(link) = self.links.get(&id) {
             let next = link.flights.values().map(|flight| flight.deadline).chain(link.paused_until).min();

@@ -7,6 +7,7 @@ use rand_chacha::rand_core::Rng;
 use super::Machine;
 use super::commit::Pending;
 use super::entry::{Entry, EntryState};
+use super::history::AttemptFailure;
 use super::io::{Action, Change, EntryRef, LinkId, Verdict};
 use super::places::Went;
 use super::ring::Ring;
@@ -88,7 +89,7 @@ impl Machine {
         };
         match verdict {
             Verdict::AwaitingAck | Verdict::Progress => flight.deadline = deadline,
-            Verdict::Nack(delay) => self.attempt_failed(now, link, entry, *delay),
+            Verdict::Nack(delay) => self.attempt_failed(now, link, entry, (AttemptFailure::Refused, *delay)),
             Verdict::Busy(delay) => self.busy(now, link, entry, *delay),
             Verdict::Disconnected => {}
             Verdict::Delivered | Verdict::Replied(_) | Verdict::Unconfirmed | Verdict::Rejected => {
@@ -100,7 +101,12 @@ impl Machine {
                 }
                 match reason {
                     EndReason::Delivered => self.delivered(now, user, entry),
-                    EndReason::Rejected if !is_volatile(entry) => self.give_up(now, user, entry, reason),
+                    EndReason::Rejected if !is_volatile(entry) => {
+                        let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
+                        let failures = lane.and_then(|lane| lane.entry(entry.seq)).map_or(0, |e| e.failures);
+                        self.note_failure(link, entry, failures.saturating_add(1), AttemptFailure::Rejected);
+                        self.give_up(now, user, entry, reason);
+                    }
                     _ => self.end(now, user, entry, reason),
                 }
             }
@@ -282,7 +288,7 @@ impl Machine {
         now: Timestamp,
         link: LinkId,
         entry: EntryRef,
-        delay: Option<Duration>,
+        (failure, delay): (AttemptFailure, Option<Duration>),
     ) {
         let Some(id) = self.links.get(&link).map(|link| link.user.clone()) else { return };
         if is_volatile(entry) {
@@ -292,6 +298,7 @@ impl Machine {
         let Some(found) = found else { return self.land(link, &id, entry) };
         found.failures = found.failures.saturating_add(1);
         let attempts = found.failures;
+        self.note_failure(link, entry, attempts, failure);
         let is_spent = attempts >= self.config.max_attempts.get();
         if is_spent && self.on_failure(entry.lane) != OnFailure::Block {
             self.land_keeping_key(link, &id, entry);
@@ -402,8 +409,9 @@ impl Machine {
                 self.release_ended(end);
                 let ring = self.ring_of(&end.user, entry);
                 self.tell_withdrawn(end, entry, ring);
-                self.replay(seq, &record, true);
                 let letter = self.buried.take();
+                self.remember_end(end, entry, letter);
+                self.replay(seq, &record, true);
                 let requeued = self.requeued.take_if(|(from, _)| *from == end.seq);
                 if end.counts() && end.reason != EndReason::Delivered && end.possibly_delivered {
                     let (reason, attempts) = (end.reason, end.attempts);
@@ -422,10 +430,11 @@ impl Machine {
             }
             Record::Attempt(attempt) => {
                 self.replay(seq, &record, true);
+                let entry = EntryRef { lane: attempt.lane, seq: attempt.seq };
+                self.failure_durable(&attempt.user, entry, attempt.attempts);
                 let lane = self.users.get(&attempt.user).map(|user| user.lane_ref(attempt.lane));
                 let found = lane.and_then(|lane| lane.entry(attempt.seq));
                 if found.is_some_and(|found| found.state() == EntryState::Backoff(attempt.not_before)) {
-                    let entry = EntryRef { lane: attempt.lane, seq: attempt.seq };
                     self.announce(&attempt.user, entry, Status::Retrying);
                 }
                 self.let_go(&attempt.user);

@@ -75,9 +75,9 @@ impl Engine {
         for (index, (message, result)) in messages.iter().zip(results).enumerate() {
             match result {
                 Ok(accepted) => {
-                    let (id, user) = (message.id(), message.recipient().clone());
+                    let user = message.recipient().clone();
                     let post = self.post(&user).clone();
-                    receipts.push(Receipt::new(id, user, accepted, post));
+                    receipts.push(Receipt::new(message, user, accepted, post));
                 }
                 Err(refusal) => refused.push((index, refusal)),
             }

@@ -223,6 +223,10 @@ impl Driver {
                 self.machine.handle(now, Input::Operate { ticket, operation });
             }
             Mail::Watch { user, entry, stage, reply } => self.watch((user, entry), stage, reply),
+            Mail::WatchRead { user, key, place, reply } => {
+                let conversation = self.machine.conversation(&user, key.as_ref());
+                self.state.watchers.watch_read((user, conversation), place, reply);
+            }
             Mail::LetterHolders { behind, max, reply } => {
                 let _ = reply.send(self.machine.letter_holders(behind.as_ref(), max));
             }
@@ -285,6 +289,9 @@ impl Driver {
                 Action::Dismiss(link) => self.registry.dismiss(link),
                 Action::Load { load, query } => self.load(load, query),
                 Action::Announce(change) => self.announce(&change),
+                Action::MarkedRead(user, conversation, mark) => {
+                    self.state.watchers.marked_read(&(user, conversation), mark);
+                }
                 Action::Replied { message, answer } => self.replied(&message, &answer),
                 Action::Moved { user, from, to } => {
                     self.hub.publish_move(&user, from, to);

@@ -124,7 +124,7 @@ impl Engine {
         let result = match answered {
             Ok(accepted) => {
                 let (recipient, post) = (message.recipient().clone(), self.post(message.recipient()));
-                Ok(Receipt::new(message.id(), recipient, accepted, post.clone()))
+                Ok(Receipt::new(&message, recipient, accepted, post.clone()))
             }
             Err(refusal) => Err(SendError::new(message, refusal)),
         };

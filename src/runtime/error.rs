@@ -200,7 +200,7 @@ impl From<core::convert::Infallible> for OperateError {
 }
 
 /// A message cannot be watched. Its state is unaffected.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[non_exhaustive]
 pub enum WatchError {
     /// Its place is not known: it was answered before it was durable, or it is volatile.
@@ -211,6 +211,9 @@ pub enum WatchError {
         "the message ended too long ago to be remembered, or too many are being watched: ask Engine::status where it stands"
     )]
     Forgotten,
+    /// It was delivered; how far its conversation was read could not be found out.
+    #[error("delivered; how far its conversation was read is not known, ask once more later: {0}")]
+    NotRead(OperationError),
     /// The engine is gone.
     #[error(transparent)]
     Closed(#[from] Closed),

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, oneshot};
 use super::engine::Engine;
 use super::mail::{Answers, Mail, Post};
 use super::receipt::Receipt;
-use crate::id::{MessageId, UserId};
+use crate::id::UserId;
 use crate::machine::{Accepted, Refusal, Ticket};
 use crate::message::Message;
 
@@ -71,9 +71,12 @@ impl Engine {
     ) -> Vec<(UserId, Result<Receipt, Refusal>)> {
         let bounds = Bounds::within(self.inner.max_pending);
         let mut verdicts = Vec::new();
-        let id = message.id();
-        let new =
-            |post: &Post| Share { post: post.clone(), id, next: Default::default(), open: VecDeque::new() };
+        let new = |post: &Post| Share {
+            post: post.clone(),
+            message: message.clone(),
+            next: Default::default(),
+            open: VecDeque::new(),
+        };
         let mut shares: Vec<Share> = self.inner.shards.iter().map(new).collect();
         for user in recipients {
             let shard = self.shard(&user);
@@ -117,8 +120,8 @@ impl Bounds {
 /// What one shard has of a fan-out.
 struct Share {
     post: Post,
-    /// The message's, which is the same for all.
-    id: MessageId,
+    /// What they all get.
+    message: Message,
     /// Where the answers of the next slice belong, and whom it is for.
     next: (Vec<usize>, Vec<UserId>),
     open: VecDeque<(Vec<usize>, oneshot::Receiver<Results>)>,
@@ -161,7 +164,7 @@ impl Share {
     fn settle(&self, verdicts: &mut Verdicts, place: usize, result: Result<Accepted, Refusal>) {
         if let Some((user, verdict)) = verdicts.get_mut(place) {
             *verdict =
-                result.map(|accepted| Receipt::new(self.id, user.clone(), accepted, self.post.clone()));
+                result.map(|accepted| Receipt::new(&self.message, user.clone(), accepted, self.post.clone()));
         }
     }
 }

@@ -5,11 +5,12 @@ use tokio::sync::{mpsc, oneshot};
 use super::batch::Across;
 use super::receipt::Stage;
 use super::watch::{Waiting, Watched};
-use crate::id::UserId;
+use crate::id::{OrderingKey, UserId};
 use crate::machine::{
     Accepted, Delivery, EntryRef, Input, MachineStats, Operation, OperationError, Outcome, Refusal,
 };
 use crate::message::Message;
+use crate::record::Seq;
 
 /// How a `send` is answered.
 pub(super) type Reply = oneshot::Sender<Result<Accepted, Refusal>>;
@@ -30,6 +31,7 @@ pub(super) enum Mail {
     Operate { operation: Operation, reply: oneshot::Sender<Operated> },
     LetterHolders { behind: Option<UserId>, max: usize, reply: oneshot::Sender<Vec<UserId>> },
     Watch { user: UserId, entry: EntryRef, stage: Stage, reply: Waiting },
+    WatchRead { user: UserId, key: Option<OrderingKey>, place: Seq, reply: oneshot::Sender<()> },
     Stats(oneshot::Sender<MachineStats>),
     Input(Input),
 }

@@ -200,9 +200,11 @@ impl Engine {
         self.operate(Operation::Discard(letters)).await
     }
 
-    /// Where a message stands, also when it has ended: by what waits, by what is in flight, and by the ledger. `None` when
-    /// it does not wait and the ledger has no row of it: then it was delivered, never accepted, or ended longer ago than
-    /// the ledger goes back.
+    /// Where a message stands, also when it has ended: by what waits, by what is in flight, by the ledger, and by the last
+    /// deliveries, of which 16,384 of each shard are remembered in memory. `None` when none of them has it: then it was
+    /// delivered, never accepted, or ended longer ago than the ledger goes back.
+    ///
+    /// Of a delivered message, [`Located::read`] says whether it was read, if that is known.
     ///
     /// Say whose message it is with [`Operation::Locate`] and [`Engine::operate`], and what is known of its sender's ids
     /// ([`Config::dedup_age`](crate::Config::dedup_age)) counts too: then it says of a delivered message that it was.
@@ -266,7 +268,7 @@ impl Engine {
         U::Error: Into<OperateError>,
     {
         let user = user.try_into().map_err(Into::into)?;
-        Ok(self.operate(Operation::Ledger(user)).await?.ledger)
+        Ok(*self.operate(Operation::Ledger(user)).await?.ledger)
     }
 
     /// Does an operation, and answers when it is durable.

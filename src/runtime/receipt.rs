@@ -1,7 +1,6 @@
 //! Receipts: what a sender holds of an accepted message.
 
 use core::future::{Future, poll_fn};
-use core::pin::Pin;
 use core::task::Poll;
 use core::time::Duration;
 
@@ -10,8 +9,9 @@ use tokio::sync::oneshot;
 use super::error::WatchError;
 use super::mail::{Mail, Post};
 use crate::error::Closed;
-use crate::id::{MessageId, UserId};
-use crate::machine::{Accepted, EntryRef};
+use crate::id::{MessageId, OrderingKey, UserId};
+use crate::machine::{Accepted, EntryRef, Operation};
+use crate::message::Message;
 use crate::record::Seq;
 use crate::status::{EndReason, Status};
 
@@ -24,6 +24,9 @@ pub enum Stage {
     Delivered,
     /// All devices that it is for have confirmed it. As good as [`Stage::Delivered`] where it is for any.
     DeliveredAll,
+    /// Its receiver confirmed it, and its recipient's host says that the conversation it belongs to has been read up to it, or
+    /// beyond ([`Engine::mark_read`](crate::Engine::mark_read), of the engine that the receipt is from). One device is enough.
+    Read,
 }
 
 /// What a wait found.
@@ -75,12 +78,15 @@ pub struct Receipt {
     /// Whom the sender means, when the outbox that holds it is another one.
     shown: Option<UserId>,
     accepted: Accepted,
+    /// The message's conversation.
+    key: Option<OrderingKey>,
     post: Post,
 }
 
 impl Receipt {
-    pub(super) fn new(id: MessageId, user: UserId, accepted: Accepted, post: Post) -> Self {
-        Self { id, user, shown: None, accepted, post }
+    pub(super) fn new(message: &Message, user: UserId, accepted: Accepted, post: Post) -> Self {
+        let (id, key) = (message.id(), message.ordering_key().cloned());
+        Self { id, user, shown: None, accepted, key, post }
     }
 
     /// The same, of a message that waits in another outbox than that of whom it is for.
@@ -123,7 +129,9 @@ impl Receipt {
     ///
     /// Of a message for several devices the first one counts, and it ends otherwise when the last copy has; with
     /// [`Stage::DeliveredAll`] all of them count, and it ends otherwise when one copy does. Of a scheduled one that is spread
-    /// over devices when its time comes, one copy is followed.
+    /// over devices when its time comes, one copy is followed. [`Stage::Read`] is waited for once a copy was delivered, and is
+    /// reached at once where a mark lies at its place or ahead of it; of a conversation whose mark was forgotten
+    /// ([`Config::max_read_marks`](crate::Config::max_read_marks)) it is reached with the next one.
     ///
     /// # Errors
     /// [`WatchError`]; the message is unaffected.
@@ -134,23 +142,17 @@ impl Receipt {
         if self.accepted.entry.seq.epoch() == Seq::ZERO.epoch() {
             return Err(WatchError::NotTracked);
         }
-        let mut answers = Vec::new();
-        for entry in self.entries() {
-            let (reply, answer) = oneshot::channel();
-            let mail = Mail::Watch { user: self.user.clone(), entry, stage, reply };
-            self.post.mail.send(mail).await.map_err(|_| Closed)?;
-            answers.push(answer);
-        }
+        let copies = self.entries().into_iter().map(|entry| self.reached_at(entry, stage));
+        let mut copies: Vec<_> = copies.map(Box::pin).collect();
         let mut so_far = None;
         poll_fn(|context| {
             let mut at = 0;
-            while let Some(answer) = answers.get_mut(at) {
-                let Poll::Ready(answer) = Pin::new(answer).poll(context) else {
+            while let Some(copy) = copies.get_mut(at) {
+                let Poll::Ready(reached) = copy.as_mut().poll(context) else {
                     at += 1;
                     continue;
                 };
-                answers.swap_remove(at);
-                let reached = answer.map_err(|_| self.forgotten());
+                drop(copies.swap_remove(at));
                 let is_last_word = match (&reached, stage) {
                     // One is enough; or it takes all of them, and one has failed.
                     (Ok(Reached::Stage(_)), stage) => stage != Stage::DeliveredAll,
@@ -159,8 +161,11 @@ impl Receipt {
                 if is_last_word {
                     return Poll::Ready(reached);
                 }
-                let whole = so_far.take().map_or(reached, |so_far| both(so_far, reached));
-                if answers.is_empty() {
+                let whole = match so_far.take() {
+                    Some(so_far) => both(so_far, reached),
+                    None => reached,
+                };
+                if copies.is_empty() {
                     return Poll::Ready(whole);
                 }
                 so_far = Some(whole);
@@ -186,6 +191,35 @@ impl Receipt {
             Ok(reached) => reached.map(Some),
             Err(_) => Ok(None),
         }
+    }
+
+    /// What the copy at this place comes to.
+    async fn reached_at(&self, entry: EntryRef, stage: Stage) -> Result<Reached, WatchError> {
+        let (reply, answer) = oneshot::channel();
+        let until = if stage == Stage::Read { Stage::Delivered } else { stage };
+        let mail = Mail::Watch { user: self.user.clone(), entry, stage: until, reply };
+        self.post.mail.send(mail).await.map_err(|_| Closed)?;
+        match answer.await.map_err(|_| self.forgotten())? {
+            (at, Reached::Stage(_)) if stage == Stage::Read => self.read_at(at.seq).await,
+            (_, reached) => Ok(reached),
+        }
+    }
+
+    /// Waits until what was delivered at this place has been read.
+    async fn read_at(&self, place: Seq) -> Result<Reached, WatchError> {
+        let (reply, marked) = oneshot::channel();
+        let (user, key) = (self.user.clone(), self.key.clone());
+        let mail = Mail::WatchRead { user: user.clone(), key: key.clone(), place, reply };
+        self.post.mail.send(mail).await.map_err(|_| Closed)?;
+        // From now on whatever is marked is heard of; what was marked before has to be asked for.
+        let (reply, known) = oneshot::channel();
+        let mail = Mail::Operate { operation: Operation::ReadUpTo(user, key), reply };
+        self.post.mail.send(mail).await.map_err(|_| Closed)?;
+        let known = known.await.map_err(|_| Closed)?.map_err(WatchError::NotRead)?;
+        if known.read.is_none_or(|mark| mark.up_to < place) {
+            marked.await.map_err(|_| self.forgotten())?;
+        }
+        Ok(Reached::Stage(Stage::Read))
     }
 
     fn forgotten(&self) -> WatchError {

@@ -8,6 +8,7 @@ use tokio::sync::oneshot;
 use super::receipt::{Reached, Stage};
 use crate::id::UserId;
 use crate::machine::{Change, EntryRef, Standing};
+use crate::record::{ReadMark, Seq};
 use crate::status::Status;
 
 /// Waits at once in one shard; more are told that the message is forgotten.
@@ -17,13 +18,17 @@ const MAX_REMEMBERED: usize = 8192;
 
 /// A message, to those who watch it.
 pub(super) type Watched = (UserId, EntryRef);
-/// How a watcher is told. Dropping it says that the message is forgotten.
-pub(super) type Waiting = oneshot::Sender<Reached>;
+/// How a watcher is told, with where the message is by then. Dropping it says that the message is forgotten.
+pub(super) type Waiting = oneshot::Sender<(EntryRef, Reached)>;
+/// A user's conversation, to those who wait until it has been read.
+pub(super) type Conversation = (UserId, u128);
 
 #[derive(Debug)]
 pub(super) struct Watchers {
     waits: HashMap<Watched, Vec<(Stage, Waiting)>>,
-    /// How many waits there are over all messages.
+    /// Up to where conversations are to be read for whom.
+    reads: HashMap<Conversation, Vec<(Seq, oneshot::Sender<()>)>>,
+    /// How many waits there are over all messages and conversations.
     count: usize,
     max: usize,
     ended: LruCache<Watched, (Status, bool)>,
@@ -36,6 +41,7 @@ impl Default for Watchers {
         let remembered = core::num::NonZeroUsize::new(MAX_REMEMBERED).unwrap_or(core::num::NonZeroUsize::MIN);
         Self {
             waits: HashMap::new(),
+            reads: HashMap::new(),
             count: 0,
             max: MAX_WAITS,
             ended: LruCache::new(remembered),
@@ -56,7 +62,7 @@ impl Watchers {
             self.count -= waiting.len();
             for (stage, reply) in waiting {
                 match Reached::of(stage, change.status, change.possibly_delivered) {
-                    Some(reached) => drop(reply.send(reached)),
+                    Some(reached) => drop(reply.send((change.entry, reached))),
                     None if reply.is_closed() => {}
                     None => self.wait(watched.clone(), stage, reply),
                 }
@@ -100,21 +106,51 @@ impl Watchers {
         };
         let reached = known.and_then(|(status, possibly)| Reached::of(stage, status, possibly));
         if let Some(reached) = reached {
-            let _ = reply.send(reached);
+            let _ = reply.send((watched.1, reached));
             return false;
         }
+        if !self.has_room() {
+            return false;
+        }
+        self.wait(watched, stage, reply);
+        known.is_none()
+    }
+
+    /// Whether one more can wait, now that those who have left make room.
+    fn has_room(&mut self) -> bool {
         if self.count >= self.max {
             self.waits.retain(|_, waiting| {
                 waiting.retain(|(_, reply)| !reply.is_closed());
                 !waiting.is_empty()
             });
-            self.count = self.waits.values().map(Vec::len).sum();
+            self.reads.retain(|_, waiting| {
+                waiting.retain(|(_, reply)| !reply.is_closed());
+                !waiting.is_empty()
+            });
+            let reads: usize = self.reads.values().map(Vec::len).sum();
+            self.count = self.waits.values().map(Vec::len).sum::<usize>() + reads;
         }
-        if self.count >= self.max {
-            return false;
+        self.count < self.max
+    }
+
+    /// Takes a wait until a conversation has been read up to a place.
+    pub(super) fn watch_read(&mut self, of: Conversation, place: Seq, reply: oneshot::Sender<()>) {
+        if self.has_room() {
+            self.reads.entry(of).or_default().push((place, reply));
+            self.count += 1;
         }
-        self.wait(watched, stage, reply);
-        known.is_none()
+    }
+
+    /// A conversation has been read: tells those who wait for that.
+    pub(super) fn marked_read(&mut self, of: &Conversation, mark: ReadMark) {
+        let Some(waiting) = self.reads.get_mut(of) else { return };
+        for (_, reply) in waiting.extract_if(.., |(place, _)| *place <= mark.up_to) {
+            self.count = self.count.saturating_sub(1);
+            let _ = reply.send(());
+        }
+        if waiting.is_empty() {
+            self.reads.remove(of);
+        }
     }
 
     fn wait(&mut self, watched: Watched, stage: Stage, reply: Waiting) {
@@ -133,8 +169,9 @@ impl Watchers {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::record::{LaneId, Seq};
+    use crate::record::LaneId;
     use crate::status::EndReason;
+    use crate::time::Timestamp;
 
     fn watched(seq: u64) -> Watched {
         (UserId::new("alice").unwrap(), EntryRef { lane: LaneId::Normal, seq: Seq::new(seq) })
@@ -173,13 +210,13 @@ mod tests {
         watchers.watch(watched(1), accepted, Stage::Sent, sent);
         watchers.watch(watched(1), accepted, Stage::Delivered, delivered);
         watchers.announce(&change(&watched(1), Status::Sent));
-        assert_eq!(was_sent.try_recv(), Ok(Reached::Stage(Stage::Sent)));
+        assert_eq!(was_sent.try_recv(), Ok((watched(1).1, Reached::Stage(Stage::Sent))));
         assert!(was_delivered.try_recv().is_err());
         watchers.announce(&change(&watched(1), Status::Ended(EndReason::Delivered)));
-        assert_eq!(was_delivered.try_recv(), Ok(Reached::Stage(Stage::Delivered)));
+        assert_eq!(was_delivered.try_recv(), Ok((watched(1).1, Reached::Stage(Stage::Delivered))));
         let (late, mut was_late) = oneshot::channel();
         watchers.watch(watched(1), Standing::AskStore, Stage::Delivered, late);
-        assert_eq!(was_late.try_recv(), Ok(Reached::Stage(Stage::Delivered)));
+        assert_eq!(was_late.try_recv(), Ok((watched(1).1, Reached::Stage(Stage::Delivered))));
         assert_eq!(watchers.count, 0);
     }
 
@@ -205,5 +242,26 @@ mod tests {
             .collect();
         assert_eq!(open, [true, false, true, false]);
         assert_eq!(watchers.count, 2);
+    }
+
+    #[test]
+    fn those_who_wait_for_a_reader_are_told_when_the_mark_reaches_them_and_count_against_the_bound() {
+        let mut watchers = Watchers { max: 2, ..Watchers::default() };
+        let of = |conversation| (UserId::new("alice").unwrap(), conversation);
+        let mark = |up_to| ReadMark { up_to: Seq::new(up_to), at: Timestamp::ZERO };
+        let mut waits: Vec<_> = [3, 5, 5]
+            .map(|place| {
+                let (reply, answer) = oneshot::channel();
+                watchers.watch_read(of(1), Seq::new(place), reply);
+                answer
+            })
+            .into();
+        assert!(waits.pop().unwrap().try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Closed));
+        watchers.marked_read(&of(2), mark(9));
+        watchers.marked_read(&of(1), mark(4));
+        let told: Vec<_> = waits.iter_mut().map(|wait| wait.try_recv().is_ok()).collect();
+        assert_eq!((told, watchers.count), (vec![true, false], 1));
+        watchers.marked_read(&of(1), mark(5));
+        assert_eq!((waits[1].try_recv(), watchers.count, watchers.reads.len()), (Ok(()), 0, 0));
     }
 }

@@ -18,7 +18,7 @@ fn short_for_every() -> Message {
 
 fn ledger(rig: &mut Rig) -> LedgerRows {
     let ticket = rig.operate(Operation::Ledger(alice()));
-    rig.done(ticket).unwrap().unwrap().ledger
+    *rig.done(ticket).unwrap().unwrap().ledger
 }
 
 fn locate(rig: &mut Rig, operation: Target) -> Result<Located, OperationError> {
@@ -213,7 +213,7 @@ fn a_ledger_survives_settling_and_a_replay_counts_nothing_twice() {
     let (load, _) = again.loads.pop().unwrap();
     let found = Found::User { row: Some(Box::new(row)), held: Some(Holdings::default()), reflects: before };
     again.input(Input::Loaded { load, found: Box::new(found) });
-    let replayed = again.done(ticket).unwrap().unwrap().ledger;
+    let replayed = *again.done(ticket).unwrap().unwrap().ledger;
     live.gaps.iter_mut().for_each(|gap| assert_eq!(gap.expired, 2));
     assert_eq!(replayed, live);
 }
@@ -233,7 +233,8 @@ fn where_a_message_stands_is_known_from_its_acceptance_to_its_end() {
     rig.pass(Duration::from_secs(600));
     rig.say(1, entry, Verdict::Delivered);
     assert_eq!(status(&mut rig, &message), Some(Status::Ended(EndReason::Delivered)));
-    assert_eq!(locate(&mut rig, target(message.id())), Err(OperationError::NotWaiting), "of whom?");
+    let remembered = locate(&mut rig, target(message.id())).unwrap();
+    assert_eq!((remembered.status, remembered.entry), (Status::Ended(EndReason::Delivered), Some(entry)));
 }
 
 #[test]
@@ -297,7 +298,8 @@ fn a_dead_letter_is_located_as_what_it_ended_as_and_lives_when_it_is_sent_again(
     let again = rig.offered().last().copied().unwrap();
     assert_eq!(locate(&mut rig, target(message.id())).unwrap().status, Status::Sent);
     rig.say(1, again, Verdict::Delivered);
-    assert_eq!(locate(&mut rig, target(message.id())), Err(OperationError::NotWaiting));
+    let located = locate(&mut rig, target(message.id())).unwrap();
+    assert_eq!((located.status, located.entry), (Status::Ended(EndReason::Delivered), Some(again)));
 }
 
 /// Found by the simulator: one that moved meanwhile was withdrawn besides the one that had been.
@@ -459,10 +461,12 @@ fn calls_that_were_answered_push_no_loss_out_of_the_ledger_and_are_delivered_as_
     assert_eq!(kept, [&calls[1], &calls[2]].map(|call| (call.id(), EndReason::Elsewhere)), "the newest");
     assert!(held.elsewhere_forgotten > entry.seq);
     assert_eq!(rig.count_of(EndReason::Elsewhere), 3, "the counters are exact");
-    // Without its sender only the ledger says something: that another device has it.
-    let whole = |rig: &mut Rig, call: &Message| locate(rig, target(call.id())).map(|found| found.status);
-    assert_eq!(whole(&mut rig, &calls[2]), Ok(Status::Ended(EndReason::Delivered)));
-    assert_eq!(whole(&mut rig, &calls[0]), Err(OperationError::NotWaiting), "nothing is known of it");
+    // After a crash and without its sender only the ledger says something: that another device has it.
+    let mut late = Rig::new();
+    late.machine = rig.replayed();
+    let mut whole = |call: &Message| locate(&mut late, target(call.id())).map(|found| found.status);
+    assert_eq!(whole(&calls[2]), Ok(Status::Ended(EndReason::Delivered)));
+    assert_eq!(whole(&calls[0]), Err(OperationError::NotWaiting), "nothing is known of it");
     assert_eq!(rig.replayed().snapshot(&alice()).unwrap().ledger, Some(held));
 }
 
@@ -477,4 +481,35 @@ fn of_a_copy_whose_row_was_dropped_it_is_not_said_that_its_device_had_it() {
     let found = rig.done(ticket).unwrap();
     let copies = found.iter().flat_map(|found| &found.copies);
     assert!(copies.into_iter().all(|copy| copy.located.is_none()), "{found:?}");
+}
+
+#[test]
+fn of_a_message_that_was_moved_into_a_page_that_is_damaged_it_is_not_said_that_it_was_delivered() {
+    let mut rig = Rig::new();
+    let message = message("alice");
+    let from = rig.accept(&message);
+    rig.operate(Operation::Reprioritise(target(message.id()), Priority::High));
+    rig.commit();
+    let (_, moved) = rig.moves.pop().unwrap();
+    assert!(moved.seq > from.seq);
+    let (store, reflects) = settled_with(&mut rig);
+    let answer_loads = |rig: &mut Rig| {
+        while let Some((load, query)) = rig.loads.pop() {
+            let Query::Page { lane: LaneId::High, .. } = query else {
+                rig.load_one(load, query, &store, reflects);
+                continue;
+            };
+            let damaged = vec![(moved.seq, message.cost())];
+            let page = Page { entries: Vec::new(), damaged, more_after: None, reflects };
+            rig.input(Input::Loaded { load, found: Box::new(Found::Page(page)) });
+            rig.commit();
+        }
+    };
+    rig.attach(1, "alice", "phone");
+    answer_loads(&mut rig);
+    assert_eq!(
+        ledger(&mut rig).rows.iter().map(|row| (row.id, row.place)).collect::<Vec<_>>(),
+        [(None, moved.seq)]
+    );
+    assert_eq!(status(&mut rig, &message), None, "it is remembered by the place that it has left");
 }

@@ -12,6 +12,7 @@ mod dependents_of_copies;
 mod devices;
 mod devices_come_and_go;
 mod fanout;
+mod history;
 mod inbox;
 mod ledger;
 mod locate_copies;
@@ -30,7 +31,7 @@ use core::time::Duration;
 
 use super::*;
 use crate::message::{Durability, Message, MessageBuilder, Priority};
-use crate::record::{Admission, Gap, LaneId, Record, UserRow};
+use crate::record::{Admission, Gap, LaneId, ReadMark, Record, UserRow};
 use crate::status::Status;
 use crate::{DeviceId, EndReason, MessageId};
 
@@ -54,6 +55,7 @@ struct Rig {
     told: Vec<(usize, Word)>,
     joints: Vec<(JointId, Vec<JointPart>)>,
     withdrawn: Vec<(LinkId, Withdrawn)>,
+    marked: Vec<ReadMark>,
     tickets: u64,
 }
 
@@ -100,6 +102,7 @@ impl Rig {
             told: Vec::new(),
             joints: Vec::new(),
             withdrawn: Vec::new(),
+            marked: Vec::new(),
             tickets: 0,
         }
     }
@@ -134,6 +137,7 @@ impl Rig {
             Action::Load { load, query } => self.loads.push((load, query)),
             Action::Announce(change) => self.changes.push(change),
             Action::Moved { from, to, .. } => self.moves.push((from, to)),
+            Action::MarkedRead(_, _, mark) => self.marked.push(mark),
             Action::Replied { message, answer } => self.replies.push((message, answer)),
             Action::Survivors(part) => self.survivors.push(*part),
             Action::Dismiss(link) => self.dismissed.push(link),

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 
 use super::Oracle;
 use crate::id::{DeviceId, MessageId, UserId};
-use crate::machine::{CopyStanding, Located, Outcome, Target};
+use crate::machine::{CopyStanding, FailedAttempt, Located, Outcome, Target};
 use crate::record::{Admission, End, Gap, LaneId, LedgerRow, LedgerRows, Seq, Slot, Told};
 use crate::status::{EndReason, Status};
 
@@ -197,6 +197,21 @@ impl Oracle {
         };
         if !done.copies.iter().all(is_true_copy) {
             return Some("with a copy that is not where it stands");
+        }
+        let marks = self.reads.get(&target.user);
+        let is_read = |(seq, kept): (&Seq, &super::Kept)| {
+            let mut marks = marks.into_iter().flatten();
+            same(kept) && kept.end == Some(EndReason::Delivered) && marks.any(|(_, mark)| mark.up_to >= *seq)
+        };
+        if located.read.is_some() && !self.messages.iter().any(is_read) {
+            return Some("and has been read, which nobody has said");
+        }
+        let has_failed = |failed: &FailedAttempt| {
+            let kept = self.messages.get(&failed.entry.seq);
+            kept.is_some_and(|kept| same(kept) && (kept.attempts >= failed.attempt || kept.end.is_some()))
+        };
+        if !done.failures.iter().all(has_failed) {
+            return Some("after an attempt that is not durable, or was of another message");
         }
         let is_true = match located.status {
             Status::Ended(reason) => ended(reason),

@@ -43,6 +43,13 @@ impl Oracle {
         (held != kept).then(|| format!("marks are {kept:?}, in memory {held:?}"))
     }
 
+    /// Watchers were told that somebody has read something.
+    pub(in super::super) fn marked_read(&mut self, user: &UserId, mark: ReadMark) {
+        if !self.is_read(user, Some(mark)) {
+            self.fail(format!("{user} was said to have read up to {mark:?}, which is not durable"));
+        }
+    }
+
     /// Whether what was said of a mark is durable.
     pub(super) fn is_read(&self, user: &UserId, said: Option<ReadMark>) -> bool {
         said.is_none_or(|said| {

@@ -1,0 +1,70 @@
+//! How attempts to deliver a message failed.
+
+use super::engine::Engine;
+use super::error::OperateError;
+use crate::id::{MessageId, UserId};
+use crate::machine::{AttemptFailure, FailedAttempt, Located, Operation, OperationError, Target};
+
+/// Where a message stands, and what is remembered of the attempts to deliver it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct History {
+    /// Where it stands. The number of its failed attempts is exact, and durable.
+    pub located: Located,
+    /// How attempts failed, in their order: of each copy at most the last
+    /// [`MAX_FAILURES`](crate::machine::MAX_FAILURES), and only of this opening.
+    pub failures: Vec<FailedAttempt>,
+}
+
+impl History {
+    /// How many of the failed attempts that [`Located::attempts`] counts nothing is remembered of: they were in an earlier
+    /// opening, or too many.
+    #[must_use]
+    pub fn forgotten(&self) -> u32 {
+        let is_its = |failed: &&FailedAttempt| {
+            let counts = failed.failure != AttemptFailure::Rejected;
+            counts && self.located.entry.is_none_or(|entry| entry.lane.slot() == failed.entry.lane.slot())
+        };
+        let known = self.failures.iter().filter(is_its).count();
+        self.located.attempts.saturating_sub(u32::try_from(known).unwrap_or(u32::MAX))
+    }
+}
+
+impl Engine {
+    /// Where a message stands, as [`Engine::status`] says it, and how the attempts to deliver it failed: which device was
+    /// offered it, when, and whether it refused it or did not answer. The number of attempts and the reason of an end are
+    /// durable; the rest is remembered in memory, of as many messages as there is room for (2,048 of each shard, those that
+    /// failed last): after a restart [`History::failures`] is empty, and [`History::forgotten`] says of how many nothing is
+    /// known any more. Of a dead letter it says what it said of its message.
+    ///
+    /// ```
+    /// # use lastmile::{Engine, Message, storage::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let receipt = engine.send(Message::to("alice", "chat.message", "hello").build()?).await?;
+    /// let history = engine.history("alice", receipt.id()).await?.expect("it waits");
+    /// for failed in &history.failures {
+    ///     println!("attempt {} at {}: {:?}", failed.attempt, failed.device, failed.failure);
+    /// }
+    /// assert_eq!((history.failures.len(), history.forgotten()), (0, 0));
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`OperateError`]. Nothing was changed.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn history<U>(&self, user: U, id: MessageId) -> Result<Option<History>, OperateError>
+    where
+        U: TryInto<UserId>,
+        U::Error: Into<OperateError>,
+    {
+        let user = user.try_into().map_err(Into::into)?;
+        match self.operate(Operation::Locate(Target { user, id, sender: None })).await {
+            Ok(done) => Ok(done.located.map(|located| History { located, failures: done.failures })),
+            Err(OperateError::NotDone(OperationError::NotWaiting)) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+}
