@@ -288,6 +288,7 @@ export class Backoff {
     /** When to come for whoever was asked to come no earlier. It counts no failure. @param {number} retryAfter */
     behind(retryAfter: number): number;
     reset(): void;
+    #private;
 }
 /**
  * How good a connection is: smoothed round-trip time and variation (RFC 6298), losses; a score from 0 to 100 and a grade

@@ -595,18 +595,24 @@ export class Backoff {
 
   /** @param {number} [retryAfter] @param {boolean} [other]  Whether something else is tried next, which did not fail yet. */
   next(retryAfter, other = false) {
-    const { floor, cap } = this.config;
+    const { floor } = this.config;
     this.failures += 1;
     if (other && retryAfter === undefined) return floor + Math.floor(this.random() * (floor + 1));
     if (retryAfter !== undefined) return this.behind(retryAfter);
-    const ceiling = Math.max(floor, Math.min(cap, floor * 2 ** Math.min(this.failures, 30)));
-    return floor + Math.floor(this.random() * (ceiling - floor + 1));
+    return floor + Math.floor(this.random() * (this.#ceiling(this.failures) - floor + 1));
   }
 
   /** When to come for whoever was asked to come no earlier. It counts no failure. @param {number} retryAfter */
   behind(retryAfter) {
-    // The server's slot is jittered already: a floor's worth of spread is enough.
-    return retryAfter + Math.floor(this.random() * (this.config.floor + 1));
+    // A server's slot is jittered already, but a proxy gives everybody the same time. As wide as the Rust client's.
+    const spread = Math.max(this.#ceiling(Math.max(this.failures, 1)) - this.config.floor, Math.floor(retryAfter / 8));
+    return retryAfter + Math.floor(this.random() * (spread + 1));
+  }
+
+  /** The longest delay of its own. @param {number} failures */
+  #ceiling(failures) {
+    const { floor, cap } = this.config;
+    return Math.max(floor, Math.min(cap, floor * 2 ** Math.min(failures, 30)));
   }
 
   reset() {

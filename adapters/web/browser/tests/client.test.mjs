@@ -926,7 +926,7 @@ test("what the server asked for is obeyed whoever wakes it; what it chose itself
   tab.page.wakes.forEach((wake) => wake());
   await world.pass(29_000);
   assert.equal(tab.client.state.name, "offline");
-  await world.pass(2_000);
+  await world.pass(5_000);
   assert.equal(tab.client.state.name, "online");
   network.up = false;
   network.cut();
@@ -957,7 +957,7 @@ test("a server that goes away is left when all is quiet, and found again when it
   assert.deepEqual(peer.log.filter(({ close }) => close).map(({ close }) => close), [Code.Done]);
   await world.pass(18_000);
   assert.equal(tab.client.state.name, "offline");
-  await world.pass(2_500);
+  await world.pass(4_500);
   assert.equal(tab.client.state.name, "online");
   assert.equal((await settle(sent.settled)).status, "accepted");
 });
@@ -996,7 +996,7 @@ test("a server that goes away is not asked again before its time when the connec
   tab.page.wakes.forEach((wake) => wake());
   await world.pass(17_000);
   assert.equal(tab.client.state.name, "offline");
-  await world.pass(3_500);
+  await world.pass(5_500);
   assert.equal(tab.client.state.name, "online");
 });
 
@@ -1025,7 +1025,7 @@ test("a refused climb's time holds when the connection that stood breaks, whoeve
   tab.client.connect();
   await world.pass(asked + 59_000 - world.now());
   assert.deepEqual([tab.client.state.name, network.tries.length], ["offline", tries], "nothing is tried before");
-  await world.pass(2500);
+  await world.pass(9_000);
   assert.equal(tab.client.state.name, "online", "and then it comes by itself");
 });
 
@@ -1042,7 +1042,7 @@ test("what a server asks for in its close is obeyed by whoever says connect, and
     await world.pass(1000);
     assert.deepEqual([tab.client.state.name, network.tries.length], ["offline", 1]);
   }
-  await world.pass(3000);
+  await world.pass(10_000);
   assert.equal(tab.client.state.name, "online");
 });
 
@@ -1056,7 +1056,7 @@ test("a device that is closed for good with a time to come back at, comes then w
   tab.client.connect();
   await world.pass(29_000);
   assert.deepEqual([tab.client.state.name, network.tries.length], ["offline", 1]);
-  await world.pass(2000);
+  await world.pass(5000);
   assert.equal(tab.client.state.name, "online");
 });
 
