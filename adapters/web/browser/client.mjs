@@ -245,6 +245,8 @@ const CLOSING_MS = 10_000;
 const EMPTY_POLL_MS = 1_000;
 /** Logs of other servers whose places are remembered. */
 const MAX_STREAMS = 8;
+/** The longest wait that an answer to a request can cost, as for the Rust client. */
+const MAX_WAIT_MS = 3_600_000;
 
 /** Something that a call cannot do; nothing was changed. */
 export class LastmileError extends Error {
@@ -991,7 +993,12 @@ function retryAfterOf(headers) {
   const text = headers.get("retry-after") ?? "";
   // A date is one by the clock of whoever says it.
   const ms = /^\d+$/.test(text) ? Number(text) * 1000 : Date.parse(text) - Date.parse(headers.get("date") ?? "");
-  return Number.isSafeInteger(ms) && ms >= 0 ? ms : undefined;
+  return waitOf(ms);
+}
+
+/** A wait that an answer asks for, in milliseconds: none of them costs more than an hour, whoever in between gave it. @param {unknown} ms */
+function waitOf(ms) {
+  return Number.isSafeInteger(ms) && Number(ms) >= 0 ? Math.min(Number(ms), MAX_WAIT_MS) : undefined;
 }
 
 /** What a server says when it refuses something, if it was the server. @param {string} text */
@@ -999,7 +1006,7 @@ function refusal(text) {
   try {
     const { code, retry_after_ms: after, text: why = "" } = JSON.parse(text);
     if (!Number.isSafeInteger(code) || code < 4000 || code > 4399) return undefined;
-    return new ConnectError(String(why), code, Number.isSafeInteger(after) && after >= 0 ? after : undefined);
+    return new ConnectError(String(why), code, waitOf(after));
   } catch {
     return undefined;
   }
@@ -1176,6 +1183,8 @@ class Store {
   /** @type {Work[]} */
   #waiting = [];
   #busy = false;
+  /** Until nothing is being written. */
+  drained = Promise.resolve();
 
   /**
    * @param {IDBDatabase} db @param {(changes: Change[]) => void} changed
@@ -1231,12 +1240,11 @@ class Store {
   write(step, owned = true) {
     return new Promise((resolve, reject) => {
       this.#waiting.push({ step, owner: owned ? this.owner : undefined, resolve: () => resolve(undefined), reject });
-      this.#drain();
+      if (!this.#busy) this.drained = this.#drain();
     });
   }
 
   async #drain() {
-    if (this.#busy) return;
     this.#busy = true;
     while (this.#waiting.length > 0) {
       const batch = this.#waiting.splice(0, 64);
@@ -1794,6 +1802,7 @@ export class Client {
   #pumpAgain = false;
   #pumpAt = Infinity;
   /** @type {(() => void)[]} What the disk did not take: tried again. */ #unwritten = [];
+  /** @type {WeakSet<Row>} Rows that have failed, which is not on disk: until it is, nobody is told. */ #unkept = new WeakSet();
   /** Other tabs have sent something that was not looked at. */ #adoptDue = false;
   /** @type {Set<string>} Messages that are being taken back. */ #cancelled = new Set();
   /** @type {Set<string>} Messages that get their numbers. */ #going = new Set();
@@ -1909,9 +1918,12 @@ export class Client {
     this.#disown();
     this.#become({ name: "closed", code: undefined, why });
     this.#forgetOutbox();
-    const closing = this.#opening?.catch(() => undefined).then((store) => {
-      this.#channel?.close();
+    const closing = (this.#opening ?? Promise.resolve(undefined)).catch(() => undefined).then(async (store) => {
       store?.db.close();
+      // What is being written is still said to other tabs: one of them has to send it.
+      await store?.drained;
+      this.#channel?.close();
+      this.#channel = undefined;
     });
     // One that another tab holds up is closed when it opens.
     if (!this.#blocked) await closing;
@@ -1941,7 +1953,7 @@ export class Client {
       return sent;
     }
     row.retryAt = Infinity;
-    const settled = this.#settled(row.id);
+    const isFirst = !this.#settlers.has(row.id), settled = this.#settled(row.id);
     try {
       await store.write((txn) => {
         const { order: _, ...stored } = { ...row, retryAt: 0 };
@@ -1958,8 +1970,9 @@ export class Client {
         else txn.on(outbox.getAll(), (rows) => put(rows.length, rows.reduce((sum, each) => sum + each.size, size)));
       }, false);
     } catch (error) {
-      this.#rows.delete(row.id);
-      this.#settlers.delete(row.id);
+      // The row and the settler may be those of one with this id that another tab has, or had.
+      if (this.#rows.get(row.id) === row) this.#rows.delete(row.id);
+      if (isFirst) this.#settlers.delete(row.id);
       const repeated = error instanceof LastmileError && /** @type {any} */ (error.cause)?.name === "ConstraintError";
       throw repeated ? new LastmileError("invalid", "a message with this id waits already") : error;
     }
@@ -1998,12 +2011,18 @@ export class Client {
   sent(id) {
     const row = this.#rows.get(id);
     if (!row) throw new LastmileError("not-found", "no such message waits here");
-    return new Sent(this, id, row.failure ? Promise.resolve(this.#outgoing(row, "failed")) : this.#settled(id));
+    return new Sent(this, id, this.#hasFailed(row) ? Promise.resolve(this.#outgoing(row, "failed")) : this.#settled(id));
   }
 
   /** What waits and what failed, the oldest first. @returns {Outgoing[]} */
   outbox() {
-    return [...this.#rows.values()].map((row) => this.#outgoing(row, row.failure ? "failed" : "queued"));
+    return [...this.#rows.values()].map((row) =>
+      this.#hasFailed(row) ? this.#outgoing(row, "failed") : this.#outgoing({ ...row, failure: undefined }, "queued"));
+  }
+
+  /** Whether it has failed, also for a page that comes now. @param {Row} row */
+  #hasFailed(row) {
+    return row.failure !== undefined && !this.#unkept.has(row);
   }
 
   /**
@@ -2053,6 +2072,8 @@ export class Client {
       this.#failedToWrite(error);
       throw error;
     }
+    // Whoever has come to own the outbox meanwhile has read what was written.
+    if (this.#rows.get(id) !== row) return;
     this.#rows.set(id, next);
     this.#tell("outbox", this.#outgoing(next, "queued"));
     this.#pump();
@@ -2090,7 +2111,8 @@ export class Client {
       this.#blocked = false;
       db.onversionchange = () => this.#end("another tab has a newer version of the database");
       const store = this.#store = new Store(db, (changes) => this.#tell("stored", changes), () => this.#storeIsGone(store));
-      this.#channel = this.#platform.channel(`lastmile.${name}`, (what) => this.#posted(what));
+      // It outlives a database that the browser closed: what was written to that one is still said.
+      this.#channel ??= this.#platform.channel(`lastmile.${name}`, (what) => this.#posted(what));
       return store;
     });
     this.#opening.catch(() => {
@@ -2104,7 +2126,6 @@ export class Client {
   #storeIsGone(store) {
     if (this.#store !== store || this.#closed) return;
     this.#store = this.#opening = undefined;
-    this.#channel?.close();
     if (this.#owner) this.#lostOwnership("the database was closed");
   }
 
@@ -2182,6 +2203,8 @@ export class Client {
   /** The outbox is this tab's: raises the fence and reads what is there. @param {AbortController} claim */
   async #take(claim) {
     const store = await this.#ready(), platform = this.#platform;
+    // It may have taken its time to open: the outbox of whoever has it by now is left alone.
+    if (this.#claim !== claim || this.#closed) return;
     /** @type {Record<string, any>} */
     const meta = {};
     await store.write((txn) => {
@@ -2242,7 +2265,7 @@ export class Client {
         rows = found;
       }));
     } catch (error) {
-      return this.#failedToWrite(error);
+      return this.#failedToWrite(error, undefined, true);
     }
     this.#adoptDue = false;
     if (!this.#owner) return;
@@ -2289,16 +2312,27 @@ export class Client {
     volatile.forEach((row) => this.#settle(row, "failed", unconfirmed));
   }
 
-  /** What a write threw: the fence is up, or the disk is in trouble. @param {unknown} error @param {() => void} [again]  Tries it once more. */
-  #failedToWrite(error, again) {
+  /**
+   * What a write threw: the fence is up, the disk is in trouble, or it was what a handler or a tracker wrote.
+   * @param {unknown} error @param {() => void} [again]  Tries it once more.
+   * @param {boolean} [own]  Nothing of the host's was in it.
+   */
+  #failedToWrite(error, again, own = false) {
     if (error instanceof LastmileError && error.kind === "another-tab") {
       if (this.#owner && this.#store?.overtaken) this.#lostOwnership();
     } else if (!this.#closed) {
       this.#tell("error", error);
-      if (again && this.#owner && isPassing(error)) this.#unwritten.push(again);
-      this.#pumpAt = this.#platform.now() + 1000;
-      this.#arm();
+      // What only the host's part of it is to blame for holds nothing else up.
+      if (isPassing(error) || own) this.#writeLater(this.#owner ? again : undefined);
+      else this.#arm();
     }
+  }
+
+  /** Nothing is sent until the disk is tried again, in a second; that does not move, however often it fails until then. @param {() => void} [again] */
+  #writeLater(again) {
+    if (again) this.#unwritten.push(again);
+    this.#pumpAt = Math.min(this.#pumpAt, this.#platform.now() + 1000);
+    this.#arm();
   }
 
   // ---- the connection
@@ -2524,7 +2558,7 @@ export class Client {
     if (now >= this.#floorAt) this.#keepFloors();
     if (now >= this.#leaveAt || (this.#leaveAt < Infinity && this.#isQuiet())) this.#leave();
     if (!this.#attempt && !this.#link && now >= this.#retryAt) this.#open(this.#ladder.current);
-    if (!this.#attempt && this.#session?.phase === "up" && now >= Math.max(this.#climbAt, this.#notBefore)) {
+    if (!this.#attempt && this.#session && now >= this.#climbsAt()) {
       this.#climbAt = now + 1000;
       const better = this.#ladder.better(now, this.#session.quality.grade);
       if (better !== undefined) this.#open(better);
@@ -2542,14 +2576,18 @@ export class Client {
     platform.clearTimeout(this.#timer);
     if (this.#closed) return;
     let at = this.#owner ? Math.min(this.#session?.timeout ?? Infinity, this.#floorAt, this.#leaveAt, this.#pumpAt) : Infinity;
-    // It climbs from an open connection only: until the welcome has come there is nothing to wake for.
-    const climbAt = this.#session?.phase === "up" ? Math.max(this.#ladder.timeout, this.#climbAt, this.#notBefore) : Infinity;
+    const climbAt = Math.max(this.#ladder.timeout, this.#climbsAt());
     if (!this.#attempt) at = Math.min(at, this.#link ? climbAt : this.#retryAt);
     for (const row of this.#pumpAt < Infinity || !this.#owner ? [] : this.#rows.values()) {
       if (row.retryAt > now) at = Math.min(at, row.retryAt);
       if (!this.#cancelled.has(row.id)) at = Math.min(at, uselessAt(row));
     }
     if (at < Infinity) this.#timer = platform.setTimeout(() => this.#tick(), Math.min(Math.max(at - now, 0), 2 ** 31 - 1));
+  }
+
+  /** When it looks for a better rung: from an open connection that it is not asked to leave, or there is nothing to wake for. */
+  #climbsAt() {
+    return this.#session?.phase === "up" && this.#leaveAt === Infinity ? Math.max(this.#climbAt, this.#notBefore) : Infinity;
   }
 
   /** @param {string} stream @param {string} device */
@@ -2652,7 +2690,7 @@ export class Client {
         await this.#pumpOnce();
       }
     } catch (error) {
-      this.#failedToWrite(error);
+      this.#failedToWrite(error, undefined, true);
     } finally {
       this.#pumping = false;
       this.#arm();
@@ -2814,10 +2852,13 @@ export class Client {
 
   /** @param {Row} row @param {Failure} failure */
   async #fail(row, failure) {
-    // Another tab may have the outbox by now.
-    if (!this.#rows.has(row.id)) return;
+    // By now another tab may have the outbox, or the host has taken it back or sent it again.
+    if (this.#rows.get(row.id) !== row) return;
+    // While one of these is being written it is not known yet.
+    if (this.#cancelled.has(row.id) || row.retryAt === Infinity) return this.#writeLater(() => this.#fail(row, failure));
     const next = { ...row, failure, retryAt: 0 };
     this.#rows.set(row.id, next);
+    this.#unkept.add(next);
     this.#pump();
     if (row.order === undefined) return this.#settle(row, "failed", failure);
     try {
@@ -2825,6 +2866,7 @@ export class Client {
         txn.put(OUTBOX, next);
         this.#track(txn, next, "failed");
       });
+      this.#unkept.delete(next);
       this.#settle(next, "failed", failure);
     } catch (error) {
       this.#failedToWrite(error, () => this.#fail(next, failure));

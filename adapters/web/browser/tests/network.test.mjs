@@ -24,8 +24,8 @@ async function live(seed) {
   });
   const network = new Network(world, peer, { delay: () => random() * (calm ? 10 : 60) });
   const kept = new Map(), applied = [], tabs = [];
-  /** What pages were told: handles by id, messages that were taken back, perhaps taken back, and settled. */
-  const handles = new Map(), cancelled = new Set(), cancelling = new Set(), settled = new Map(), volatile = new Set();
+  /** What pages were told: messages that were not kept, handles by id, messages that were taken back, perhaps taken back, and settled. */
+  const rejected = new Set(), handles = new Map(), cancelled = new Set(), cancelling = new Set(), settled = new Map(), volatile = new Set();
   const errors = [];
   const open = () => {
     const page = world.page(), client = new Client({
@@ -51,13 +51,13 @@ async function live(seed) {
   const steps = [
     [6, () => {
       const tab = pick(tabs), priority = pick(LANES), orderingKey = pick([undefined, "a", "b"]), to = pick(["bob", "carol"]);
-      const payload = { n: (n += 1), tab: tabs.indexOf(tab) };
-      tab.client.send({ to, event: "x.y", payload, priority, orderingKey }).then(
+      const payload = { n: (n += 1), tab: tabs.indexOf(tab) }, id = n.toString(16).padStart(32, "0");
+      tab.client.send({ id, to, event: "x.y", payload, priority, orderingKey }).then(
         (sent) => {
           kept.set(sent.id, { n: payload.n, tab: tab.page, key: `${to} ${priority} ${orderingKey}` });
           handles.set(sent.id, { sent, tab });
           sent.settled.then((outgoing) => settled.set(sent.id, outgoing));
-        }, () => {},
+        }, () => rejected.add(id),
       );
     }],
     [1, () => {
@@ -130,6 +130,7 @@ async function live(seed) {
   assert.deepEqual(peer.outboxes.get("alice") ?? [], [], "nothing waits at the server");
   const ids = accepted.map(({ id }) => id);
   assert.equal(new Set(ids).size, ids.length, "accepted once");
+  for (const id of rejected) assert.ok(!ids.includes(id), `${id} was said not to be kept, and accepted`);
   for (const id of kept.keys()) {
     if (cancelled.has(id)) assert.ok(!ids.includes(id), `${id} was taken back and accepted`);
     else if (!cancelling.has(id)) assert.ok(ids.includes(id), `${id} was kept and lost`);

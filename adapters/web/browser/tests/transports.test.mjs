@@ -3,7 +3,7 @@ import assert from "node:assert/strict";
 import { getEventListeners } from "node:events";
 import { createServer } from "node:http";
 import { after, test } from "node:test";
-import { ConnectError, longPoll, serverSentEvents } from "../client.mjs";
+import { Code, ConnectError, longPoll, serverSentEvents } from "../client.mjs";
 
 const servers = [];
 after(() => servers.forEach((server) => { server.close(); server.closeAllConnections(); }));
@@ -168,6 +168,16 @@ test("what says when to come back is believed in both of its forms, and no nonse
     const { state, url } = await serve((path) => (path === "open" ? 503 : undefined));
     state.headers = { date, "retry-after": text };
     await assert.rejects(open(longPoll, url), (error) => error.code === 4100 && error.retryAfter === after, text);
+  }
+});
+
+// Found by a review: one answer of a proxy kept a page offline for years.
+test("whoever says when to come back, it costs an hour at most", async () => {
+  const own = { code: Code.Overloaded, text: "full", retry_after_ms: 2 ** 52 };
+  for (const said of [503, 429, own]) {
+    const { state, url } = await serve((path) => (path === "open" ? said : undefined));
+    state.headers = { "retry-after": "99999999" };
+    await assert.rejects(open(longPoll, url), (error) => error.retryAfter === 3_600_000, String(said));
   }
 });
 

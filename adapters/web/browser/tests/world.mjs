@@ -110,7 +110,10 @@ export class World {
       channel: (name, heard) => {
         const entry = { name, heard: (what) => page.alive && heard(structuredClone(what)) };
         this.channels.add(entry);
-        const post = (what) => [...this.channels].filter((each) => each !== entry && each.name === name).forEach((each) => this.post(() => each.heard(what)));
+        const post = (what) => {
+          if (!this.channels.has(entry)) throw new DOMException("the channel is closed", "InvalidStateError");
+          [...this.channels].filter((each) => each !== entry && each.name === name).forEach((each) => this.post(() => each.heard(what)));
+        };
         return { post, close: () => this.channels.delete(entry) };
       },
       onWake: (wake) => {
