@@ -112,7 +112,9 @@ async function live(seed) {
   for (let step = 0; step < 150; step += 1) {
     let draw = random() * total;
     steps.find(([weight]) => (draw -= weight) < 0)[1]();
-    await world.pass(chance(0.1) ? random() * 5000 : random() * 60);
+    // The next one may come while this one is at work, or being written.
+    if (chance(0.3)) for (let turns = random() * 6; turns > 1; turns -= 1) await new Promise((resolve) => setImmediate(resolve));
+    else await world.pass(chance(0.1) ? random() * 5000 : random() * 60);
   }
   // Calm: everything must come through.
   calm = true;
