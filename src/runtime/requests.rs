@@ -5,7 +5,6 @@
 //! Whoever asked and is not here, or has waited for long enough, gets it as a message.
 
 use core::future::{Future, poll_fn};
-use core::num::NonZeroUsize;
 use core::pin::pin;
 use core::task::Poll;
 use core::time::Duration;
@@ -29,8 +28,9 @@ use crate::time::Timestamp;
 
 /// Answers that are waited for at once.
 const MAX_WAITING: usize = 65_536;
-/// Answers of which it is remembered that they were given to somebody: more than all windows hold that are at work at once.
-const MAX_GIVEN: NonZeroUsize = NonZeroUsize::new(8192).expect("a literal above zero");
+/// Answers of which it is remembered that they were given to somebody, the newest. Of an older one whose acknowledgement was
+/// lost, the repeat comes as a message.
+const MAX_GIVEN: usize = 8192;
 /// How long the session waits for the answer to somebody else's request to ride with its acknowledgement.
 const FOR_OTHERS: Duration = Duration::from_secs(60);
 
@@ -56,7 +56,21 @@ struct Waiting {
 
 impl Default for Waiting {
     fn default() -> Self {
-        Self { by_key: HashMap::new(), count: 0, serial: 0, given: LruCache::new(MAX_GIVEN) }
+        // Bounded by hand: with a bound of its own it would take room for all of them from the beginning.
+        Self { by_key: HashMap::new(), count: 0, serial: 0, given: LruCache::unbounded() }
+    }
+}
+
+impl Waiting {
+    /// Gives an answer to whoever waits for it; `false` if nobody does.
+    fn give(&mut self, key: &Key, answer: &Bytes) -> bool {
+        let Some(waiters) = self.by_key.remove(key) else { return false };
+        self.count = self.count.saturating_sub(waiters.len());
+        let mut given = false;
+        for waiter in waiters {
+            given |= waiter.reply.send(answer.clone()).is_ok();
+        }
+        given
     }
 }
 
@@ -109,31 +123,26 @@ impl Requests {
     }
 
     /// Gives an answer of `from` to whoever waits for it; `false` if nobody does.
-    pub(super) fn answer(&self, from: &UserId, request: MessageId, answer: &Bytes) -> bool {
-        let mut waiting = self.waiting.lock();
-        let Some(waiters) = waiting.by_key.remove(&(from.clone(), request)) else { return false };
-        waiting.count = waiting.count.saturating_sub(waiters.len());
-        drop(waiting);
-        let mut given = false;
-        for waiter in waiters {
-            given |= waiter.reply.send(answer.clone()).is_ok();
-        }
-        given
+    fn answer(&self, from: &UserId, request: MessageId, answer: &Bytes) -> bool {
+        self.waiting.lock().give(&(from.clone(), request), answer)
     }
 
     /// An answer came as a message of `from`: gives it to whoever waits for it. `false` if nobody does, and it has not been
     /// given to anybody before.
     pub(super) fn answered(&self, from: &UserId, answer: &Message) -> bool {
         let Some(request) = answer.answers() else { return false };
+        let mut waiting = self.waiting.lock();
+        // Who asks once more gets what comes once more.
+        let given = waiting.give(&(from.clone(), request), answer.payload());
         let key = (from.clone(), answer.id());
-        if self.waiting.lock().given.get(&key).is_some() {
-            return true;
+        if !given {
+            return waiting.given.get(&key).is_some();
         }
-        let given = self.answer(from, request, answer.payload());
-        if given {
-            self.waiting.lock().given.put(key, ());
+        waiting.given.put(key, ());
+        if waiting.given.len() > MAX_GIVEN {
+            waiting.given.pop_lru();
         }
-        given
+        true
     }
 
     /// An answer came with the acknowledgement of this message: gives it to whoever waits here, or says as which message it
@@ -273,6 +282,16 @@ mod tests {
         assert!(requests.answered(&user("bob"), &first));
         assert_eq!(given.try_recv().unwrap(), "!");
         assert!(requests.answered(&user("bob"), &first), "it was given");
+        let (_again, mut given) = requests.wait((user("bob"), request.id()), Timestamp::NEVER).unwrap();
+        assert!(requests.answered(&user("bob"), &first));
+        assert_eq!(given.try_recv().unwrap(), "!", "to who asks once more");
         assert!(!requests.answered(&user("bob"), &second), "that to another request is a message");
+        for _ in 0..=MAX_GIVEN {
+            let request = ask();
+            let _wait = requests.wait((user("bob"), request.id()), Timestamp::NEVER).unwrap();
+            assert!(requests.answered(&user("bob"), &answer(&request)));
+        }
+        assert_eq!(requests.waiting.lock().given.len(), MAX_GIVEN);
+        assert!(!requests.answered(&user("bob"), &first), "too long ago");
     }
 }

@@ -234,7 +234,7 @@ impl Dialer {
             self.hinted = false;
             self.grade = Grade::Good;
             self.unproven = Some(self.now);
-            self.ladder.connected(self.now);
+            self.ladder.connected(self.now, rung);
             self.state(DialState::Online(rung));
         }
     }
@@ -321,7 +321,7 @@ impl Dialer {
     /// It may have asked others for the same, so everybody comes back at a time of their own.
     fn asked_for(&mut self, retry_after: Option<Duration>) {
         if let Some(after) = retry_after {
-            self.not_before = self.now.after(self.backoff.behind(after));
+            self.not_before = self.now.after(self.backoff.behind(after)).max(self.not_before);
         }
     }
 
@@ -349,11 +349,8 @@ impl Dialer {
             Step::WaitForCredentials => {
                 self.ladder.ended();
                 self.has_credentials = false;
-                let asked_before = self.not_before;
-                self.not_before = self.now.after(self.backoff.next_delay(retry_after));
-                if retry_after.is_none() {
-                    self.not_before = self.not_before.max(asked_before);
-                }
+                let delay = self.backoff.next_delay(retry_after);
+                self.not_before = self.not_before.max(self.now.after(delay));
                 self.proceed();
             }
             Step::GiveUp => {
@@ -364,13 +361,13 @@ impl Dialer {
         }
     }
 
-    /// The delay is behind what the peer asked for now, if it did, and that takes the place of what it asked for before.
+    /// The delay is behind what the peer asked for now, if it did; what it asked for before holds as well.
     fn come_back(&mut self, delay: Duration, retry_after: Option<Duration>) {
-        let at = self.now.after(delay);
+        let at = self.now.after(delay).max(self.not_before);
         if retry_after.is_some() {
             self.not_before = at;
         }
-        self.wait(at.max(self.not_before));
+        self.wait(at);
     }
 
     fn network_changed(&mut self, worked: &[usize]) {

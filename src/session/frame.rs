@@ -277,10 +277,11 @@ impl Missed {
         Self { count, reason, places: None }
     }
 
-    /// The same, which waited here.
+    /// The same, which waited here. What waits for one device is told by the lane of its priority.
     #[must_use]
-    pub const fn between(self, lane: LaneId, first: Seq, last: Seq) -> Self {
-        Self { places: Some(Places { lane, first, last }), ..self }
+    pub fn between(self, lane: LaneId, one: Seq, other: Seq) -> Self {
+        let lane = lane.priority().map_or(lane, LaneId::from);
+        Self { places: Some(Places { lane, first: one.min(other), last: one.max(other) }), ..self }
     }
 
     /// Whether they are missed for the same reason, in the same lane.

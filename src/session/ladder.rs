@@ -103,8 +103,10 @@ impl Ladder {
         *self = Self::new(self.config.clone(), self.rungs.len(), worked);
     }
 
-    /// The connection over the current transport stands: what others failed with meanwhile, they have failed with alone.
-    pub fn connected(&mut self, now: Timestamp) {
+    /// The connection over this transport stands, whichever was to be tried next: what others failed with meanwhile, they have
+    /// failed with alone.
+    pub fn connected(&mut self, now: Timestamp, rung: usize) {
+        self.current = rung.min(self.rungs.len().saturating_sub(1));
         self.since = Some(now);
         self.stood = false;
         self.rungs.iter_mut().for_each(|rung| rung.before = None);
@@ -272,20 +274,25 @@ mod tests {
         Ladder::new(LadderConfig::default(), 3, &[])
     }
 
+    /// The connection over the transport that was to be tried stands.
+    fn stands(ladder: &mut Ladder, now: Timestamp) {
+        ladder.connected(now, ladder.current());
+    }
+
     #[test]
     fn a_transport_that_does_not_work_is_left_and_tried_again_when_it_has_rested() {
         let mut ladder = ladder();
         assert_eq!((ladder.failed(at(0)), ladder.failed(at(1))), (0, 1));
-        ladder.connected(at(2));
+        stands(&mut ladder, at(2));
         assert_eq!(ladder.poll_timeout(), Some(at(21)));
         assert_eq!(ladder.graded(at(20), Grade::Good), None);
         assert_eq!(ladder.graded(at(21), Grade::Good), Some(0));
         // It fails again, and rests for twice as long.
         assert_eq!((ladder.failed(at(22)), ladder.failed(at(23))), (0, 1));
-        ladder.connected(at(24));
+        stands(&mut ladder, at(24));
         assert_eq!(ladder.graded(at(62), Grade::Good), None);
         assert_eq!(ladder.graded(at(63), Grade::Good), Some(0));
-        ladder.connected(at(64));
+        stands(&mut ladder, at(64));
         ladder.graded(at(80), Grade::Good);
         assert_eq!(ladder.memory(), [0, 1]);
     }
@@ -294,7 +301,7 @@ mod tests {
     fn a_connection_that_stood_and_broke_does_not_count_against_its_transport() {
         let mut ladder = ladder();
         for round in 0..10 {
-            ladder.connected(at(round * 100));
+            stands(&mut ladder, at(round * 100));
             assert_eq!(ladder.failed(at(round * 100 + 50)), 0);
         }
     }
@@ -303,13 +310,13 @@ mod tests {
     fn a_poor_connection_is_left_for_the_next_and_does_not_flap() {
         let mut ladder = ladder();
         let mut switches = 0;
-        ladder.connected(at(0));
+        stands(&mut ladder, at(0));
         for second in 0..3600 {
             // The best transport is always poor, the second one is fine.
             let grade = if ladder.current() == 0 { Grade::Poor } else { Grade::Good };
             if ladder.graded(at(second), grade).is_some() {
                 switches += 1;
-                ladder.connected(at(second));
+                stands(&mut ladder, at(second));
             }
         }
         assert!((2..=30).contains(&switches), "{switches} switches in an hour");
@@ -319,7 +326,7 @@ mod tests {
     fn what_worked_is_remembered_and_another_network_starts_anew() {
         let mut ladder = Ladder::new(LadderConfig::default(), 3, &[2]);
         assert_eq!(ladder.current(), 2);
-        ladder.connected(at(0));
+        stands(&mut ladder, at(0));
         assert_eq!(ladder.graded(at(8), Grade::Fair), Some(0), "the better ones have not failed here");
         ladder.network_changed(&[1]);
         assert_eq!((ladder.current(), ladder.memory()), (1, vec![1]));
@@ -340,14 +347,14 @@ mod tests {
         for transports in 1..=4 {
             for failures in 0..300 {
                 let mut ladder = Ladder::new(LadderConfig::default(), transports, &[]);
-                ladder.connected(at(0));
+                stands(&mut ladder, at(0));
                 let mut now = 100;
                 ladder.failed(at(now));
                 for _ in 0..failures {
                     now += 7;
                     ladder.failed(at(now));
                 }
-                ladder.connected(at(now));
+                stands(&mut ladder, at(now));
                 let back = ladder.poll_timeout();
                 assert!(
                     ladder.current() == 0 || back.is_some_and(|back| back <= at(now + 20)),
@@ -369,7 +376,7 @@ mod tests {
             now += 400;
             ladder.failed(at(now));
             ladder.failed(at(now));
-            ladder.connected(at(now));
+            stands(&mut ladder, at(now));
             ladder.graded(at(now + 8), Grade::Good);
             assert_eq!(ladder.current(), 1);
             now = ladder.poll_timeout().unwrap().as_millis() / 1000 - 1000;
@@ -382,7 +389,7 @@ mod tests {
             ladder.failed(at(now - 150 + second));
             assert_ne!(ladder.current(), 0, "it rests");
         }
-        ladder.connected(at(now - 50));
+        stands(&mut ladder, at(now - 50));
         assert_eq!(ladder.rungs[0].rests_until, rests);
     }
 }

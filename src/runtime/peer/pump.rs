@@ -268,8 +268,7 @@ impl Pump {
                 (gap.evicted, GapReason::Overflow),
             ];
             for (count, reason) in parts.into_iter().filter(|(count, _)| *count > 0) {
-                let Place { lane, seq: first } = place(EntryRef { lane: gap.lane, seq: gap.first });
-                let missed = Missed::new(u64::from(count), reason).between(lane, first, gap.last);
+                let missed = Missed::new(u64::from(count), reason).between(gap.lane, gap.first, gap.last);
                 self.handle(Input::Gap(missed)).await;
             }
         }

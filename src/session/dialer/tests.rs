@@ -490,3 +490,33 @@ fn a_hint_while_hello_is_said_is_not_forgotten_when_nothing_comes_of_it() {
     tell(&mut dialer, now + 2001, DialInput::Opened);
     assert!(!dialer.hinted);
 }
+
+/// Found by a review: what the hint had put first was taken for connected.
+#[test]
+fn a_transport_that_is_let_in_after_a_hint_is_the_one_that_works_and_a_better_one_is_tried() {
+    let mut dialer = dialer(2);
+    tell(&mut dialer, 0, DialInput::Credentials);
+    tell(&mut dialer, 0, DialInput::Failed(Code::TransportLost, None));
+    tell(&mut dialer, 2000, DialInput::Tick);
+    tell(&mut dialer, 2000, DialInput::Failed(Code::TransportLost, None));
+    let (now, rung) = dialled(&mut dialer);
+    assert_eq!(rung, 1);
+    tell(&mut dialer, now, DialInput::Stands);
+    tell(&mut dialer, now, DialInput::NetworkChanged(vec![]));
+    tell(&mut dialer, now, DialInput::Opened);
+    assert_eq!(dialer.phase, Phase::Up(1, None));
+    let climbs = tell(&mut dialer, now + 8000, DialInput::Tick);
+    assert_eq!((climbs.as_slice(), dialer.memory()), ([DialAction::Dial(0)].as_slice(), vec![1]));
+}
+
+/// Found by a review: a refused climb shortened what a go-away had asked for before.
+#[test]
+fn what_the_peer_asked_for_is_not_shortened_by_what_it_asks_for_later() {
+    let mut dialer = climbing(2).0;
+    let now = dialer.now.as_millis() - 1_000_000;
+    tell(&mut dialer, now, DialInput::Stands);
+    tell(&mut dialer, now, DialInput::GoingAway(Some(Duration::from_secs(60))));
+    tell(&mut dialer, now, DialInput::Failed(Code::RateLimited, Some(Duration::from_secs(1))));
+    let lost = tell(&mut dialer, now + 1, DialInput::Lost(Code::TransportLost, None));
+    assert!(until(&lost) >= now + 60_000, "{lost:?}");
+}

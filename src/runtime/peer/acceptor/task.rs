@@ -66,7 +66,11 @@ impl SessionTask {
             counters: inner.counters.clone(),
             engine,
             farewell: Box::new(move |stopping| {
-                leaving.asked_to_leave(if stopping { Code::Draining } else { Code::Overloaded })
+                match stopping {
+                    true => leaving.asked_to_leave(Code::Draining),
+                    // Nobody else has to come later for it.
+                    false => leaving.admission.lock().later(Code::Overloaded),
+                }
             }),
         });
         Self {
