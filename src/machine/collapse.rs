@@ -253,11 +253,8 @@ impl Machine {
             return false;
         };
         let device = accept.device.map(|device| device.slot);
-        let before = open.letters.insert((key, device), (entry, accept.clone()));
-        // What settles just now may be found twice.
-        if before.is_some_and(|(older, _)| older.seq != entry.seq) {
-            open.done.superseded = open.done.superseded.saturating_add(1);
-        }
+        // By their places: what settles just now may be found twice.
+        open.letters.entry((key, device)).or_default().insert(entry.seq, (entry, accept.clone()));
         true
     }
 
@@ -266,9 +263,13 @@ impl Machine {
     pub(super) fn requeue_held(&mut self, id: OperationId) {
         let Some(open) = self.operations.open.get_mut(&id) else { return };
         let (user, letters) = (open.user.clone(), core::mem::take(&mut open.letters));
-        let mut by_key: BTreeMap<u128, Vec<_>> = BTreeMap::new();
-        for ((key, _), letter) in letters {
-            by_key.entry(key).or_default().push(letter);
+        let (mut by_key, mut superseded) = (BTreeMap::<u128, Vec<_>>::new(), 0_u32);
+        for ((key, _), letters) in letters {
+            let user = self.user_mut(&user);
+            let mut there = letters.into_values().filter(|(entry, _)| !user.is_gone(*entry));
+            let Some(newest) = there.next_back() else { continue };
+            superseded = superseded.saturating_add(u32::try_from(there.count()).unwrap_or(u32::MAX));
+            by_key.entry(key).or_default().push(newest);
         }
         // In the order in which they ended, as the others.
         let mut by_place: Vec<_> = by_key.into_iter().collect();
@@ -277,21 +278,16 @@ impl Machine {
             let is_coming = self.collapsing.contains_key(&key);
             let waits = self.newest_of(&user, key).iter().any(|newest| self.gives_way(&user, newest));
             let version = self.user_mut(&user).newest.get(key).map_or(0, |newest| newest.version);
-            let (mut refused, mut fit, mut stay) = (None, Vec::new(), 0);
+            let (mut refused, mut fit) = (None, Vec::new());
             for (entry, accept) in letters {
-                let is_outdated = accept.message.version().is_some_and(|known| known < version);
-                if self.user_mut(&user).is_gone(entry) {
-                    continue;
-                }
+                // One without a version would have it forgotten which was the newest.
+                let is_outdated = accept.message.version().unwrap_or_default() < version;
                 if is_coming || waits || is_outdated {
-                    stay += 1;
+                    superseded = superseded.saturating_add(1);
                 } else if refused.is_none() {
                     refused = self.claim(&accept.message, 1, Totals::default()).err();
                     fit.extend(refused.is_none().then_some((entry, accept)));
                 }
-            }
-            if let Some(open) = self.operations.open.get_mut(&id) {
-                open.done.superseded = open.done.superseded.saturating_add(stay);
             }
             let last = fit.len();
             for (n, (entry, accept)) in (1..).zip(fit) {
@@ -303,6 +299,9 @@ impl Machine {
             if let Some(refused) = refused {
                 return self.finish(id, Err(refused.into()));
             }
+        }
+        if let Some(open) = self.operations.open.get_mut(&id) {
+            open.done.superseded = open.done.superseded.saturating_add(superseded);
         }
     }
 

@@ -141,6 +141,8 @@ impl Machine {
         {
             logged.ended_at = Some(seq);
         }
+        let known = self.users.get(&end.user);
+        let is_served = known.is_some_and(|user| user.is_served(end.lane, &self.links));
         let user = self.user_mut(&end.user);
         match &mut user.held {
             Some(held) => held.sub(end.lane, end.cost),
@@ -158,7 +160,6 @@ impl Machine {
         if (on_disk || has_copies) && end.seq > lane.cursor {
             lane.ended.insert(end.seq);
         }
-        let is_served = user.is_attached() && end.lane.priority().is_some();
         if user.row_known {
             let lane = user.lane(end.lane);
             if !is_served {

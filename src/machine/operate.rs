@@ -62,8 +62,8 @@ pub(super) struct Open {
     pub(super) search: Search,
     /// The lane that is being read from the store, once something was met there that goes on living.
     pub(super) first_live: Option<LaneId>,
-    /// Dead letters that have a collapse key and are to be sent again, of each key and device the newest.
-    pub(super) letters: BTreeMap<(u128, Option<Slot>), (EntryRef, Arc<Accept>)>,
+    /// Dead letters that have a collapse key and are to be sent again, by their places.
+    pub(super) letters: BTreeMap<(u128, Option<Slot>), BTreeMap<Seq, (EntryRef, Arc<Accept>)>>,
     /// Something was found.
     has_found: bool,
     /// Ends that are being recorded.

@@ -251,8 +251,8 @@ impl Machine {
         let (Some(began), Some(user), false) = (began, self.users.get_mut(&open.user), is_behind) else {
             return;
         };
-        // The lanes that are offered from are read into memory while somebody is there.
-        let is_read_otherwise = of.priority().is_some() && user.is_attached();
+        // The lanes that are offered from are read into memory.
+        let is_read_otherwise = user.is_served(of, &self.links);
         let (row_known, lane) = (user.row_known, user.lane(of));
         let lives = |seq: &Seq| *seq > lane.cursor && !lane.ended.contains(seq) && !lane.ending.contains(seq);
         let damaged = page.damaged.iter().map(|(seq, _)| *seq).filter(|seq| *seq > Seq::ZERO);

@@ -286,10 +286,7 @@ impl Machine {
             return;
         }
         let attached = user.is_attached();
-        let links = &self.links;
-        let is_served =
-            |slot| user.links.iter().any(|link| links.get(link).is_some_and(|l| l.slot == Some(slot)));
-        let is_offered = logged.lane.priority().is_some() && logged.lane.slot().is_none_or(is_served);
+        let is_offered = user.is_served(logged.lane, &self.links);
         let lane = user.lane(logged.lane);
         if attached && lane.loading.is_none() {
             let keep = if is_offered { max } else { 0 };

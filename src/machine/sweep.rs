@@ -223,7 +223,10 @@ impl Machine {
             crowded.iter().any(|lane| user.is_some_and(|user| lasting_gaps(user.lane_ref(*lane)) < max));
         match (failed, crowded.is_empty()) {
             (false, true) => drop(self.sweeps.later.remove(id)),
-            (false, false) if goes_on => sweep.waiting = Some(id.clone()),
+            // If nothing of it is ending, it has ended while it was looked at, and looking again at once would not end.
+            (false, false) if goes_on && user.is_some_and(|user| user.has_ending()) => {
+                sweep.waiting = Some(id.clone())
+            }
             _ => self.sweep_later(id),
         }
         self.let_go(id);
@@ -235,9 +238,7 @@ impl Machine {
     pub(super) fn sweep_ended(&mut self) {
         let Some(sweep) = &mut self.sweeps.open else { return };
         let users = &self.users;
-        let has_ended = |id: &mut UserId| {
-            users.get(id).is_none_or(|user| user.all_lanes().all(|lane| lane.ending.is_empty()))
-        };
+        let has_ended = |id: &mut UserId| users.get(id).is_none_or(|user| !user.has_ending());
         if let Some(id) = sweep.waiting.take_if(has_ended) {
             sweep.users.push_front(id);
             self.sweep_on();

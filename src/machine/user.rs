@@ -237,6 +237,22 @@ impl User {
         LaneId::ALL.into_iter().chain(of_slots).collect()
     }
 
+    /// Whether ends of messages that are not in memory are being recorded.
+    pub(super) fn has_ending(&self) -> bool {
+        self.all_lanes().any(|lane| !lane.ending.is_empty())
+    }
+
+    /// Whether the lane is offered from: somebody is there, and for what waits for one device it is that one.
+    pub(super) fn is_served(
+        &self,
+        lane: LaneId,
+        links: &std::collections::HashMap<LinkId, super::Link>,
+    ) -> bool {
+        let is_there =
+            |slot| self.links.iter().any(|id| links.get(id).is_some_and(|link| link.slot == Some(slot)));
+        lane.priority().is_some() && self.is_attached() && lane.slot().is_none_or(is_there)
+    }
+
     /// Whether the end of what is at this place is being recorded.
     pub(super) fn is_ending(&self, EntryRef { lane, seq }: EntryRef) -> bool {
         let lane = self.lane_ref(lane);

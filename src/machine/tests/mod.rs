@@ -49,6 +49,8 @@ struct Rig {
     moves: Vec<(EntryRef, EntryRef)>,
     replies: Vec<(Message, bytes::Bytes)>,
     loads: Vec<(LoadId, Query)>,
+    /// The row that the store has of whoever is asked for.
+    row: Option<crate::record::UserRow>,
     survivors: Vec<Survivors>,
     dismissed: Vec<LinkId>,
     done: Vec<(Ticket, Result<Outcome, OperationError>)>,
@@ -96,6 +98,7 @@ impl Rig {
             moves: Vec::new(),
             replies: Vec::new(),
             loads: Vec::new(),
+            row: None,
             survivors: Vec::new(),
             dismissed: Vec::new(),
             done: Vec::new(),

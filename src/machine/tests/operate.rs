@@ -54,7 +54,7 @@ impl Rig {
             Query::User(_) | Query::Row(_) => {
                 let mut held = Holdings::default();
                 store.iter().for_each(|(_, accept)| held.add(accept.lane(), accept.message.cost()));
-                Found::User { row: None, held: Some(held), reflects }
+                Found::User { row: self.row.clone().map(Box::new), held: Some(held), reflects }
             }
             Query::Page { lane, after, ended, max_messages, .. } => {
                 let of_lane = |(seq, accept): &&(Seq, Arc<Accept>)| {

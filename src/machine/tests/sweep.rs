@@ -2,6 +2,7 @@
 
 use super::operate::{alice, settled, settled_with, target};
 use super::*;
+use crate::message::DevicePolicy;
 
 const MINUTE: Duration = Duration::from_secs(60);
 
@@ -149,6 +150,37 @@ fn what_nothing_waits_in_front_of_ends_in_one_sweep_however_much_it_is() {
     let rows = settle(&mut rig).into_iter().flat_map(|part| part.rows).next().unwrap().1;
     let lane = rows.lane(LaneId::Normal).unwrap();
     assert_eq!((lane.ended.len(), lane.cursor), (0, store[999].0), "and leaves no gaps behind");
+}
+
+/// Found by a review: while another device was attached, nothing that was for this one was swept beyond the gaps, and a sweep
+/// that met its arrival looked at the same user for ever.
+#[test]
+fn what_is_for_a_device_that_is_away_ends_in_one_sweep_though_another_one_is_there() {
+    for comes_meanwhile in [false, true] {
+        let mut rig = Rig::with(few_gaps());
+        rig.register_two();
+        for _ in 0..100 {
+            let each = to("alice").devices(DevicePolicy::EveryDevice).ttl(Duration::from_secs(100));
+            rig.accept(&each.build().unwrap());
+        }
+        let reflects = rig.next;
+        let parts = settle(&mut rig);
+        rig.row = parts.iter().flat_map(|part| &part.rows).map(|(_, row)| row.clone()).last();
+        let store: Vec<_> = parts.into_iter().flat_map(|part| part.entries).collect();
+        if !comes_meanwhile {
+            rig.attach(1, "alice", "phone");
+            rig.load_from(&store, reflects);
+        }
+        rig.now = rig.now.after(MINUTE * 2);
+        rig.input(Input::Tick);
+        rig.load_from(&store, reflects);
+        if comes_meanwhile {
+            rig.attach(1, "alice", "phone");
+        }
+        rig.sweep_through(&store, reflects);
+        assert_eq!(rig.count_of(EndReason::Expired), 200, "{comes_meanwhile}");
+        assert_eq!((rig.machine.stats().counters.live(), rig.machine.stats().sweeps), (0, 1));
+    }
 }
 
 #[test]

@@ -3,7 +3,7 @@
 use super::Oracle;
 use crate::id::CollapseKey;
 use crate::machine::Refusal;
-use crate::message::Message;
+use crate::message::{Durability, Message};
 use crate::record::{Accept, Admission, Seq};
 
 impl Oracle {
@@ -53,7 +53,7 @@ impl Oracle {
         if let Some(clash) = clash {
             self.fail(format!("{seq:?} is a dead letter that is sent again, though {clash:?} waits"));
         }
-        if version.is_some() && version < newest {
+        if version < newest {
             self.fail(format!("{seq:?} is sent again as version {version:?}, and {newest:?} was accepted"));
         }
         match accept.device {
@@ -83,12 +83,23 @@ impl Oracle {
         }
     }
 
-    /// Only a version that is older than one that was accepted is outdated.
+    /// A volatile message was accepted.
+    pub(super) fn fold_volatile(&mut self, message: &Message) {
+        let (Some(key), Some(version)) = (message.collapse_key().cloned(), message.version()) else { return };
+        self.volatile_versions.entry((message.recipient().clone(), key)).or_default().insert(version);
+    }
+
+    /// Only a version that is older than one that was accepted is outdated; that of a volatile message makes only those
+    /// outdated that are volatile too.
     pub(super) fn check_outdated(&mut self, message: &Message, refusal: &Refusal) {
         let Refusal::Outdated { newest } = refusal else { return };
         let key = message.collapse_key().cloned();
-        let known = key.and_then(|key| self.newest.get(&(message.recipient().clone(), key)));
-        let is_true = known.is_some_and(|(_, version)| *version == Some(*newest));
+        let of = key.map(|key| (message.recipient().clone(), key));
+        let known = of.as_ref().and_then(|of| self.newest.get(of));
+        let is_volatile = message.durability() == Durability::Volatile;
+        let volatile = of.as_ref().and_then(|of| self.volatile_versions.get(of)).filter(|_| is_volatile);
+        let is_true = known.is_some_and(|(_, version)| *version == Some(*newest))
+            || volatile.is_some_and(|versions| versions.contains(newest));
         if !is_true || message.version().is_none_or(|version| version >= *newest) {
             self.fail(format!("{} refused as older than version {newest}: {known:?}", message.id()));
         }
