@@ -3,6 +3,7 @@
 //! Property tests play it at random; the full shell with disks and crashes is `lastmile::testing::sim`.
 
 pub mod joint;
+pub mod operations;
 pub mod schedule;
 
 use std::collections::VecDeque;
@@ -10,8 +11,8 @@ use std::time::Duration;
 
 use lastmile::digest::Digester;
 use lastmile::machine::{
-    Accepted, Action, Birth, EntryRef, Input, LinkId, Machine, Operation, OperationError, Outcome, Refusal,
-    Target, Ticket, Verdict,
+    Accepted, Action, Birth, DeadLetters, EntryRef, Input, LinkId, Machine, Operation, OperationError,
+    Outcome, Refusal, Target, Ticket, Verdict,
 };
 use lastmile::record::{Counters, Epoch, Seq};
 use lastmile::{
@@ -55,6 +56,67 @@ pub enum Op {
         /// Its id.
         id: u8,
     },
+    /// A message is sent that takes the place of one with the same collapse key.
+    Newest {
+        /// To whom.
+        user: u8,
+        /// Its id.
+        id: u8,
+        /// How urgent it is.
+        priority: Priority,
+        /// What it is the newest of.
+        key: u8,
+        /// Which version it is.
+        version: Option<u8>,
+    },
+    /// A message is sent for later.
+    Later {
+        /// To whom.
+        user: u8,
+        /// Its id.
+        id: u8,
+        /// How urgent it is.
+        priority: Priority,
+        /// In how many milliseconds.
+        delay: u16,
+    },
+    /// A message is sent to several.
+    FanOut {
+        /// To whom.
+        users: Vec<u8>,
+        /// Its id.
+        id: u8,
+        /// How urgent it is.
+        priority: Priority,
+    },
+    /// A message is replaced by another one.
+    Replace {
+        /// Whom it is for.
+        user: u8,
+        /// Its id.
+        id: u8,
+        /// The id of the other one.
+        with: u8,
+        /// How urgent that is.
+        priority: Priority,
+    },
+    /// A message is moved to another lane.
+    Reprioritise {
+        /// Whom it is for.
+        user: u8,
+        /// Its id.
+        id: u8,
+        /// How urgent it is from now on.
+        priority: Priority,
+    },
+    /// All that waits for someone is withdrawn.
+    Purge(u8),
+    /// Someone's dead letters are sent again.
+    Requeue(u8),
+    /// From now on all sinks refuse what they are offered for good, or none does.
+    Refuse(bool),
+    /// All of someone's sinks go away.
+    Detach(u8),
     /// Someone attaches a sink for this device.
     Attach(u8, u8),
     /// Someone's device is registered.
@@ -107,6 +169,10 @@ fn policy(sender: u8) -> DevicePolicy {
     all[usize::from(sender) % all.len()]
 }
 
+fn target(user: u8, id: u8) -> Target {
+    Target { user: person(user), id: MessageId::from_u128(u128::from(id)), sender: None }
+}
+
 fn device(number: u8) -> DeviceId {
     DeviceId::new([b'd', number]).expect("two bytes are a device id")
 }
@@ -121,6 +187,9 @@ pub struct Shell {
     next: Seq,
     tickets: u64,
     links: Vec<(LinkId, UserId, u8)>,
+    /// Sinks refuse what they are offered.
+    refusing: bool,
+    last_link: u64,
     /// What was delivered, to which device of whom, and where it was, in order.
     pub places: Vec<(UserId, u8, EntryRef, Message)>,
     /// What was delivered, in order.
@@ -142,6 +211,8 @@ impl Shell {
             next: Seq::first_of(Epoch(1)),
             tickets: 0,
             links: Vec::new(),
+            refusing: false,
+            last_link: 0,
             places: Vec::new(),
             delivered: Vec::new(),
             answers: Vec::new(),
@@ -164,11 +235,34 @@ impl Shell {
                 let message = waits.build().expect("a small message is within the limits");
                 self.input(&person(*user), Input::Send { ticket: Ticket(self.tickets), message });
             }
-            Op::Cancel { user, id } => {
-                self.tickets += 1;
-                let (user, id) = (person(*user), MessageId::from_u128(u128::from(*id)));
-                let operation = Operation::Cancel(Target { user: user.clone(), id, sender: None });
-                self.input(&user, Input::Operate { ticket: Ticket(self.tickets), operation });
+            Op::Newest { user, id, priority, key, version } => {
+                let newest = builder(0, *user, *id, *priority, b"newest").collapse_key(format!("k{key}"));
+                let newest = version.iter().fold(newest, |newest, version| newest.version((*version).into()));
+                self.send(newest);
+            }
+            Op::Later { user, id, priority, delay } => {
+                let at = self.now.after(Duration::from_millis((*delay).into()));
+                self.send(builder(0, *user, *id, *priority, b"later").not_before(at));
+            }
+            Op::FanOut { users, id, priority } => self.fan_out(users, *id, *priority),
+            Op::Cancel { user, id } => self.operate(Operation::Cancel(target(*user, *id))),
+            Op::Replace { user, id, with, priority } => {
+                let message = builder(0, *user, *with, *priority, b"instead").build();
+                let message = message.expect("a small message is within the limits");
+                self.operate(Operation::Replace(target(*user, *id), message));
+            }
+            Op::Reprioritise { user, id, priority } => {
+                self.operate(Operation::Reprioritise(target(*user, *id), *priority));
+            }
+            Op::Purge(user) => self.operate(Operation::Purge(person(*user))),
+            Op::Requeue(user) => self.operate(Operation::Requeue(DeadLetters::of(person(*user)))),
+            Op::Refuse(refusing) => self.refusing = *refusing,
+            Op::Detach(user) => {
+                let (gone, left) = core::mem::take(&mut self.links)
+                    .into_iter()
+                    .partition::<Vec<_>, _>(|(_, of, _)| *of == person(*user));
+                self.links = left;
+                gone.into_iter().for_each(|(link, user, _)| self.input(&user, Input::Detach(link)));
             }
             Op::Attach(user, number) => self.attach(&person(*user), *number),
             Op::Register(user, number) => {
@@ -186,6 +280,39 @@ impl Shell {
         }
     }
 
+    fn send(&mut self, message: MessageBuilder) {
+        self.tickets += 1;
+        let message = message.build().expect("a small message is within the limits");
+        let user = message.recipient().clone();
+        self.input(&user, Input::Send { ticket: Ticket(self.tickets), message });
+    }
+
+    /// One input for those who follow each other and belong to one shard.
+    fn fan_out(&mut self, users: &[u8], id: u8, priority: Priority) {
+        let shards = self.machines.len();
+        let shard = |digester: &Digester, user: u8| digester.shard(&person(user), shards);
+        let digester = self.digester;
+        for run in users.chunk_by(|one, other| shard(&digester, *one) == shard(&digester, *other)) {
+            let Some(first) = run.first() else { continue };
+            let message = builder(0, *first, id, priority, b"many").build();
+            let message = message.expect("a small message is within the limits");
+            let recipients = run.iter().map(|user| person(*user)).collect();
+            let ticket = Ticket(self.tickets + 1);
+            self.tickets += run.len() as u64;
+            self.on(shard(&digester, *first), Input::FanOut { first: ticket, message, recipients });
+        }
+    }
+
+    /// What all shards have counted.
+    #[must_use]
+    pub fn counters(&self) -> Counters {
+        let all = self.machines.iter().map(|machine| machine.stats().counters);
+        all.fold(Counters::default(), |mut sum, counters| {
+            sum.add(&counters);
+            sum
+        })
+    }
+
     fn operate(&mut self, operation: Operation) {
         self.tickets += 1;
         let user = operation.user().clone();
@@ -199,7 +326,8 @@ impl Shell {
     }
 
     fn attach(&mut self, user: &UserId, number: u8) {
-        let link = LinkId(self.links.len() as u64 + 1);
+        self.last_link += 1;
+        let link = LinkId(self.last_link);
         self.links.push((link, user.clone(), number));
         let device = device(number);
         self.input(user, Input::Attach { link, user: user.clone(), device });
@@ -235,6 +363,10 @@ impl Shell {
                 let places = batch
                     .iter()
                     .map(|delivery| (user.clone(), number, delivery.entry, delivery.message.clone()));
+                if self.refusing {
+                    let verdicts = batch.iter().map(|delivery| (delivery.entry, Verdict::Rejected)).collect();
+                    return Some(Input::Verdicts { link, verdicts });
+                }
                 self.places.extend(places);
                 let took = |delivery: &lastmile::machine::Delivery| {
                     (user.clone(), delivery.message.priority(), delivery.message.id())

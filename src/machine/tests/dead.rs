@@ -364,6 +364,15 @@ fn a_letter_of_an_older_version_than_was_accepted_stays_also_when_that_was_deliv
     rig.kill(&same);
     let done = rig.do_with(Operation::Requeue(all())).unwrap();
     assert_eq!(done.messages, 1, "nothing newer than itself is known");
+
+    // Found by a review: one without a version had it forgotten which was the newest.
+    let mut rig = attached(config());
+    rig.kill(&state().build().unwrap());
+    let newer = rig.accept(&version(7));
+    rig.say(1, newer, Verdict::Delivered);
+    assert_eq!(rig.do_with(Operation::Requeue(all())), Err(OperationError::Superseded));
+    let late = rig.send(&version(5));
+    assert_eq!(rig.answer(late), Some(&Err(Refusal::Outdated { newest: 7 })));
 }
 
 #[test]
