@@ -49,6 +49,9 @@ pub(super) struct Operations {
     asked: usize,
 }
 
+/// Dead letters of one key and device, by their places.
+type Letters = BTreeMap<Seq, (EntryRef, Arc<Accept>)>;
+
 /// An operation under way.
 #[derive(Debug)]
 pub(super) struct Open {
@@ -62,8 +65,8 @@ pub(super) struct Open {
     pub(super) search: Search,
     /// The lane that is being read from the store, once something was met there that goes on living.
     pub(super) first_live: Option<LaneId>,
-    /// Dead letters that have a collapse key and are to be sent again, by their places.
-    pub(super) letters: BTreeMap<(u128, Option<Slot>), BTreeMap<Seq, (EntryRef, Arc<Accept>)>>,
+    /// Dead letters that have a collapse key and are to be sent again.
+    pub(super) letters: BTreeMap<(u128, Option<Slot>), Letters>,
     /// Something was found.
     has_found: bool,
     /// Ends that are being recorded.

@@ -165,7 +165,7 @@ fn what_is_for_a_device_that_is_away_ends_in_one_sweep_though_another_one_is_the
         }
         let reflects = rig.next;
         let parts = settle(&mut rig);
-        rig.row = parts.iter().flat_map(|part| &part.rows).map(|(_, row)| row.clone()).last();
+        rig.row = parts.iter().flat_map(|part| &part.rows).map(|(_, row)| row.clone()).next_back();
         let store: Vec<_> = parts.into_iter().flat_map(|part| part.entries).collect();
         if !comes_meanwhile {
             rig.attach(1, "alice", "phone");

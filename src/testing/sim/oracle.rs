@@ -81,8 +81,8 @@ pub(super) struct Oracle {
     went_to: HashMap<Seq, Seq>,
     /// The newest message of each user and collapse key, and its version.
     newest: HashMap<(UserId, CollapseKey), (Vec<Seq>, Option<u64>)>,
-    /// The versions of volatile messages that were accepted in this life.
-    volatile_versions: HashMap<(UserId, CollapseKey), BTreeSet<u64>>,
+    /// The versions that were accepted in this life.
+    versions: HashMap<(UserId, CollapseKey), BTreeSet<u64>>,
     /// What waits for another message, and how that has ended.
     dependents: BTreeMap<Seq, dependents::Waits>,
     /// Where the parents were of what was sent, if they waited then.
@@ -291,7 +291,7 @@ impl Oracle {
 
     fn check_promise(&mut self, message: &Message, accepted: Accepted) {
         if message.durability() == Durability::Volatile {
-            return self.fold_volatile(message);
+            return self.fold_version(message);
         }
         if accepted.duplicate {
             self.duplicates += 1;

@@ -16,6 +16,7 @@ impl Oracle {
             return;
         }
         let version = message.version();
+        self.fold_version(message);
         if is_again {
             return self.fold_again(seq, accept, key);
         }
@@ -83,21 +84,21 @@ impl Oracle {
         }
     }
 
-    /// A volatile message was accepted.
-    pub(super) fn fold_volatile(&mut self, message: &Message) {
+    /// A message was accepted, volatile or not.
+    pub(super) fn fold_version(&mut self, message: &Message) {
         let (Some(key), Some(version)) = (message.collapse_key().cloned(), message.version()) else { return };
-        self.volatile_versions.entry((message.recipient().clone(), key)).or_default().insert(version);
+        self.versions.entry((message.recipient().clone(), key)).or_default().insert(version);
     }
 
-    /// Only a version that is older than one that was accepted is outdated; that of a volatile message makes only those
-    /// outdated that are volatile too.
+    /// Only a version that is older than the newest is outdated. A volatile message is judged at once, by volatile ones too, and
+    /// perhaps before what is durable has been taken in: there it must be older than one that was accepted.
     pub(super) fn check_outdated(&mut self, message: &Message, refusal: &Refusal) {
         let Refusal::Outdated { newest } = refusal else { return };
         let key = message.collapse_key().cloned();
         let of = key.map(|key| (message.recipient().clone(), key));
         let known = of.as_ref().and_then(|of| self.newest.get(of));
         let is_volatile = message.durability() == Durability::Volatile;
-        let volatile = of.as_ref().and_then(|of| self.volatile_versions.get(of)).filter(|_| is_volatile);
+        let volatile = of.as_ref().and_then(|of| self.versions.get(of)).filter(|_| is_volatile);
         let is_true = known.is_some_and(|(_, version)| *version == Some(*newest))
             || volatile.is_some_and(|versions| versions.contains(newest));
         if !is_true || message.version().is_none_or(|version| version >= *newest) {

@@ -13,7 +13,7 @@ impl Oracle {
         self.operations.clear();
         self.parents.clear();
         self.promised.clear();
-        self.volatile_versions.clear();
+        self.versions.clear();
         self.messages.values_mut().for_each(|kept| kept.status = None);
         if power_cut {
             self.failed();
