@@ -1,13 +1,13 @@
 //! Which devices people have, and that each copy of a message is for one of them.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 
 use super::super::plan::Plan;
-use super::Oracle;
+use super::{Oracle, is_volatile};
 use crate::id::{DeviceId, UserId};
-use crate::machine::{DeviceStanding, UserSnapshot, Withdrawn};
+use crate::machine::{Delivery, DeviceStanding, UserSnapshot, Withdrawn};
 use crate::record::{Accept, Admission, DeviceChange, DeviceEvent, End, Epoch, ForDevice, Record, Seq, Slot};
-use crate::status::EndReason;
+use crate::status::{EndReason, Status};
 
 /// What one user's devices are, by slot.
 pub(super) type Slots = BTreeMap<Slot, Known>;
@@ -154,6 +154,18 @@ impl Oracle {
             |kept: &super::Kept| rings(kept) && (kept.end == Some(withdrawn.reason) || kept.was_upgraded);
         if !kept.is_some_and(is_true) || !withdrawn.reason.withdraws() {
             self.fail(format!("{withdrawn:?} was withdrawn, which is not durable, or does not ring"));
+        }
+    }
+
+    /// What was said to have ended, and not by its device, rings at no device that has not been told.
+    pub(in super::super) fn check_told_to_stop(&mut self, device: &DeviceId, on_offer: &VecDeque<Delivery>) {
+        let has_ended = |delivery: &&Delivery| {
+            let kept = self.messages.get(&delivery.entry.seq).filter(|_| !is_volatile(delivery.entry));
+            let status = kept.filter(|kept| kept.accept.device.is_some_and(|device| device.rings));
+            matches!(status.and_then(|kept| kept.status), Some(Status::Ended(reason)) if reason.withdraws())
+        };
+        if let Some(delivery) = on_offer.iter().find(has_ended) {
+            self.fail(format!("{device} was not told that {:?} rings no more", delivery.entry));
         }
     }
 
