@@ -418,9 +418,10 @@ impl Node {
         self.check_reservations();
         self.read_ends_now_and_then();
         let Some(engine) = &self.engine else { return };
-        // Of what is on its way to another engine, the sink says what becomes of it.
-        for link in engine.links.values().filter(|link| link.carrying.is_none()) {
-            self.oracle.check_told_to_stop(&link.device, &link.queue);
+        for link in engine.links.values() {
+            // Of what is on its way to another engine, that says what becomes of it.
+            let rest = link.queue.iter().skip(usize::from(link.carried().is_some()));
+            self.oracle.check_told_to_stop(&link.device, rest);
         }
         // Between a sync and the last `Persisted`, the machines know less than the disk.
         if engine.flight.is_none() && !engine.broken {

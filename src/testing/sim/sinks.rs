@@ -74,10 +74,12 @@ impl Node {
         self.oracle.withdrawn(withdrawn);
         let links = self.engine.as_mut().map(|engine| &mut engine.links);
         match links.and_then(|links| links.get_mut(&link)) {
-            Some(link) if link.carrying.is_none() => {
-                link.queue.retain(|delivery| delivery.entry != withdrawn.entry);
+            Some(link) => {
+                // What is on its way to another engine stays: that says what becomes of it.
+                let carried = link.carried().map(|delivery| delivery.entry);
+                let stays = |entry| entry != withdrawn.entry || carried == Some(entry);
+                link.queue.retain(|delivery| stays(delivery.entry));
             }
-            Some(_) => {}
             None => self.oracle.fail(format!("{link:?} was told of {withdrawn:?} when gone")),
         }
     }

@@ -1,6 +1,6 @@
 //! Which devices people have, and that each copy of a message is for one of them.
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap};
 
 use super::super::plan::Plan;
 use super::{Oracle, is_volatile};
@@ -158,13 +158,17 @@ impl Oracle {
     }
 
     /// What was said to have ended, and not by its device, rings at no device that has not been told.
-    pub(in super::super) fn check_told_to_stop(&mut self, device: &DeviceId, on_offer: &VecDeque<Delivery>) {
+    pub(in super::super) fn check_told_to_stop<'a>(
+        &mut self,
+        device: &DeviceId,
+        mut on_offer: impl Iterator<Item = &'a Delivery>,
+    ) {
         let has_ended = |delivery: &&Delivery| {
             let kept = self.messages.get(&delivery.entry.seq).filter(|_| !is_volatile(delivery.entry));
             let status = kept.filter(|kept| kept.accept.device.is_some_and(|device| device.rings));
             matches!(status.and_then(|kept| kept.status), Some(Status::Ended(reason)) if reason.withdraws())
         };
-        if let Some(delivery) = on_offer.iter().find(has_ended) {
+        if let Some(delivery) = on_offer.find(has_ended) {
             self.fail(format!("{device} was not told that {:?} rings no more", delivery.entry));
         }
     }
