@@ -32,6 +32,8 @@ pub use group::encode_records;
 #[cfg(test)]
 pub(crate) use ids::VERSION as DEDUP_VERSION;
 pub use ids::{DedupChunk, DedupRows, Named, decode_dedup};
+#[cfg(test)]
+pub(crate) use rows::ROW_VERSION;
 pub use rows::{decode_row, encode_row};
 pub use seal::Cipher;
 #[cfg(feature = "encryption")]

@@ -62,8 +62,13 @@ fn each_field_of_the_configuration_is_in_the_table_of_bounds_once_with_its_defau
                 said.split([' ', ';']).next() == Some(&grouped(number))
             }
             "[]" => said.starts_with("none"),
-            // By priority, in words.
-            _ if field == "shares" => true,
+            // By priority, in KiB.
+            _ if field == "shares" => {
+                let [critical, high, normal, low] = Config::default().shares.map(|share| share.get());
+                assert!([critical, high, normal, low].iter().all(|share| share.is_multiple_of(1 << 10)));
+                let [critical, high, normal, low] = [critical, high, normal, low].map(|share| share >> 10);
+                said == format!("{critical}, {high}, {normal} and {low} KiB a turn, by priority")
+            }
             list if list.starts_with('[') => said == list.replace(",]", "]").replace(',', ", "),
             other => said.split([' ', ';']).next() == Some(other),
         };

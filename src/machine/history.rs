@@ -1,6 +1,6 @@
 //! What is remembered beyond what records say: how attempts failed, and where what was delivered last had been.
 //!
-//! In memory, of as many messages as there is room for, since this opening. Nothing is decided by it, and nothing of it comes
+//! In memory, of as many places as there is room for, since this opening. Nothing is decided by it, and nothing of it comes
 //! back after a crash: whoever asks hears of less then, and of nothing that is not true.
 
 use core::num::NonZeroUsize;
@@ -16,9 +16,10 @@ use crate::record::{End, LaneId, MAX_SLOTS, Seq};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
-/// Messages of one shard whose failed attempts are remembered: about 1 MB.
-const MAX_HISTORIES: NonZeroUsize = NonZeroUsize::new(2048).expect("a literal above zero");
-/// Failed attempts that are remembered of one message: the last ones.
+/// Places of one shard of which failed attempts are remembered: about 1 MB. Each copy of a message has its own, and so has a
+/// dead letter, besides that where its message was.
+pub(super) const MAX_HISTORIES: NonZeroUsize = NonZeroUsize::new(2048).expect("a literal above zero");
+/// Failed attempts that are remembered of one place: the last ones.
 pub const MAX_FAILURES: usize = 8;
 /// Deliveries of one shard that are remembered: about 2 MB.
 const MAX_DELIVERIES: NonZeroUsize = NonZeroUsize::new(16_384).expect("a literal above zero");
@@ -181,11 +182,13 @@ impl Machine {
     }
 
     /// What was found of a message, with whether it has been read, and how attempts failed.
-    pub(super) fn with_history(&self, target: &Target, mut done: Outcome) -> Outcome {
+    pub(super) fn with_history(&mut self, target: &Target, mut done: Outcome) -> Outcome {
+        let first = self.first_place(target, Seq::MAX);
         if let Some(located) = &mut done.located
             && located.status == Status::Ended(EndReason::Delivered)
         {
-            located.read = self.delivery_of(target).and_then(|known| {
+            let known = self.delivery_of(target).filter(|known| known.entry.seq >= first);
+            located.read = known.and_then(|known| {
                 let is_it = located.entry.is_none_or(|entry| known.is_near(entry.seq));
                 let mark = self.mark_of(&target.user, known.conversation).filter(|_| is_it)?;
                 (mark.up_to >= known.first).then_some(mark.at)
@@ -196,8 +199,17 @@ impl Machine {
             done.located.into_iter().chain(copies).filter_map(|found| found.entry).collect();
         places.sort_unstable();
         places.dedup();
-        let of_place = |entry| self.histories.failures.peek(&(target.user.clone(), entry));
-        done.failures = places.into_iter().filter_map(of_place).flatten().cloned().collect();
+        let of_place = |entry| {
+            let known = self.histories.failures.peek(&(target.user.clone(), entry));
+            known.into_iter().flatten()
+        };
+        // A dead letter's are under its own place, although they name that of the copy which it was.
+        let counted = |entry| of_place(entry).filter(|it| it.failure != AttemptFailure::Rejected).count();
+        done.forgotten = done.located.map_or(0, |located| {
+            let known = located.entry.map_or(0, counted);
+            located.attempts.saturating_sub(u32::try_from(known).unwrap_or(u32::MAX))
+        });
+        done.failures = places.into_iter().flat_map(of_place).cloned().collect();
         done.failures.sort_by_key(|failed| failed.at);
         done
     }

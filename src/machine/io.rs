@@ -378,7 +378,8 @@ pub enum Action {
         /// Where it is.
         to: EntryRef,
     },
-    /// Somebody has read a conversation ([`Machine::conversation`](super::Machine::conversation)) so far, durably.
+    /// Somebody has read a conversation ([`Machine::conversation`](super::Machine::conversation)) so far, durably;
+    /// also when that is not kept, for lying furthest back of more than are.
     MarkedRead(UserId, u128, ReadMark),
     /// The receiver of this message has answered it.
     Replied {

@@ -91,6 +91,15 @@ impl Machine {
         Some(self.dedup.look_up(self.digester.user(sender), key, self.now))
     }
 
+    /// Behind which place, by what is remembered of its id, nothing is of an older message with the same one. What was
+    /// accepted behind `before` is not meant.
+    pub(super) fn first_place(&mut self, target: &Target, before: Seq) -> Seq {
+        match self.remembered(target) {
+            Some(Known::Seen(slot)) if slot.seq < before => slot.seq,
+            _ => Seq::ZERO,
+        }
+    }
+
     /// A message was found that waits.
     pub(super) fn locate(
         &mut self,
@@ -231,10 +240,7 @@ impl Machine {
         before: Seq,
         letters: Vec<CopyStanding>,
     ) -> Option<(Located, Vec<CopyStanding>)> {
-        let first = match self.remembered(target) {
-            Some(Known::Seen(slot)) if slot.seq < before => slot.seq,
-            _ => Seq::ZERO,
-        };
+        let first = self.first_place(target, before);
         let found = self.locate_in_ledger(target, before, letters);
         let whole = found.as_ref().map(|(whole, _)| *whole);
         match self.remembered_delivery(target, first, whole) {

@@ -208,6 +208,8 @@ pub struct Outcome {
     /// And how attempts to deliver it failed since this opening, as far as that is remembered, in their order: of each copy
     /// the last [`MAX_FAILURES`](super::MAX_FAILURES).
     pub failures: Vec<FailedAttempt>,
+    /// How many of the failed attempts that [`Located::attempts`] counts are not among them.
+    pub forgotten: u32,
     /// What [`Operation::Ledger`] read.
     pub ledger: Box<LedgerRows>,
     /// How many dead letters [`Operation::Letters`] counted, and their bytes.

@@ -95,10 +95,11 @@ impl Machine {
     /// A mark is durable: whoever has waited for it is told.
     pub(super) fn read_durable(&mut self, read: &Read) {
         let of = (read.user.clone(), read.conversation);
-        if let Some(mark) = self.mark_of(&read.user, read.conversation) {
-            let (user, conversation) = of.clone();
-            self.actions.push_back(Action::MarkedRead(user, conversation, mark));
-        }
+        // It may be forgotten already, for those that lie ahead of it; it was durable all the same.
+        let known = self.mark_of(&read.user, read.conversation);
+        let mark = known.unwrap_or(ReadMark { up_to: read.up_to, at: read.at });
+        let (user, conversation) = of.clone();
+        self.actions.push_back(Action::MarkedRead(user, conversation, mark));
         let waiting = self.read_waits.remove(&of).unwrap_or_default();
         let (told, left): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(up_to, _)| *up_to <= read.up_to);
         for (_, ticket) in told {

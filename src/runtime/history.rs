@@ -3,7 +3,7 @@
 use super::engine::Engine;
 use super::error::OperateError;
 use crate::id::{MessageId, UserId};
-use crate::machine::{AttemptFailure, FailedAttempt, Located, Operation, OperationError, Target};
+use crate::machine::{FailedAttempt, Located, Operation, OperationError, Target};
 
 /// Where a message stands, and what is remembered of the attempts to deliver it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +13,7 @@ pub struct History {
     /// How attempts failed, in their order: of each copy at most the last
     /// [`MAX_FAILURES`](crate::machine::MAX_FAILURES), and only of this opening.
     pub failures: Vec<FailedAttempt>,
+    forgotten: u32,
 }
 
 impl History {
@@ -20,20 +21,15 @@ impl History {
     /// opening, or too many.
     #[must_use]
     pub fn forgotten(&self) -> u32 {
-        let is_its = |failed: &&FailedAttempt| {
-            let counts = failed.failure != AttemptFailure::Rejected;
-            counts && self.located.entry.is_none_or(|entry| entry.lane.slot() == failed.entry.lane.slot())
-        };
-        let known = self.failures.iter().filter(is_its).count();
-        self.located.attempts.saturating_sub(u32::try_from(known).unwrap_or(u32::MAX))
+        self.forgotten
     }
 }
 
 impl Engine {
     /// Where a message stands, as [`Engine::status`] says it, and how the attempts to deliver it failed: which device was
     /// offered it, when, and whether it refused it or did not answer. The number of attempts and the reason of an end are
-    /// durable; the rest is remembered in memory, of as many messages as there is room for (2,048 of each shard, those that
-    /// failed last): after a restart [`History::failures`] is empty, and [`History::forgotten`] says of how many nothing is
+    /// durable; the rest is remembered in memory, of as many places as there is room for (2,048 of each shard, those where
+    /// something failed last; each copy for a device has its own, and a dead letter has one besides that of its message): after a restart [`History::failures`] is empty, and [`History::forgotten`] says of how many nothing is
     /// known any more. Of a dead letter it says what it said of its message.
     ///
     /// ```
@@ -62,7 +58,10 @@ impl Engine {
     {
         let user = user.try_into().map_err(Into::into)?;
         match self.operate(Operation::Locate(Target { user, id, sender: None })).await {
-            Ok(done) => Ok(done.located.map(|located| History { located, failures: done.failures })),
+            Ok(done) => Ok(done.located.map(|located| {
+                let (failures, forgotten) = (done.failures, done.forgotten);
+                History { located, failures, forgotten }
+            })),
             Err(OperateError::NotDone(OperationError::NotWaiting)) => Ok(None),
             Err(error) => Err(error),
         }

@@ -2,7 +2,7 @@
 
 use super::devices::{alice, device, every};
 use super::*;
-use crate::machine::history::{AttemptFailure, MAX_FAILURES};
+use crate::machine::history::{AttemptFailure, MAX_FAILURES, MAX_HISTORIES};
 
 impl Rig {
     /// Where a message stands, without its sender, and how attempts failed.
@@ -16,9 +16,19 @@ impl Rig {
         Ok((done.located.unwrap(), failures.collect()))
     }
 
+    /// Of how many of its failed attempts nothing is remembered.
+    fn forgotten(&mut self, message: &Message) -> u32 {
+        let target = Target { user: alice(), id: message.id(), sender: None };
+        self.settled_by(Operation::Locate(target)).unwrap().forgotten
+    }
+
     fn mark_up_to(&mut self, place: Seq) {
         self.settled_by(Operation::MarkRead(alice(), None, place)).unwrap();
     }
+}
+
+fn two_attempts() -> Config {
+    Config { max_attempts: core::num::NonZeroU32::new(2).unwrap(), ..Config::default() }
 }
 
 fn phone(config: Config) -> Rig {
@@ -66,11 +76,33 @@ fn of_one_message_the_last_failures_are_remembered_and_the_number_of_all() {
     assert_eq!(located.attempts, all);
     let last: Vec<_> = (3..=all).map(|attempt| (attempt, AttemptFailure::Refused)).collect();
     assert_eq!(failures, last);
+    assert_eq!(rig.forgotten(&message), 2);
+}
+
+#[test]
+fn of_more_places_than_there_is_room_for_those_are_forgotten_where_nothing_failed_for_longest() {
+    let mut rig = phone(Config::default());
+    let messages: Vec<_> = (0..=MAX_HISTORIES.get()).map(|_| message("alice")).collect();
+    for message in &messages {
+        let entry = rig.accept(message);
+        rig.say(1, entry, Verdict::Nack(Some(Duration::ZERO)));
+        rig.pass(Duration::from_secs(1));
+        rig.say(1, entry, Verdict::Delivered);
+    }
+    let last = messages.last().unwrap();
+    assert_eq!([&messages[0], &messages[1], last].map(|message| rig.forgotten(message)), [1, 0, 0]);
+    let (located, failures) = rig.history(&messages[0]).unwrap();
+    assert_eq!((located.attempts, failures), (1, vec![]), "their number is exact");
+    // A dead letter takes two: its own, and that where its message was.
+    let rejected = message("alice");
+    let entry = rig.accept(&rejected);
+    rig.say(1, entry, Verdict::Rejected);
+    assert_eq!([1, 2, 3].map(|n: usize| rig.forgotten(&messages[n])), [1, 1, 0]);
 }
 
 #[test]
 fn a_dead_letter_says_how_its_message_failed() {
-    let mut rig = phone(Config { max_attempts: core::num::NonZeroU32::new(2).unwrap(), ..Config::default() });
+    let mut rig = phone(two_attempts());
     let [dead, rejected] = [message("alice"), message("alice")];
     let entry = rig.accept(&dead);
     rig.say(1, entry, Verdict::Nack(Some(Duration::ZERO)));
@@ -83,6 +115,25 @@ fn a_dead_letter_says_how_its_message_failed() {
     rig.say(1, entry, Verdict::Rejected);
     let (located, failures) = rig.history(&rejected).unwrap();
     assert_eq!((located.attempts, failures), (0, vec![(1, AttemptFailure::Rejected)]));
+    assert_eq!([&dead, &rejected].map(|message| rig.forgotten(message)), [0, 0]);
+}
+
+/// Found by a review: all of them were said to be forgotten, for a dead letter's place is not that of the copy.
+#[test]
+fn of_a_dead_letter_of_one_devices_copy_no_attempt_is_forgotten_that_is_remembered() {
+    let mut rig = Rig::with(two_attempts());
+    rig.join_two();
+    let message = every().build().unwrap();
+    let copies = rig.accepted(&message).entries();
+    rig.say(2, copies[1], Verdict::Nack(Some(Duration::ZERO)));
+    rig.pass(Duration::from_secs(1));
+    rig.say(2, copies[1], Verdict::Nack(None));
+    rig.say(1, copies[0], Verdict::Rejected);
+    let (located, failures) = rig.history(&message).unwrap();
+    assert_eq!((located.entry.unwrap().lane, located.attempts), (LaneId::Dead, 2), "the laptop's");
+    let how: Vec<_> = failures.iter().map(|(_, failure)| *failure).collect();
+    assert_eq!(how, [AttemptFailure::Refused, AttemptFailure::Refused, AttemptFailure::Rejected]);
+    assert_eq!(rig.forgotten(&message), 0);
 }
 
 #[test]
@@ -95,6 +146,7 @@ fn after_a_crash_it_is_known_how_many_attempts_failed_and_not_how() {
     late.machine = rig.replayed();
     let (located, failures) = late.history(&message).unwrap();
     assert_eq!((located.attempts, failures), (1, vec![]));
+    assert_eq!(late.forgotten(&message), 1);
 }
 
 #[test]
@@ -164,4 +216,22 @@ fn a_delivery_of_long_ago_says_nothing_of_a_newer_message_with_the_same_id() {
     assert_eq!(rig.history(&message).unwrap().0.status, Status::Accepted);
     rig.settled_by(Operation::Cancel(Target { user: alice(), id: message.id(), sender: None })).unwrap();
     assert_eq!(rig.history(&message).unwrap().0.status, Status::Ended(EndReason::Cancelled));
+}
+
+/// Found by a review: that the older one had been read was said of the newer one.
+#[test]
+fn what_was_confirmed_late_is_not_said_to_be_read_because_an_older_message_with_its_id_was() {
+    let mut rig = phone(Config::default());
+    let message = to("alice").ttl(Duration::from_secs(5)).build().unwrap();
+    let entry = rig.accept(&message);
+    rig.say(1, entry, Verdict::Delivered);
+    rig.mark_up_to(entry.seq);
+    assert_eq!(rig.history(&message).unwrap().0.read, Some(rig.now));
+    rig.pass(Duration::from_secs(2 * 3600));
+    let again = rig.accept(&message);
+    rig.pass(Duration::from_secs(6));
+    rig.say(1, again, Verdict::Delivered);
+    let target = Target { user: alice(), id: message.id(), sender: Some(None) };
+    let located = rig.settled_by(Operation::Locate(target)).unwrap().located.unwrap();
+    assert_eq!((located.status, located.read), (Status::Ended(EndReason::Delivered), None));
 }

@@ -98,3 +98,15 @@ fn of_more_conversations_than_are_kept_those_that_lie_furthest_back_are_forgotte
     // Whatever comes first: the store's rows, or what the journal says.
     assert_eq!(rig.replayed().snapshot(&alice()).and_then(|user| user.reads), Some(rig.marks()));
 }
+
+/// Found by a review: whoever waited until it was read went on waiting.
+#[test]
+fn a_mark_that_is_forgotten_in_its_own_commit_is_announced_all_the_same() {
+    let max_read_marks = NonZeroUsize::new(1).unwrap();
+    let mut rig = Rig::with(Config { max_read_marks, ..Config::default() });
+    let [behind, ahead] = [(); 2].map(|()| rig.accept(&message("alice")).seq);
+    rig.mark("a", ahead);
+    rig.marked.clear();
+    assert_eq!(rig.mark("b", behind), None);
+    assert_eq!(rig.marked, [ReadMark { up_to: behind, at: rig.now }]);
+}

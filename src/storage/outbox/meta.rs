@@ -18,15 +18,18 @@ use crate::time::Timestamp;
 
 /// The newest format of the row that this build reads. It is written where messages are sealed.
 ///
-/// It speaks for all that lies in runs: an older build refuses a table of a newer format by name and touches nothing, but takes
-/// a chunk of a newer version for damage. So formats are raised with the versions of chunks as well.
-pub const META_VERSION: u8 = 13;
+/// It speaks for all that lies in runs, and for users' rows: an older build refuses a table of a newer format by name and
+/// touches nothing, but takes a chunk, or a row, of a newer version for damage. So formats are raised with their versions.
+pub const META_VERSION: u8 = 17;
 /// The formats of the row where messages are sealed, and where they are not, and nothing ever ended for a reason that came
 /// later than these.
-const SEALED_VERSION: u8 = 11;
-const PLAIN_VERSION: u8 = 10;
+const SEALED_VERSION: u8 = 15;
+const PLAIN_VERSION: u8 = 14;
 /// What is added to the format when something did: the counters of later reasons stand before the row.
 const LATER: u8 = 2;
+/// How far all of them were raised for version 5 of users' rows. The older ones have the same bytes; they are read, and written
+/// anew before anything else is.
+const RAISED: u8 = 4;
 /// What a part says before its share of the row.
 const PART_HEAD: usize = 2;
 /// The row's checksum is bound to this name.
@@ -170,6 +173,9 @@ pub(super) struct Meta {
     /// What the digest key is sealed with, where this was read.
     #[serde(skip)]
     pub(super) sealed: Option<KeyMark>,
+    /// Whether this was read from a row of an older format.
+    #[serde(skip)]
+    pub(super) is_older: bool,
     /// Grows with every publication.
     pub(super) generation: u64,
     /// The epoch of the last publication.
@@ -189,6 +195,7 @@ impl Meta {
             stream,
             digest_key,
             sealed: None,
+            is_older: false,
             generation: 0,
             epoch: Epoch(0),
             settled: Seq::ZERO,
@@ -244,16 +251,18 @@ impl Meta {
         if *version > META_VERSION {
             return Err(MetaError::TooNew { found: *version });
         }
-        if *version < PLAIN_VERSION {
+        if *version < PLAIN_VERSION - RAISED {
             return Err(MetaError::Damaged(format!("format {version} is older than every release")));
         }
+        let is_older = *version < PLAIN_VERSION;
+        let version = if is_older { *version + RAISED } else { *version };
         let body = frame::decode(NAME, framed).map_err(|e| MetaError::Damaged(e.to_string()))?;
-        let (later, body) = match *version > SEALED_VERSION {
+        let (later, body) = match version > SEALED_VERSION {
             true => later::unpack(body)
                 .ok_or_else(|| MetaError::Damaged("its counters are cut short".to_owned()))?,
             false => (Vec::new(), body),
         };
-        let mut meta = match *version == SEALED_VERSION || *version == SEALED_VERSION + LATER {
+        let mut meta = match version == SEALED_VERSION || version == SEALED_VERSION + LATER {
             true => sealed::decode(body, cipher)?,
             false => {
                 let mut meta: Self =
@@ -263,6 +272,7 @@ impl Meta {
             }
         };
         later::put(&mut meta.counters, later);
+        meta.is_older = is_older;
         Ok(meta)
     }
 
@@ -316,6 +326,7 @@ mod tests {
     use std::path::PathBuf;
 
     use super::*;
+    use crate::EndReason;
     use crate::record::{Backlog, LaneId};
 
     /// A table in which no field has the value it is born with.
@@ -366,18 +377,19 @@ mod tests {
             runs: vec![run(3, 0, 1999), run(6, 2000, 3999)],
             dropping: vec![run(1, 0, 999)],
             sealed: None,
+            is_older: false,
         }
     }
 
     #[test]
     fn bytes_are_those_of_the_golden_file() {
-        let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "table.v10.bin"].iter().collect();
+        let path: PathBuf = [env!("CARGO_MANIFEST_DIR"), "tests", "golden", "table.v14.bin"].iter().collect();
         let bytes = sample().encode(&Cipher::plain());
         if std::env::var_os("LASTMILE_BLESS").is_some() {
             std::fs::write(&path, &bytes).unwrap();
         }
         let golden = std::fs::read(&path).unwrap();
-        assert_eq!(bytes, golden, "the table is written in another way than version 10 says");
+        assert_eq!(bytes, golden, "the table is written in another way than version 14 says");
         let mut expected = sample();
         expected.runs.iter_mut().for_each(|run| run.keys.plain = true);
         assert_eq!(Meta::decode(&golden, &Cipher::plain()).unwrap(), expected);
@@ -385,12 +397,25 @@ mod tests {
     }
 
     #[test]
+    fn the_formats_before_rows_of_version_5_are_read_and_known_to_be_older() {
+        let golden = include_bytes!("../../../tests/golden/table.v10.bin");
+        let mut expected = Meta { is_older: true, ..sample() };
+        expected.runs.iter_mut().for_each(|run| run.keys.plain = true);
+        assert_eq!(Meta::decode(golden, &Cipher::plain()).unwrap(), expected);
+        expected.counters[0].0.ended[EndReason::Elsewhere.index()] = 3;
+        let mut bytes = expected.encode(&Cipher::plain());
+        assert_eq!(bytes[0], PLAIN_VERSION + LATER);
+        bytes[0] = 12;
+        assert_eq!(Meta::decode(&bytes, &Cipher::plain()).unwrap(), expected);
+    }
+
+    #[test]
     fn a_newer_table_is_named_and_an_older_or_damaged_one_refused() {
         let mut bytes = sample().encode(&Cipher::plain());
         let decode = |bytes: &[u8]| Meta::decode(bytes, &Cipher::plain());
         bytes[0] = META_VERSION + 1;
-        assert!(matches!(decode(&bytes), Err(MetaError::TooNew { found: 14 })));
-        bytes[0] = PLAIN_VERSION - 1;
+        assert!(matches!(decode(&bytes), Err(MetaError::TooNew { found: 18 })));
+        bytes[0] = PLAIN_VERSION - RAISED - 1;
         assert!(matches!(decode(&bytes), Err(MetaError::Damaged(_))));
         bytes[0] = PLAIN_VERSION;
         *bytes.last_mut().unwrap() ^= 1;

@@ -262,6 +262,7 @@ impl OutboxStore {
         meta.epoch = epoch;
         let mut batch = Batch::new();
         meta.sealed = self.cipher().current();
+        meta.is_older = false;
         meta.write(self.cipher(), &mut batch);
         if let Some((key, value)) = row {
             batch.put(key, value);

@@ -182,6 +182,8 @@ impl OutboxStore {
         }
         let epoch = store.take_epoch(journal_epoch.max(meta.epoch))?;
         let is_sealed_so = meta.sealed == cipher.current();
+        // Rows are written before the table is: until it is of the newest format, an older build would take them for damage.
+        let is_older = meta.is_older;
         let outbox = Self::new(store, manifest, cipher, meta, epoch);
         let missing_through = lost.iter().map(|loss| loss.run.last.get()).max().unwrap_or(0);
         outbox.inner.missing_through.store(missing_through, Ordering::Relaxed);
@@ -190,6 +192,7 @@ impl OutboxStore {
         mark::write(outbox.dyn_store(), outbox.cipher(), &marks)?;
         outbox.warn_of_missing_keys();
         if is_new
+            || is_older
             || !is_sealed_so
             || named.as_ref().is_none_or(|named| named.generation != outbox.table().generation)
         {

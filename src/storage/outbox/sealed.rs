@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! table, plain     `PLAIN_VERSION` · frame(table)
-//! table, sealed    `META_VERSION` · frame(sealed digest key · what each run is sealed with · table without that key)
+//! table, sealed    `SEALED_VERSION` · frame(sealed digest key · what each run is sealed with · table without that key)
 //! ```
 //!
 //! The digest key is a secret of its own: with it, contents could be guessed against the digests of remembered ids.

@@ -166,14 +166,36 @@ fn a_directory_of_sled_whose_ids_version_1_wrote_is_opened_and_remembers_them() 
     assert_eq!(loaded(&outbox, 0), all);
 }
 
-/// An older build takes chunks of a newer version for damage: it forgets what they remember, and merges it away. The table,
-/// which it reads first and refuses by name, is what keeps it from that.
+/// An older build takes chunks of a newer version for damage: it forgets what they remember, and merges it away. It takes a
+/// user's row of a newer version for lost, with its cursors, inbox and ledger. The table, which it reads first and refuses by
+/// name, is what keeps it from that.
 #[test]
-fn whoever_raises_the_version_of_a_chunk_raises_the_format_of_the_table() {
-    let versions = (super::super::chunk::VERSION, crate::codec::DEDUP_VERSION);
+fn whoever_raises_the_version_of_a_chunk_or_of_a_row_raises_the_format_of_the_table() {
+    let chunks = (super::super::chunk::VERSION, crate::codec::DEDUP_VERSION);
     assert_eq!(
-        (versions, super::super::meta::META_VERSION),
-        ((1, 2), 13),
+        (chunks, crate::codec::ROW_VERSION, super::super::meta::META_VERSION),
+        ((1, 2), 5, 17),
         "raise all formats of the table too"
     );
+}
+
+/// Rows are written before the table is: one that an older build could open would lead it to them.
+#[test]
+fn a_table_of_an_older_format_is_written_anew_by_the_opening_and_before_any_row() {
+    let dir = tempfile::tempdir().unwrap();
+    let store = MemoryStore::new();
+    // With a manifest the table is not written at each opening anyway.
+    let manifest = Some(dir.path().join("manifest"));
+    let reopened = || OutboxStore::open(Arc::new(store.clone()), manifest.clone(), Epoch(0), FRESH).unwrap();
+    let (_, opened) = reopened();
+    let key = keys::Key::Meta { part: 0 }.encode();
+    let row = || store.read(&key).unwrap().unwrap();
+    // The format stands behind the number of parts.
+    let (mut older, newest) = (row(), row()[2]);
+    older[2] = newest - 4;
+    let mut batch = Batch::new();
+    batch.put(key.clone(), older);
+    store.apply(opened.epoch, batch).unwrap();
+    let (_, opened) = reopened();
+    assert_eq!((row()[2], opened.identity), (newest, FRESH));
 }
