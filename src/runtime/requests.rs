@@ -206,22 +206,26 @@ pub(super) async fn ask(
     let (watch, clock) = (Stopwatch::start(), &engine.inner.clock);
     let key = (request.recipient().clone(), request.id());
     let until = Clock::now(&**clock).after(within);
-    let Some((wait, answer)) = engine.inner.requests.wait(key, until) else {
+    let Some((wait, mut answer)) = engine.inner.requests.wait(key, until) else {
         return Err(RequestError::TooMany(Box::new(message)));
     };
     let receipt = send(request).await?;
     let left = within.saturating_sub(Duration::from_nanos(watch.nanos()));
-    let outcome = tokio::time::timeout(left, answer_or_end(answer, &receipt)).await;
+    let outcome = tokio::time::timeout(left, answer_or_end(&mut answer, &receipt)).await;
+    // From here on nobody gives it anything. What was given since it was looked at has been acknowledged, and comes no second
+    // time.
     drop(wait);
     match outcome {
         Ok(Ok(answer)) => Ok(answer),
-        Ok(Err(reason)) => Err(RequestError::Ended { reason, receipt: Box::new(receipt) }),
-        Err(_) => Err(RequestError::TimedOut(Box::new(receipt))),
+        Ok(Err(reason)) => {
+            answer.try_recv().map_err(|_| RequestError::Ended { reason, receipt: Box::new(receipt) })
+        }
+        Err(_) => answer.try_recv().map_err(|_| RequestError::TimedOut(Box::new(receipt))),
     }
 }
 
 /// The answer, or why there will be none: the request has ended, and nobody can have handled it.
-async fn answer_or_end(answer: oneshot::Receiver<Bytes>, receipt: &Receipt) -> Result<Bytes, EndReason> {
+async fn answer_or_end(answer: &mut oneshot::Receiver<Bytes>, receipt: &Receipt) -> Result<Bytes, EndReason> {
     let (mut answer, mut end) = (pin!(answer), pin!(receipt.reached(Stage::Delivered)));
     let (mut is_open, mut is_watched) = (true, true);
     poll_fn(|context| {
@@ -255,7 +259,8 @@ impl Engine {
     /// [`RequestError`], which says what became of the message.
     ///
     /// # Cancel safety
-    /// As for [`Engine::send`]; the answer is then like one that comes late.
+    /// As for [`Engine::send`]; the answer is then like one that comes late. One that was given to this wait already, and that
+    /// it has not returned, is gone with it.
     pub async fn request(&self, message: Message, within: Duration) -> Result<Bytes, RequestError> {
         ask(self, message, within, async |message| self.send(message).await).await
     }

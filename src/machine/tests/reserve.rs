@@ -443,15 +443,22 @@ fn a_batch_for_people_who_must_be_read_first_holds_nothing_when_they_cannot_be()
     }
 }
 
-#[test]
-fn what_was_held_for_a_device_that_left_meanwhile_ends_with_it_and_its_slot_is_empty_for_the_next() {
+/// A phone of Alice's, to which whatever is for her goes by a copy of its own; and messages for her and somebody of another shard.
+fn with_phone() -> (Net, [Message; 2]) {
     let devices = crate::message::DevicePolicy::EveryDevice;
     let mut net = Net::with(2, Config { devices, ..Config::default() });
     let (mine, other) = (message("alice"), person_of_another_shard(&net, "alice"));
+    let phone = DeviceId::new("phone").unwrap();
+    net.operate(net.shard(&mine), Operation::Register(mine.recipient().clone(), phone));
+    net.finish();
+    (net, [mine, other])
+}
+
+#[test]
+fn what_was_held_for_a_device_that_left_meanwhile_ends_with_it_and_its_slot_is_empty_for_the_next() {
+    let (mut net, [mine, other]) = with_phone();
     let shard = net.shard(&mine);
     let (alice, named) = (mine.recipient().clone(), |name| DeviceId::new(name).unwrap());
-    net.operate(shard, Operation::Register(alice.clone(), named("phone")));
-    net.finish();
     // Alice's shard holds its part, and the other one has not been asked yet.
     let tickets = net.send_batch(&[mine, other]);
     net.operate(shard, Operation::Unregister(alice.clone(), named("phone")));
@@ -473,13 +480,9 @@ fn what_was_held_for_a_device_that_left_meanwhile_ends_with_it_and_its_slot_is_e
 
 #[test]
 fn what_was_held_for_a_device_is_not_left_in_its_slot_when_it_comes_while_the_rest_ends() {
-    let devices = crate::message::DevicePolicy::EveryDevice;
-    let mut net = Net::with(2, Config { devices, ..Config::default() });
-    let (mine, other) = (message("alice"), person_of_another_shard(&net, "alice"));
+    let (mut net, [mine, other]) = with_phone();
     let shard = net.shard(&mine);
     let (alice, named) = (mine.recipient().clone(), |name| DeviceId::new(name).unwrap());
-    net.operate(shard, Operation::Register(alice.clone(), named("phone")));
-    net.finish();
     net.send(&message("alice"));
     net.finish();
     // Handed out for both shards, and not durable.

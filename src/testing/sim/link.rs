@@ -34,11 +34,6 @@ pub(super) struct Reaction {
 }
 
 impl Link {
-    /// What the other engine is asked to take: the first of what is on offer.
-    pub(super) fn carried(&self) -> Option<&Delivery> {
-        self.carrying.and(self.queue.front())
-    }
-
     /// Deals with the oldest message.
     pub(super) fn react(&mut self, random: &mut Random) -> Reaction {
         let mut reaction = Reaction::default();

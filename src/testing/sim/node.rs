@@ -420,7 +420,7 @@ impl Node {
         let Some(engine) = &self.engine else { return };
         for link in engine.links.values() {
             // Of what is on its way to another engine, that says what becomes of it.
-            let rest = link.queue.iter().skip(usize::from(link.carried().is_some()));
+            let rest = link.queue.iter().skip(usize::from(link.carrying.is_some()));
             self.oracle.check_told_to_stop(&link.device, rest);
         }
         // Between a sync and the last `Persisted`, the machines know less than the disk.

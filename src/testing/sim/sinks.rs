@@ -75,9 +75,10 @@ impl Node {
         let links = self.engine.as_mut().map(|engine| &mut engine.links);
         match links.and_then(|links| links.get_mut(&link)) {
             Some(link) => {
-                // What is on its way to another engine stays: that says what becomes of it.
-                let carried = link.carried().map(|delivery| delivery.entry);
-                let stays = |entry| entry != withdrawn.entry || carried == Some(entry);
+                // The first one, if it is on its way to another engine, stays: that says what becomes of it. What was offered
+                // twice may be behind it.
+                let mut is_carried = link.carrying.is_some();
+                let mut stays = |entry| core::mem::take(&mut is_carried) || entry != withdrawn.entry;
                 link.queue.retain(|delivery| stays(delivery.entry));
             }
             None => self.oracle.fail(format!("{link:?} was told of {withdrawn:?} when gone")),

@@ -62,19 +62,24 @@ test("messages that were never sent go out once after a reload, in their order",
   assert.deepEqual([payloads(), second.client.outbox(), peer.violations], [["1", "2", "3"], [], []]);
 });
 
+/** The page dies with its first publish on its way: nobody tells it what became of that. */
+async function killedWhilePublishing({ world, peer }, tab, draft) {
+  let killed = false;
+  peer.options.onPublish = () => {
+    if (!killed) tab.page.kill();
+    killed = true;
+  };
+  tab.client.send(draft);
+  await world.pass(1000, () => killed);
+}
+
 test("a message whose receipt was lost with the page is sent again under a new number, and accepted once", async () => {
   const { world, open, send, settle, payloads, peer } = setUp();
   const first = open();
   await world.pass(1000, online(first));
   await send(first.client, "before");
   await world.pass(1000);
-  let killed = false;
-  peer.options.onPublish = () => {
-    if (!killed) first.page.kill();
-    killed = true;
-  };
-  first.client.send({ to: "bob", event: "chat.message", payload: "one", ttl: 600_000 });
-  await world.pass(1000, () => killed);
+  await killedWhilePublishing({ world, peer }, first, { to: "bob", event: "chat.message", payload: "one", ttl: 600_000 });
   assert.deepEqual(payloads(), ["before", "one"]);
   await world.pass(5000);
   const second = open();
@@ -89,13 +94,7 @@ test("what may have been accepted longer ago than ids are remembered is not repe
   const { world, open, settle, payloads, peer } = setUp();
   const first = open();
   await world.pass(1000, online(first));
-  let killed = false;
-  peer.options.onPublish = () => {
-    if (!killed) first.page.kill();
-    killed = true;
-  };
-  first.client.send({ to: "bob", event: "chat.message", payload: "one" });
-  await world.pass(1000, () => killed);
+  await killedWhilePublishing({ world, peer }, first, { to: "bob", event: "chat.message", payload: "one" });
   await world.pass(3_600_001);
   const second = open();
   await world.pass(1000);
@@ -109,13 +108,7 @@ test("when the clock was set back, what may have been accepted is not repeated, 
   const { world, open, send, settle, accepted, peer } = setUp();
   const first = open();
   await world.pass(1000, online(first));
-  let killed = false;
-  peer.options.onPublish = () => {
-    if (!killed) first.page.kill();
-    killed = true;
-  };
-  first.client.send({ to: "bob", event: "chat.message", payload: "one" });
-  await world.pass(1000, () => killed);
+  await killedWhilePublishing({ world, peer }, first, { to: "bob", event: "chat.message", payload: "one" });
   const third = open({}, { connect: false });
   await send(third.client, "two", { to: "carol", ttl: 60_000 });
   third.page.kill();
