@@ -24,10 +24,13 @@ use crate::session::frame::Credentials;
 /// ```
 pub trait CredentialSource: Send + Sync + 'static {
     /// New credentials, or none if there are none now: then it is asked again after a while. `why` is what the ones before
-    /// were refused with; none at the start, and when they are about to expire.
+    /// were refused with, or [`Code::SessionExpired`] if their time is over; none at the start, and when they are about to
+    /// expire. While nothing is connected it may take [`DialerConfig::ask_timeout`](crate::session::DialerConfig::ask_timeout).
     ///
     /// # Cancel safety
-    /// The future is dropped when the client is closed.
+    /// The future is dropped when the client is closed, and when the question is asked anew: after that time, when the network
+    /// has changed, and when the connection has ended while they were asked for ahead of time. A login screen that is open
+    /// should stay open, for the next question to find.
     fn credentials(&self, why: Option<Code>) -> impl Future<Output = Option<Credentials>> + Send;
 }
 

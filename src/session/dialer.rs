@@ -33,8 +33,8 @@ pub use self::io::{DialAction, DialInput, DialState};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Idle,
-    /// Asked for credentials.
-    Asking,
+    /// Asked for credentials, then.
+    Asking(Timestamp),
     /// Until then.
     Waiting(Timestamp),
     /// The transport is being made, since then.
@@ -68,11 +68,15 @@ pub struct Dialer {
     phase: Phase,
     grade: Grade,
     has_credentials: bool,
+    /// When they are good no longer, if the peer has said so of them.
+    good_until: Option<Timestamp>,
     /// The peer does not want to see us before.
     not_before: Timestamp,
     /// When the connection opened, until it has stood for long enough to be a success.
     unproven: Option<Timestamp>,
     why: Option<Code>,
+    /// What the host was told last.
+    shown: Option<DialState>,
     /// The network has changed since hello was said: should nothing come of that, it says nothing of the new one.
     hinted: bool,
     now: Timestamp,
@@ -90,9 +94,11 @@ impl Dialer {
             phase: Phase::Idle,
             grade: Grade::Good,
             has_credentials: false,
+            good_until: None,
             not_before: Timestamp::ZERO,
             unproven: None,
             why: None,
+            shown: None,
             hinted: false,
             now: Timestamp::ZERO,
             actions: VecDeque::new(),
@@ -116,17 +122,13 @@ impl Dialer {
         match self.phase {
             Phase::Waiting(until) => Some(until),
             Phase::Dialing(_, since) | Phase::Up(_, Some((_, since))) => Some(since.after(self.dial_time())),
+            Phase::Asking(since) => Some(since.after(self.config.ask_timeout)),
             Phase::Up(_, None) => {
                 let proves = self.ladder.proves_at().filter(|_| self.grade > Grade::Poor);
                 let next = self.ladder.poll_timeout().into_iter().chain(proves).min();
                 next.map(|at| at.max(self.not_before))
             }
-            Phase::Idle
-            | Phase::Asking
-            | Phase::Greeting(_)
-            | Phase::Climbing(..)
-            | Phase::GivenUp
-            | Phase::Closed => None,
+            Phase::Idle | Phase::Greeting(_) | Phase::Climbing(..) | Phase::GivenUp | Phase::Closed => None,
         }
     }
 
@@ -142,6 +144,7 @@ impl Dialer {
             }
             DialInput::Credentials => self.credentials(),
             DialInput::NoCredentials => self.no_credentials(),
+            DialInput::GoodUntil(until) => self.good_until = until,
             DialInput::Stands => self.stands(),
             DialInput::Failed(code, retry_after) => self.failed(code, retry_after),
             DialInput::Opened => self.opened(),
@@ -177,20 +180,36 @@ impl Dialer {
     }
 
     fn state(&mut self, state: DialState) {
+        self.shown = Some(state);
         self.actions.push_back(DialAction::State(state));
     }
 
-    /// Connects, if there are credentials, or asks for some.
+    /// Connects, if there are credentials, or asks for some. Those whose time is over are shown to nobody: they would be
+    /// refused.
     fn proceed(&mut self) {
+        if self.good_until.is_some_and(|until| until <= self.now) {
+            self.good_until = None;
+            self.has_credentials = false;
+            self.why = Some(Code::SessionExpired);
+        }
         if self.has_credentials {
             let rung = self.ladder.current();
             self.phase = Phase::Dialing(rung, self.now);
             self.state(DialState::Connecting(rung));
             self.actions.push_back(DialAction::Dial(rung));
         } else {
-            self.phase = Phase::Asking;
-            self.actions.push_back(DialAction::AskCredentials(self.why));
+            self.ask();
         }
+    }
+
+    /// Whoever gives some may take its time, and there is no connection meanwhile: the host is not to think that there is.
+    fn ask(&mut self) {
+        self.phase = Phase::Asking(self.now);
+        let needs = DialState::NeedsCredentials(self.why);
+        if self.shown.is_some_and(|shown| shown != needs) {
+            self.state(needs);
+        }
+        self.actions.push_back(DialAction::AskCredentials(self.why));
     }
 
     fn wait(&mut self, until: Timestamp) {
@@ -200,19 +219,21 @@ impl Dialer {
 
     fn credentials(&mut self) {
         let had = core::mem::replace(&mut self.has_credentials, true);
+        // Nobody has said of these yet for how long they are good.
+        self.good_until = None;
         match self.phase {
             // Those that were refused a moment ago may come again: not in a busy loop.
-            Phase::Asking | Phase::Waiting(_) if !had && self.not_before > self.now => {
+            Phase::Asking(_) | Phase::Waiting(_) if !had && self.not_before > self.now => {
                 self.wait(self.not_before)
             }
-            Phase::Asking | Phase::Waiting(_) if !had => self.proceed(),
+            Phase::Asking(_) | Phase::Waiting(_) if !had => self.proceed(),
             _ => {}
         }
     }
 
     /// The host is asked again: what gives it some may be what cannot be reached now.
     fn no_credentials(&mut self) {
-        if self.phase == Phase::Asking {
+        if matches!(self.phase, Phase::Asking(_)) {
             let until = self.now.after(self.backoff.next_delay(None)).max(self.not_before);
             self.phase = Phase::Waiting(until);
             self.state(DialState::NeedsCredentials(self.why));
@@ -231,6 +252,7 @@ impl Dialer {
         if let Phase::Greeting(rung) | Phase::Climbing(_, rung) = self.phase {
             self.phase = Phase::Up(rung, None);
             self.why = None;
+            self.good_until = None;
             self.hinted = false;
             self.grade = Grade::Good;
             self.unproven = Some(self.now);
@@ -391,7 +413,11 @@ impl Dialer {
                 self.ladder.network_changed(worked);
                 self.proceed();
             }
-            Phase::Asking => self.ladder.network_changed(worked),
+            // What gives them may have asked over the old network.
+            Phase::Asking(_) => {
+                self.ladder.network_changed(worked);
+                self.ask();
+            }
             // The welcome may be on its way, or hello lost with the old network.
             Phase::Greeting(_) | Phase::Climbing(..) => {
                 self.hinted = true;
@@ -450,6 +476,7 @@ impl Dialer {
     fn tick(&mut self) {
         match self.phase {
             Phase::Waiting(until) if until <= self.now => self.proceed(),
+            Phase::Asking(since) if since.after(self.config.ask_timeout) <= self.now => self.ask(),
             Phase::Dialing(_, since) | Phase::Up(_, Some((_, since)))
                 if since.after(self.dial_time()) <= self.now =>
             {

@@ -251,6 +251,9 @@ impl Session {
             rival: None,
         };
         self.open(up, None, welcome.resumed.then_some(welcome.position));
+        if let Some(until) = self.expiry.at() {
+            self.event(Event::GoodUntil(Some(until)));
+        }
         // An acceptor that has heard something knows that its welcome was taken, and what the numbers stand for that it has
         // filled anew: without that, the next hello would begin a new life.
         if welcome.resumed || self.stated != self.inc.window() {
@@ -333,5 +336,6 @@ impl Session {
     /// A connector's credentials are good for longer.
     pub(super) fn renewal_heard(&mut self, expires_in: Option<Duration>) {
         self.set_expiry(expires_in.map(|in_| self.now.after(in_)));
+        self.event(Event::GoodUntil(self.expiry.at()));
     }
 }

@@ -222,6 +222,8 @@ pub enum Event {
     /// What became of a publish: `None` when it was decided and the receipt was lost. Send the message again with the same
     /// id to learn it.
     Receipt(u64, Option<Published>),
+    /// A connector's credentials are good until then, by what the acceptor has said, or for as long as anybody knows.
+    GoodUntil(Option<Timestamp>),
     /// The credentials expire soon: say [`Input::Renew`]. A host that has no others now is asked again a little later.
     RenewSoon,
     /// The peer has new credentials: authenticate them and say [`Input::Renewed`]. Not said again before that, nor within a

@@ -20,6 +20,9 @@ pub struct DialerConfig {
     pub patience: Duration,
     /// How long a transport may take to connect otherwise. Default: 10 s.
     pub dial_timeout: Duration,
+    /// How long the host may take to give credentials, which may be a person's at a login screen; then it is asked anew, as what
+    /// it waits for may never come. Default: 5 minutes.
+    pub ask_timeout: Duration,
     /// When transports are left and tried again.
     pub ladder: LadderConfig,
     /// What is done about each error.
@@ -33,6 +36,7 @@ impl Default for DialerConfig {
             backoff_cap: Duration::from_secs(20),
             patience: Duration::from_millis(2500),
             dial_timeout: Duration::from_secs(10),
+            ask_timeout: Duration::from_secs(300),
             ladder: LadderConfig::default(),
             recovery: Recovery::default(),
         }
@@ -52,6 +56,9 @@ impl DialerConfig {
             return Err(ConfigError::new(
                 "dial_timeout and patience must be above zero: no transport could ever be made",
             ));
+        }
+        if self.ask_timeout.is_zero() {
+            return Err(ConfigError::new("ask_timeout must be above zero: nobody could give credentials"));
         }
         if self.ladder.cool_down.is_zero() || self.ladder.stable.is_zero() {
             return Err(ConfigError::new(

@@ -16,6 +16,9 @@ pub enum DialInput {
     Credentials,
     /// The host has none now.
     NoCredentials,
+    /// Until when the credentials are good that the connection was opened with, or renewed: after `Opened`, and again when
+    /// they were renewed. `None`: for as long as anybody knows.
+    GoodUntil(Option<Timestamp>),
     /// The transport that was dialled stands, and the session says hello over it. A connection that is open stands all the while.
     Stands,
     /// The transport that was dialled could not be made, or was not let in while another connection stands.
@@ -42,7 +45,8 @@ pub enum DialInput {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum DialAction {
-    /// Ask the host for credentials, because of this; then say [`DialInput::Credentials`] or [`DialInput::NoCredentials`].
+    /// Ask the host for credentials, because of this; then say [`DialInput::Credentials`] or [`DialInput::NoCredentials`]. A
+    /// question that has no answer yet is dropped: this one takes its place.
     AskCredentials(Option<Code>),
     /// Make a connection over this transport; then say [`DialInput::Stands`] or [`DialInput::Failed`].
     Dial(usize),
@@ -58,7 +62,7 @@ pub enum DialAction {
 pub enum DialState {
     /// No connection, and no attempt before this time.
     Offline(Timestamp, Option<Code>),
-    /// The host has no credentials that are good.
+    /// There is no connection, and the host is asked for credentials, or has none that are good.
     NeedsCredentials(Option<Code>),
     /// An attempt over this transport is under way.
     Connecting(usize),

@@ -122,10 +122,53 @@ fn what_the_peer_asked_for_stands_when_the_credentials_end_meanwhile() {
 fn refused_credentials_are_asked_for_again_and_not_tried_at_once() {
     let mut dialer = up(1);
     let lost = tell(&mut dialer, 0, DialInput::Lost(Code::SessionExpired, None));
-    assert_eq!(lost, [DialAction::AskCredentials(Some(Code::SessionExpired))]);
+    let why = Some(Code::SessionExpired);
+    let asked = [DialAction::State(DialState::NeedsCredentials(why)), DialAction::AskCredentials(why)];
+    assert_eq!(lost, asked, "nobody is told that it is online while they are sought");
     let again = tell(&mut dialer, 1, DialInput::Credentials);
     assert!((500..=1000).contains(&until(&again)));
     assert_eq!(tell(&mut dialer, 1000, DialInput::Tick).last(), Some(&DialAction::Dial(0)));
+}
+
+/// Found by an audit: a client whose host showed a login screen was said to be online for as long as that took.
+#[test]
+fn while_credentials_are_sought_the_host_knows_and_a_question_without_an_answer_is_asked_anew() {
+    let mut dialer = up(1);
+    tell(&mut dialer, 0, DialInput::Lost(Code::CredentialsRefused, None));
+    let why = Some(Code::CredentialsRefused);
+    assert_eq!(dialer.shown, Some(DialState::NeedsCredentials(why)));
+    assert_eq!(dialer.poll_timeout(), Some(at(300_000)), "for as long as a person may need");
+    assert_eq!(tell(&mut dialer, 299_999, DialInput::Tick), []);
+    assert_eq!(tell(&mut dialer, 300_000, DialInput::Tick), [DialAction::AskCredentials(why)]);
+    let hinted = tell(&mut dialer, 300_001, DialInput::NetworkChanged(vec![]));
+    assert_eq!(
+        hinted,
+        [DialAction::AskCredentials(why)],
+        "what it asked may have been lost with the network"
+    );
+    assert_eq!(tell(&mut dialer, 301_000, DialInput::Credentials).last(), Some(&DialAction::Dial(0)));
+}
+
+/// Found by an audit: whoever came back after a night said hello with yesterday's token.
+#[test]
+fn credentials_whose_time_is_over_are_shown_to_nobody_and_others_asked_for_first() {
+    let mut dialer = up(1);
+    tell(&mut dialer, 0, DialInput::GoodUntil(Some(at(900_000))));
+    let lost = tell(&mut dialer, 800_000, DialInput::Lost(Code::TransportLost, None));
+    let again = tell(&mut dialer, until(&lost), DialInput::Tick);
+    assert_eq!(again.last(), Some(&DialAction::Dial(0)), "they are still good");
+    let failed = tell(&mut dialer, 805_000, DialInput::Failed(Code::TransportLost, None));
+    assert!(until(&failed) < 900_000);
+    let why = Some(Code::SessionExpired);
+    let asked = [DialAction::State(DialState::NeedsCredentials(why)), DialAction::AskCredentials(why)];
+    assert_eq!(tell(&mut dialer, 900_000, DialInput::Tick), asked);
+    let given = tell(&mut dialer, 900_001, DialInput::Credentials);
+    assert_eq!(given.last(), Some(&DialAction::Dial(0)), "nobody has refused anything: at once");
+    // What was renewed is good for longer, and another connection may say nothing of it.
+    tell(&mut dialer, 900_001, DialInput::Stands);
+    tell(&mut dialer, 900_001, DialInput::Opened);
+    let lost = tell(&mut dialer, 2_000_000, DialInput::Lost(Code::TransportLost, None));
+    assert_eq!(tell(&mut dialer, until(&lost), DialInput::Tick).last(), Some(&DialAction::Dial(0)));
 }
 
 #[test]

@@ -29,10 +29,10 @@ pub enum ClientState {
         /// How good it is.
         quality: Grade,
     },
-    /// The source of credentials has none that are good. It is asked again after a while, and when the network changes;
-    /// [`Client::renew`](crate::Client::renew) gives some at once.
+    /// There is no connection, and credentials are sought: their source is being asked, or had none that are good. It is asked
+    /// again after a while, and when the network changes; [`Client::renew`](crate::Client::renew) gives some at once.
     NeedsCredentials {
-        /// What the last ones were refused with.
+        /// What the last ones were refused with. [`Code::SessionExpired`] also if their time is over.
         why: Option<Code>,
     },
     /// It does not connect any more by itself: the device is connected elsewhere, say, or may not be. What is sent is kept, and

@@ -204,6 +204,7 @@ impl ClientTask {
                 }
                 // A source that takes its time is not asked the same again.
                 Event::RenewSoon if self.doing.asking.is_none() => self.ask(None),
+                Event::GoodUntil(until) => self.dial(DialInput::GoodUntil(until)),
                 Event::GoingAway(refused) => self.dial(DialInput::GoingAway(refused.retry_after)),
                 _ => {}
             }

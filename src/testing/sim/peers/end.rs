@@ -131,6 +131,7 @@ impl World {
                     self.dial(client, DialInput::Graded(grade))?;
                 }
             }
+            Event::GoodUntil(until) => self.dial(who.client(), DialInput::GoodUntil(until))?,
             Event::GapsHeard(told) => {
                 let link = self.end_mut(who).and_then(|end| end.telling.take());
                 if let (Some(link), Some(node)) = (link, self.node_mut(who)) {
