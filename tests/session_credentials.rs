@@ -9,8 +9,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lastmile::ports::{Authenticator, Claim, CredentialSource, Denied, Identity};
-use lastmile::session::Code;
 use lastmile::session::frame::Credentials;
+use lastmile::session::{AdmissionConfig, Code, Rate};
 use lastmile::storage::MemoryStore;
 use lastmile::testing::{Network, NetworkWeather, VirtualTime};
 use lastmile::{Acceptor, Client, ClientState, Engine};
@@ -94,6 +94,92 @@ async fn expired_credentials_end_the_session_and_leave_the_outbox() {
     alice.renew(Credentials("another".into())).await.unwrap();
     let got = tokio::time::timeout(Duration::from_secs(120), screen.next()).await.unwrap();
     assert_eq!(got.delivery.message.payload().as_ref(), b"waits");
+}
+
+/// Found by an audit: it was said to be online for as long as a login screen was open.
+#[tokio::test(start_paused = true)]
+async fn a_client_whose_host_takes_its_time_to_give_credentials_is_not_said_to_be_online() {
+    struct LoginScreen(AtomicUsize);
+    impl CredentialSource for LoginScreen {
+        async fn credentials(&self, _why: Option<Code>) -> Option<Credentials> {
+            match self.0.fetch_add(1, Ordering::SeqCst) {
+                0 => Some(Credentials("token".into())),
+                _ => std::future::pending().await,
+            }
+        }
+    }
+    let time = VirtualTime::start();
+    let server = server(&time, ShortLived(Duration::from_secs(30)));
+    let screen = LoginScreen(AtomicUsize::new(0));
+    let alice = alice(&time).connector(support::to(&server)).credentials(screen).build().unwrap();
+    online(&alice).await;
+    let mut watch = alice.watch();
+    let left = tokio::time::timeout(HOUR, watch.wait_for(|state| !state.is_online())).await;
+    let why = Some(Code::SessionExpired);
+    assert_eq!(left, Ok(Some(ClientState::NeedsCredentials { why })));
+    alice.renew(Credentials("typed in at last".into())).await.unwrap();
+    online(&alice).await;
+}
+
+/// Found by an audit: whoever came back after a night said hello with yesterday's token, at the cost of everybody at its
+/// address.
+#[tokio::test(start_paused = true)]
+async fn a_client_that_was_away_for_longer_than_its_token_is_good_asks_for_another_one_first() {
+    let time = VirtualTime::start();
+    let server = server(&time, ShortLived(Duration::from_secs(40)));
+    let (tokens, gate) = (Tokens::default(), support::Gate::opened());
+    let asked = tokens.0.clone();
+    let alice = alice(&time).connector(gate.connector(&server)).credentials(tokens).build().unwrap();
+    online(&alice).await;
+    gate.close();
+    let phone = lastmile::Peer::new("alice".try_into().unwrap(), "phone".try_into().unwrap());
+    assert!(server.acceptor.close(&phone, Code::Done).await);
+    let mut watch = alice.watch();
+    let asks = async {
+        while asked.load(Ordering::SeqCst) < 2 {
+            watch.changed().await.expect("it goes on");
+        }
+    };
+    tokio::time::timeout(HOUR, asks).await.expect("another token is asked for");
+    gate.open();
+    online(&alice).await;
+    assert_eq!(asked.load(Ordering::SeqCst), 2);
+    assert_eq!(server.acceptor.stats().rejected, 0, "nothing was shown that is not good");
+}
+
+/// Found by an audit: one laptop that woke up with an old token was enough to keep all behind its address out for a while, and
+/// a few of them for a quarter of an hour.
+#[tokio::test(start_paused = true)]
+async fn an_office_that_wakes_up_with_expired_tokens_is_online_soon_and_no_penalty_is_left() {
+    struct Dated;
+    impl Authenticator for Dated {
+        async fn authenticate(&self, claim: Claim) -> Result<Identity, Denied> {
+            if claim.credentials.0.as_ref() == b"token 0" {
+                return Err(Denied::expired("a token of yesterday"));
+            }
+            claim.user.map(Identity::new).ok_or_else(|| Denied::refused("no name"))
+        }
+    }
+    let time = VirtualTime::start();
+    let engine = Engine::builder(MemoryStore::new()).clock(time.clock()).build().unwrap();
+    let mut admission = AdmissionConfig::default();
+    admission.address = Rate { every: Duration::from_millis(10), burst: 100 };
+    let acceptor = Acceptor::builder(engine.clone(), Dated).admission(admission).build().unwrap();
+    let server = Server { engine, acceptor };
+    let clients: Vec<_> = (0..50)
+        .map(|n| {
+            let engine = Engine::builder(MemoryStore::new()).clock(time.clock());
+            let client = Client::builder(engine, format!("user {n}"), "laptop").seed(n);
+            client.connector(support::to(&server)).credentials(Tokens::default()).build().unwrap()
+        })
+        .collect();
+    for client in &clients {
+        let mut watch = client.watch();
+        let online = watch.wait_for(|state| state.is_online());
+        assert!(tokio::time::timeout(Duration::from_secs(10), online).await.is_ok(), "{:?}", client.state());
+    }
+    assert_eq!((server.acceptor.stats().rejected, server.acceptor.stats().open), (50, 50));
+    online(&alice(&time).connector(support::to(&server)).build().unwrap()).await;
 }
 
 fn server(time: &VirtualTime, authenticator: impl Authenticator) -> Server {

@@ -64,8 +64,9 @@ impl Identity {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{text} ({code})")]
 pub struct Denied {
-    /// What the peer should do: [`Code::CredentialsRefused`] gets new ones, [`Code::Forbidden`] gives up,
-    /// [`Code::Overloaded`] comes back later.
+    /// What the peer should do: [`Code::CredentialsRefused`] and [`Code::SessionExpired`] get new ones, [`Code::Forbidden`] gives
+    /// up, [`Code::Overloaded`] comes back later. Refused ones, and whoever is forbidden to come, cost their address a penalty
+    /// (see [`Admission`](crate::session::Admission)).
     pub code: Code,
     /// When to come back, if that makes sense.
     pub retry_after: Option<Duration>,
@@ -78,6 +79,13 @@ impl Denied {
     #[must_use]
     pub fn refused(text: impl core::fmt::Display) -> Self {
         Self { code: Code::CredentialsRefused, retry_after: None, text: text.to_string() }
+    }
+
+    /// The credentials were good, and their time is over: the peer gets new ones. A laptop that wakes up has such, so it costs
+    /// its address nothing; say it only of what nobody can have guessed, as of a token whose signature was checked.
+    #[must_use]
+    pub fn expired(text: impl core::fmt::Display) -> Self {
+        Self { code: Code::SessionExpired, retry_after: None, text: text.to_string() }
     }
 }
 

@@ -3,9 +3,13 @@
 //! A connection that is let in takes a token of each bucket. One that is not is told when to come back: its slot. Slots of
 //! the global bucket are given out one after the other, at the configured rate, so a crowd that comes at once comes back
 //! spread over just the time it takes to let it in; nobody's slot moves back because others came later. A client that
-//! comes in its slot is let in by that reservation.
+//! comes in its slot is let in by that reservation. So it is with the turns of those who wait for the bucket of their address:
+//! whoever comes in its turn has paid its address, and stands in line with everybody else then.
 //!
-//! Failed attempts (bad credentials, broken protocol) cost their address a penalty that doubles with each and halves
+//! Who is asked to leave is given a slot of its own, beside those of newcomers: most of them come back elsewhere, so nothing is
+//! taken from the global bucket before one comes back here, in its slot, and is let in.
+//!
+//! Failed attempts (bad credentials, broken protocol) cost their address a penalty that doubles with each and is forgiven
 //! with time.
 //!
 //! A connection of which nothing is known yet, not even a hello, costs a place among the handshakes that are under way. One
@@ -14,6 +18,8 @@
 //! Memory is bounded. Addresses and users are LRUs: whoever falls out of them starts with a full bucket, which costs at most
 //! one burst; the global bucket has no memory to lose. Slots are no LRU, as the oldest one is the one that is due next: they
 //! are as many as fit into `max_wait`, and whoever came behind those has none.
+
+mod slots;
 
 use core::hash::BuildHasher as _;
 use core::num::{NonZeroU32, NonZeroUsize};
@@ -24,6 +30,7 @@ use lru::LruCache;
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{Rng as _, SeedableRng};
 
+use self::slots::{Due, Slots};
 use super::code::Code;
 use super::frame::Refused;
 use crate::digest::Digester;
@@ -55,16 +62,18 @@ pub struct AdmissionConfig {
     pub penalty: Duration,
     /// The longest penalty. Default: 15 minutes.
     pub max_penalty: Duration,
-    /// In this time half of the failures are forgiven. Default: 5 minutes.
+    /// In this time half of the failures are forgiven, and in a part of it as much less. Default: 5 minutes.
     pub half_life: Duration,
     /// By how much what is asked for is spread. Default: 200 ms.
     pub jitter: Duration,
     /// No slot is given that is further away: who comes then is asked to come back after this time, spread over as much
-    /// again, without a slot. So nobody can take all slots for ever. Default: 5 minutes.
+    /// again (one after the other, if it is for its address), without a slot. So nobody can take all slots for ever. Default:
+    /// 5 minutes.
     ///
     /// It bounds what is remembered of slots, too: one for each [`Rate::every`] of `global` in this time and the minute for
-    /// which a slot is kept. That is 180,000 by default, 13 MB when a crowd of that size has come, and nothing before; with
-    /// higher rates at most 1,048,576.
+    /// which a slot is kept. That is 180,000 by default, 11 MB when a crowd of that size has come, and nothing before; with
+    /// higher rates at most 1,048,576. As many may wait for the bucket of their address, and as many may have been asked to
+    /// leave.
     pub max_wait: Duration,
     /// Handshakes of one address that are under way at once; one that has a penalty has one. Whoever comes then is asked to
     /// come back. Default: 128.
@@ -88,8 +97,6 @@ impl Default for AdmissionConfig {
     }
 }
 
-/// How long after its time a slot still counts.
-const SLOT_GRACE: u64 = 60_000_000;
 /// Slots that are remembered at most, whatever the rate is.
 const MAX_SLOTS: u64 = 1 << 20;
 /// When somebody is asked to come back for whom there is no room, and no slot either.
@@ -120,11 +127,45 @@ impl Bucket {
 #[derive(Clone, Copy, Debug, Default)]
 struct Known {
     bucket: Bucket,
-    /// Failures, in 1/16, and since when they are forgiven.
+    /// When the last one comes back that was told to come behind all turns.
+    beyond: u64,
+    /// Failures, in 1/65,536, and since when they are forgiven.
     failures: u64,
     since: u64,
     /// Until when it has a penalty.
     barred: u64,
+}
+
+impl Known {
+    /// When somebody comes back who has no turn: one after the other behind those who have one, and when that leads too far, from
+    /// there again.
+    fn beyond(&mut self, now: u64, rate: Rate, max_wait: u64) -> u64 {
+        let from = now.saturating_add(max_wait);
+        let next = self.beyond.max(from).saturating_add(micros(rate.every));
+        self.beyond = if next > from.saturating_add(max_wait.saturating_mul(3)) { from } else { next };
+        self.beyond
+    }
+}
+
+/// What is remembered of a user.
+#[derive(Clone, Copy, Debug, Default)]
+struct Devices {
+    bucket: Bucket,
+    /// When the last one comes back that was refused.
+    told: u64,
+}
+
+/// One failure.
+const FAILURE: u64 = 1 << 16;
+
+/// What is left of failures after a time: half of them after each half-life, and between, 2⁻ˣ as 1 − 2x/3 + x²/6, which is
+/// within half of a percent.
+fn forgiven(failures: u64, elapsed: u64, half_life: u64) -> u64 {
+    const ONE: u128 = 1 << 16;
+    let halvings = elapsed.checked_div(half_life).unwrap_or(0).min(63);
+    let x = u128::from(elapsed % half_life) * ONE / u128::from(half_life);
+    let left = ONE - 2 * x / 3 + x * x / (6 * ONE);
+    u64::try_from(u128::from(failures >> halvings) * left / ONE).unwrap_or(u64::MAX)
 }
 
 /// Decides who may connect now.
@@ -138,13 +179,18 @@ pub struct Admission {
     digester: Digester,
     rng: ChaCha8Rng,
     addresses: LruCache<u64, Known>,
-    users: LruCache<u64, Bucket>,
-    /// Who was told to come back when, in the order of the slots: until then, and a while longer.
-    slots: LruCache<u64, u64>,
-    max_slots: usize,
+    users: LruCache<u64, Devices>,
+    /// Who has a token of all and of its address for when.
+    slots: Slots,
+    /// Who has a token of its address for when.
+    turns: Slots,
+    /// Who was asked to leave, and to come back when.
+    farewells: Slots,
     /// Handshakes of addresses that have some.
     handshakes: HashMap<u64, u32>,
     global: Bucket,
+    /// Spreads those who are asked to leave.
+    leaving: Bucket,
 }
 
 impl Admission {
@@ -152,17 +198,20 @@ impl Admission {
     #[must_use]
     pub fn new(config: AdmissionConfig, key: u128, seed: u64) -> Self {
         let max = config.max_remembered;
-        let slots = micros(config.max_wait).saturating_add(SLOT_GRACE) / micros(config.global.every).max(1);
+        let slots = micros(config.max_wait).saturating_add(slots::GRACE) / micros(config.global.every).max(1);
+        let slots = usize::try_from(slots.clamp(1, MAX_SLOTS)).unwrap_or(usize::MAX);
         Self {
-            max_slots: usize::try_from(slots.clamp(1, MAX_SLOTS)).unwrap_or(usize::MAX),
             config,
             digester: Digester::new(key),
             rng: ChaCha8Rng::seed_from_u64(seed),
             addresses: LruCache::new(max),
             users: LruCache::new(max),
-            slots: LruCache::unbounded(),
+            slots: Slots::new(slots),
+            turns: Slots::new(slots),
+            farewells: Slots::new(slots),
             handshakes: HashMap::new(),
             global: Bucket::default(),
+            leaving: Bucket::default(),
         }
     }
 
@@ -203,45 +252,73 @@ impl Admission {
     ///
     /// # Errors
     /// [`Refused`] with when to come back. Nothing was taken from any bucket, unless a slot was given: it takes a token of
-    /// its address and one of all, so that one address can take no more slots than it may connect.
+    /// its address and one of all, so that one address can take no more slots than it may connect. Who waits for its address
+    /// alone takes a token of that.
     pub fn arrive(&mut self, now: Timestamp, address: &[u8], client: &[u8]) -> Result<(), Refused> {
-        let (now, config) = (now.as_millis().saturating_mul(1000), self.config.clone());
+        let now = now.as_millis().saturating_mul(1000);
         let key = self.digester.hash_one(address);
-        let known = *self.addresses.get_or_insert(key, Known::default);
-        if known.barred > now {
-            return Err(self.refuse(Code::Penalised, known.barred, now));
+        let barred = self.addresses.get_or_insert(key, Known::default).barred;
+        if barred > now {
+            return Err(self.refuse(Code::Penalised, barred, now));
         }
-        let slot = self.digester.hash_one((address, client));
-        let reserved = self.slots.peek(&slot).copied();
-        match reserved {
+        let client = self.digester.hash_one((address, client));
+        match self.slots.due(client, now) {
             // Too early: the slot stands, whoever asks how often.
-            Some(at) if at > now => Err(self.refuse(Code::Overloaded, at, now)),
+            Some(Due::Early(at)) => return Err(self.refuse(Code::Overloaded, at, now)),
             // In time: its tokens were taken when the slot was given.
-            Some(at) if now <= at.saturating_add(SLOT_GRACE) => {
-                self.slots.pop(&slot);
-                Ok(())
+            Some(Due::Now) => {
+                self.slots.take(client);
+                return Ok(());
             }
-            _ => {
-                let ready = known.bucket.ready(config.address);
-                if ready > now {
-                    return Err(self.refuse(Code::RateLimited, ready, now));
-                }
-                let ready = self.global.ready(config.global);
-                if ready > now && !self.has_slot(now, ready) {
-                    let back = now.saturating_add(micros(self.beyond_slots()));
-                    return Err(self.refuse(Code::Overloaded, back, now));
-                }
-                self.global.take(now, config.global);
-                if let Some(known) = self.addresses.get_mut(&key) {
-                    known.bucket.take(now, config.address);
-                }
-                if ready > now {
-                    self.slots.put(slot, ready);
-                    return Err(self.refuse(Code::Overloaded, ready, now));
-                }
-                Ok(())
-            }
+            None => {}
         }
+        if self.farewells.due(client, now) == Some(Due::Now) {
+            self.farewells.take(client);
+            // It did not go elsewhere, so others who come here stand behind it.
+            self.global.take(now, self.config.global);
+            return Ok(());
+        }
+        let has_paid = self.turn(now, key, client)?;
+        let ready = self.global.ready(self.config.global);
+        if ready > now && !self.has_slot(now, ready) {
+            let back = now.saturating_add(micros(self.beyond_slots()));
+            return Err(self.refuse(Code::Overloaded, back, now));
+        }
+        self.global.take(now, self.config.global);
+        match self.addresses.get_mut(&key) {
+            Some(known) if !has_paid => known.bucket.take(now, self.config.address),
+            _ => self.turns.take(client),
+        }
+        if ready > now {
+            self.slots.put(client, ready);
+            return Err(self.refuse(Code::Overloaded, ready, now));
+        }
+        // Whoever came early, and was let in like anybody else, needs its slot no more.
+        self.farewells.take(client);
+        Ok(())
+    }
+
+    /// Whether a client's address has paid for it already; otherwise it has a token for it now. If neither, it is given a turn.
+    fn turn(&mut self, now: u64, address: u64, client: u64) -> Result<bool, Refused> {
+        match self.turns.due(client, now) {
+            Some(Due::Early(at)) => return Err(self.refuse(Code::RateLimited, at, now)),
+            Some(Due::Now) => return Ok(true),
+            None => {}
+        }
+        let (rate, max_wait) = (self.config.address, micros(self.config.max_wait));
+        let known = self.addresses.get_or_insert_mut(address, Known::default);
+        let ready = known.bucket.ready(rate);
+        if ready <= now {
+            return Ok(false);
+        }
+        let back = if ready.saturating_sub(now) <= max_wait && self.turns.has_room(now) {
+            known.bucket.take(now, rate);
+            self.turns.put(client, ready);
+            ready
+        } else {
+            known.beyond(now, rate, max_wait)
+        };
+        Err(self.refuse(Code::RateLimited, back, now))
     }
 
     /// A connection turned out to be this user's.
@@ -251,12 +328,17 @@ impl Admission {
     pub fn identify(&mut self, now: Timestamp, user: &UserId) -> Result<(), Refused> {
         let (now, rate) = (now.as_millis().saturating_mul(1000), self.config.user);
         let key = self.digester.hash_one(user.as_bytes());
-        let bucket = self.users.get_or_insert_mut(key, Bucket::default);
-        let ready = bucket.ready(rate);
+        let max_wait = micros(self.config.max_wait);
+        let devices = self.users.get_or_insert_mut(key, Devices::default);
+        let ready = devices.bucket.ready(rate);
         if ready > now {
-            return Err(self.refuse(Code::RateLimited, ready, now));
+            // One after the other, so that not all of them come at once again.
+            let next = devices.told.saturating_add(micros(rate.every)).max(ready);
+            devices.told = if next.saturating_sub(now) > max_wait { ready } else { next };
+            let back = devices.told;
+            return Err(self.refuse(Code::RateLimited, back, now));
         }
-        bucket.take(now, rate);
+        devices.bucket.take(now, rate);
         Ok(())
     }
 
@@ -266,23 +348,35 @@ impl Admission {
         let (penalty, max) = (micros(self.config.penalty), micros(self.config.max_penalty));
         let half_life = micros(self.config.half_life).max(1);
         let known = self.addresses.get_or_insert_mut(self.digester.hash_one(address), Known::default);
-        let halvings = now.saturating_sub(known.since).checked_div(half_life).unwrap_or(0).min(63);
-        known.failures = (known.failures >> halvings).saturating_add(16);
+        let left = forgiven(known.failures, now.saturating_sub(known.since), half_life);
+        known.failures = left.saturating_add(FAILURE);
         known.since = now;
-        let doublings = u32::try_from(known.failures / 16 - 1).unwrap_or(u32::MAX).min(40);
+        let doublings = u32::try_from(known.failures / FAILURE - 1).unwrap_or(u32::MAX).min(40);
         let barred = penalty.saturating_mul(1_u64.checked_shl(doublings).unwrap_or(u64::MAX)).min(max);
         known.barred = now.saturating_add(barred);
     }
 
-    /// Slots for clients that are asked to leave, one after the other at the global rate: for go-aways. One that would be
-    /// further away than `max_wait` is not given: they come back after that, spread over as much again.
-    pub fn slot(&mut self, now: Timestamp) -> Duration {
+    /// When a client that is asked to leave is to come back, one after the other at the global rate: for go-aways. `address` and
+    /// `client` are those it came with, see [`Admission::arrive`]: whoever comes back here then is let in. Whoever is asked twice
+    /// keeps its slot. One that would be further away than `max_wait` is not given: they come back after that, spread over as
+    /// much again.
+    pub fn farewell(&mut self, now: Timestamp, address: &[u8], client: &[u8]) -> Duration {
         let now = now.as_millis().saturating_mul(1000);
-        let ready = self.global.ready(self.config.global).max(now);
+        let client = self.digester.hash_one((address, client));
+        let given = match self.farewells.due(client, now) {
+            Some(Due::Early(at)) => Some(at),
+            _ => None,
+        };
+        let ready = given.unwrap_or_else(|| self.leaving.ready(self.config.global).max(now));
         if ready.saturating_sub(now) > micros(self.config.max_wait) {
             return self.beyond_slots();
         }
-        self.global.take(now, self.config.global);
+        if given.is_none() {
+            self.leaving.take(now, self.config.global);
+            if self.farewells.has_room(now) {
+                self.farewells.put(client, ready);
+            }
+        }
         Duration::from_micros(ready.saturating_sub(now)).saturating_add(self.jitter())
     }
 
@@ -295,12 +389,9 @@ impl Admission {
         Refused { code, retry_after: Some(from.saturating_add(drawn)), text: code.text().to_owned() }
     }
 
-    /// Whether there is a slot at that time, and room to remember it. Those that nobody came for are forgotten.
+    /// Whether there is a slot at that time, and room to remember it.
     fn has_slot(&mut self, now: u64, ready: u64) -> bool {
-        while self.slots.peek_lru().is_some_and(|(_, at)| at.saturating_add(SLOT_GRACE) < now) {
-            self.slots.pop_lru();
-        }
-        ready.saturating_sub(now) <= micros(self.config.max_wait) && self.slots.len() < self.max_slots
+        ready.saturating_sub(now) <= micros(self.config.max_wait) && self.slots.has_room(now)
     }
 
     /// When somebody comes back who has no slot: behind those who have one, and not all at once.
@@ -310,10 +401,11 @@ impl Admission {
         Duration::from_micros(max_wait.saturating_add(spread))
     }
 
-    /// How many addresses, users, slots and addresses with handshakes are remembered.
+    /// How many addresses, users, slots of all three kinds and addresses with handshakes are remembered.
     #[must_use]
     pub fn remembered(&self) -> usize {
-        [self.addresses.len(), self.users.len(), self.slots.len(), self.handshakes.len()].iter().sum()
+        let slots = self.slots.len() + self.turns.len() + self.farewells.len();
+        [self.addresses.len(), self.users.len(), slots, self.handshakes.len()].iter().sum()
     }
 
     fn jitter(&mut self) -> Duration {
@@ -438,7 +530,8 @@ mod tests {
         assert_eq!(wait(&mut admission, 100, b"b"), 900, "asking again costs nothing and gains nothing");
         assert_eq!(wait(&mut admission, 100, b"d"), 2900);
         assert!(admission.arrive(at(1000), b"b", b"").is_ok());
-        assert_eq!(admission.slot(at(1000)), Duration::from_secs(3), "who is sent away comes behind those");
+        let away = admission.farewell(at(1000), b"e", b"");
+        assert_eq!(away, Duration::ZERO, "who is sent away elsewhere has nothing to do with those");
     }
 
     #[test]
@@ -522,11 +615,100 @@ mod tests {
             ..generous()
         };
         let mut admission = Admission::new(config, 1, 2);
-        let slots: Vec<_> = (0..1000).map(|_| admission.slot(at(0)).as_secs()).collect();
+        let slots: Vec<_> =
+            (0..1000_u64).map(|n| admission.farewell(at(0), b"", &n.to_be_bytes()).as_secs()).collect();
         assert!(slots.iter().all(|slot| *slot <= 20));
-        let wait = admission.arrive(at(0), b"honest", b"").unwrap_err().retry_after.unwrap();
-        assert!(wait.as_secs() <= 20, "{wait:?}");
-        assert!(admission.arrive(at(11_000), b"honest", b"").is_ok(), "nothing was promised beyond that");
+        assert_eq!(admission.farewells.len(), 11);
+        assert!(admission.arrive(at(0), b"honest", b"").is_ok(), "nobody has come yet");
+    }
+
+    /// Found by an audit: each who was sent away took a token of all in advance, and nobody remembered for whom.
+    #[test]
+    fn rebalancing_keeps_no_newcomer_out_and_whoever_comes_back_here_in_its_slot_is_let_in() {
+        let mut admission = Admission::new(AdmissionConfig::default(), 1, 2);
+        let slots: Vec<_> =
+            (0..50_000_u32).map(|n| admission.farewell(at(0), b"office", &n.to_be_bytes())).collect();
+        assert!(slots.iter().all(|slot| *slot <= Duration::from_secs(99)));
+        assert!(admission.arrive(at(0), b"stranger", b"").is_ok());
+        for (n, slot) in slots.iter().enumerate().step_by(500) {
+            let (n, due) = (u32::try_from(n).unwrap(), u64::try_from(slot.as_millis()).unwrap() + 1);
+            let back = admission.arrive(at(due), b"office", &n.to_be_bytes());
+            assert!(back.is_ok(), "{n} at {due}: {back:?}");
+            assert!(admission.arrive(at(due), &n.to_be_bytes(), b"stranger").is_ok());
+        }
+        assert_eq!(admission.farewells.len(), 50_000 - 100);
+    }
+
+    #[test]
+    fn whoever_was_sent_away_and_comes_back_here_counts_for_those_who_come_then() {
+        let global = Rate { every: Duration::from_secs(1), burst: 1 };
+        let config = AdmissionConfig { global, jitter: Duration::ZERO, ..generous() };
+        let mut admission = Admission::new(config, 1, 2);
+        assert_eq!(admission.farewell(at(0), b"a", b""), Duration::ZERO);
+        assert_eq!(admission.farewell(at(0), b"b", b""), Duration::from_secs(1));
+        assert_eq!(
+            admission.farewell(at(400), b"b", b""),
+            Duration::from_millis(600),
+            "asked twice, told the same"
+        );
+        assert!(admission.arrive(at(1000), b"b", b"").is_ok());
+        let wait = admission.arrive(at(1000), b"stranger", b"").unwrap_err().retry_after.unwrap();
+        assert_eq!(wait, Duration::from_secs(1));
+        let again = admission.arrive(at(1000), b"b", b"").unwrap_err().retry_after.unwrap();
+        assert_eq!(again, Duration::from_secs(2), "its slot is used");
+    }
+
+    /// Found by an audit: all of them were told the same second, one was let in, and the others told the next.
+    #[test]
+    fn a_crowd_behind_one_address_has_turns_and_does_not_come_in_waves() {
+        let mut admission = Admission::new(AdmissionConfig::default(), 1, 2);
+        let mut due: BTreeMap<(u64, u64), u32> = (0..1000).map(|client| ((0, client), 0)).collect();
+        let (mut asked, mut last) = (BTreeMap::<u64, u64>::new(), 0);
+        while let Some(((now, client), tried)) = due.pop_first() {
+            *asked.entry(now / 1000).or_default() += 1;
+            assert!(tried < 3, "client {client} had to come {} times", tried + 1);
+            match admission.arrive(at(now), b"office", &client.to_be_bytes()) {
+                Ok(()) => last = now,
+                Err(refused) => {
+                    assert_eq!(refused.code, Code::RateLimited);
+                    let after = u64::try_from(refused.retry_after.unwrap().as_millis()).unwrap();
+                    due.insert((now + after, client), tried + 1);
+                }
+            }
+        }
+        asked.remove(&0);
+        assert!(asked.values().all(|count| *count <= 4), "{asked:?}");
+        assert!((985_000..1_000_000).contains(&last), "990 behind a burst at one a second took {last} ms");
+    }
+
+    #[test]
+    fn devices_of_one_user_that_come_at_once_do_not_come_back_at_once() {
+        let config = AdmissionConfig { jitter: Duration::ZERO, ..AdmissionConfig::default() };
+        let mut admission = Admission::new(config, 1, 2);
+        let alice = "alice".try_into().unwrap();
+        (0..10).for_each(|_| assert!(admission.identify(at(0), &alice).is_ok()));
+        let told =
+            (0..5).map(|_| admission.identify(at(0), &alice).unwrap_err().retry_after.unwrap().as_secs());
+        assert_eq!(told.collect::<Vec<_>>(), [2, 4, 6, 8, 10]);
+    }
+
+    /// Found by an audit: whoever failed more often than once in a half-life was never forgiven anything.
+    #[test]
+    fn failures_that_are_less_than_a_half_life_apart_are_forgiven_in_part() {
+        let mut admission = Admission::new(AdmissionConfig { jitter: Duration::ZERO, ..generous() }, 1, 2);
+        let mut waits = Vec::new();
+        for n in 0..100 {
+            let now = n * 240_000;
+            admission.failed(at(now), b"x");
+            waits.push(admission.arrive(at(now), b"x", b"").unwrap_err().retry_after.unwrap().as_secs());
+        }
+        // 1 + 0.574 + 0.574² … = 2.35 failures.
+        assert!(waits.iter().all(|wait| *wait <= 2), "{waits:?}");
+        for part in 0..=20_u64 {
+            let exact = (-(part as f64) / 10.0).exp2();
+            let left = forgiven(1000 * FAILURE, part * 30, 300) as f64 / (1000 * FAILURE) as f64;
+            assert!((left - exact).abs() < 0.005, "{part}: {left} is not {exact}");
+        }
     }
 
     #[test]
@@ -559,7 +741,7 @@ mod tests {
         let config =
             AdmissionConfig { global: Rate { every: Duration::from_secs(1), burst: 1 }, ..generous() };
         let mut admission = Admission::new(config, 1, 2);
-        admission.max_slots = 10;
+        admission.slots.max = 10;
         let waits: Vec<_> = (0..100_u64)
             .map(|n| {
                 admission.arrive(at(0), &n.to_be_bytes(), b"").err().and_then(|refused| refused.retry_after)

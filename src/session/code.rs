@@ -124,7 +124,7 @@ codes! {
     /// The credentials were refused.
     CredentialsRefused = 4201, RenewCredentials, "the credentials were refused: get new ones, then connect again";
     /// The session's credentials have expired.
-    SessionExpired = 4202, RenewCredentials, "the session has expired, its outbox stays: get new credentials, then connect again";
+    SessionExpired = 4202, RenewCredentials, "the credentials have expired, the outbox stays: get new ones, then connect again";
 
     /// No common version.
     UnsupportedVersion = 4300, GiveUp, "no protocol version in common: upgrade the older end";

@@ -261,7 +261,12 @@ impl Inner {
             is_parked: false,
         };
         let serial = self.next_serial.fetch_add(1, Ordering::Relaxed);
-        let entry = Arc::new(Entry { serial, commands, info: Mutex::new(info) });
+        let entry = Arc::new(Entry {
+            serial,
+            commands,
+            info: Mutex::new(info),
+            client: Mutex::new(client(&arrival.hello)),
+        });
         let handle = self.policy.engine.inner.handle.clone();
         tasks::spawn(&handle, SessionTask::new(self, peer.clone(), entry.clone(), taken).run());
         entry
@@ -327,7 +332,7 @@ fn codec_of(bytes: &[u8]) -> Codec {
 }
 
 /// What tells clients behind one address apart: who they say they are, and which device.
-fn client(hello: &Hello) -> Vec<u8> {
+pub(super) fn client(hello: &Hello) -> Vec<u8> {
     let user = hello.user.as_ref().map_or(&[][..], UserId::as_bytes);
     let len = u8::try_from(user.len()).unwrap_or(u8::MAX);
     [&[len], user, hello.device.as_bytes()].concat()

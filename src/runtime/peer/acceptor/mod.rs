@@ -189,7 +189,7 @@ impl Inner {
                 if !told.contains(&entry.serial)
                     && let Ok(place) = entry.commands.try_reserve()
                 {
-                    place.send(Command::Stop(self.asked_to_leave(Code::Draining)));
+                    place.send(Command::Stop(self.asked_to_leave(&entry, Code::Draining)));
                     told.insert(entry.serial);
                 }
             }
@@ -198,8 +198,10 @@ impl Inner {
     }
 
     /// What somebody is told who is to come back in a slot of their own.
-    fn asked_to_leave(&self, code: Code) -> Refused {
-        let slot = self.admission.lock().slot(self.policy.engine.inner.clock.now());
+    fn asked_to_leave(&self, entry: &Entry, code: Code) -> Refused {
+        let now = self.policy.engine.inner.clock.now();
+        let (address, client) = (entry.info.lock().address.clone(), entry.client.lock().clone());
+        let slot = self.admission.lock().farewell(now, address.as_bytes(), &client);
         Refused { code, retry_after: Some(slot), text: code.text().to_owned() }
     }
 
@@ -212,7 +214,7 @@ impl Inner {
             }
             // A slot is taken for those who can be told.
             let Ok(place) = entry.commands.reserve().await else { continue };
-            place.send(Command::GoAway(self.asked_to_leave(code)));
+            place.send(Command::GoAway(self.asked_to_leave(&entry, code)));
             asked += 1;
         }
         asked

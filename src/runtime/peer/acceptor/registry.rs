@@ -81,6 +81,8 @@ pub(super) struct Entry {
     pub(super) serial: u64,
     pub(super) commands: mpsc::Sender<Command>,
     pub(super) info: Mutex<Connection>,
+    /// What admission knows its newest connection by, beside the address.
+    pub(super) client: Mutex<Vec<u8>>,
 }
 
 /// All sessions.

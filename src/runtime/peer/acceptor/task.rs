@@ -8,9 +8,9 @@ use std::task::Poll;
 use tokio::sync::mpsc;
 
 use super::super::pump::{Parts, Pump, Woken};
-use super::Inner;
 use super::intake::{self, Intake};
 use super::registry::{Arrival, Command, Entry, Peer};
+use super::{Inner, admit};
 use crate::message::Message;
 use crate::ports::{Claim, Denied, Identity};
 use crate::runtime::contain::{Running, contained};
@@ -52,7 +52,8 @@ impl SessionTask {
         entry: Arc<Entry>,
         commands: mpsc::Receiver<Command>,
     ) -> Self {
-        let (policy, of, leaving) = (inner.policy.clone(), peer.clone(), inner.clone());
+        let (policy, of, leaving, entry_of) =
+            (inner.policy.clone(), peer.clone(), inner.clone(), entry.clone());
         let engine = inner.policy.engine.clone();
         let session =
             Session::acceptor(inner.session.clone(), engine.stream(), peer.user.clone(), peer.device.clone());
@@ -67,7 +68,7 @@ impl SessionTask {
             engine,
             farewell: Box::new(move |stopping| {
                 match stopping {
-                    true => leaving.asked_to_leave(Code::Draining),
+                    true => leaving.asked_to_leave(&entry_of, Code::Draining),
                     // Nobody else has to come later for it.
                     false => leaving.admission.lock().later(Code::Overloaded),
                 }
@@ -161,6 +162,7 @@ impl SessionTask {
         let id = arrival.conn.id();
         self.pump.add(arrival.conn);
         let (hello, mut grant) = (arrival.hello, arrival.grant);
+        let client = admit::client(&hello);
         grant.published = self.inner.published(&self.peer).max(self.pump.session().decided_publishes());
         self.pump.handle(Input::Admit { conn: id, hello, grant }).await;
         // A hello that was held up changes nothing about the newer connection that stands.
@@ -173,6 +175,8 @@ impl SessionTask {
         let mut info = self.entry.info.lock();
         info.transport = arrival.transport;
         info.address = arrival.address;
+        drop(info);
+        *self.entry.client.lock() = client;
     }
 
     fn event(&mut self, event: Event) {

@@ -38,7 +38,12 @@ pub(super) fn entry(acceptor: &Acceptor, peer: &Peer, commands: mpsc::Sender<Com
         is_parked: false,
     };
     let serial = acceptor.guard.0.next_serial.fetch_add(1, Ordering::Relaxed);
-    Arc::new(Entry { serial, commands, info: Mutex::new(info) })
+    Arc::new(Entry {
+        serial,
+        commands,
+        info: Mutex::new(info),
+        client: Mutex::new(peer.user.as_bytes().to_vec()),
+    })
 }
 
 pub(super) fn acceptor() -> Acceptor {
@@ -53,8 +58,9 @@ async fn a_session_that_is_held_up_holds_up_neither_a_shutdown_nor_the_others() 
     let mut full = held_up(&acceptor, "bob", 1);
     let inner = &acceptor.guard.0;
     let bob = Peer::new("bob".try_into().unwrap(), "phone".try_into().unwrap());
-    let fills = Command::Close(inner.asked_to_leave(Code::Done));
-    assert!(inner.registry.find(&bob).unwrap().commands.try_send(fills).is_ok(), "there is room for one");
+    let entry = inner.registry.find(&bob).unwrap();
+    let fills = Command::Close(inner.asked_to_leave(&entry, Code::Done));
+    assert!(entry.commands.try_send(fills).is_ok(), "there is room for one");
     let drained = acceptor.shutdown(Duration::ZERO).await;
     assert_eq!(drained, Drained { connections: 2, cut: 2, stuck: 2 });
     // The one that has room was told to stop, once: no slot is taken for it a second time.
