@@ -25,6 +25,8 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use self::group::Before;
 use self::seal::plain_of;
 use crate::error::{InvalidMessage, KeyError};
+#[cfg(feature = "storage")]
+use crate::id::MessageId;
 use crate::record::{Accept, Attempt, DeviceChange, End, Exposed, Floor, Read, Record, Seq, Told};
 
 pub(crate) use fields::Fields;
@@ -214,6 +216,20 @@ pub fn encode_accept(accept: &Accept, out: &mut Vec<u8>) {
 /// [`CodecError`]; also when the bytes are another kind of record.
 pub fn decode_accept(bytes: &[u8]) -> Result<Accept, CodecError> {
     Cipher::plain().decode_accept(bytes)
+}
+
+/// The id of an accepted message, plain or sealed: the first bytes of its encoding say it.
+#[cfg(feature = "storage")]
+pub(crate) fn peek_id(bytes: &[u8]) -> Result<MessageId, CodecError> {
+    let (_, bytes) = device::split(bytes)?;
+    let truncated = CodecError::Truncated { bytes: bytes.len(), needed: 2 };
+    let ([kind, version], body) = bytes.split_first_chunk::<2>().ok_or(truncated)?;
+    if !matches!(plain_of(*kind), ACCEPT | MOVED | COLLAPSING | SCHEDULED | BURIED | REQUEUED | WAITING) {
+        return Err(CodecError::UnknownKind { kind: *kind });
+    }
+    check_version(*kind, *version)?;
+    let (id, _) = bincode::serde::borrow_decode_from_slice(body, config()).map_err(body_error)?;
+    Ok(MessageId::from_u128(id))
 }
 
 /// The records of a group: `count` of them, and nothing else. Ends after the first error that hides where the next

@@ -29,7 +29,7 @@ const LAYERS: &[(&str, &[&str])] = &[
 /// What storage may name of the machine: the fold of records, its state, and what it asks and hands over to be stored;
 /// never its decisions.
 const FOLD: &[&str] =
-    &["State", "state", "fold", "Survivors", "Query", "Found", "Page", "Holdings", "DuePlace"];
+    &["State", "state", "fold", "Survivors", "Query", "Found", "Page", "Matches", "Holdings", "DuePlace"];
 /// Who may import which crate.
 const CRATES: &[(&str, &[&str])] = &[
     ("sled", &["src/storage/sled/"]),

@@ -22,7 +22,7 @@ pub(super) const MAX_HISTORIES: NonZeroUsize = NonZeroUsize::new(2048).expect("a
 /// Failed attempts that are remembered of one place: the last ones.
 pub const MAX_FAILURES: usize = 8;
 /// Deliveries of one shard that are remembered: about 2 MB.
-const MAX_DELIVERIES: NonZeroUsize = NonZeroUsize::new(16_384).expect("a literal above zero");
+pub(super) const MAX_DELIVERIES: NonZeroUsize = NonZeroUsize::new(16_384).expect("a literal above zero");
 /// The copies of a message are never further apart than this.
 const MAX_SPREAD: u64 = 2 * MAX_SLOTS as u64;
 

@@ -24,7 +24,7 @@ impl Machine {
         let open = match &query {
             Query::User(id) | Query::Row(id) => self.user_mut(id).loading,
             Query::Sender { sender, .. } => self.sender_loads.get(sender).copied(),
-            Query::Page { .. } | Query::Due { .. } => None,
+            Query::Page { .. } | Query::Place { .. } | Query::Id { .. } | Query::Due { .. } => None,
         };
         if let Some(load) = open {
             return load;
@@ -36,7 +36,7 @@ impl Machine {
                 self.sender_loads.insert(*sender, load);
             }
             Query::Page { user, lane, .. } => self.user_mut(user).lane(*lane).loading = Some(load),
-            Query::Due { .. } => {}
+            Query::Place { .. } | Query::Id { .. } | Query::Due { .. } => {}
         }
         load
     }
@@ -90,6 +90,9 @@ impl Machine {
                 if !self.page_for_operation(now, load, lane, &page) {
                     self.loaded_page(now, load, &user, lane, after, page);
                 }
+            }
+            (Query::Place { .. } | Query::Id { .. }, Found::Matches(matches)) => {
+                self.matches_for_operation(load, &matches);
             }
             (Query::Due { .. }, Found::Due { users, more, next, table }) => {
                 self.sweep_list(load, users, more, next, table);
@@ -248,7 +251,8 @@ impl Machine {
         }
         self.sweep_load_failed(&query);
         match &query {
-            Query::Due { .. } => {}
+            // Only operations ask so.
+            Query::Place { .. } | Query::Id { .. } | Query::Due { .. } => {}
             Query::Sender { sender, .. } => {
                 self.sender_loads.remove(sender);
             }

@@ -15,7 +15,7 @@ use crate::record::{Accept, Admission, End, LaneId, LedgerRow, LedgerRows, Seq, 
 use crate::status::{EndReason, Status};
 
 impl Located {
-    fn by(row: &LedgerRow) -> Self {
+    pub(super) fn by(row: &LedgerRow) -> Self {
         Self {
             entry: Some(EntryRef { lane: row.lane, seq: row.place }),
             status: Status::Ended(row.reason),
@@ -85,7 +85,7 @@ impl Machine {
     }
 
     /// What is remembered of its id, if it says of which sender.
-    fn remembered(&mut self, target: &Target) -> Option<Known> {
+    pub(super) fn remembered(&mut self, target: &Target) -> Option<Known> {
         let sender = target.sender.as_ref()?.as_ref();
         let key = self.digester.identity(sender, &target.user, target.id);
         Some(self.dedup.look_up(self.digester.user(sender), key, self.now))

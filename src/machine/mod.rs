@@ -39,6 +39,7 @@ mod dependents;
 mod devices;
 mod entry;
 mod fanout;
+mod find;
 mod fold;
 mod history;
 mod index;
@@ -80,7 +81,7 @@ pub use joint::{Joint, JointId, JointPart, Word};
 pub use operation::{
     CopyStanding, DeadLetter, DeadLetters, DeviceStanding, Located, Operation, Outcome, Target,
 };
-pub use query::{DuePlace, Found, Holdings, Page, Query};
+pub use query::{DuePlace, Found, Holdings, Matches, Page, Query};
 pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};
 

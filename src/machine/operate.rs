@@ -198,7 +198,7 @@ impl Machine {
         if !self.ensure_row(&user) {
             return self.park(super::query::Query::User(user), Parked::Operate(ticket, operation, before));
         }
-        if self.operate_on_devices(ticket, &operation) {
+        if self.operate_on_devices(ticket, &operation) || self.locate_at_once(ticket, &operation) {
             return;
         }
         if matches!(operation, Operation::Purge(_)) {
@@ -245,6 +245,8 @@ impl Machine {
             _ if matches!(open.work, Work::Free(_)) => self.free_next(id),
             Search::Before(lane, after) | Search::Memory(lane, after) => self.search_memory(id, lane, after),
             Search::Store(lane, after) => self.search_store(id, lane, after),
+            Search::Place => self.search_place(id),
+            Search::Id => self.search_id(id),
         }
     }
 

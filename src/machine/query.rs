@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use crate::id::UserId;
+use crate::id::{MessageId, UserId};
 use crate::record::{Accept, DedupRow, LaneId, Seq, UserRow};
 use crate::time::Timestamp;
 
@@ -20,6 +20,8 @@ pub enum Found {
     },
     /// Answer to [`Query::Page`].
     Page(Page),
+    /// Answer to [`Query::Place`] and [`Query::Id`].
+    Matches(Matches),
     /// Answer to [`Query::Sender`].
     Sender(Vec<DedupRow>),
     /// Answer to [`Query::Due`].
@@ -134,6 +136,17 @@ pub struct Page {
     pub reflects: Seq,
 }
 
+/// Settled messages that may be the one that is looked for, whether or not they have ended.
+#[derive(Clone, Debug, Default)]
+pub struct Matches {
+    /// Messages, with their places.
+    pub entries: Vec<(Seq, Arc<Accept>)>,
+    /// Where damage has left no message to be read, and none for any number of which not even the place is known.
+    pub damaged: Vec<Option<(LaneId, Seq)>>,
+    /// There are more than were asked for.
+    pub is_cut: bool,
+}
+
 /// What the machine wants to know from the store.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Query {
@@ -151,6 +164,27 @@ pub enum Query {
         after: Seq,
         /// Places to leave out (ended, above `after`), in order.
         ended: Vec<Seq>,
+        /// At most so many messages.
+        max_messages: usize,
+        /// At most so many bytes, but at least one message.
+        max_bytes: u64,
+    },
+    /// What settled at one place, in whichever of these lanes.
+    Place {
+        /// Whose.
+        user: UserId,
+        /// In which lanes it may be.
+        lanes: Vec<LaneId>,
+        /// The place.
+        seq: Seq,
+    },
+    /// Settled messages with one id, in all lanes, within the limits. The first question about a user costs as much as they
+    /// have messages, and those that follow next to nothing.
+    Id {
+        /// Whose.
+        user: UserId,
+        /// The id.
+        id: MessageId,
         /// At most so many messages.
         max_messages: usize,
         /// At most so many bytes, but at least one message.

@@ -26,6 +26,10 @@ pub(super) enum Search {
     Memory(usize, Seq),
     /// In the store, behind this place of this one of its lanes.
     Store(usize, Seq),
+    /// In the store, at the place where it was accepted, as far as that is remembered: of works that look for one message.
+    Place,
+    /// In the store, by its id.
+    Id,
     /// Everywhere.
     Over,
 }
@@ -111,7 +115,7 @@ impl Machine {
     }
 
     /// Where an operation goes on that has found something in this one of its lanes, if it need not look further here.
-    fn enough(&self, id: OperationId, at: usize) -> Option<Search> {
+    pub(super) fn enough(&self, id: OperationId, at: usize) -> Option<Search> {
         let Some(open) = self.operations.open.get(&id) else { return Some(Search::Over) };
         let is_enough = match &open.work {
             Work::Asked(_, Operation::Inspect(_, _, max)) => {
@@ -138,7 +142,11 @@ impl Machine {
         let is_before = matches!(open.search, Search::Before(..));
         let in_order = open.work.is_in_order();
         let Some((lane, store_after)) = open.lanes.get(at).copied() else {
-            return self.go_on(id, if in_order { Search::Over } else { Search::Store(0, Seq::ZERO) });
+            let in_store = match open.work.looks_for() {
+                Some(_) => Search::Place,
+                None => Search::Store(0, Seq::ZERO),
+            };
+            return self.go_on(id, if in_order { Search::Over } else { in_store });
         };
         let user = open.user.clone();
         // What is in memory behind where the store began comes after what the store has.

@@ -209,7 +209,8 @@ impl Engine {
     /// Say whose message it is with [`Operation::Locate`] and [`Engine::operate`], and what is known of its sender's ids
     /// ([`Config::dedup_age`](crate::Config::dedup_age)) counts too: then it says of a delivered message that it was.
     ///
-    /// Costs at most one pass over what waits for the user, and the user's row.
+    /// Costs the user's row and the value on disk that the message lies in. Without its sender, the first question about somebody
+    /// is a pass over what waits for them on disk; where which message lies is remembered from then on, of 131,072 of them.
     ///
     /// ```
     /// # use lastmile::{Engine, Message, Status, storage::MemoryStore};

@@ -317,6 +317,7 @@ fn answer_with_lost_slot(rig: &mut Rig, message: &Message, lost: Slot) {
                 let entries = is_there.then(|| (Seq::new(50), accept.clone())).into_iter().collect();
                 Found::Page(Page { entries, damaged: Vec::new(), more_after: None, reflects })
             }
+            Query::Place { .. } | Query::Id { .. } => panic!("nobody looks for one message"),
             Query::Sender { .. } => Found::Sender(Vec::new()),
             Query::Due { .. } => panic!("nobody sweeps"),
         };

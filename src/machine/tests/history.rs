@@ -235,3 +235,24 @@ fn what_was_confirmed_late_is_not_said_to_be_read_because_an_older_message_with_
     let located = rig.settled_by(Operation::Locate(target)).unwrap().located.unwrap();
     assert_eq!((located.status, located.read), (Status::Ended(EndReason::Delivered), None));
 }
+
+#[test]
+fn what_was_delivered_longer_ago_than_is_remembered_is_said_of_a_known_sender_only() {
+    let mut rig = phone(Config::default());
+    let max = super::super::history::MAX_DELIVERIES.get();
+    let messages: Vec<_> = (0..=max).map(|_| to("alice").sender("bob").build().unwrap()).collect();
+    for message in &messages {
+        let entry = rig.accept(message);
+        rig.say(1, entry, Verdict::Delivered);
+        (rig.log, rig.offers, rig.changes) = (Vec::new(), Vec::new(), Vec::new());
+    }
+    let bob = || Some(Some(UserId::new("bob").unwrap()));
+    for (message, sender, is_said) in
+        [(&messages[0], None, false), (&messages[0], bob(), true), (&messages[1], None, true)]
+    {
+        let target = Target { user: alice(), id: message.id(), sender };
+        let done = rig.settled_by(Operation::Locate(target)).ok();
+        let status = done.and_then(|done| done.located).map(|located| located.status);
+        assert_eq!(status, is_said.then_some(Status::Ended(EndReason::Delivered)));
+    }
+}

@@ -270,13 +270,13 @@ fn of_a_message_that_may_be_among_damaged_ones_it_is_not_said_that_it_was_delive
         let (_, reflects) = settled_with(&mut rig);
         let asked = rig.operate(Operation::Locate(anonymous(&message)));
         while let Some((load, query)) = rig.loads.pop() {
-            let Query::Page { lane: LaneId::Normal, .. } = query else {
+            let (Query::Place { .. } | Query::Id { .. }) = query else {
                 rig.load_one(load, query, &[], reflects);
                 continue;
             };
-            let damaged = vec![(if named { entry.seq } else { Seq::ZERO }, 0)];
-            let page = Page { entries: Vec::new(), damaged, more_after: None, reflects };
-            rig.input(Input::Loaded { load, found: Box::new(Found::Page(page)) });
+            let damaged = vec![named.then_some((LaneId::Normal, entry.seq))];
+            let matches = Matches { damaged, ..Matches::default() };
+            rig.input(Input::Loaded { load, found: Box::new(Found::Matches(matches)) });
         }
         assert_eq!(rig.done(asked), Some(Err(OperationError::StoreUnreadable)), "{named}");
     }

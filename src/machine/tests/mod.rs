@@ -12,6 +12,7 @@ mod dependents_of_copies;
 mod devices;
 mod devices_come_and_go;
 mod fanout;
+mod find;
 mod history;
 mod inbox;
 mod ledger;

@@ -66,6 +66,19 @@ impl Rig {
                 let more_after = entries.last().map(|(seq, _)| *seq).filter(|_| more);
                 Found::Page(Page { entries, damaged: Vec::new(), more_after, reflects })
             }
+            Query::Place { lanes, seq, .. } => {
+                let is_there =
+                    |(at, accept): &&(Seq, Arc<Accept>)| *at == seq && lanes.contains(&accept.lane());
+                let entries = store.iter().filter(is_there).cloned().collect();
+                Found::Matches(Matches { entries, ..Matches::default() })
+            }
+            Query::Id { id, max_messages, .. } => {
+                let has_id = |(_, accept): &&(Seq, Arc<Accept>)| accept.message.id() == id;
+                let mut entries: Vec<_> = store.iter().filter(has_id).cloned().collect();
+                let is_cut = entries.len() > max_messages;
+                entries.truncate(max_messages);
+                Found::Matches(Matches { entries, is_cut, ..Matches::default() })
+            }
             Query::Sender { .. } => Found::Sender(Vec::new()),
             Query::Due { until, since, .. } => {
                 let dues = || store.iter().map(|(_, accept)| (accept.due(), accept.message.recipient()));

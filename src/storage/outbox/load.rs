@@ -49,6 +49,11 @@ impl OutboxStore {
                 self.page(&table, user, *lane, &mut page)?;
                 Ok(Found::Page(page.finish(table.settled)))
             }
+            Query::Place { user, lanes, seq } => self.at(&table, user, lanes, *seq).map(Found::Matches),
+            Query::Id { user, id, max_messages, max_bytes } => {
+                let limits = Limits { messages: *max_messages, bytes: *max_bytes };
+                self.find(&table, user, *id, limits).map(Found::Matches)
+            }
             Query::Due { until, since, after } => self.due(&table, *until, *since, *after),
             Query::Sender { sender, since } => self.ids(&table, *sender, *since).map(Found::Sender),
         }
@@ -170,7 +175,7 @@ impl OutboxStore {
 
     /// Hands over a user's entries in one run, from the chunk that `from` lies in, or the place at which a chunk that
     /// may hold some is damaged (none when it starts with another user).
-    fn scan_entries(
+    pub(super) fn scan_entries(
         &self,
         run: &RunInfo,
         user: &UserId,
@@ -239,15 +244,15 @@ impl OutboxStore {
 }
 
 /// What takes an entry, or the place at which a damaged chunk starts (none when it starts with another user).
-type Visit<'a> = dyn FnMut(Result<Entry<'_>, Option<(LaneId, Seq)>>) -> Flow + 'a;
+pub(super) type Visit<'a> = dyn FnMut(Result<Entry<'_>, Option<(LaneId, Seq)>>) -> Flow + 'a;
 
 /// Behind a user's last entry in a run.
-fn end_of(run: &RunInfo, user: &UserId) -> Vec<u8> {
+pub(super) fn end_of(run: &RunInfo, user: &UserId) -> Vec<u8> {
     keys::after(keys::chunk(run.number, user, LaneId::LAST, Seq::MAX))
 }
 
 /// The runs that may hold something of a user.
-fn runs_of<'a>(table: &'a Meta, user: &UserId) -> impl Iterator<Item = &'a RunInfo> {
+pub(super) fn runs_of<'a>(table: &'a Meta, user: &UserId) -> impl Iterator<Item = &'a RunInfo> {
     let digest = Digester::new(table.digest_key).user(Some(user));
     table.runs.iter().filter(move |run| run.may_hold(digest))
 }
@@ -328,9 +333,10 @@ pub(super) fn body_of(store: &dyn Store, seq: Seq, bytes: u32, parts: u32) -> Re
     Err(rows::damaged(&Key::Body { seq, part: 0 }.encode(), "its parts are of another length"))
 }
 
-struct Limits {
-    messages: usize,
-    bytes: u64,
+#[derive(Clone, Copy)]
+pub(super) struct Limits {
+    pub(super) messages: usize,
+    pub(super) bytes: u64,
 }
 
 /// A page that is being filled.

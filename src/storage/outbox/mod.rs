@@ -28,6 +28,7 @@ mod due;
 mod ends;
 mod export;
 mod filter;
+mod find;
 pub mod keys;
 mod later;
 mod letters;
@@ -56,6 +57,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use parking_lot::{Mutex, RwLock};
 
+use self::find::Finder;
 use self::meta::Meta;
 use self::recent::Recent;
 use crate::codec::Cipher;
@@ -105,6 +107,7 @@ struct Inner {
     /// Runs that were taken off the table and may still be read.
     retired: Mutex<Vec<meta::Pin>>,
     recent: Recent,
+    finder: Finder,
     ends: Arc<EndLog>,
     /// What loads have found damaged.
     suspects: Mutex<Vec<Damage>>,
@@ -141,6 +144,7 @@ impl OutboxStore {
             visible: RwLock::new(meta),
             retired: Mutex::new(Vec::new()),
             recent: Recent::new(),
+            finder: Finder::new(),
             ends: Arc::default(),
             suspects: Mutex::new(Vec::new()),
             missing_through: AtomicU64::new(0),

@@ -91,7 +91,12 @@ impl Messages {
         user: &'a UserId,
         lane: LaneId,
     ) -> impl Iterator<Item = (u64, Entry<'a>)> {
-        self.entries.iter().filter(move |entry| entry.0 == lane).map(move |(lane, seq, cost, place)| {
+        self.all(user).filter(move |(_, entry)| entry.lane == lane)
+    }
+
+    /// All entries, as those of a lane.
+    pub(super) fn all<'a>(&'a self, user: &'a UserId) -> impl Iterator<Item = (u64, Entry<'a>)> {
+        self.entries.iter().map(move |(lane, seq, cost, place)| {
             let mut of = 0;
             let body = match place {
                 Place::Inline(range) => Body::Inline(self.bodies.get(range.clone()).unwrap_or_default()),

@@ -18,6 +18,7 @@ mod due;
 mod ends;
 mod export;
 mod failed;
+mod find;
 mod ids;
 mod letters;
 mod recovery;
