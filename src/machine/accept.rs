@@ -194,7 +194,7 @@ impl Machine {
     /// What must be read to know whether a message is new.
     pub(super) fn ids_of_sender(&self, message: &Message) -> Query {
         let sender = self.digester.user(message.sender());
-        Query::Sender { sender, since: self.dedup.since(self.now) }
+        self.dedup.query(sender, self.now)
     }
 
     /// Remembers the id of a message that is to be committed.

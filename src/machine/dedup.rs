@@ -8,6 +8,7 @@ use std::collections::VecDeque;
 
 use lru::LruCache;
 
+use super::query::Query;
 use crate::config::Config;
 use crate::digest::{DigestHasher, DigestMap};
 use crate::record::{DedupRow, Seq, Slots};
@@ -101,9 +102,10 @@ impl Dedup {
         if complete { Known::New } else { Known::AskStore }
     }
 
-    /// Since when ids matter.
-    pub(super) fn since(&self, now: Timestamp) -> Timestamp {
-        Timestamp::from_millis(now.as_millis().saturating_sub(self.max_age.as_millis() as u64))
+    /// What the store is to be asked of a sender: as much as is remembered of one, whatever lies there.
+    pub(super) fn query(&self, sender: u128, now: Timestamp) -> Query {
+        let since = Timestamp::from_millis(now.as_millis().saturating_sub(self.max_age.as_millis() as u64));
+        Query::Sender { sender, since, max: self.max_ids }
     }
 
     /// Remembers an id that is being committed.

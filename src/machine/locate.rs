@@ -78,7 +78,7 @@ impl Machine {
         match self.remembered(target)? {
             Known::AskStore => {
                 let sender = self.digester.user(target.sender.as_ref()?.as_ref());
-                Some(Query::Sender { sender, since: self.dedup.since(self.now) })
+                Some(self.dedup.query(sender, self.now))
             }
             Known::Seen(_) | Known::New | Known::Held => None,
         }

@@ -199,11 +199,13 @@ pub enum Query {
         /// Behind what was found last.
         after: Option<DuePlace>,
     },
-    /// A sender's remembered ids, by keyed digest, no older than `since`.
+    /// A sender's remembered ids, by keyed digest, no older than `since`: the newest, in any order.
     Sender {
         /// The sender's digest.
         sender: u128,
         /// Only ids accepted since.
         since: Timestamp,
+        /// At most so many.
+        max: usize,
     },
 }

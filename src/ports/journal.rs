@@ -159,6 +159,10 @@ pub trait Journal: Send {
     /// `may_use_reserve` lets a group without new messages use the last free segment, so that acknowledgements go
     /// on being recorded while settling is stuck.
     ///
+    /// # To ensure correctness
+    /// The caller never gives out a place twice: `group.first` lies behind every group before it, also behind one whose
+    /// append or sync failed, for that may be stored.
+    ///
     /// # Errors
     /// Any [`JournalError`]. After [`JournalError::Io`] nothing is taken until [`Journal::heal`] succeeds.
     fn append(

@@ -1,6 +1,7 @@
 //! Attached sinks: the registry, and what the host holds of one.
 
 use core::fmt;
+use core::sync::atomic::{AtomicBool, Ordering};
 
 use dashmap::DashMap;
 use tokio::sync::{mpsc, watch};
@@ -53,11 +54,13 @@ struct Slot {
 pub(super) struct Registry {
     slots: DashMap<LinkId, Slot>,
     presences: Presences,
+    /// Nobody is taken any more.
+    closed: AtomicBool,
 }
 
 impl Registry {
     pub(super) fn new(presences: Presences) -> Self {
-        Self { slots: DashMap::new(), presences }
+        Self { slots: DashMap::new(), presences, closed: AtomicBool::new(false) }
     }
 
     pub(super) fn presences(&self) -> &Presences {
@@ -75,6 +78,10 @@ impl Registry {
     ) -> Sign {
         self.slots.insert(link, Slot { user: user.clone(), queue, end });
         let sign = self.presences.attach(user, device, link, tell_driver);
+        // Looked at with the sink in the map: whoever closes looks into the map after saying so.
+        if self.closed.load(Ordering::Acquire) {
+            self.dismiss(link);
+        }
         if !self.slots.contains_key(&link) {
             // Ended in between, when it was not here yet.
             self.presences.detach(user, link, Detached::Dismissed);
@@ -120,7 +127,9 @@ impl Registry {
         }
     }
 
-    pub(super) fn clear(&self) {
+    /// Dismisses everybody, for good: whoever comes meanwhile is dismissed at once.
+    pub(super) fn close(&self) {
+        self.closed.store(true, Ordering::Release);
         let links: Vec<_> = self.slots.iter().map(|slot| *slot.key()).collect();
         links.into_iter().for_each(|link| self.dismiss(link));
     }
@@ -203,5 +212,31 @@ impl Drop for Attachment {
 impl fmt::Debug for Attachment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Attachment").field("link", &self.link).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::runtime::clock::SystemClock;
+    use crate::runtime::hub::Bounds;
+    use crate::time::Timestamp;
+
+    /// Found by review: whoever attached while the engine shut down waited for ever for the end of it.
+    #[test]
+    fn whoever_comes_when_all_were_dismissed_is_dismissed_at_once() {
+        let clock = std::sync::Arc::new(SystemClock::new(Timestamp::ZERO));
+        let registry = Registry::new(Presences::new(clock, Bounds::of(&crate::Config::default()), 8));
+        let (user, device) = (UserId::new("alice").unwrap(), DeviceId::new("phone").unwrap());
+        let come = |link| {
+            let (queue, _) = mpsc::channel(1);
+            let (end, ended) = watch::channel(None);
+            registry.insert(LinkId(link), (&user, &device), queue, end, || {});
+            *ended.borrow()
+        };
+        assert_eq!(come(1), None);
+        registry.close();
+        assert_eq!(come(2), Some(Detached::Dismissed));
+        assert_eq!(registry.presences().users(), 0);
     }
 }

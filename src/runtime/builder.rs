@@ -12,7 +12,7 @@ use tokio::sync::{Mutex, Semaphore, watch};
 use super::attachment::Registry;
 use super::batch::{MAX_JOINTS, Unanswered};
 use super::clock::SystemClock;
-use super::committer::{Committer, JournalGauge};
+use super::committer::{Committer, JournalGauge, Shield};
 use super::driver::{Driver, DriverState, MAX_OPEN_COMMITS};
 use super::engine::{Engine, Inner};
 use super::hub::Bounds;
@@ -297,6 +297,8 @@ impl EngineBuilder {
         let clock = self.clock.take().unwrap_or_else(|| Arc::new(SystemClock::new(recovered.latest)));
         let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
         journal.begin(epoch)?;
+        // What the process before had settled and did not live to let go of: nobody would name it again.
+        journal.recycle(epoch, opened.settled)?;
         outbox.note_keys(&recovered).map_err(OpenError::Store)?;
         tracing::info!(
             epoch = epoch.0,
@@ -409,7 +411,7 @@ impl Assembly {
             });
         }
         let committer = Committer {
-            journal: self.journal,
+            journal: Shield::over(self.journal),
             epoch: self.opened.epoch,
             next: self.recovered.next_seq,
             orders: committer_orders,
@@ -420,6 +422,7 @@ impl Assembly {
             ends: self.outbox.ends(),
             ended,
             generation: 0,
+            recycled: 0,
         };
         let mut keeper = Keeper {
             disk: DiskGauge::new(self.builder.config.max_disk_bytes),
@@ -437,14 +440,18 @@ impl Assembly {
             sealed: (self.recovered.replay.records > 0).then_some(self.recovered.next_seq),
             loads: loads.clone(),
         };
-        // Before anything is sent.
+        // Before anything is sent, or asked.
         keeper.weigh();
+        committer.publish_space();
         let failed = |source| BuildError::Io { op: "start a thread", source };
+        let gauge = &journal_gauge;
         let threads = vec![
-            tasks::thread("committer", || committer.run()).map_err(failed)?,
-            tasks::thread("keeper", || keeper.run()).map_err(failed)?,
+            tasks::thread("committer", gauge, || committer.run()).map_err(failed)?,
+            tasks::thread("keeper", gauge, || keeper.run()).map_err(failed)?,
         ];
-        let drivers = drivers.into_iter().map(|driver| tasks::spawn(&self.handle, driver.run())).collect();
+        let drivers =
+            drivers.into_iter().map(|driver| tasks::part(&self.handle, "driver", gauge, driver.run()));
+        let drivers = drivers.collect();
         let inner = Inner {
             shards,
             digester: Digester::new(self.opened.identity.digest_key),

@@ -11,6 +11,7 @@ use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 use tokio::sync::watch;
 
 pub(super) use self::request::{Request, Share, Whose};
+pub(super) use self::shield::Shield;
 use super::clock::Stopwatch;
 use super::histogram::{self, Histogram};
 use super::keeper::Event;
@@ -96,6 +97,8 @@ pub(super) struct Committer {
     /// How often drivers were told that the journal takes no commits. A commit handed out before its driver knew of the
     /// last time fails, even if the journal takes commits again: an earlier one of that driver may have failed.
     pub(super) generation: u64,
+    /// How often segments were let go of.
+    pub(super) recycled: u64,
 }
 
 /// Whether the thread goes on.
@@ -118,7 +121,6 @@ impl Committer {
     pub(super) fn run(mut self) {
         let mut waiting = Vec::new();
         let mut buffer = Vec::new();
-        self.publish_space();
         while let Ok(order) = self.orders.recv() {
             let mut go = self.take(order, &mut waiting);
             while let (Go::On, Ok(order)) = (go, self.orders.try_recv()) {
@@ -219,7 +221,12 @@ impl Committer {
         if self.journal.sync(self.epoch).is_err() {
             return self.heal(group, waiting);
         }
-        let mut first = first;
+        self.persisted(group, first, watch);
+        Go::On
+    }
+
+    /// Tells whose it was that a group is durable.
+    fn persisted(&self, group: Vec<Request>, mut first: Seq, watch: Stopwatch) {
         let (nanos, records) = (watch.nanos(), group.iter().map(|request| u64::from(request.count)).sum());
         self.gauge.committed(nanos, records);
         self.meters.committed(nanos, records);
@@ -230,7 +237,6 @@ impl Committer {
             }
             first = first.plus(u64::from(request.count));
         }
-        Go::On
     }
 
     /// Before anybody is told: whoever hears of an end finds it among the ends.
@@ -283,33 +289,47 @@ impl Committer {
         self.set_writable(false);
         // Each shard's commits succeed or fail in order: facts may use the reserve until the first commit with messages.
         let mut blocked = vec![false; self.shards.len()];
-        let (facts, rest): (Vec<_>, Vec<_>) =
+        let (facts, mut rest): (Vec<_>, Vec<_>) =
             group.into_iter().chain(waiting.drain(..)).partition(|request| {
                 let blocked = request.shard().and_then(|shard| blocked.get_mut(shard));
                 let Some(blocked) = blocked else { return false };
                 *blocked |= request.accepts;
                 !*blocked
             });
-        let go = self.try_facts(facts, buffer);
+        let recycled = self.recycled;
+        let go = self.try_facts(facts, buffer, &mut rest);
         self.fail(rest, false);
         match go {
+            // There is room since, made while the journal healed; nobody would say so a second time.
+            Go::On if self.recycled != recycled => Go::On,
             Go::On => self.wait_until_recycled(),
             Go::Stop => Go::Stop,
         }
     }
 
-    /// Facts without messages, on the reserve; they fail when that is used up too.
-    fn try_facts(&mut self, facts: Vec<Request>, buffer: &mut Vec<u8>) -> Go {
-        if facts.is_empty() {
-            return Go::On;
-        }
-        match self.append(&facts, buffer, true) {
-            Ok(first) => self.sync(facts, first, Stopwatch::start(), &mut Vec::new()),
-            Err(_) => {
-                self.fail(facts, false);
-                Go::On
+    /// Facts without messages, on the reserve; they fail when that is used up too. When a write or a sync fails, so does what
+    /// waits behind them.
+    fn try_facts(&mut self, mut facts: Vec<Request>, buffer: &mut Vec<u8>, rest: &mut Vec<Request>) -> Go {
+        while !facts.is_empty() {
+            let group = self.next_group(&mut facts);
+            let watch = Stopwatch::start();
+            let appended = self.append(&group, buffer, true);
+            match appended.and_then(|first| self.journal.sync(self.epoch).map(|()| first)) {
+                Ok(first) => self.persisted(group, first, watch),
+                // Nothing was written.
+                Err(JournalError::Full | JournalError::TooLarge { .. }) => {
+                    self.fail(group, false);
+                    self.fail(core::mem::take(&mut facts), false);
+                }
+                // The group may be on disk all the same, and so its places are taken: were they given out again, the journal
+                // would name a place behind them as sealed, and what was accepted before that would count as settled.
+                Err(_) => {
+                    facts.append(rest);
+                    return self.heal(group, &mut facts);
+                }
             }
         }
+        Go::On
     }
 
     /// Degraded until the keeper has made room: every commit is given back at once.
@@ -373,10 +393,12 @@ impl Committer {
         if let Err(error) = self.journal.recycle(self.epoch, before) {
             tracing::warn!(%error, "journal segments could not be recycled");
         }
+        self.recycled += 1;
         self.publish_space();
     }
 
-    fn publish_space(&self) {
+    /// Says how much room there is.
+    pub(super) fn publish_space(&self) {
         let space = self.journal.space();
         self.gauge.free.store(space.free, Ordering::Relaxed);
         self.gauge.segments.store(space.segments, Ordering::Relaxed);
@@ -409,5 +431,6 @@ impl Committer {
 }
 
 mod request;
+mod shield;
 #[cfg(test)]
 mod tests;

@@ -24,8 +24,8 @@ use crate::codec::Cipher;
 use crate::config::KeepEnds;
 use crate::digest::Digester;
 use crate::machine::{
-    Accepted, Action, Change, EntryRef, Input, JointId, JointPart, LoadId, Machine, Query, Refusal, Ticket,
-    Word,
+    Accepted, Action, Change, EntryRef, Input, JointId, JointPart, LoadId, Machine, MachineStats, Query,
+    Refusal, Ticket, Word,
 };
 use crate::message::Message;
 use crate::ports::Clock;
@@ -38,6 +38,9 @@ use crate::time::Timestamp;
 /// few senders who came first after a sync filled the second place, and all others waited for a third sync: groups of
 /// 23 instead of 30 with 64 in flight, and a disk that stood still in between.
 pub(super) const MAX_OPEN_COMMITS: usize = 256;
+/// The longest sleep. tokio's time stands still while the machine sleeps, the engine's goes on: so what became due
+/// meanwhile is late by no more than this.
+const LONGEST_SLEEP: Duration = Duration::from_secs(60);
 /// Mail taken at once.
 const MAX_MAIL: usize = 1024;
 
@@ -77,6 +80,8 @@ pub(super) struct DriverState {
     open_commits: VecDeque<u64>,
     open_bytes: u64,
     watchers: Watchers,
+    /// Who asked for its counts.
+    asked: Vec<oneshot::Sender<MachineStats>>,
     /// Whether it was told to stop.
     stopped: bool,
     /// How often the journal stopped taking commits, as far as the machine was told.
@@ -104,6 +109,7 @@ impl Driver {
                 self.take_mail(now, item);
             }
             self.take_more_mail(now);
+            self.answer_stats();
             if self.state.stopped {
                 return;
             }
@@ -123,7 +129,7 @@ impl Driver {
             };
         }
         let takes_mail = self.takes_mail();
-        let sleep = tokio::time::sleep(timeout.unwrap_or(Duration::MAX).min(Duration::from_secs(3600)));
+        let sleep = tokio::time::sleep(timeout.unwrap_or(Duration::MAX).min(LONGEST_SLEEP));
         tokio::select! {
             biased;
             note = self.notes.recv() => note.map_or(Woken::Closed, Woken::Note),
@@ -146,6 +152,7 @@ impl Driver {
             match note {
                 Note::Stop => return false,
                 Note::Gone(watched) => self.state.watchers.forget(&watched),
+                Note::Stats(reply) => self.state.asked.push(reply),
                 Note::Input(input) => {
                     match input {
                         Input::Persisted { .. } | Input::PersistFailed { .. } => {
@@ -161,6 +168,16 @@ impl Driver {
             next = self.notes.try_recv().ok();
         }
         true
+    }
+
+    /// After the mail that could be taken, so that whoever asks finds what was said before counted. What could not be taken
+    /// waits for an answer as well.
+    fn answer_stats(&mut self) {
+        for reply in core::mem::take(&mut self.state.asked) {
+            let mut stats = self.machine.stats();
+            stats.pending += self.mail.len() as u64;
+            let _ = reply.send(stats);
+        }
     }
 
     fn hear_notes(&mut self) {
@@ -229,9 +246,6 @@ impl Driver {
             }
             Mail::LetterHolders { behind, max, reply } => {
                 let _ = reply.send(self.machine.letter_holders(behind.as_ref(), max));
-            }
-            Mail::Stats(reply) => {
-                let _ = reply.send(self.machine.stats());
             }
             Mail::Input(input) => {
                 // What a sink says is said of an attachment that a note has told of, before it could say anything.

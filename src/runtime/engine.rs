@@ -38,6 +38,8 @@ use crate::storage::outbox::{Loss, OutboxStore, Recovered};
 
 /// How often a shutdown looks whether all is quiet.
 const QUIET_CHECK: Duration = Duration::from_millis(5);
+/// How long a shutdown waits for its threads, which may wait for the disk.
+const STOP_PATIENCE: Duration = Duration::from_secs(5);
 
 /// An outbox and its delivery. Clones are handles to the same engine; it stops when the last one is dropped, or by
 /// [`Engine::shutdown`].
@@ -235,7 +237,7 @@ impl Engine {
         let mut stats = Stats { at: self.inner.clock.now(), ..Stats::default() };
         for post in &self.inner.shards {
             let (reply, answer) = oneshot::channel();
-            post.mail.send(Mail::Stats(reply)).await.map_err(|_| Closed)?;
+            post.notes.send(Note::Stats(reply)).map_err(|_| Closed)?;
             stats.add(&answer.await.map_err(|_| Closed)?);
         }
         let (journal, kept) = (&self.inner.journal, &self.inner.kept);
@@ -264,6 +266,9 @@ impl Engine {
     /// Refuses new messages, waits until everything that was sent is answered and everything in flight is confirmed, or
     /// the deadline has passed, and stops. What waits for people who are away stays in the outbox.
     ///
+    /// It returns at the deadline and five seconds at the latest, also when the disk stands still: its threads are then left
+    /// to end when the disk answers ([`DrainReport::stopped`]), and hold the directory's lock until then.
+    ///
     /// # Cancel safety
     /// Dropped before it returns, the engine refuses new messages, and stops when its last handle is dropped.
     pub async fn shutdown(&self, deadline: Duration) -> DrainReport {
@@ -279,14 +284,15 @@ impl Engine {
             }
             tokio::time::sleep(QUIET_CHECK).await;
         }
-        self.inner.registry.clear();
-        self.stop().await;
+        self.inner.registry.close();
+        let stopped = tokio::time::timeout(STOP_PATIENCE, self.stop()).await.is_ok();
         DrainReport {
             waiting: last.waiting,
             in_flight: last.in_flight,
             unanswered: last.pending,
             took: took(),
             clean: last.is_quiet(),
+            stopped,
         }
     }
 
@@ -309,6 +315,7 @@ impl Engine {
 
 impl Inner {
     fn signal_stop(&self) {
+        self.kept.stopping.store(true, Ordering::Relaxed);
         let _ = self.keeper.send(Event::Stop);
         let _ = self.committer.send(Order::Stop);
         for post in &self.shards {
@@ -319,7 +326,7 @@ impl Inner {
 
 impl Drop for Inner {
     fn drop(&mut self) {
-        self.registry.clear();
+        self.registry.close();
         // Sinks' tasks hold the registry for a moment longer.
         self.registry.presences().close();
         self.signal_stop();

@@ -3,7 +3,7 @@
 use core::num::NonZeroU64;
 use core::time::Duration;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_channel::{Receiver, RecvTimeoutError, Sender};
 
@@ -57,6 +57,8 @@ pub(super) struct KeeperGauge {
     pub(super) settle_times: Histogram,
     pub(super) merges: AtomicU64,
     pub(super) failures: AtomicU64,
+    /// The engine stops: a settlement is left where it is, as a crash would leave it.
+    pub(super) stopping: AtomicBool,
 }
 
 /// Tells the machines what the store takes on disk, if there is a bound on that.
@@ -87,6 +89,7 @@ impl Default for KeeperGauge {
             settle_times: Histogram::new(histogram::TIMES),
             merges: AtomicU64::new(0),
             failures: AtomicU64::new(0),
+            stopping: AtomicBool::new(false),
         }
     }
 }
@@ -199,6 +202,9 @@ impl Keeper {
         let (parts, counters) = self.collect(before)?;
         let mut settlement = Settlement::new(parts, before, counters, self.clock.now());
         loop {
+            if self.gauge.stopping.load(Ordering::Relaxed) {
+                return Err(Left::Stop);
+            }
             match settlement.step(&self.outbox, self.epoch) {
                 Ok(Progress::More) => {}
                 Ok(Progress::Busy) => std::thread::sleep(Duration::from_millis(1)),
@@ -232,6 +238,11 @@ impl Keeper {
                     parts.push(*part);
                 }
                 Ok(Event::Sealed(newer)) => self.sealed = self.sealed.max(Some(newer)),
+                // A shard may wait for just that, and nothing but opening the store again helps.
+                Ok(Event::Unreadable(error @ (StoreError::Corrupt { .. } | StoreError::ReadOnly { .. }))) => {
+                    self.shards.iter().for_each(|post| post.note(Input::SettleFailed { before }));
+                    return Err(Left::Store(error));
+                }
                 Ok(Event::Survivors(..) | Event::Full | Event::Unreadable(_)) => {}
                 Ok(Event::Stop) | Err(_) => return Err(Left::Stop),
             }

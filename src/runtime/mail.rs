@@ -32,7 +32,6 @@ pub(super) enum Mail {
     LetterHolders { behind: Option<UserId>, max: usize, reply: oneshot::Sender<Vec<UserId>> },
     Watch { user: UserId, entry: EntryRef, stage: Stage, reply: Waiting },
     WatchRead { user: UserId, key: Option<OrderingKey>, place: Seq, reply: oneshot::Sender<()> },
-    Stats(oneshot::Sender<MachineStats>),
     Input(Input),
 }
 
@@ -42,6 +41,8 @@ pub(super) enum Note {
     Input(Input),
     /// The store holds nothing of a message that is watched for.
     Gone(Watched),
+    /// Answered also while the disk stands still and mail waits.
+    Stats(oneshot::Sender<MachineStats>),
     Stop,
 }
 

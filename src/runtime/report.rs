@@ -18,6 +18,9 @@ pub struct DrainReport {
     pub took: Duration,
     /// Whether everything was answered and confirmed before the deadline.
     pub clean: bool,
+    /// Whether all of it has stopped. Not so when its threads still wait for the disk: they end when that answers, and the
+    /// directory stays locked until then.
+    pub stopped: bool,
 }
 
 impl fmt::Display for DrainReport {
@@ -36,7 +39,12 @@ impl fmt::Display for DrainReport {
         let (took, unanswered) = (self.took.as_millis(), self.unanswered);
         write!(
             f,
-            "shut down {how} after {took} ms: {waiting} in the outbox, {in_flight}; {unanswered} {sends} unanswered"
+            "shut down {how} after {took} ms: {waiting} in the outbox, {in_flight}; {unanswered} {sends} unanswered{}",
+            if self.stopped {
+                ""
+            } else {
+                "; it still waits for its disk, and holds the directory until that answers"
+            }
         )
     }
 }
@@ -49,7 +57,7 @@ mod tests {
     fn a_report_counts_in_words_that_agree() {
         let text = |waiting, in_flight, unanswered| {
             let took = Duration::from_millis(12);
-            DrainReport { waiting, in_flight, unanswered, took, clean: true }.to_string()
+            DrainReport { waiting, in_flight, unanswered, took, clean: true, stopped: true }.to_string()
         };
         let begins = "shut down cleanly after 12 ms: ";
         for (counts, said) in [

@@ -16,6 +16,8 @@ struct Scripted {
     appends: Script<Appended>,
     syncs: Script<()>,
     heals: Script<()>,
+    /// The places of each group that it was given, written or not.
+    groups: Arc<std::sync::Mutex<Vec<(u64, u32)>>>,
 }
 
 fn play<T>(script: &mut Script<T>, orders: &Sender<Order>, otherwise: T) -> Result<T, JournalError> {
@@ -37,7 +39,8 @@ impl Journal for Scripted {
         Ok(())
     }
 
-    fn append(&mut self, _: Epoch, _: Group<'_>, _: bool) -> Result<Appended, JournalError> {
+    fn append(&mut self, _: Epoch, group: Group<'_>, _: bool) -> Result<Appended, JournalError> {
+        self.groups.lock().unwrap().push((group.first.get() & 0xFF, group.count));
         play(&mut self.appends, &self.orders, Appended { sealed_before: None })
     }
 
@@ -94,15 +97,28 @@ fn run(
     store_down: bool,
     script: impl FnOnce(&mut Scripted),
 ) -> Vec<Vec<(&'static str, u64)>> {
+    run_on(first, store_down, |mut journal| {
+        script(&mut journal);
+        Box::new(journal)
+    })
+}
+
+/// The same, on a journal that is made of a scripted one.
+fn run_on(
+    first: Vec<Order>,
+    store_down: bool,
+    make: impl FnOnce(Scripted) -> Box<dyn Journal>,
+) -> Vec<Vec<(&'static str, u64)>> {
     let (sender, orders) = crossbeam_channel::unbounded();
     let (keeper, _events) = crossbeam_channel::unbounded();
-    let mut journal = Scripted {
+    let journal = Scripted {
         orders: sender.clone(),
         appends: VecDeque::new(),
         syncs: VecDeque::new(),
         heals: VecDeque::new(),
+        groups: Arc::default(),
     };
-    script(&mut journal);
+    let journal = make(journal);
     let mut told = Vec::new();
     let mut shards = Vec::new();
     for _ in 0..2 {
@@ -115,7 +131,7 @@ fn run(
     gauge.store_down.store(store_down, Ordering::Relaxed);
     let (epoch, next) = (Epoch(1), Seq::first_of(Epoch(1)));
     let committer = Committer {
-        journal: Box::new(journal),
+        journal,
         epoch,
         next,
         orders,
@@ -126,6 +142,7 @@ fn run(
         ends: Arc::default(),
         ended: tokio::sync::watch::Sender::new(Seq::ZERO),
         generation: 0,
+        recycled: 0,
     };
     first.into_iter().for_each(|order| sender.send(order).unwrap());
     committer.run();
@@ -204,6 +221,76 @@ fn a_full_journal_takes_facts_on_its_reserve_up_to_the_first_message_of_each_dri
     assert_eq!(stored[0], [("stored", 1), ("failed", 2), ("failed", 3)]);
     assert_eq!(stored[1], [("stored", 1), ("stored", 2)]);
     assert_eq!(told[0].last(), Some(&("writable", 1)));
+}
+
+/// Found by review: they were told to be gone, and their places were given out again. The journal then said of a place behind
+/// theirs that it was sealed, and what was accepted before that place was reached counted as settled, and was lost.
+#[test]
+fn facts_whose_write_on_the_reserve_failed_are_unknown_and_their_places_are_not_given_out_again() {
+    let mut groups = Arc::default();
+    let full = || (Err(JournalError::Full), vec![]);
+    let heals: [Script<()>; 2] = [
+        [(Ok(()), vec![Order::Recycle(Seq::ZERO), commit(0, 9, 3, true), Order::Stop])].into(),
+        // Room is made while it heals: nobody would say so again.
+        [(Err(io()), vec![Order::Recycle(Seq::ZERO)]), (Ok(()), vec![commit(0, 9, 2, true), Order::Stop])]
+            .into(),
+    ];
+    for heals in heals {
+        let orders = vec![commit(0, 1, 0, false), commit(0, 2, 0, false), commit(0, 3, 0, true)];
+        let told = run(orders, true, |journal| {
+            journal.appends = [full(), (Err(io()), vec![])].into();
+            journal.heals = heals;
+            groups = journal.groups.clone();
+        });
+        let commits: Vec<_> = told[0].iter().filter(|(what, _)| *what != "writable").copied().collect();
+        assert_eq!(commits, [("unknown", 1), ("unknown", 2), ("failed", 3), ("stored", 9)]);
+        assert_eq!(*groups.lock().unwrap(), [(0, 3), (0, 2), (2, 1)]);
+    }
+}
+
+/// Found by review.
+#[test]
+fn a_journal_that_panics_has_failed_and_heals() {
+    struct Panics(Scripted, u32);
+    impl Journal for Panics {
+        fn replay(
+            &mut self,
+            from: Seq,
+            visit: &mut dyn FnMut(Group<'_>) -> Result<(), String>,
+        ) -> Result<Replay, JournalError> {
+            self.0.replay(from, visit)
+        }
+        fn begin(&mut self, epoch: Epoch) -> Result<(), JournalError> {
+            self.0.begin(epoch)
+        }
+        fn append(
+            &mut self,
+            epoch: Epoch,
+            group: Group<'_>,
+            reserve: bool,
+        ) -> Result<Appended, JournalError> {
+            self.0.append(epoch, group, reserve)
+        }
+        fn sync(&mut self, epoch: Epoch) -> Result<(), JournalError> {
+            self.1 += 1;
+            assert!(self.1 > 1, "the host's journal panics");
+            self.0.sync(epoch)
+        }
+        fn heal(&mut self, epoch: Epoch) -> Result<(), JournalError> {
+            self.0.heal(epoch)
+        }
+        fn recycle(&mut self, epoch: Epoch, before: Seq) -> Result<(), JournalError> {
+            self.0.recycle(epoch, before)
+        }
+        fn space(&self) -> JournalSpace {
+            self.0.space()
+        }
+    }
+    let told = run_on(vec![commit(0, 1, 0, true)], false, |mut journal| {
+        journal.heals = [(Ok(()), vec![commit(0, 2, 1, true), Order::Stop])].into();
+        Shield::over(Box::new(Panics(journal, 0)))
+    });
+    assert_eq!(told[0], [("writable", 0), ("unknown", 1), ("writable", 1), ("stored", 2)]);
 }
 
 #[test]

@@ -26,11 +26,9 @@ impl RealDisk {
     /// What the operating system says. Some of the directories may have been created.
     pub fn open(directory: impl Into<PathBuf>) -> io::Result<Self> {
         let directory = directory.into();
-        if !directory.is_dir() {
-            create_private_dir(&directory)?;
-            if let Some(parent) = directory.parent() {
-                sync_directory(if parent.as_os_str().is_empty() { Path::new(".") } else { parent })?;
-            }
+        // An empty one may have been made by a process that did not live to make it durable.
+        if !directory.is_dir() || fs::read_dir(&directory)?.next().is_none() {
+            create_durably(&directory)?;
         }
         Ok(Self { directory, owner: Arc::new(Owner::new()) })
     }
@@ -98,7 +96,27 @@ impl Disk for RealDisk {
     }
 }
 
-fn create_private_dir(directory: &Path) -> io::Result<()> {
+/// Creates a directory and the parents that are missing, private to their user, and makes every entry that leads to it
+/// durable: without that of a parent, a power cut takes along all that is in it.
+///
+/// # Errors
+/// What the operating system says. Parents that were there before may be of somebody else, and are synced as far as they can
+/// be.
+pub(in crate::storage) fn create_durably(directory: &Path) -> io::Result<()> {
+    let missing = directory.ancestors().take_while(|dir| !dir.as_os_str().is_empty() && !dir.exists());
+    let missing = missing.count();
+    create_private(directory)?;
+    for (made, parent) in directory.canonicalize()?.ancestors().skip(1).enumerate() {
+        let synced = sync_directory(parent);
+        if made < missing {
+            synced?;
+        }
+    }
+    Ok(())
+}
+
+/// Creates a directory and the parents that are missing, private to their user.
+pub(in crate::storage) fn create_private(directory: &Path) -> io::Result<()> {
     let mut builder = fs::DirBuilder::new();
     builder.recursive(true);
     #[cfg(unix)]
@@ -107,13 +125,13 @@ fn create_private_dir(directory: &Path) -> io::Result<()> {
 }
 
 #[cfg(unix)]
-fn sync_directory(directory: &Path) -> io::Result<()> {
+pub(in crate::storage) fn sync_directory(directory: &Path) -> io::Result<()> {
     File::open(directory)?.sync_all()
 }
 
 /// Elsewhere a directory cannot be opened as a file; the file system journals its entries by itself.
 #[cfg(not(unix))]
-fn sync_directory(_: &Path) -> io::Result<()> {
+pub(in crate::storage) fn sync_directory(_: &Path) -> io::Result<()> {
     Ok(())
 }
 

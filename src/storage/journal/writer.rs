@@ -116,6 +116,10 @@ impl Writer {
         let (bytes, max) = (group.records.len() as u64, self.config.max_group_bytes());
         let len = u32::try_from(bytes).ok().filter(|_| bytes <= max);
         let len = len.ok_or(JournalError::TooLarge { bytes, max })?;
+        if group.first < self.end {
+            let cause = "its places were given out before: what is sealed would not lie below what it is said to lie below";
+            return Err(io("append")(std::io::Error::new(std::io::ErrorKind::InvalidInput, cause)));
+        }
         let extent = GroupHeader::extent(bytes);
         let fits =
             |current: &Current| current.at.max(BLOCK).saturating_add(extent) <= self.config.segment_bytes;

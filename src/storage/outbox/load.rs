@@ -2,7 +2,7 @@
 //!
 //! A load pins the table it began with: chunks that a merge takes off the table stay until the load is done.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeSet, VecDeque};
 use std::ops::ControlFlow;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
@@ -55,7 +55,10 @@ impl OutboxStore {
                 self.find(&table, user, *id, limits).map(Found::Matches)
             }
             Query::Due { until, since, after } => self.due(&table, *until, *since, *after),
-            Query::Sender { sender, since } => self.ids(&table, *sender, *since).map(Found::Sender),
+            Query::Sender { sender, since, max } => {
+                let ids = self.ids(&table, *sender, *since, *max)?;
+                Ok(Found::Sender(ids.into()))
+            }
         }
     }
 
@@ -218,11 +221,24 @@ impl OutboxStore {
         store.scan(&next, &to, &mut |key, value| visit(Some(key), value))
     }
 
-    /// A sender's remembered ids, no older than `since`.
-    fn ids(&self, table: &Meta, sender: u128, since: Timestamp) -> Result<Vec<DedupRow>, StoreError> {
-        let mut found = Vec::new();
+    /// The newest of a sender's remembered ids, at most so many, no older than `since`.
+    fn ids(
+        &self,
+        table: &Meta,
+        sender: u128,
+        since: Timestamp,
+        max: usize,
+    ) -> Result<VecDeque<DedupRow>, StoreError> {
+        let mut all = VecDeque::new();
         let digester = Digester::new(table.digest_key);
-        for run in table.runs.iter().filter(|run| run.ids > 0 && run.newest_id >= since) {
+        // Runs are in the order of places, and so are the ids of a sender in each: what is found in one is older than all that
+        // was found before.
+        for run in table.runs.iter().rev().filter(|run| run.ids > 0 && run.newest_id >= since) {
+            let room = max.saturating_sub(all.len());
+            if room == 0 {
+                break;
+            }
+            let mut found = VecDeque::new();
             let start = keys::dedup_of(run.number, run.number).0;
             let from = keys::dedup(run.number, sender, Seq::ZERO);
             let first = match self.dyn_store().last(&start, &from) {
@@ -235,11 +251,18 @@ impl OutboxStore {
                 // A damaged chunk is left out: rather take a message twice than refuse a sender for good.
                 let rows =
                     value.ok().into_iter().flat_map(|value| codec::decode_dedup(value, digester)).flatten();
-                found.extend(rows.filter(|row| row.sender == sender && row.at >= since));
+                for row in rows.filter(|row| row.sender == sender && row.at >= since) {
+                    if found.len() == room {
+                        found.pop_front();
+                    }
+                    found.push_back(row);
+                }
                 Flow::Continue
             })?;
+            found.append(&mut all);
+            all = found;
         }
-        Ok(found)
+        Ok(all)
     }
 }
 

@@ -121,7 +121,8 @@ fn places(outbox: &OutboxStore, to: &str) -> Vec<u64> {
 }
 
 fn ids(outbox: &OutboxStore, sender: u128, since: u64) -> Vec<u64> {
-    match outbox.load(&Query::Sender { sender, since: Timestamp::from_millis(since) }).unwrap() {
+    let since = Timestamp::from_millis(since);
+    match outbox.load(&Query::Sender { sender, since, max: usize::MAX }).unwrap() {
         Found::Sender(rows) => rows.iter().map(|row| row.seq.get()).collect(),
         other => panic!("{other:?}"),
     }

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::Quarantine;
 use crate::ports::StoreError;
+use crate::storage::disk::{create_durably, create_private, sync_directory};
 use crate::storage::outbox::SEALED;
 
 /// The directory format this build writes, and the newest it reads.
@@ -34,8 +35,12 @@ impl Dir {
     /// Locks `root`, creating it when it is missing, and lays out what belongs in it.
     pub(super) fn acquire(root: &Path) -> Result<Self, StoreError> {
         // Looked at before anything is created, so that a newer version's directory stays as it is.
-        read_format(root)?;
-        create_private(root).map_err(io_error("create directory"))?;
+        let create = match read_format(root)? {
+            // Whoever wrote the format has made its directory durable before.
+            Some(_) => create_private,
+            None => create_durably,
+        };
+        create(root).map_err(io_error("create directory"))?;
         let lock = take_lock(root)?;
         let dir =
             Self { root: root.to_owned(), db: root.join("db"), journal: root.join("journal"), _lock: lock };
@@ -78,7 +83,7 @@ impl Dir {
         writeln!(file, "{FORMAT_PREFIX}{FORMAT}")?;
         file.sync_all()?;
         fs::rename(&fresh, self.root.join("FORMAT"))?;
-        sync_dir(&self.root)
+        sync_directory(&self.root)
     }
 
     /// Whether messages in it are sealed. Whoever opens the outbox checks the keys before anything is read.
@@ -137,7 +142,7 @@ impl Dir {
 
     /// Makes the names of the database's files durable: which snapshot there is.
     pub(super) fn sync_names(&self) -> io::Result<()> {
-        sync_dir(&self.db)
+        sync_directory(&self.db)
     }
 
     /// Sets every file of the database to its owner alone, and makes the directory's own entries durable.
@@ -150,9 +155,9 @@ impl Dir {
                 File::open(entry.path())?.sync_all()?;
             }
         }
-        sync_dir(&self.db)?;
-        sync_dir(&self.root)?;
-        match self.root.canonicalize()?.parent().map(sync_dir) {
+        sync_directory(&self.db)?;
+        sync_directory(&self.root)?;
+        match self.root.canonicalize()?.parent().map(sync_directory) {
             // A parent that may be searched but not read was not made by us.
             Some(Err(e)) if e.kind() != ErrorKind::PermissionDenied => Err(e),
             _ => Ok(()),
@@ -203,10 +208,10 @@ impl Dir {
         let mut note = private_file().truncate(true).open(place.join("REASON"))?;
         writeln!(note, "{reason}")?;
         note.sync_all()?;
-        sync_dir(&place)?;
+        sync_directory(&place)?;
         create_private(&self.db)?;
-        sync_dir(&self.quarantine_root())?;
-        sync_dir(&self.root)?;
+        sync_directory(&self.quarantine_root())?;
+        sync_directory(&self.root)?;
         Ok(Quarantine { path: place, reason })
     }
 
@@ -293,14 +298,6 @@ fn private_file() -> OpenOptions {
 }
 
 /// Creates a directory for its owner alone; one that is there keeps its permissions.
-fn create_private(dir: &Path) -> io::Result<()> {
-    let mut builder = fs::DirBuilder::new();
-    builder.recursive(true);
-    #[cfg(unix)]
-    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
-    builder.create(dir)
-}
-
 #[cfg(unix)]
 fn restrict(path: &Path, is_dir: bool) -> io::Result<()> {
     let mode = if is_dir { 0o700 } else { 0o600 };
@@ -309,16 +306,5 @@ fn restrict(path: &Path, is_dir: bool) -> io::Result<()> {
 
 #[cfg(not(unix))]
 fn restrict(_path: &Path, _is_dir: bool) -> io::Result<()> {
-    Ok(())
-}
-
-#[cfg(unix)]
-fn sync_dir(dir: &Path) -> io::Result<()> {
-    File::open(dir)?.sync_all()
-}
-
-/// Other systems have no handle on a directory that could be synced.
-#[cfg(not(unix))]
-fn sync_dir(_dir: &Path) -> io::Result<()> {
     Ok(())
 }

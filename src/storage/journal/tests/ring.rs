@@ -93,6 +93,28 @@ fn group_over_the_limit_is_refused_and_nothing_is_written() {
     log.try_append(WHOLE, true).expect("the limit itself fits");
 }
 
+/// Found by review: the segment would be said to lie below a place that is given out later.
+#[test]
+fn group_at_a_place_that_was_given_out_before_is_refused_and_nothing_is_written() {
+    let disk = TestDisk::default();
+    let (mut log, _) = Log::open(&disk);
+    let end = log.commit(&[10, 10])[1] + 1;
+    disk.fail_writes(1);
+    log.try_append(10, true).unwrap_err();
+    log.heal().unwrap();
+    disk.take_counts();
+    let bytes = records(end, 10);
+    let group = |first| Group { first: Seq::new(first), count: 1, records: &bytes };
+    for first in [end - 1, end] {
+        let refused = log.journal.append(log.epoch, group(first), false).unwrap_err();
+        assert!(
+            matches!(&refused, JournalError::Io { source, .. } if source.kind() == io::ErrorKind::InvalidInput)
+        );
+        assert_eq!(disk.take_counts(), (0, 0));
+    }
+    log.journal.append(log.epoch, group(end + 1), false).expect("the failed one may be at the place before");
+}
+
 /// Fills the ring to the last segment, with synced groups.
 fn full(disk: &TestDisk) -> Log<FileJournal> {
     let (mut log, _) = Log::open(disk);

@@ -25,9 +25,37 @@ fn remembered(entries: &[(Seq, Arc<Accept>)]) -> Vec<DedupRow> {
 }
 
 fn loaded(outbox: &OutboxStore, since: u64) -> Vec<DedupRow> {
-    match outbox.load(&Query::Sender { sender: SENDER, since: Timestamp::from_millis(since) }).unwrap() {
+    newest(outbox, since, usize::MAX)
+}
+
+fn newest(outbox: &OutboxStore, since: u64, max: usize) -> Vec<DedupRow> {
+    let query = Query::Sender { sender: SENDER, since: Timestamp::from_millis(since), max };
+    match outbox.load(&query).unwrap() {
         Found::Sender(rows) => rows,
         other => panic!("{other:?}"),
+    }
+}
+
+/// Found by review: after an hour of messages without a sender, the first one after an opening read millions.
+#[test]
+fn only_the_newest_ids_of_a_sender_are_read_also_of_one_run_and_over_several() {
+    let store = MemoryStore::new();
+    let (outbox, opened) = open(&store);
+    let entries = fan(1, PEOPLE, 300);
+    let all = remembered(&entries);
+    let mut before = 1;
+    for (entries, dedup) in entries.chunks(100).zip(all.chunks(100)) {
+        before += 100;
+        let part = Survivors { entries: entries.to_vec(), dedup: dedup.to_vec(), ..Survivors::default() };
+        settle(&outbox, opened.epoch, vec![part], before);
+    }
+    assert_eq!(outbox.runs().len(), 20);
+    let people = all.len();
+    for runs in [20, 1] {
+        while merge(&outbox, opened.epoch, runs, 0) {}
+        for max in [0, 1, 99, 100, 101, 250, people - 1, people, people + 1] {
+            assert_eq!(newest(&outbox, 0, max), all[people.saturating_sub(max)..], "{max} of {runs} runs");
+        }
     }
 }
 
