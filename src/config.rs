@@ -91,7 +91,7 @@ pub struct Config {
     /// About how many bytes of records one commit takes; more go into further commits, a larger message alone. 1 MiB. The
     /// engine lowers it to a quarter of what its journal takes in one group.
     pub max_commit_bytes: NonZeroU64,
-    /// Ids remembered per sender. 100,000.
+    /// Ids remembered per sender; messages without a sender share one window. 100,000.
     pub dedup_ids: NonZeroUsize,
     /// How long an id is remembered. One hour.
     pub dedup_age: Duration,

@@ -12,6 +12,7 @@ use super::pick::Room;
 use super::query::Query;
 use super::refusal::Refusal;
 use super::user::User;
+use super::verdict::{Gone, OwnSlots};
 use super::verdict::{is_volatile, may_be_known};
 use crate::id::{DeviceId, UserId};
 use crate::message::{Message, Priority};
@@ -40,6 +41,11 @@ pub(super) struct Link {
 }
 
 impl Link {
+    /// Its device's slots: what is for one of them alone it may confirm.
+    pub(super) fn slots(&self) -> OwnSlots {
+        [self.slot, self.left]
+    }
+
     /// Whether this is a gap among what it would have got: nobody else gets what waits for a registered device alone.
     pub(super) fn misses(&self, gap: &Gap) -> bool {
         gap.lane.slot().is_none_or(|slot| self.slot == Some(slot))
@@ -128,6 +134,8 @@ impl Machine {
         self.handle_gaps_told(id, false);
         self.note_seen(id);
         let Some(link) = self.links.remove(&id) else { return };
+        // What it has said already may still be on its way.
+        self.gone.put(id, Gone { user: link.user.clone(), slots: link.slots() });
         if let Some(armed) = link.armed {
             self.timers.remove(&(armed, super::timer::TimerKey::Link(id)));
         }

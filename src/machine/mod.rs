@@ -231,6 +231,8 @@ pub struct Machine {
     last_load: u64,
 
     links: StdMap<LinkId, Link>,
+    /// Sinks that have gone and may still be heard of.
+    gone: LruCache<LinkId, verdict::Gone>,
     ready: VecDeque<UserId>,
     timers: BTreeSet<(Timestamp, TimerKey)>,
     last_pick: u64,
@@ -319,6 +321,7 @@ impl Machine {
             sender_loads: DigestMap::default(),
             last_load: 0,
             links: StdMap::new(),
+            gone: LruCache::new(NonZeroUsize::new(verdict::MAX_GONE).unwrap_or(NonZeroUsize::MIN)),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
             last_pick: 0,

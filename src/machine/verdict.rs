@@ -14,12 +14,25 @@ use super::ring::Ring;
 use crate::config::OnFailure;
 use crate::id::UserId;
 use crate::message::Message;
-use crate::record::{Accept, Admission, Attempt, End, Epoch, LaneId, Record, Seq};
+use crate::record::{Accept, Admission, Attempt, End, Epoch, LaneId, Record, Seq, Slot};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
 /// Messages that ended other than delivered and may still be confirmed late: how many are remembered.
 pub(super) const MAX_RECENT_ENDS: usize = 4096;
+
+/// Sinks that have gone and may still be heard of: how many are remembered.
+pub(super) const MAX_GONE: usize = 1024;
+
+/// A sink that has gone. What it had confirmed before may be heard of only now.
+#[derive(Clone, Debug)]
+pub(super) struct Gone {
+    pub(super) user: UserId,
+    pub(super) slots: OwnSlots,
+}
+
+/// The slot of a sink's device, and the one that it had until it was removed.
+pub(super) type OwnSlots = [Option<Slot>; 2];
 
 /// How a message ended that may still be confirmed.
 #[derive(Clone, Debug)]
@@ -53,26 +66,34 @@ impl Machine {
         link: LinkId,
         verdicts: Vec<(EntryRef, Verdict)>,
     ) {
-        let Some(found) = self.links.get(&link) else {
+        let here = self.links.get(&link).map(|found| Gone { user: found.user.clone(), slots: found.slots() });
+        let is_here = here.is_some();
+        let Some(Gone { user, slots }) = here.or_else(|| self.gone.get(&link).cloned()) else {
             self.stats.stray_verdicts += verdicts.len() as u64;
             return;
         };
-        let user = found.user.clone();
         self.note_seen(link);
         let mut gone = false;
         for (entry, verdict) in verdicts {
             gone |= verdict == Verdict::Disconnected;
-            self.verdict(now, link, &user, entry, &verdict);
+            self.verdict(now, (link, slots), &user, entry, &verdict);
         }
-        if gone {
+        if gone && is_here {
             self.handle_detach(link);
             self.actions.push_back(Action::Dismiss(link));
         }
         self.mark_ready(&user);
     }
 
-    fn verdict(&mut self, now: Timestamp, link: LinkId, user: &UserId, entry: EntryRef, verdict: &Verdict) {
-        let entry = self.entry_of(link, user, entry);
+    fn verdict(
+        &mut self,
+        now: Timestamp,
+        (link, slots): (LinkId, OwnSlots),
+        user: &UserId,
+        entry: EntryRef,
+        verdict: &Verdict,
+    ) {
+        let entry = self.entry_of((link, slots), user, entry);
         if let Verdict::Replied(answer) = verdict {
             let found = self.users.get(user).and_then(|user| user.lane_ref(entry.lane).entry(entry.seq));
             let live = found.map(|found| &found.accept);
@@ -81,11 +102,11 @@ impl Machine {
                 let (message, answer) = (accept.message.clone(), answer.clone());
                 self.actions.push_back(Action::Replied { message, answer });
             }
-            return self.verdict(now, link, user, entry, &Verdict::Delivered);
+            return self.verdict(now, (link, slots), user, entry, &Verdict::Delivered);
         }
         let deadline = now.after(self.config.ack_deadline);
         let Some(flight) = self.links.get_mut(&link).and_then(|link| link.flights.get_mut(&entry)) else {
-            return self.late_verdict(now, link, user, entry, verdict);
+            return self.late_verdict(now, slots, user, entry, verdict);
         };
         match verdict {
             Verdict::AwaitingAck | Verdict::Progress => flight.deadline = deadline,
@@ -117,12 +138,11 @@ impl Machine {
     fn late_verdict(
         &mut self,
         now: Timestamp,
-        link: LinkId,
+        slots: OwnSlots,
         user: &UserId,
         entry: EntryRef,
         verdict: &Verdict,
     ) {
-        let slots = self.links.get(&link).map(|link| [link.slot, link.left]).unwrap_or_default();
         // What is for one device only that can confirm, also when it was removed since.
         let is_own = entry.lane.slot().is_none() || slots.contains(&entry.lane.slot());
         let is_theirs = entry.lane.priority().is_some() && is_own;
@@ -157,22 +177,24 @@ impl Machine {
     }
 
     /// What a receiver that knows priorities only speaks of: perhaps what is for its device.
-    fn entry_of(&self, link: LinkId, user: &UserId, entry: EntryRef) -> EntryRef {
-        let Some(link) = self.links.get(&link) else { return entry };
+    fn entry_of(&self, (link, slots): (LinkId, OwnSlots), user: &UserId, entry: EntryRef) -> EntryRef {
+        let flies =
+            |entry: &EntryRef| self.links.get(&link).is_some_and(|link| link.flights.contains_key(entry));
         let (None, Some(priority)) = (entry.lane.slot(), entry.lane.priority()) else { return entry };
         let lives = |entry: EntryRef| {
             let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
             lane.is_some_and(|lane| lane.entry(entry.seq).is_some())
         };
-        let is_own = |own: &EntryRef| {
-            link.flights.contains_key(own) || lives(*own) || self.recent_ends.contains(&(user.clone(), *own))
-        };
-        if link.flights.contains_key(&entry) {
+        let is_own =
+            |own: &EntryRef| flies(own) || lives(*own) || self.recent_ends.contains(&(user.clone(), *own));
+        if flies(&entry) {
             return entry;
         }
         // Also what its device was offered before it was removed.
-        let slots = [link.slot, link.left].into_iter().flatten();
-        let owns = slots.map(|slot| EntryRef { lane: LaneId::Device(slot, priority), ..entry });
+        let owns = slots
+            .into_iter()
+            .flatten()
+            .map(|slot| EntryRef { lane: LaneId::Device(slot, priority), ..entry });
         owns.into_iter().find(is_own).unwrap_or(entry)
     }
 

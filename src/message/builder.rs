@@ -64,6 +64,10 @@ impl MessageBuilder {
     }
 
     /// Says who sent it. The host must have authenticated them: repeats are recognised per sender.
+    ///
+    /// Messages without a sender are all of one: their ids share one window of
+    /// [`Config::dedup_ids`](crate::Config::dedup_ids), and at ten thousand messages a second the oldest is forgotten after
+    /// ten seconds. Name a sender, be it the service that sends, wherever messages are sent again.
     #[must_use]
     pub fn sender<U>(self, sender: U) -> Self
     where

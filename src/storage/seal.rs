@@ -3,13 +3,16 @@
 //! Nonces are 24 random bytes from the system, drawn anew for each message: no state that a copied process or a restored
 //! machine could repeat, and with 2⁸⁰ messages under one key a repetition is still less likely than 2⁻³².
 
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::Arc;
 
 use chacha20poly1305::aead::{AeadInOut, Generate, KeyInit};
 use chacha20poly1305::{Tag, XChaCha20Poly1305, XNonce};
+use parking_lot::Mutex;
 
 use crate::codec::{Cipher, HEAD_BYTES, KeyMark, NONCE_BYTES, Sealer, TAG_BYTES, Unopened};
 use crate::error::KeyError;
+use crate::id::KeyId;
 use crate::ports::{Key, KeyProvider};
 
 /// Under this nonce eight zeros are encrypted to tell keys apart. It seals nothing else.
@@ -19,22 +22,46 @@ const CHECK_NONCE: &[u8; NONCE_BYTES] = b"lastmile: what key is it";
 /// own from what its builder is given.
 #[must_use]
 pub fn cipher(keys: Arc<dyn KeyProvider>) -> Cipher {
-    Cipher::sealing(Arc::new(Keys(keys)))
+    Cipher::sealing(Arc::new(Keys { host: keys, last: Mutex::new(None) }))
 }
 
-struct Keys(Arc<dyn KeyProvider>);
+/// The host's keys. A panic of theirs is kept inside: it would take a shard with it, or the thread that settles.
+struct Keys {
+    host: Arc<dyn KeyProvider>,
+    /// What it named as current when it did last.
+    last: Mutex<Option<(KeyId, Key)>>,
+}
 
 impl Keys {
+    /// The key for what is written now. A provider that panics is taken to have changed nothing; one that does before it has
+    /// ever named a key has not opened anything yet.
+    fn newest(&self) -> (KeyId, Key) {
+        let named = catch_unwind(AssertUnwindSafe(|| self.host.current()));
+        let mut last = self.last.lock();
+        match (named, last.clone()) {
+            (Ok(newest), _) => {
+                *last = Some(newest.clone());
+                newest
+            }
+            (Err(_), Some(newest)) => {
+                tracing::warn!("the key provider panicked: the key that it named last is used");
+                newest
+            }
+            (Err(panic), None) => resume_unwind(panic),
+        }
+    }
+
     /// The very key that a mark names.
     fn find(&self, mark: KeyMark) -> Result<Key, KeyError> {
-        let key = self.0.key(mark.key).ok_or(KeyError::UnknownKey { key: mark.key })?;
+        let known = catch_unwind(AssertUnwindSafe(|| self.host.key(mark.key)));
+        let key = known.unwrap_or_default().ok_or(KeyError::UnknownKey { key: mark.key })?;
         if check_of(&key) == mark.check { Ok(key) } else { Err(KeyError::WrongKey { key: mark.key }) }
     }
 }
 
 impl Sealer for Keys {
     fn seal(&self, about: &[u8], blob: &mut Vec<u8>) -> KeyMark {
-        let (id, key) = self.0.current();
+        let (id, key) = self.newest();
         let mark = KeyMark { key: id, check: check_of(&key) };
         // The system's randomness never fails once it has begun to work; without it there is no safe nonce.
         let nonce = XNonce::try_generate().expect("the system gives random bytes");
@@ -66,7 +93,7 @@ impl Sealer for Keys {
     }
 
     fn current(&self) -> KeyMark {
-        let (key, secret) = self.0.current();
+        let (key, secret) = self.newest();
         KeyMark { key, check: check_of(&secret) }
     }
 

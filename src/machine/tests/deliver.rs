@@ -66,6 +66,48 @@ fn a_lost_connection_burns_no_attempt_and_keeps_order() {
     assert!(rig.offers[0].1.redelivered);
 }
 
+/// Found by review: a sink that confirmed and was detached at once was heard of as detached first, and what it had confirmed was
+/// delivered to the next one as well.
+#[test]
+fn what_a_sink_confirmed_before_it_was_gone_counts_though_it_is_heard_afterwards() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    let [waits, flies, refused] =
+        ["a", "b", "c"].map(|key| rig.accept(&to("alice").ordering_key(key).build().unwrap()));
+    rig.input(Input::Detach(LinkId(1)));
+    rig.say(1, waits, Verdict::Delivered);
+    rig.attach(2, "alice", "tablet");
+    assert_eq!(rig.offered(), [waits, flies, refused, flies, refused]);
+    let answer = bytes::Bytes::from_static(b"yes");
+    rig.say(1, flies, Verdict::Replied(answer.clone()));
+    rig.say(1, refused, Verdict::Rejected);
+    rig.commit();
+    let counters = rig.machine.stats().counters;
+    assert_eq!((counters.ended[EndReason::Delivered.index()], counters.live()), (2, 1));
+    assert_eq!(rig.replies.iter().map(|(_, reply)| reply.clone()).collect::<Vec<_>>(), [answer]);
+    assert_eq!((rig.machine.stats().in_flight, rig.machine.stats().stray_verdicts), (1, 1));
+}
+
+#[test]
+fn so_many_sinks_that_have_gone_may_still_be_heard_of_and_no_more() {
+    for (others, delivered) in [(-1, 1), (0, 0), (1, 0)] {
+        let others = super::super::verdict::MAX_GONE as i64 + others;
+        let mut rig = Rig::new();
+        rig.attach(1, "alice", "phone");
+        let entry = rig.accept(&message("alice"));
+        rig.input(Input::Detach(LinkId(1)));
+        for link in 2..2 + others as u64 {
+            rig.attach(link, "bob", "phone");
+            rig.input(Input::Detach(LinkId(link)));
+        }
+        rig.say(1, entry, Verdict::Delivered);
+        rig.commit();
+        let stats = rig.machine.stats();
+        assert_eq!(stats.counters.ended[EndReason::Delivered.index()], delivered, "{others}");
+        assert_eq!(stats.stray_verdicts, 1 - delivered);
+    }
+}
+
 #[test]
 fn an_attempt_ends_at_the_budget_as_dead() {
     let config = Config { max_attempts: core::num::NonZeroU32::new(3).unwrap(), ..Config::default() };

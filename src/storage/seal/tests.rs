@@ -21,6 +21,37 @@ fn sealing(current: u32, others: &[u32]) -> Cipher {
     cipher(Arc::new(keys(current, others)))
 }
 
+/// Found by review: it took the shard with it that sealed a message.
+#[test]
+fn a_provider_that_panics_seals_with_the_key_it_named_last_and_knows_no_other() {
+    struct Moody(Keyring, std::sync::atomic::AtomicBool);
+    impl Moody {
+        fn calm(&self) {
+            assert!(!self.1.load(std::sync::atomic::Ordering::Relaxed), "the host's keys panic");
+        }
+    }
+    impl KeyProvider for Moody {
+        fn current(&self) -> (KeyId, Key) {
+            self.calm();
+            self.0.current()
+        }
+        fn key(&self, id: KeyId) -> Option<Key> {
+            self.calm();
+            self.0.key(id)
+        }
+    }
+    let moody = Arc::new(Moody(keys(1, &[2]), false.into()));
+    let cipher = cipher(moody.clone());
+    let accept = accept("alice", None, 1);
+    sealed(&cipher, &accept);
+    moody.1.store(true, std::sync::atomic::Ordering::Relaxed);
+    let bytes = sealed(&cipher, &accept);
+    let unknown = CodecError::Sealed(KeyError::UnknownKey { key: KeyId(1) });
+    assert_eq!(cipher.decode_accept(&bytes), Err(unknown));
+    moody.1.store(false, std::sync::atomic::Ordering::Relaxed);
+    assert_eq!(cipher.decode_accept(&bytes), Ok(accept));
+}
+
 fn accept(to: &str, sender: Option<&str>, id: u128) -> Accept {
     let mut builder = Message::to(to, "chat.message", CANARY)
         .id(MessageId::from_u128(id))
