@@ -2,9 +2,9 @@
 #![no_main]
 
 use bytes::Bytes;
-use counting::{Counting, peak_of};
 use lastmile::session::frame::{Codec, Limits, decode, encode};
 use libfuzzer_sys::fuzz_target;
+use support::{Counting, peak_of};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

@@ -1,28 +1,32 @@
-//! Any bytes in a segment file replay as groups or as damage, and take no more memory than the file.
+//! Whatever the segment files say, they replay as groups or as damage, and take no more memory than they are long. What a
+//! replay handed over, the next one does too.
 #![no_main]
 
-use std::sync::Arc;
-
-use counting::{Counting, bounded};
 use lastmile::ports::Journal;
 use lastmile::record::Seq;
-use lastmile::storage::disk::{Disk, MemoryDisk};
-use lastmile::storage::journal::{FileJournal, JournalConfig};
+use lastmile::storage::journal::FileJournal;
 use libfuzzer_sys::fuzz_target;
+use support::input::Input;
+use support::world::{JOURNAL, World, shared};
+use support::{Counting, within};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;
 
+/// What a search for the next group reads at once, and as much again.
+const SEARCHING: usize = 128 << 10;
+
 fuzz_target!(|bytes: &[u8]| {
-    let disk = MemoryDisk::new();
-    for (id, part) in bytes.chunks(64 << 10).take(3).enumerate() {
-        let file = disk.create_zeroed(&format!("segment-{id:06}.journal"), part.len() as u64).unwrap();
-        file.write_at(0, part).unwrap();
+    let world = World::of(Input(bytes));
+    let Ok(mut journal) = FileJournal::open(shared(&world.disk), JOURNAL) else { return };
+    let mut epoch = None;
+    let replay = || epoch = journal.replay(Seq::ZERO, &mut |_| Ok(())).ok().map(|replay| replay.epoch);
+    within(2 * world.bytes + SEARCHING, replay);
+    let Some(epoch) = epoch else { return };
+    let before = support::world::groups(&mut journal);
+    let next = lastmile::record::Epoch(epoch.0.saturating_add(1));
+    if journal.begin(next).is_ok() {
+        let mut again = FileJournal::open(shared(&world.disk), JOURNAL).expect("it was opened before");
+        assert_eq!(support::world::groups(&mut again), before, "a replay after `begin` is another one");
     }
-    let config = JournalConfig { segment_bytes: 64 << 10, segments: 3 };
-    let disk: Arc<dyn Disk> = Arc::new(disk);
-    let Ok(mut journal) = FileJournal::open(disk, config) else { return };
-    bounded(bytes.len().max(4096), || {
-        let _ = journal.replay(Seq::ZERO, &mut |_| Ok(()));
-    });
 });

@@ -1,9 +1,9 @@
 //! What decodes as a key encodes to the same bytes.
 #![no_main]
 
-use counting::{Counting, bounded};
 use lastmile::storage::outbox::keys::Key;
 use libfuzzer_sys::fuzz_target;
+use support::{Counting, bounded};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

@@ -4,12 +4,12 @@
 
 use std::sync::Arc;
 
-use counting::{Counting, bounded};
 use lastmile::KeyId;
 use lastmile::codec::{decode_records, encode_record, encode_records};
 use lastmile::ports::{Key, Keyring};
 use lastmile::storage::cipher;
 use libfuzzer_sys::fuzz_target;
+use support::{Counting, bounded};
 
 #[global_allocator]
 static ALLOCATOR: Counting = Counting;

@@ -1,39 +1,49 @@
-//! An engine opens, or refuses with an error, over any disk and any store.
+//! An engine opens over any disk and any store, or refuses with an error. What opens can be worked with: records are
+//! replayed, users come, messages are loaded and delivered, everything settles, is merged, verified, exported and imported;
+//! and it all takes no more memory than it is worth.
 #![no_main]
 
 use std::sync::Arc;
 
-use lastmile::StreamId;
-use lastmile::ports::{Batch, Journal, Store};
-use lastmile::record::{Epoch, Seq};
-use lastmile::storage::MemoryStore;
-use lastmile::storage::disk::{Disk, MemoryDisk};
-use lastmile::storage::journal::{FileJournal, JournalConfig};
-use lastmile::storage::outbox::{Identity, OutboxStore, recover};
 use libfuzzer_sys::fuzz_target;
+use support::input::Input;
+use support::outbox::{copy, import, read, users_of};
+use support::shell::Shell;
+use support::world::{World, shared};
+use support::{Counting, within};
+
+#[global_allocator]
+static ALLOCATOR: Counting = Counting;
+
+/// What each byte on disk may take in memory: a user in memory takes some 3 KiB, and a record that makes one some 10 bytes.
+const FOR_A_BYTE: usize = 512;
+/// A filter takes at most 4 MiB, and there may be an old and a new one.
+const AT_LEAST: usize = 16 << 20;
 
 fuzz_target!(|bytes: &[u8]| {
-    let (for_store, for_disk) = bytes.split_at(bytes.len() / 2);
-    let store = MemoryStore::new();
-    let epoch = store.take_epoch(Epoch(0)).unwrap();
-    for row in for_store.chunks(96) {
-        let (key, value) = row.split_at(row.len().min(usize::from(row[0]) % 48));
-        let mut batch = Batch::new();
-        batch.put(key.to_vec(), value.to_vec());
-        store.apply(epoch, batch).unwrap();
-    }
-    let disk = MemoryDisk::new();
-    for (id, part) in for_disk.chunks(32 << 10).take(3).enumerate() {
-        let file = disk.create_zeroed(&format!("segment-{id:06}.journal"), 32 << 10).unwrap();
-        file.write_at(0, part).unwrap();
-    }
-    let config = JournalConfig { segment_bytes: 32 << 10, segments: 3 };
-    let disk: Arc<dyn Disk> = Arc::new(disk);
-    let Ok(mut journal) = FileJournal::open(disk, config) else { return };
-    let Ok(replay) = journal.replay(Seq::MAX, &mut |_| Ok(())) else { return };
-    let fresh = Identity { stream: StreamId::from_u128(1), digest_key: 2 };
-    let Ok((_outbox, opened)) = OutboxStore::open(Arc::new(store), None, replay.epoch, fresh) else { return };
-    if recover(&opened, &mut journal, 2, &mut |_, _, _, _| {}).is_ok() {
-        let _ = journal.begin(opened.epoch);
-    }
+    let world = World::of(Input(bytes));
+    within(FOR_A_BYTE * world.bytes + AT_LEAST, || live(&world));
 });
+
+fn live(world: &World) {
+    let (mut users, senders) = users_of(&world.store);
+    let Some(mut shell) = Shell::open(shared(&world.disk), Arc::new(world.store.clone())) else { return };
+    users.extend(shell.users.iter().take(4).cloned());
+    read(&shell.outbox, &users, &senders, shell.now);
+    for user in &users {
+        shell.attach(user, "d");
+    }
+    shell.pass(120_000);
+    let _ = shell.settle();
+    for _ in 0..3 {
+        if !shell.merge(Default::default()) {
+            break;
+        }
+    }
+    read(&shell.outbox, &users, &senders, shell.now);
+    if let Some((_, stream)) = copy(&shell.outbox) {
+        import(&stream);
+    }
+    drop(shell);
+    Shell::open(shared(&world.disk), Arc::new(world.store.clone()));
+}

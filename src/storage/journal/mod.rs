@@ -36,6 +36,9 @@
 
 mod config;
 mod file;
+#[cfg(feature = "testing")]
+#[doc(hidden)]
+pub mod forge;
 mod format;
 mod layout;
 mod memory;

@@ -39,3 +39,9 @@ pub fn bounded(input: usize, work: impl FnOnce()) {
     let peak = peak_of(work);
     assert!(peak <= 2 * input + 4096, "{peak} bytes held for {input} bytes of input");
 }
+
+/// Fails when `work` holds more than this at once.
+pub fn within(limit: usize, work: impl FnOnce()) {
+    let peak = peak_of(work);
+    assert!(peak <= limit, "{peak} bytes held where {limit} are enough");
+}
