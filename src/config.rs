@@ -189,12 +189,14 @@ pub struct Config {
     /// Conversations of one user of which it is kept how far they were read; of more, those whose marks lie furthest back
     /// are forgotten, and count as unread. 256, at most 4,096; each takes 32 bytes of the user's row.
     pub max_read_marks: NonZeroUsize,
-    /// How long a registered device is kept that is not seen. When its user is next sent something for each device, or
-    /// registers one, it is removed, and what waits for it ends as [`DeviceGone`](crate::EndReason::DeviceGone). 90 days.
+    /// How long a registered device is kept that is not seen. When its user is next sent something for each device, registers
+    /// or lists devices, attaches one, or has something that is due, it is removed, and what waits for it ends as [`DeviceGone`](crate::EndReason::DeviceGone). 90 days.
     pub device_age: Duration,
-    /// Subscriptions to the changes of one user each, in the whole engine; more are refused. 65,536.
+    /// Subscriptions to the changes of one user, one sender's messages or one event each, in the whole engine; more are
+    /// refused, and so are more than 1,024 to the same one, for each of its changes is pushed to all of them. 65,536.
     pub max_subscriptions: usize,
-    /// Subscriptions that name no user; more are refused, for each of them is looked at for every change. 64.
+    /// Subscriptions that name neither user, sender nor event; more are refused, for each of them is looked at for every
+    /// change. 64.
     pub max_wide_subscriptions: usize,
     /// Changes a subscription holds until they are read; then the oldest are dropped, and it is told how many. 256.
     pub subscription_buffer: NonZeroUsize,

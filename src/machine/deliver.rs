@@ -97,6 +97,7 @@ impl Machine {
             self.open_lanes(&id);
         } else {
             self.open_device(&id, link);
+            self.retire_unseen(&id);
             self.mark_ready(&id);
         }
     }
@@ -124,6 +125,7 @@ impl Machine {
             self.refill(id, lane.into());
         }
         links.into_iter().for_each(|link| self.open_device(id, link));
+        self.retire_unseen(id);
         self.ripen(id);
         self.rearm_user(now, id);
         self.mark_ready(id);

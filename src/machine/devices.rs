@@ -81,6 +81,11 @@ impl SlotState {
         self.device.as_ref().is_some_and(|device| device.is_leaving)
     }
 
+    /// Nothing more is for its device, which is being recorded, or was.
+    pub(super) fn is_retiring(&self) -> bool {
+        self.retiring
+    }
+
     /// The device, if messages are for it.
     fn present(&self) -> Option<&DeviceInfo> {
         self.device.as_ref().filter(|device| !device.is_leaving && !self.retiring)

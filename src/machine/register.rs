@@ -72,9 +72,12 @@ impl Machine {
         let is_attached = |device: &DeviceId| {
             user.links.iter().any(|link| self.links.get(link).is_some_and(|l| l.device == *device))
         };
-        let standing =
-            |info: &DeviceInfo| DeviceStanding { is_attached: is_attached(&info.device), info: info.clone() };
-        user.slots.values().filter_map(|state| state.device.as_ref()).map(standing).collect()
+        let standing = |state: &SlotState| {
+            let device = state.device.clone()?;
+            let info = DeviceInfo { is_leaving: device.is_leaving || state.is_retiring(), ..device };
+            Some(DeviceStanding { is_attached: is_attached(&info.device), info })
+        };
+        user.slots.values().filter_map(|state| standing(state)).collect()
     }
 
     /// Goes on with what was left when the last life ended, of those who are in memory. The others' turn is when they are
@@ -142,6 +145,7 @@ impl Machine {
             Operation::Register(id, device) => self.register(ticket, id, device),
             Operation::Unregister(id, device) => self.unregister(ticket, id, device),
             Operation::Devices(id) => {
+                self.retire_unseen(id);
                 let outcome = Outcome { devices: self.list_devices(id), ..Outcome::default() };
                 self.actions.push_back(Action::Done { ticket, result: Ok(outcome) });
             }

@@ -182,6 +182,7 @@ impl Machine {
             self.load_once(Query::User(id));
             return;
         }
+        self.retire_unseen(&id);
         let held = self.users.get(&id).and_then(|user| user.held).unwrap_or_default();
         if held.messages == 0 {
             self.sweeps.later.remove(&id);

@@ -381,3 +381,54 @@ fn a_registration_that_the_row_reflects_is_not_folded_into_it_again() {
         assert_eq!(rig.done.pop().unwrap().1.unwrap().devices.len(), expected, "reflects {reflects}");
     }
 }
+
+#[test]
+fn a_device_that_was_not_seen_for_long_goes_when_somebody_looks_comes_or_something_is_due() {
+    for occasion in ["list", "attach", "attach beside another one", "sweep"] {
+        let mut rig = Rig::new();
+        rig.register("phone");
+        let ttl = rig.machine.config.device_age + Duration::from_secs(3600);
+        rig.accepted(&every().build().unwrap());
+        rig.accepted(&every().ttl(ttl + ttl).build().unwrap());
+        if occasion == "attach beside another one" {
+            rig.attach(1, "alice", "tablet");
+        }
+        rig.pass(ttl);
+        assert_eq!(rig.count_of(EndReason::DeviceGone), 0, "nobody has looked yet");
+        match occasion {
+            "list" => {
+                let operation = Operation::Devices(alice());
+                rig.tickets += 1;
+                rig.input(Input::Operate { ticket: Ticket(rig.tickets), operation });
+                let devices = rig.done.pop().unwrap().1.unwrap().devices;
+                assert!(devices.iter().all(|device| device.info.is_leaving), "{devices:?}");
+            }
+            "sweep" => {
+                rig.machine.note_due(rig.now);
+                rig.pass(Duration::from_secs(61));
+                while let Some((load, query)) = rig.loads.pop() {
+                    let Query::Due { .. } = query else { panic!("{query:?}") };
+                    let (users, next) = (vec![alice()], Timestamp::NEVER);
+                    let found = Found::Due { users, more: None, next, table: 1 };
+                    rig.input(Input::Loaded { load, found: Box::new(found) });
+                }
+            }
+            _ => rig.attach(2, "alice", "laptop"),
+        }
+        rig.commit();
+        assert_eq!(rig.count_of(EndReason::DeviceGone), 2, "{occasion}");
+        assert_eq!(rig.settled_by(Operation::Devices(alice())).unwrap().devices, [], "{occasion}");
+        assert_eq!(rig.machine.stats().counters.live(), 0);
+    }
+}
+
+#[test]
+fn a_device_that_comes_back_after_long_is_not_taken_for_gone() {
+    let mut rig = Rig::new();
+    ["phone", "laptop"].into_iter().for_each(|name| rig.register(name));
+    rig.accepted(&every().build().unwrap());
+    rig.pass(rig.machine.config.device_age + Duration::from_secs(1));
+    rig.attach(1, "alice", "phone");
+    rig.commit();
+    assert_eq!((rig.count_of(EndReason::DeviceGone), rig.offered().len()), (1, 1));
+}
