@@ -61,6 +61,13 @@ impl EventName {
     pub fn is_within(&self, other: &Self) -> bool {
         self.0.strip_prefix(&*other.0).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
     }
+
+    /// It, and each name that it is within.
+    #[cfg(feature = "runtime")]
+    pub(crate) fn and_above(&self) -> impl Iterator<Item = Self> + '_ {
+        let dots = self.0.match_indices('.').map(|(at, _)| at).chain([self.0.len()]);
+        dots.filter_map(|end| self.0.get(..end)).map(|name| Self(name.into()))
+    }
 }
 
 fn flaw(name: &str) -> Option<&'static str> {

@@ -8,8 +8,8 @@ use std::time::Duration;
 
 use lastmile::storage::MemoryStore;
 use lastmile::{
-    EndReason, Engine, EventName, Filter, HearError, Heard, Message, MessageId, Priority, Status,
-    SubscribeError, Subscription, UserId,
+    EndReason, Engine, EventName, Filter, HearError, Heard, Message, MessageId, OrderingKey, Priority,
+    Status, SubscribeError, Subscription, UserId,
 };
 
 use self::phone::PHONE;
@@ -108,4 +108,20 @@ async fn the_last_handle_of_an_engine_ends_subscriptions() {
     drop(engine);
     let ended = tokio::time::timeout(Duration::from_secs(20), subscription.recv()).await;
     assert!(matches!(ended, Ok(Err(HearError::Closed(_)))), "{ended:?}");
+}
+
+#[tokio::test]
+async fn whoever_listens_to_a_reader_hears_that_a_conversation_was_read_once() {
+    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    let mut changes = engine.subscribe(Filter::all().user(UserId::new("alice").unwrap())).unwrap();
+    let room = || Some(OrderingKey::new("room/1").unwrap());
+    let message = Message::to("alice", "chat.message", "hello").ordering_key("room/1").build().unwrap();
+    let place = engine.send(message).await.unwrap().entry().seq;
+    let mark = engine.mark_read("alice", room(), place).await.unwrap();
+    engine.mark_read("alice", room(), place).await.unwrap();
+    let Heard::Read { user, conversation, mark: heard } = changes.recv().await.unwrap() else {
+        panic!("nothing else has happened")
+    };
+    assert_eq!((user.as_bytes(), conversation, Some(heard)), (&b"alice"[..], room(), mark));
+    assert_eq!(changes.try_recv(), Ok(None));
 }

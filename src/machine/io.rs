@@ -10,7 +10,7 @@ use super::operation::{Operation, Outcome};
 use super::query::{Found, Query};
 use super::refusal::{OperationError, Refusal};
 use crate::event::EventName;
-use crate::id::{DeviceId, MessageId, StreamId, UserId};
+use crate::id::{DeviceId, MessageId, OrderingKey, StreamId, UserId};
 use crate::message::Message;
 use crate::record::{Accept, Counters, DedupRow, Gap, LaneId, ReadMark, Record, Seq, Slots, UserRow};
 use crate::status::{EndReason, Status};
@@ -378,9 +378,9 @@ pub enum Action {
         /// Where it is.
         to: EntryRef,
     },
-    /// Somebody has read a conversation ([`Machine::conversation`](super::Machine::conversation)) so far, durably;
-    /// also when that is not kept, for lying furthest back of more than are.
-    MarkedRead(UserId, u128, ReadMark),
+    /// Somebody has read a conversation ([`Machine::conversation`](super::Machine::conversation) names it so) up to here,
+    /// durably; also when that is not kept, for lying furthest back of more than are. Said once of each mark.
+    MarkedRead(UserId, Option<OrderingKey>, u128, ReadMark),
     /// The receiver of this message has answered it.
     Replied {
         /// The message.

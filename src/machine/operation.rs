@@ -267,6 +267,12 @@ impl Outcome {
 }
 
 impl Target {
+    /// This message, of its sender.
+    #[must_use]
+    pub fn of(message: &Message) -> Self {
+        Self { user: message.recipient().clone(), id: message.id(), sender: Some(message.sender().cloned()) }
+    }
+
     pub(super) fn is(&self, accept: &Accept) -> bool {
         let message = &accept.message;
         message.id() == self.id

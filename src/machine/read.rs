@@ -41,8 +41,16 @@ impl Reads {
     }
 }
 
-/// Who waits for a mark to be durable, and up to where.
-pub(super) type ReadWaits = BTreeMap<(UserId, u128), Vec<(Seq, Ticket)>>;
+/// Marks that are on their way to the disk, by user and conversation.
+pub(super) type ReadWaits = BTreeMap<(UserId, u128), Coming>;
+
+/// Who waits for marks of one conversation to be durable, and up to where.
+#[derive(Debug)]
+pub(super) struct Coming {
+    /// The conversation, as its readers name it: a record has a digest only.
+    key: Option<OrderingKey>,
+    waiting: Vec<(Seq, Ticket)>,
+}
 
 impl Machine {
     /// How the machine names a conversation of a user.
@@ -69,7 +77,8 @@ impl Machine {
         if self.mark_of(id, conversation).is_some_and(|known| known.up_to >= up_to) {
             return self.answer_mark(ticket, id, conversation);
         }
-        let waiting = self.read_waits.entry((id.clone(), conversation)).or_default();
+        let new = || Coming { key: key.cloned(), waiting: Vec::new() };
+        let Coming { waiting, .. } = self.read_waits.entry((id.clone(), conversation)).or_insert_with(new);
         let is_coming = waiting.iter().any(|(coming, _)| *coming >= up_to);
         waiting.push((up_to, ticket));
         self.device_waiting += 1;
@@ -92,22 +101,21 @@ impl Machine {
         self.touch(&read.user, seq);
     }
 
-    /// A mark is durable: whoever has waited for it is told.
+    /// A mark is durable: whoever has waited for it is told. Each record of one conversation goes further than the one before,
+    /// and is announced as what it is: of two in one commit the first is not said to be the second.
     pub(super) fn read_durable(&mut self, read: &Read) {
         let of = (read.user.clone(), read.conversation);
-        // It may be forgotten already, for those that lie ahead of it; it was durable all the same.
-        let known = self.mark_of(&read.user, read.conversation);
-        let mark = known.unwrap_or(ReadMark { up_to: read.up_to, at: read.at });
+        let Some(Coming { key, waiting }) = self.read_waits.remove(&of) else { return };
         let (user, conversation) = of.clone();
-        self.actions.push_back(Action::MarkedRead(user, conversation, mark));
-        let waiting = self.read_waits.remove(&of).unwrap_or_default();
+        let mark = ReadMark { up_to: read.up_to, at: read.at };
+        self.actions.push_back(Action::MarkedRead(user, key.clone(), conversation, mark));
         let (told, left): (Vec<_>, Vec<_>) = waiting.into_iter().partition(|(up_to, _)| *up_to <= read.up_to);
         for (_, ticket) in told {
             self.operations_answered();
             self.answer_mark(ticket, &read.user, read.conversation);
         }
         if !left.is_empty() {
-            self.read_waits.insert(of, left);
+            self.read_waits.insert(of, Coming { key, waiting: left });
         }
         self.let_go(&read.user);
     }

@@ -303,7 +303,8 @@ impl Driver {
                 Action::Dismiss(link) => self.registry.dismiss(link),
                 Action::Load { load, query } => self.load(load, query),
                 Action::Announce(change) => self.announce(&change),
-                Action::MarkedRead(user, conversation, mark) => {
+                Action::MarkedRead(user, key, conversation, mark) => {
+                    self.hub.publish_read(&user, key.as_ref(), mark);
                     self.state.watchers.marked_read(&(user, conversation), mark);
                 }
                 Action::Replied { message, answer } => self.replied(&message, &answer),

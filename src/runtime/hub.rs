@@ -15,6 +15,7 @@ use tokio::sync::Notify;
 
 use crate::config::Config;
 use crate::error::Closed;
+use crate::event::EventName;
 use crate::id::UserId;
 
 /// A subscription was refused. Nothing was changed.
@@ -42,10 +43,16 @@ pub enum HearError {
     Closed(#[from] Closed),
 }
 
+/// The most subscriptions to one user, one sender or one event: what happens there is pushed to each of them.
+pub(super) const MAX_OF_ONE_KEY: usize = 1024;
+
 /// How many subscriptions there may be, and how much each holds.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Bounds {
-    pub(super) of_users: usize,
+    /// Those to one user, sender or event, together.
+    pub(super) keyed: usize,
+    /// Those to one of them.
+    pub(super) of_one_key: usize,
     pub(super) wide: usize,
     pub(super) buffer: usize,
 }
@@ -53,7 +60,8 @@ pub(super) struct Bounds {
 impl Bounds {
     pub(super) fn of(config: &Config) -> Self {
         Self {
-            of_users: config.max_subscriptions,
+            keyed: config.max_subscriptions,
+            of_one_key: MAX_OF_ONE_KEY,
             wide: config.max_wide_subscriptions,
             buffer: config.subscription_buffer.get(),
         }
@@ -126,63 +134,103 @@ pub(super) struct Hub<F, H> {
 /// Shared with whoever publishes only for that time: changed in place otherwise.
 type Listeners<F, H> = Arc<Vec<Arc<Subscriber<F, H>>>>;
 
+/// By what a subscription is found. One is found by one thing, however many its filter names.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub(super) enum Key {
+    /// What happens to a user.
+    User(UserId),
+    /// What becomes of a sender's messages.
+    Sender(UserId),
+    /// What becomes of messages about an event, or one below it.
+    Event(EventName),
+    /// Everything.
+    Wide,
+}
+
+/// Whom what happens concerns, as far as that is known.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct About<'a> {
+    pub(super) user: &'a UserId,
+    pub(super) sender: Option<&'a UserId>,
+    pub(super) event: Option<&'a EventName>,
+}
+
+impl<'a> About<'a> {
+    pub(super) fn user(user: &'a UserId) -> Self {
+        Self { user, sender: None, event: None }
+    }
+}
+
 #[derive(Debug)]
 struct Index<F, H> {
-    by_user: HashMap<UserId, Listeners<F, H>>,
-    of_users: usize,
+    by_key: HashMap<Key, Listeners<F, H>>,
+    keyed: usize,
+    /// How many there are to senders, and to events: without any, nothing is looked for.
+    of_senders: usize,
+    of_events: usize,
     wide: Listeners<F, H>,
     closed: bool,
 }
 
+impl<F, H> Index<F, H> {
+    fn count_of(&mut self, key: &Key) -> Option<&mut usize> {
+        match key {
+            Key::Sender(_) => Some(&mut self.of_senders),
+            Key::Event(_) => Some(&mut self.of_events),
+            Key::User(_) | Key::Wide => None,
+        }
+    }
+}
+
 impl<F, H> Hub<F, H> {
     pub(super) fn new(bounds: Bounds) -> Self {
-        let index = Index { by_user: HashMap::new(), of_users: 0, wide: Arc::default(), closed: false };
+        let (by_key, wide) = (HashMap::new(), Arc::default());
+        let index = Index { by_key, keyed: 0, of_senders: 0, of_events: 0, wide, closed: false };
         Self { bounds, count: AtomicUsize::new(0), index: RwLock::new(index) }
     }
 
-    /// Listens to what happens to a user, or to all of them.
-    pub(super) fn listen(
-        self: &Arc<Self>,
-        user: Option<UserId>,
-        filter: F,
-    ) -> Result<Listener<F, H>, SubscribeError> {
+    /// Listens to what happens where this key says.
+    pub(super) fn listen(self: &Arc<Self>, key: Key, filter: F) -> Result<Listener<F, H>, SubscribeError> {
         let subscriber = Subscriber::new(filter);
         let mut index = self.index.write();
         if index.closed {
             return Err(Closed.into());
         }
-        match &user {
-            Some(_) if index.of_users >= self.bounds.of_users => {
-                return Err(SubscribeError::TooMany(self.bounds.of_users));
-            }
-            Some(user) => {
-                let of_user = index.by_user.entry(user.clone()).or_default();
-                Arc::make_mut(of_user).push(subscriber.clone());
-                index.of_users += 1;
-            }
-            None if index.wide.len() >= self.bounds.wide => {
+        if key == Key::Wide {
+            if index.wide.len() >= self.bounds.wide {
                 return Err(SubscribeError::TooMany(self.bounds.wide));
             }
-            None => Arc::make_mut(&mut index.wide).push(subscriber.clone()),
+            Arc::make_mut(&mut index.wide).push(subscriber.clone());
+        } else {
+            let of_one = index.by_key.get(&key).map_or(0, |some| some.len());
+            if index.keyed >= self.bounds.keyed {
+                return Err(SubscribeError::TooMany(self.bounds.keyed));
+            }
+            if of_one >= self.bounds.of_one_key {
+                return Err(SubscribeError::TooMany(self.bounds.of_one_key));
+            }
+            Arc::make_mut(index.by_key.entry(key.clone()).or_default()).push(subscriber.clone());
+            index.keyed += 1;
+            index.count_of(&key).into_iter().for_each(|count| *count += 1);
         }
         self.count.fetch_add(1, Ordering::Release);
-        Ok(Listener { user, subscriber, hub: Arc::downgrade(self) })
+        Ok(Listener { key, subscriber, hub: Arc::downgrade(self) })
     }
 
-    fn leave(&self, user: Option<&UserId>, subscriber: &Arc<Subscriber<F, H>>) {
+    fn leave(&self, key: &Key, subscriber: &Arc<Subscriber<F, H>>) {
         let mut index = self.index.write();
         let others = |other: &Arc<Subscriber<F, H>>| !Arc::ptr_eq(other, subscriber);
-        match user {
-            Some(user) => {
-                if let Some(of_user) = index.by_user.get_mut(user) {
-                    Arc::make_mut(of_user).retain(others);
-                    if of_user.is_empty() {
-                        index.by_user.remove(user);
-                    }
-                    index.of_users = index.of_users.saturating_sub(1);
+        if *key == Key::Wide {
+            Arc::make_mut(&mut index.wide).retain(others);
+        } else {
+            if let Some(some) = index.by_key.get_mut(key) {
+                Arc::make_mut(some).retain(others);
+                if some.is_empty() {
+                    index.by_key.remove(key);
                 }
             }
-            None => Arc::make_mut(&mut index.wide).retain(others),
+            index.keyed = index.keyed.saturating_sub(1);
+            index.count_of(key).into_iter().for_each(|count| *count = count.saturating_sub(1));
         }
         self.count.fetch_sub(1, Ordering::Release);
     }
@@ -198,10 +246,9 @@ impl<F, H> Hub<F, H> {
     }
 
     /// Lets everybody hear of it whom it concerns.
-    pub(super) fn each(&self, user: &UserId, hear: impl Fn(&mut F) -> Option<H>) {
-        let (of_user, wide) = self.listeners(user);
+    pub(super) fn each(&self, about: About<'_>, hear: impl Fn(&mut F) -> Option<H>) {
         // Not under the lock: what is woken is the host's, and may drop a subscription.
-        for subscriber in of_user.iter().flat_map(|of_user| of_user.iter()).chain(wide.iter()) {
+        for subscriber in self.listeners(about).iter().flat_map(|some| some.iter()) {
             if subscriber.push(self.bounds.buffer, &hear) {
                 subscriber.wake();
             }
@@ -211,17 +258,23 @@ impl<F, H> Hub<F, H> {
     /// The same for somebody who holds a lock: whom to wake, once it is let go of.
     pub(super) fn tell(
         &self,
-        user: &UserId,
+        about: About<'_>,
         hear: impl Fn(&mut F) -> Option<H>,
     ) -> Vec<Arc<Subscriber<F, H>>> {
-        let (of_user, wide) = self.listeners(user);
-        let all = of_user.iter().flat_map(|of_user| of_user.iter()).chain(wide.iter());
+        let listeners = self.listeners(about);
+        let all = listeners.iter().flat_map(|some| some.iter());
         all.filter(|subscriber| subscriber.push(self.bounds.buffer, &hear)).cloned().collect()
     }
 
-    fn listeners(&self, user: &UserId) -> (Option<Listeners<F, H>>, Listeners<F, H>) {
+    fn listeners(&self, about: About<'_>) -> Vec<Listeners<F, H>> {
         let index = self.index.read();
-        (index.by_user.get(user).cloned(), index.wide.clone())
+        let sender = about.sender.filter(|_| index.of_senders > 0);
+        let event = about.event.filter(|_| index.of_events > 0);
+        let keys = [Some(Key::User(about.user.clone())), sender.cloned().map(Key::Sender)];
+        let above = event.into_iter().flat_map(EventName::and_above).map(Key::Event);
+        let keyed = keys.into_iter().flatten().chain(above).filter_map(|key| index.by_key.get(&key));
+        let wide = Some(&index.wide).filter(|wide| !wide.is_empty());
+        keyed.chain(wide).cloned().collect()
     }
 
     /// Says to all that nothing more will come.
@@ -229,14 +282,20 @@ impl<F, H> Hub<F, H> {
         let all: Vec<_> = {
             let mut index = self.index.write();
             index.closed = true;
-            index.by_user.values().chain([&index.wide]).flat_map(|some| some.iter().cloned()).collect()
+            index.by_key.values().chain([&index.wide]).flat_map(|some| some.iter().cloned()).collect()
         };
         all.iter().for_each(|subscriber| subscriber.close());
     }
 
     #[cfg(test)]
-    pub(super) fn users(&self) -> usize {
-        self.index.read().by_user.len()
+    pub(super) fn keys(&self) -> usize {
+        self.index.read().by_key.len()
+    }
+
+    /// How many rings what happens there is offered to.
+    #[cfg(test)]
+    pub(super) fn reached(&self, about: About<'_>) -> usize {
+        self.listeners(about).iter().map(|some| some.len()).sum()
     }
 }
 
@@ -249,7 +308,7 @@ impl<F, H> Drop for Hub<F, H> {
 /// One subscription, until it is dropped.
 #[derive(Debug)]
 pub(super) struct Listener<F, H> {
-    pub(super) user: Option<UserId>,
+    pub(super) key: Key,
     subscriber: Arc<Subscriber<F, H>>,
     hub: Weak<Hub<F, H>>,
 }
@@ -274,7 +333,7 @@ impl<F, H> Listener<F, H> {
 impl<F, H> Drop for Listener<F, H> {
     fn drop(&mut self) {
         if let Some(hub) = self.hub.upgrade() {
-            hub.leave(self.user.as_ref(), &self.subscriber);
+            hub.leave(&self.key, &self.subscriber);
         }
     }
 }

@@ -20,7 +20,7 @@ use parking_lot::Mutex;
 
 use super::attachment::Detached;
 use super::engine::Engine;
-use super::hub::{Bounds, HearError, Hub, Listener, SubscribeError};
+use super::hub::{About, Bounds, HearError, Hub, Key, Listener, SubscribeError};
 use crate::id::{DeviceId, UserId};
 use crate::machine::LinkId;
 use crate::ports::Clock;
@@ -249,7 +249,7 @@ impl Presences {
             return Vec::new();
         }
         let change = PresenceChange { user: user.clone(), kind, device, attached };
-        self.hub.tell(user, |()| Some(change.clone()))
+        self.hub.tell(About::user(user), |()| Some(change.clone()))
     }
 
     /// A device that is gone is remembered; at the bound, the user whose device left longest ago is forgotten.
@@ -354,7 +354,7 @@ impl PresenceWatch {
 
 impl fmt::Debug for PresenceWatch {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("PresenceWatch").field("user", &self.listener.user).finish_non_exhaustive()
+        f.debug_struct("PresenceWatch").field("user", &self.listener.key).finish_non_exhaustive()
     }
 }
 
@@ -407,7 +407,9 @@ impl Engine {
     /// # Errors
     /// [`SubscribeError`]. Nothing was changed.
     pub fn watch_presence(&self, user: Option<UserId>) -> Result<PresenceWatch, SubscribeError> {
-        Ok(PresenceWatch { listener: self.inner.registry.presences().hub.listen(user, ())? })
+        Ok(PresenceWatch {
+            listener: self.inner.registry.presences().hub.listen(user.map_or(Key::Wide, Key::User), ())?,
+        })
     }
 }
 

@@ -4,15 +4,17 @@ use core::fmt;
 use std::sync::Arc;
 
 use super::engine::Engine;
-use super::hub::{HearError, Hub, Listener, SubscribeError};
+use super::hub::{About, HearError, Hub, Key, Listener, SubscribeError};
 use crate::event::EventName;
-use crate::id::{MessageId, UserId};
+use crate::id::{MessageId, OrderingKey, UserId};
 use crate::machine::{Change, EntryRef};
+use crate::record::ReadMark;
 
 /// What a subscription hears of. Conditions add up: all of them must hold.
 ///
-/// A filter that names a user is found by that user, and costs the messages of others nothing. One that names none is
-/// looked at for every change.
+/// A filter is found by the user that it names, or by the sender, or by the event, in this order, and costs what happens
+/// elsewhere nothing. One that names none of them is looked at for every change; there are few of these
+/// ([`Config::max_wide_subscriptions`](crate::Config::max_wide_subscriptions)).
 ///
 /// Of a message that is not in memory (a late confirmation of one that had ended, say) only its user and its place are
 /// known, and its id if it ended undelivered. A filter by id, sender or event does not hear what it cannot be sure of.
@@ -71,6 +73,12 @@ impl Filter {
         self
     }
 
+    fn key(&self) -> Key {
+        let Self { user, sender, event, .. } = self.clone();
+        let user = user.map(Key::User).or(sender.map(Key::Sender));
+        user.or(event.map(Key::Event)).unwrap_or(Key::Wide)
+    }
+
     fn matches(&self, change: &Change) -> bool {
         self.user.as_ref().is_none_or(|user| *user == change.user)
             && self.entry.is_none_or(|entry| entry == change.entry)
@@ -82,10 +90,20 @@ impl Filter {
                 .is_none_or(|prefix| change.event.as_ref().is_some_and(|event| event.is_within(prefix)))
     }
 
+    /// Whether it is about a user, or all, and perhaps a place, and about nothing else.
+    fn is_about_user(&self, user: &UserId) -> bool {
+        let sure = self.id.is_none() && self.sender.is_none() && self.event.is_none();
+        sure && self.user.as_ref().is_none_or(|of| of == user)
+    }
+
     /// Whether it hears of a move: of that only the user and the places are known.
     fn matches_move(&self, user: &UserId, from: EntryRef) -> bool {
-        let sure = self.id.is_none() && self.sender.is_none() && self.event.is_none();
-        sure && self.user.as_ref().is_none_or(|of| of == user) && self.entry.is_none_or(|entry| entry == from)
+        self.is_about_user(user) && self.entry.is_none_or(|entry| entry == from)
+    }
+
+    /// Whether it hears of what was read: of that only the reader and the conversation are known.
+    fn matches_read(&self, reader: &UserId) -> bool {
+        self.is_about_user(reader) && self.entry.is_none()
     }
 }
 
@@ -105,6 +123,16 @@ pub enum Heard {
         /// Where it is.
         to: EntryRef,
     },
+    /// Somebody has read a conversation up to here ([`Engine::mark_read`]), and that is durable. It is said once of each mark,
+    /// in their order. Filters by message, sender or event do not hear of it: whose messages those are, a mark does not say.
+    Read {
+        /// Who has read.
+        user: UserId,
+        /// Which conversation.
+        conversation: Option<OrderingKey>,
+        /// How far, and since when.
+        mark: ReadMark,
+    },
 }
 
 /// All subscriptions to status changes.
@@ -112,26 +140,40 @@ pub(super) type Changes = Hub<Filter, Heard>;
 
 impl Changes {
     fn subscribe(self: &Arc<Self>, filter: Filter) -> Result<Subscription, SubscribeError> {
-        Ok(Subscription { listener: self.listen(filter.user.clone(), filter)? })
+        Ok(Subscription { listener: self.listen(filter.key(), filter)? })
     }
 
     pub(super) fn publish(&self, change: &Change) {
         if self.is_idle() {
             return;
         }
-        self.each(&change.user, |filter| filter.matches(change).then(|| Heard::Changed(change.clone())));
+        let about =
+            About { user: &change.user, sender: change.sender.as_ref(), event: change.event.as_ref() };
+        self.each(about, |filter| filter.matches(change).then(|| Heard::Changed(change.clone())));
     }
 
     pub(super) fn publish_move(&self, user: &UserId, from: EntryRef, to: EntryRef) {
         if self.is_idle() {
             return;
         }
-        self.each(user, |filter| {
+        self.each(About::user(user), |filter| {
             if !filter.matches_move(user, from) {
                 return None;
             }
             filter.entry = filter.entry.map(|_| to);
             Some(Heard::Moved { user: user.clone(), from, to })
+        });
+    }
+}
+
+impl Changes {
+    pub(super) fn publish_read(&self, user: &UserId, conversation: Option<&OrderingKey>, mark: ReadMark) {
+        if self.is_idle() {
+            return;
+        }
+        self.each(About::user(user), |filter| {
+            let (user, conversation) = (user.clone(), conversation.cloned());
+            filter.matches_read(&user).then_some(Heard::Read { user, conversation, mark })
         });
     }
 }
@@ -164,7 +206,7 @@ impl Subscription {
 
 impl fmt::Debug for Subscription {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Subscription").field("user", &self.listener.user).finish_non_exhaustive()
+        f.debug_struct("Subscription").field("key", &self.listener.key).finish_non_exhaustive()
     }
 }
 

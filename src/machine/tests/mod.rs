@@ -141,7 +141,7 @@ impl Rig {
             Action::Load { load, query } => self.loads.push((load, query)),
             Action::Announce(change) => self.changes.push(change),
             Action::Moved { from, to, .. } => self.moves.push((from, to)),
-            Action::MarkedRead(_, _, mark) => self.marked.push(mark),
+            Action::MarkedRead(.., mark) => self.marked.push(mark),
             Action::Replied { message, answer } => self.replies.push((message, answer)),
             Action::Survivors(part) => self.survivors.push(*part),
             Action::Dismiss(link) => self.dismissed.push(link),

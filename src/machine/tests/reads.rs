@@ -110,3 +110,20 @@ fn a_mark_that_is_forgotten_in_its_own_commit_is_announced_all_the_same() {
     assert_eq!(rig.mark("b", behind), None);
     assert_eq!(rig.marked, [ReadMark { up_to: behind, at: rig.now }]);
 }
+
+#[test]
+fn each_mark_is_announced_once_it_is_durable_once_and_as_what_it_is() {
+    let mut rig = Rig::new();
+    let places: Vec<_> = (0..3).map(|_| rig.accept(&message("alice")).seq).collect();
+    for place in [places[0], places[0], places[1], places[0]] {
+        rig.tickets += 1;
+        let operation = Operation::MarkRead(alice(), room("a"), place);
+        rig.input(Input::Operate { ticket: Ticket(rig.tickets), operation });
+    }
+    assert_eq!(rig.marked, [], "nothing is durable");
+    rig.commit();
+    rig.mark("a", places[1]);
+    rig.mark("a", places[2]);
+    let up_to: Vec<_> = rig.marked.iter().map(|mark| mark.up_to).collect();
+    assert_eq!(up_to, places);
+}

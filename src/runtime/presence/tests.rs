@@ -10,7 +10,7 @@ impl Clock for Arc<At> {
     }
 }
 
-const BOUNDS: Bounds = Bounds { of_users: 3, wide: 2, buffer: 4 };
+const BOUNDS: Bounds = Bounds { keyed: 3, of_one_key: 3, wide: 2, buffer: 4 };
 
 /// At 1,000 ms, remembering so many users.
 fn presences(max_gone: usize) -> (Presences, Arc<At>) {
@@ -42,7 +42,7 @@ fn devices(presences: &Presences, of: &str) -> Vec<(String, Option<u64>, u64)> {
 }
 
 fn watch(presences: &Presences, of: Option<&str>) -> Listener<(), PresenceChange> {
-    presences.hub.listen(of.map(user), ()).unwrap()
+    presences.hub.listen(of.map(user).map_or(Key::Wide, Key::User), ()).unwrap()
 }
 
 /// User, what happened, how many are attached then.
@@ -166,7 +166,7 @@ fn one_who_does_not_read_is_told_how_much_was_dropped_and_there_are_no_more_watc
     assert_eq!(slow.try_recv(), Err(HearError::Lagged(2)));
     assert_eq!(heard(&mut slow).len(), 4);
     let _another = watch(&presences, None);
-    assert_eq!(presences.hub.listen(None, ()).unwrap_err(), SubscribeError::TooMany(2));
+    assert_eq!(presences.hub.listen(Key::Wide, ()).unwrap_err(), SubscribeError::TooMany(2));
     presences.close();
     assert_eq!(slow.try_recv(), Err(HearError::Closed(Closed)));
 }

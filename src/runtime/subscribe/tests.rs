@@ -6,7 +6,7 @@ use crate::record::{LaneId, Seq};
 use crate::runtime::hub::Bounds;
 use crate::status::{EndReason, Status};
 
-const BOUNDS: Bounds = Bounds { of_users: 3, wide: 2, buffer: 4 };
+const BOUNDS: Bounds = Bounds { keyed: 3, of_one_key: 3, wide: 2, buffer: 4 };
 
 fn hub() -> Arc<Changes> {
     Arc::new(Hub::new(BOUNDS))
@@ -43,6 +43,7 @@ fn heard(subscription: &mut Subscription) -> Vec<Seq> {
         .map(|heard| match heard {
             Heard::Changed(change) => change.entry.seq,
             Heard::Moved { to, .. } => to.seq,
+            Heard::Read { mark, .. } => mark.up_to,
         })
         .collect()
 }
@@ -92,7 +93,7 @@ fn one_who_does_not_read_is_told_once_how_much_was_dropped_and_goes_on_with_the_
 fn at_the_bounds_subscriptions_are_refused_until_one_is_dropped() {
     let hub = hub();
     let of_alice = || hub.subscribe(Filter::all().user(user("alice")));
-    let wide = || hub.subscribe(Filter::all().sender(user("bob")));
+    let wide = || hub.subscribe(Filter::all());
     let mut some = vec![of_alice().unwrap(), of_alice().unwrap(), of_alice().unwrap()];
     let mut others = vec![wide().unwrap(), wide().unwrap()];
     assert_eq!(of_alice().unwrap_err(), SubscribeError::TooMany(3));
@@ -103,7 +104,55 @@ fn at_the_bounds_subscriptions_are_refused_until_one_is_dropped() {
     others.push(wide().unwrap());
     drop((some, others));
     assert!(hub.is_idle());
-    assert!(hub.users() == 0, "users nobody listens to are forgotten");
+    assert!(hub.keys() == 0, "whom nobody listens to is forgotten");
+}
+
+#[test]
+fn ten_thousand_senders_have_a_subscription_each_and_a_change_reaches_its_own_alone() {
+    let bounds = Bounds { keyed: 10_001, of_one_key: 2, wide: 0, buffer: 4 };
+    let hub: Arc<Changes> = Arc::new(Hub::new(bounds));
+    let of = |n: u32| Filter::all().sender(user(&format!("sender-{n}")));
+    let mut some: Vec<_> = (0..10_000).map(|n| hub.subscribe(of(n)).unwrap()).collect();
+    let from = |n: u32| Change { sender: Some(user(&format!("sender-{n}"))), ..change("alice", 1) };
+    for n in [0, 4_711, 9_999] {
+        let change = from(n);
+        let about =
+            About { user: &change.user, sender: change.sender.as_ref(), event: change.event.as_ref() };
+        assert_eq!(hub.reached(about), 1);
+        hub.publish(&change);
+    }
+    let all: Vec<_> = some.iter_mut().map(heard).collect();
+    assert!(
+        all.iter().enumerate().all(|(n, heard)| heard.len() == usize::from([0, 4_711, 9_999].contains(&n)))
+    );
+    let another = hub.subscribe(of(1)).unwrap();
+    assert_eq!(hub.subscribe(of(2)).unwrap_err(), SubscribeError::TooMany(10_001));
+    some.pop();
+    assert_eq!(hub.subscribe(of(1)).unwrap_err(), SubscribeError::TooMany(2), "of one key");
+    drop((some, another));
+    assert!(hub.is_idle() && hub.keys() == 0);
+}
+
+#[test]
+fn a_subscription_to_an_event_is_found_by_what_is_below_it_and_by_nothing_else() {
+    let bounds = Bounds { keyed: 9, of_one_key: 9, wide: 0, buffer: 4 };
+    let hub: Arc<Changes> = Arc::new(Hub::new(bounds));
+    let names = ["call", "call.ring", "call.ring.again", "caller", "chat"];
+    let mut some = names.map(|name| hub.subscribe(Filter::all().event(event(name))).unwrap());
+    hub.publish(&change("alice", 1));
+    assert_eq!(some.each_mut().map(|one| heard(one).len()), [1, 1, 0, 0, 0]);
+    let unknown = Change { event: None, ..change("alice", 2) };
+    hub.publish(&unknown);
+    assert!(some.iter_mut().all(|one| heard(one).is_empty()));
+}
+
+#[test]
+fn a_filter_that_names_a_user_and_a_sender_hears_of_it_once() {
+    let hub = hub();
+    let mut both = hub.subscribe(Filter::all().user(user("alice")).sender(user("bob"))).unwrap();
+    hub.publish(&change("alice", 1));
+    hub.publish(&change("carol", 2));
+    assert_eq!(heard(&mut both), [Seq::new(1)]);
 }
 
 #[test]
@@ -166,4 +215,25 @@ fn waking_somebody_who_drops_a_subscription_does_not_lock_the_hub() {
     assert!(Future::poll(wait.as_mut(), &mut core::task::Context::from_waker(&waker)).is_pending());
     hub.publish(&change("alice", 1));
     assert_eq!(hub.count(), 1);
+}
+
+#[test]
+fn what_was_read_is_heard_by_those_who_listen_to_its_reader_and_by_no_filter_of_messages() {
+    let hub = hub();
+    let of_alice = Filter::all().user(user("alice"));
+    let mark = ReadMark { up_to: Seq::new(7), at: crate::Timestamp::from_millis(1) };
+    let filters = [
+        (Filter::all(), 1),
+        (of_alice.clone(), 1),
+        (Filter::all().user(user("bob")), 0),
+        (of_alice.clone().sender(user("bob")), 0),
+        (of_alice.event(event("call")), 0),
+        (Filter::all().entry(user("alice"), place(7)), 0),
+        (Filter::all().message(user("alice"), MessageId::from_u128(7)), 0),
+    ];
+    for (filter, expected) in filters {
+        let mut hears = hub.subscribe(filter.clone()).unwrap();
+        hub.publish_read(&user("alice"), None, mark);
+        assert_eq!(heard(&mut hears).len(), expected, "{filter:?}");
+    }
 }

@@ -343,7 +343,7 @@ impl Node {
             Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
             Action::Survivors(part) => self.survivors(shard, *part),
             Action::Dismiss(link) => self.forget_link(link),
-            Action::MarkedRead(user, _, mark) => self.oracle.marked_read(&user, mark),
+            Action::MarkedRead(user, .., mark) => self.oracle.marked_read(&user, mark),
             // Nobody asks anything here.
             Action::Replied { .. } => {}
             Action::Done { ticket, result } => {
