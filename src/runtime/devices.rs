@@ -67,8 +67,7 @@ impl Engine {
     }
 
     /// Where the copies of a message for several devices stand, in the order of the devices' slots; empty when it is for any
-    /// device, or nothing is known of it. As for [`Engine::status`], which says where it stands as a whole, its
-    /// [`sender`](Operation::Locate) makes it known of what was delivered.
+    /// device, or nothing is known of it. [`Engine::status`] says where it stands as a whole.
     ///
     /// # Errors
     /// [`OperateError`]. Nothing was changed.
@@ -81,7 +80,19 @@ impl Engine {
         U::Error: Into<OperateError>,
     {
         let user = user.try_into().map_err(Into::into)?;
-        match self.operate(Operation::Locate(Target { user, id, sender: None })).await {
+        self.status_by_device_of(Target { user, id, sender: None }).await
+    }
+
+    /// As [`Engine::status_by_device`], of a message whose sender is named, as for [`Engine::status_of`]: then it is also known of
+    /// what was delivered.
+    ///
+    /// # Errors
+    /// [`OperateError`]. Nothing was changed.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn status_by_device_of(&self, target: Target) -> Result<Vec<CopyStanding>, OperateError> {
+        match self.operate(Operation::Locate(target)).await {
             Ok(outcome) => Ok(outcome.copies),
             Err(OperateError::NotDone(OperationError::NotWaiting)) => Ok(Vec::new()),
             Err(error) => Err(error),

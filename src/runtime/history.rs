@@ -57,7 +57,18 @@ impl Engine {
         U::Error: Into<OperateError>,
     {
         let user = user.try_into().map_err(Into::into)?;
-        match self.operate(Operation::Locate(Target { user, id, sender: None })).await {
+        self.history_of(Target { user, id, sender: None }).await
+    }
+
+    /// As [`Engine::history`], of a message whose sender is named, as for [`Engine::status_of`].
+    ///
+    /// # Errors
+    /// [`OperateError`]. Nothing was changed.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn history_of(&self, target: Target) -> Result<Option<History>, OperateError> {
+        match self.operate(Operation::Locate(target)).await {
             Ok(done) => Ok(done.located.map(|located| {
                 let (failures, forgotten) = (done.failures, done.forgotten);
                 History { located, failures, forgotten }

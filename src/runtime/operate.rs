@@ -206,8 +206,8 @@ impl Engine {
     ///
     /// Of a delivered message, [`Located::read`] says whether it was read, if that is known.
     ///
-    /// Say whose message it is with [`Operation::Locate`] and [`Engine::operate`], and what is known of its sender's ids
-    /// ([`Config::dedup_age`](crate::Config::dedup_age)) counts too: then it says of a delivered message that it was.
+    /// Two senders may have used the same id for one recipient: then it is one of them. [`Engine::status_of`] takes the sender,
+    /// and says more.
     ///
     /// Costs the user's row and the value on disk that the message lies in. Without its sender, the first question about somebody
     /// is a pass over what waits for them on disk; where which message lies is remembered from then on, of 131,072 of them.
@@ -234,7 +234,33 @@ impl Engine {
         U::Error: Into<OperateError>,
     {
         let user = user.try_into().map_err(Into::into)?;
-        match self.operate(Operation::Locate(Target { user, id, sender: None })).await {
+        self.status_of(Target { user, id, sender: None }).await
+    }
+
+    /// As [`Engine::status`], of a message whose sender is named. What is known of the sender's ids
+    /// ([`Config::dedup_age`](crate::Config::dedup_age)) counts too: then it says of a delivered message that it was, and costs the
+    /// user's row and one value on disk at most, as long as the id is remembered.
+    ///
+    /// ```
+    /// # use lastmile::machine::Target;
+    /// # use lastmile::{Engine, Message, Status, UserId, storage::MemoryStore};
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> Result<(), Box<dyn std::error::Error>> {
+    /// # let engine = Engine::builder(MemoryStore::new()).build()?;
+    /// let message = Message::to("alice", "chat.message", "hello").sender("bob").build()?;
+    /// engine.send(message.clone()).await?;
+    /// let located = engine.status_of(Target::of(&message)).await?.expect("it waits");
+    /// assert_eq!(located.status, Status::Accepted);
+    /// # Ok(()) }
+    /// ```
+    ///
+    /// # Errors
+    /// [`OperateError`]. Nothing was changed.
+    ///
+    /// # Cancel safety
+    /// May be dropped at any time.
+    pub async fn status_of(&self, target: Target) -> Result<Option<Located>, OperateError> {
+        match self.operate(Operation::Locate(target)).await {
             Ok(outcome) => Ok(outcome.located),
             Err(OperateError::NotDone(OperationError::NotWaiting)) => Ok(None),
             Err(error) => Err(error),
