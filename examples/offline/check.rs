@@ -64,10 +64,8 @@ pub(crate) struct Outcome {
     /// Handlers that ran again and were told so.
     pub(crate) reruns: u64,
     pub(crate) torn_lines: u64,
-    /// By priority.
-    pub(crate) waits: [Histogram<u64>; 4],
-    /// By which copy it is.
-    pub(crate) waits_of_copies: [Histogram<u64>; Copy::ALL.len()],
+    /// By which copy it is, and priority.
+    pub(crate) waits: [[Histogram<u64>; Priority::ALL.len()]; Copy::ALL.len()],
     /// The first few violations, in words.
     pub(crate) complaints: Vec<String>,
 }
@@ -99,8 +97,7 @@ impl Outcome {
     /// Reads both logs and judges.
     pub(crate) fn of(dir: &Path, plan: &Plan, ledger: Ledger) -> io::Result<Self> {
         let bounds = || Histogram::new_with_bounds(1, MAX_WAIT_MS, 3).expect("the bounds are in order");
-        let waits = [(); 4].map(|()| bounds());
-        let waits_of_copies = [(); Copy::ALL.len()].map(|()| bounds());
+        let waits = [(); Copy::ALL.len()].map(|()| [(); Priority::ALL.len()].map(|()| bounds()));
         let mut outcome = Self {
             accepted: 0,
             delivered: 0,
@@ -112,7 +109,6 @@ impl Outcome {
             reruns: 0,
             torn_lines: 0,
             waits,
-            waits_of_copies,
             complaints: Vec::new(),
         };
         let mut stories = vec![Story::default(); plan.messages as usize];
@@ -214,9 +210,9 @@ impl Outcome {
         self.delivered += 1;
         // Delivered before its sender heard of it: no wait at all.
         let wait = got.at.saturating_sub(accepted.unwrap_or(got.at));
-        let by_priority = self.waits.get_mut(priority.index());
-        let by_copy = self.waits_of_copies.get_mut(got.copy.code());
-        by_priority.into_iter().chain(by_copy).for_each(|waits| waits.saturating_record(wait));
+        let of_copy = self.waits.get_mut(got.copy.code());
+        let waits = of_copy.and_then(|waits| waits.get_mut(priority.index()));
+        waits.into_iter().for_each(|waits| waits.saturating_record(wait));
     }
 }
 

@@ -6,6 +6,7 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
+use lastmile::record::EndPosition;
 use lastmile::storage::SledStore;
 use lastmile::{Closed, EndReason, Engine, OperateError};
 use tokio::task::JoinSet;
@@ -22,6 +23,8 @@ use super::senders;
 const REPORT_EVERY: Duration = Duration::from_millis(20);
 /// How long messages may wait once all are sent and everybody comes in turn, with no one fewer.
 const STUCK: Duration = Duration::from_secs(45);
+/// Rows of the ledger that are shown.
+const ROWS: usize = 5;
 /// Registrations under way at a time.
 const REGISTRATIONS: usize = 1_000;
 /// Bits of a message's state.
@@ -82,6 +85,7 @@ async fn live(plan: Plan, dir: &Path, life: u32) -> Result<Ledger, Failure> {
     people.join_all().await;
     reporter.join_all().await.into_iter().collect::<Result<(), Closed>>()?;
     let ledger = world.ledger().await?;
+    world.report_rows().await?;
     for engine in world.inboxes.iter().chain([&world.outbox]) {
         engine.shutdown(Duration::from_secs(10)).await;
     }
@@ -208,6 +212,21 @@ impl World {
             what += &format!("; inbox, {}: {:?}", copy.name(), inbox.stats().await?);
         }
         Ok(what)
+    }
+
+    /// The first rows of the outbox's ledger: what was not delivered, and why.
+    async fn report_rows(&self) -> Result<(), Failure> {
+        for ended in self.outbox.ended(EndPosition::START, ROWS).await? {
+            let end = ended.end;
+            let id = end.id.map_or_else(|| "?".to_owned(), |id| id.to_string());
+            let (user, reason, attempts) =
+                (String::from_utf8_lossy(end.user.as_bytes()), end.reason.as_str(), end.attempts);
+            let may_have =
+                if end.possibly_delivered { "may have arrived" } else { "was never handed to a device" };
+            Report::Row(format!("{id} for {user}: {reason} after {attempts} failed attempts, {may_have}"))
+                .print();
+        }
+        Ok(())
     }
 
     async fn ledger(&self) -> Result<Ledger, Closed> {

@@ -111,7 +111,7 @@ fn run(cli: &Cli) -> Result<Outcome, Failure> {
             (temporary.path().to_owned(), Some(temporary))
         }
     };
-    let (took, ledger) = match parent::supervise(&plan, cli.kills, &dir) {
+    let (took, (ledger, rows)) = match parent::supervise(&plan, cli.kills, &dir) {
         Ok(done) => done,
         Err(failure) => return Err(keep(temporary, failure)),
     };
@@ -119,7 +119,7 @@ fn run(cli: &Cli) -> Result<Outcome, Failure> {
     if !outcome.is_clean() {
         drop(keep(temporary, "violations".into()));
     }
-    table::print(&outcome, &plan, cli.kills, took, ledger);
+    table::print(&outcome, &plan, cli.kills, took, (ledger, &rows));
     Ok(outcome)
 }
 

@@ -14,10 +14,12 @@ use super::plan::Plan;
 use super::{Failure, PATIENCE};
 
 /// What a life says on its standard output, a line each.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) enum Report {
     /// So many are accepted, so many applied (with those of earlier lives).
     Progress { accepted: u64, applied: u64, waiting: u64 },
+    /// A row of the outbox's ledger.
+    Row(String),
     /// Everything has ended; what the ledgers say.
     Done(Ledger),
     /// Messages wait for people who are there, and nothing moves: the logs will show them as lost.
@@ -30,6 +32,7 @@ impl Report {
             Self::Progress { accepted, applied, waiting } => {
                 println!("progress {accepted} {applied} {waiting}")
             }
+            Self::Row(row) => println!("row {row}"),
             Self::Done(ledger) => println!("done {}", ledger.to_words()),
             Self::Stuck(ledger) => println!("stuck {}", ledger.to_words()),
         }
@@ -37,6 +40,9 @@ impl Report {
 
     fn parse(line: &str) -> Option<Self> {
         let (kind, rest) = line.split_once(' ')?;
+        if kind == "row" {
+            return Some(Self::Row(rest.to_owned()));
+        }
         let numbers: Vec<u64> = rest.split(' ').map(str::parse).collect::<Result<_, _>>().ok()?;
         match (kind, numbers[..].as_ref()) {
             ("progress", &[accepted, applied, waiting]) => {
@@ -49,8 +55,11 @@ impl Report {
     }
 }
 
+/// What the ledgers say at the end, and the first rows of the outbox's.
+pub(crate) type Ledgers = (Ledger, Vec<String>);
+
 /// Runs life after life until everything has ended. Returns how long it took, and what the ledgers say.
-pub(crate) fn supervise(plan: &Plan, kills: u32, dir: &Path) -> Result<(Duration, Ledger), Failure> {
+pub(crate) fn supervise(plan: &Plan, kills: u32, dir: &Path) -> Result<(Duration, Ledgers), Failure> {
     let began = now_ms();
     let elapsed = || Duration::from_millis(now_ms().saturating_sub(began));
     let copies = plan.copies();
@@ -61,14 +70,14 @@ pub(crate) fn supervise(plan: &Plan, kills: u32, dir: &Path) -> Result<(Duration
         let threshold =
             (u64::from(plan.messages) + copies) * 9 / 10 * u64::from(life + 1) / u64::from(kills + 1);
         if let Some(ledger) = child.run_until(threshold, &bars)? {
-            return Ok((elapsed(), ledger));
+            return Ok((elapsed(), (ledger, Vec::new())));
         }
         child.kill()?;
         bars.killed(life + 1, kills);
     }
-    let ledger = Life::start(plan, dir, kills)?.run_to_the_end(&bars)?;
+    let ledgers = Life::start(plan, dir, kills)?.run_to_the_end(&bars)?;
     bars.finish();
-    Ok((elapsed(), ledger))
+    Ok((elapsed(), ledgers))
 }
 
 /// One child process.
@@ -101,6 +110,7 @@ impl Life {
                         return Ok(None);
                     }
                 }
+                Report::Row(_) => {}
                 Report::Stuck(ledger) => return Ok(Some(ledger)),
                 Report::Done(_) => {
                     return Err("the child was done before it was killed: use more --messages".into());
@@ -109,10 +119,12 @@ impl Life {
         }
     }
 
-    fn run_to_the_end(mut self, bars: &Bars) -> Result<Ledger, Failure> {
+    fn run_to_the_end(mut self, bars: &Bars) -> Result<Ledgers, Failure> {
+        let mut rows = Vec::new();
         let ledger = loop {
             match self.next()? {
                 Report::Progress { accepted, applied, waiting } => bars.show(accepted, applied, waiting),
+                Report::Row(row) => rows.push(row),
                 Report::Done(ledger) | Report::Stuck(ledger) => break ledger,
             }
         };
@@ -120,7 +132,7 @@ impl Life {
         if !status.success() {
             return Err(format!("the last life ended with {status}").into());
         }
-        Ok(ledger)
+        Ok((ledger, rows))
     }
 
     fn next(&mut self) -> Result<Report, Failure> {

@@ -10,7 +10,13 @@ use super::check::{Ledger, Outcome};
 use super::plan::{Copy, DEVICES, Plan};
 
 /// Prints the table, the first violations, and the line that counts.
-pub(crate) fn print(outcome: &Outcome, plan: &Plan, kills: u32, took: Duration, ledger: Ledger) {
+pub(crate) fn print(
+    outcome: &Outcome,
+    plan: &Plan,
+    kills: u32,
+    took: Duration,
+    (ledger, rows): (Ledger, &[String]),
+) {
     println!(
         "{} users with {} devices each, {} messages, {} senders, killed {kills} times, {:.1} s",
         plan.users,
@@ -20,14 +26,15 @@ pub(crate) fn print(outcome: &Outcome, plan: &Plan, kills: u32, took: Duration, 
         took.as_secs_f64()
     );
     println!();
-    println!("{:<28}{:>10}{:>12}{:>12}", "", "copies", "wait p50", "wait p99");
-    row("accepted", outcome.accepted);
-    for priority in Priority::ALL {
-        waits(&format!("delivered, {}", priority.as_str()), &outcome.waits[priority.index()]);
-    }
+    println!("{:<14}{}", "delivered for", Priority::ALL.map(|of| format!("{:>28}", of.as_str())).concat());
     for copy in Copy::ALL {
-        waits(&format!("delivered, for {}", copy.name()), &outcome.waits_of_copies[copy.code()]);
+        let waits = outcome.waits.get(copy.code()).into_iter().flatten();
+        println!("{:<14}{}", copy.name(), waits.map(cell).collect::<String>());
     }
+    println!("copies, and how long they waited: half of them at most, and 99 of 100");
+    println!();
+    row("accepted", outcome.accepted);
+    row("delivered", outcome.delivered);
     row("expired", outcome.expired);
     row("repeated sends refused", outcome.repeats_refused);
     row("repeated deliveries refused*", ledger.inbox_repeats);
@@ -42,6 +49,8 @@ pub(crate) fn print(outcome: &Outcome, plan: &Plan, kills: u32, took: Duration, 
             row(&format!("ended, {}", reason.as_str()), ended);
         }
     }
+    println!("the first of those that were not delivered");
+    rows.iter().for_each(|row| println!("  {row}"));
     println!();
     for complaint in &outcome.complaints {
         println!("VIOLATION: {complaint}");
@@ -56,9 +65,9 @@ fn row(name: &str, count: u64) {
     println!("{name:<28}{count:>10}");
 }
 
-fn waits(name: &str, waits: &Histogram<u64>) {
+fn cell(waits: &Histogram<u64>) -> String {
     let [p50, p99] = [0.5, 0.99].map(|quantile| wait(waits.value_at_quantile(quantile)));
-    println!("{name:<28}{:>10}{p50:>12}{p99:>12}", waits.len());
+    format!("{:>8}{p50:>10}{p99:>10}", waits.len())
 }
 
 fn wait(millis: u64) -> String {
