@@ -218,13 +218,17 @@ impl World {
     async fn report_rows(&self) -> Result<(), Failure> {
         for ended in self.outbox.ended(EndPosition::START, ROWS).await? {
             let end = ended.end;
-            let id = end.id.map_or_else(|| "?".to_owned(), |id| id.to_string());
             let (user, reason, attempts) =
                 (String::from_utf8_lossy(end.user.as_bytes()), end.reason.as_str(), end.attempts);
             let may_have =
                 if end.possibly_delivered { "may have arrived" } else { "was never handed to a device" };
-            Report::Row(format!("{id} for {user}: {reason} after {attempts} failed attempts, {may_have}"))
-                .print();
+            // A late confirmation takes back what an earlier row says.
+            let what = match end.upgrades {
+                Some(before) => format!("{reason} after all, was {}", before.as_str()),
+                None => format!("{reason} after {attempts} failed attempts, {may_have}"),
+            };
+            let id = end.id.map_or_else(|| format!("what was at {}", end.seq.get()), |id| id.to_string());
+            Report::Row(format!("{id} for {user}: {what}")).print();
         }
         Ok(())
     }
