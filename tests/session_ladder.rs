@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use lastmile::ports::{ConnectError, Connector};
-use lastmile::session::{AdmissionConfig, Grade, Rate};
+use lastmile::session::{AdmissionConfig, Code, Grade, Rate, SessionConfig};
 use lastmile::storage::MemoryStore;
 use lastmile::testing::VirtualTime;
 use lastmile::{Acceptor, Client, ClientState, Engine, MemoryTransport, Stage, memory_transport};
@@ -138,9 +138,51 @@ async fn climbs_that_are_swallowed_leave_the_connection_that_stands_alone() {
     }
     let stats = server.acceptor.stats();
     assert_eq!((stats.opened, stats.lost), (1, 0), "one connection all the while: {stats:?}");
+    // Found by an audit: of a healthy session the server said nothing.
+    let phone = lastmile::Peer::new("alice".try_into().unwrap(), "phone".try_into().unwrap());
+    let seen = server.acceptor.connection(&phone).expect("it has a session");
+    assert!(seen.rtt.is_some() && seen.rtt == seen.quality.and_then(|quality| quality.rtt()), "{seen:?}");
     let quality = alice.quality().expect("it is online");
     assert!(quality.rtt().is_some() && quality.variation().is_some());
     assert_eq!(quality.grade(), Grade::Good);
     assert!((0.0..0.5).contains(&quality.loss()), "of the attempts before it: {quality:?}");
     assert!(quality.score() > 70, "{quality:?}");
+}
+
+/// Found by an audit: it was said to be a handshake timeout, which is the transport's fault.
+#[tokio::test(start_paused = true)]
+async fn a_slow_authenticator_is_the_fault_of_no_transport() {
+    struct Never;
+    impl lastmile::ports::Authenticator for Never {
+        async fn authenticate(
+            &self,
+            _: lastmile::ports::Claim,
+        ) -> Result<lastmile::ports::Identity, lastmile::ports::Denied> {
+            std::future::pending().await
+        }
+    }
+    let time = VirtualTime::start();
+    let engine = Engine::builder(MemoryStore::new()).clock(time.clock()).build().unwrap();
+    let mut config = SessionConfig::default();
+    config.handshake_timeout = Duration::from_secs(4);
+    let acceptor = Acceptor::builder(engine.clone(), Never).session(config).build().unwrap();
+    let server = Server { engine, acceptor };
+    let other = support::To { name: "other", ..support::to(&server) };
+    let alice = Client::builder(Engine::builder(MemoryStore::new()).clock(time.clock()), "alice", "phone")
+        .connector(support::to(&server))
+        .connector(other)
+        .seed(7)
+        .build()
+        .unwrap();
+    let mut watch = alice.watch();
+    let attempts = async {
+        while server.acceptor.stats().rejected < 4 {
+            let state = watch.changed().await.expect("it goes on");
+            assert_ne!(transport(&state), Some("other"));
+            if let ClientState::Offline { why, .. } = state {
+                assert_eq!(why, Some(Code::Overloaded));
+            }
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(600), attempts).await.expect("it comes back");
 }

@@ -10,14 +10,15 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
-use lastmile::ports::{FrameReader, FrameWriter, Transport};
+use lastmile::ports::{ConnectError, Connector, FrameReader, FrameWriter, Transport};
 use lastmile::session::frame::{
-    Ack, Capabilities, Codec, Codecs, Credentials, Frame, Hello, Limits, Range, Window, decode, encode,
+    Ack, Capabilities, Codec, Codecs, Credentials, Frame, Hello, Limits, Range, Refused, Window, decode,
+    encode,
 };
 use lastmile::session::{AdmissionConfig, Code, Rate, SessionConfig};
 use lastmile::{
-    Acceptor, Engine, MemoryReader, MemoryWriter, Reached, Stage, StreamId, memory_transport,
-    storage::MemoryStore,
+    Acceptor, ClientState, Engine, MemoryReader, MemoryTransport, MemoryWriter, Reached, Stage, StreamId,
+    memory_transport, storage::MemoryStore,
 };
 
 use support::{ByName, LONG, Server, client, message};
@@ -266,50 +267,115 @@ impl lastmile::ports::Authenticator for Dated {
         claim: lastmile::ports::Claim,
     ) -> Result<lastmile::ports::Identity, lastmile::ports::Denied> {
         match (claim.user, claim.credentials.0.as_ref()) {
-            (Some(_), b"token of yesterday") => Err(lastmile::ports::Denied::refused("it expired yesterday")),
+            (Some(_), b"token of yesterday") => Err(lastmile::ports::Denied::expired("it expired yesterday")),
             (Some(user), _) => Ok(lastmile::ports::Identity::new(user)),
             (None, _) => Err(lastmile::ports::Denied::refused("no name")),
         }
     }
 }
 
+/// A server that says nothing but this.
+struct Refuses(Refused, Mutex<Vec<MemoryReader>>);
+
+impl Connector for Refuses {
+    type Transport = MemoryTransport;
+
+    fn name(&self) -> &'static str {
+        "refusing"
+    }
+
+    async fn connect(&self) -> Result<MemoryTransport, ConnectError> {
+        let (ours, theirs) = memory_transport();
+        let (reader, mut writer) = theirs.split();
+        let mut bytes = Vec::new();
+        encode(&Frame::Reject(self.0.clone()), Codec::Binary, &mut bytes);
+        writer.write(vec![bytes.into()]).await.unwrap();
+        writer.close(self.0.code).await;
+        self.1.lock().unwrap().push(reader);
+        Ok(ours)
+    }
+}
+
+/// What a peer shows at first, and what it is refused with.
+fn bad_beginnings() -> [(Vec<u8>, Code, &'static str); 4] {
+    let bytes = |hello| {
+        let mut bytes = Vec::new();
+        encode(&said(hello), Codec::Binary, &mut bytes);
+        bytes
+    };
+    let expired = Credentials("token of yesterday".into());
+    [
+        (bytes(Hello { versions: (7, 9), ..hello("mallory") }), Code::UnsupportedVersion, "7"),
+        (vec![1; 17 << 10], Code::FrameTooLarge, "over the limit of 16384"),
+        (b"GET / HTTP/1.1\r\n\r\n".to_vec(), Code::Malformed, "no frame is called 71"),
+        (
+            bytes(Hello { credentials: expired, ..hello("mallory") }),
+            Code::SessionExpired,
+            "it expired yesterday",
+        ),
+    ]
+}
+
+/// What a peer that was let in says, and what its session is closed with.
+fn violations() -> [(Frame, Code, &'static str); 3] {
+    let ack = Frame::Ack(Ack { ranges: vec![Range { from: 1, to: 3 }], window: None });
+    [
+        (said(hello("somebody")), Code::ReplayedHello, "hello"),
+        (delivered(2, 1), Code::OutOfOrder, "deliver"),
+        (ack, Code::AckOfUnsent, "ack"),
+    ]
+}
+
 #[tokio::test]
-async fn an_expired_token_is_refused_and_the_log_says_what_to_do() {
+async fn each_refusal_is_in_the_log_of_both_ends_with_what_to_do() {
     // For all threads: one of a single thread can miss what another one traced first.
     let traced = Traced::default();
     tracing::subscriber::set_global_default(traced.clone()).expect("the only one of this process");
+    let line = |parts: &[&str]| {
+        let log = traced.0.lock().unwrap().clone();
+        let found = log.lines().any(|line| parts.iter().all(|part| line.contains(part)));
+        assert!(found, "no line has {parts:?}: {log}");
+        assert!(!log.contains("token of yesterday"), "what was shown is in no log: {log}");
+    };
     let engine = Engine::builder(MemoryStore::new()).build().unwrap();
     let acceptor = Acceptor::builder(engine.clone(), Dated).build().unwrap();
     let server = Server { engine, acceptor };
-    let mut raw = Raw::connect(&server.acceptor, "the place of yesterday's token");
-    raw.say(&said(Hello { credentials: Credentials("token of yesterday".into()), ..hello("mallory") })).await;
-    assert_eq!(raw.ends().await, Some(Code::CredentialsRefused));
-    let mut raw = Raw::connect(&server.acceptor, "another place");
-    raw.say(&said(hello("disorderly"))).await;
-    assert!(matches!(raw.hear().await, Some(Frame::Welcome(_))));
-    raw.say(&delivered(2, 1)).await;
-    assert_eq!(raw.ends().await, Some(Code::OutOfOrder));
-    assert_eq!(server.acceptor.stats().sessions, 1, "nobody was let in with the expired one");
-    let log = traced.0.lock().unwrap().clone();
-    let line = |what: &str| {
-        log.lines().find(|line| line.contains(what)).unwrap_or_else(|| panic!("{what}: {log}")).to_owned()
-    };
-    let refused = line("the place of yesterday's token");
-    for part in [
-        "WARN",
-        "4201",
-        "a connection was refused",
-        "it expired yesterday",
-        "get new ones, then connect again",
-    ] {
-        assert!(refused.contains(part), "{part}: {refused}");
+    for (i, (bytes, code, why)) in bad_beginnings().into_iter().enumerate() {
+        let address = format!("place {i} of the log");
+        let mut raw = Raw::connect(&server.acceptor, &address);
+        raw.say_bytes(bytes.into()).await;
+        assert_eq!(raw.ends().await, Some(code));
+        let code = code.to_string();
+        line(&["WARN", "a connection was refused", &address, &code, why]);
     }
-    let broken = line("disorderly device=raw");
-    for part in ["WARN", "4050", "a peer broke the protocol", "device=raw", "deliver", "start a new session"]
-    {
-        assert!(broken.contains(part), "{part}: {broken}");
+    assert_eq!(server.acceptor.stats().sessions, 0, "nobody was let in with the expired token");
+    for (i, (frame, code, what)) in violations().into_iter().enumerate() {
+        let user = format!("disorderly {i}");
+        let mut raw = Raw::connect(&server.acceptor, &format!("another place {i}"));
+        raw.say(&said(hello(&user))).await;
+        assert!(matches!(raw.hear().await, Some(Frame::Welcome(_))));
+        raw.say(&frame).await;
+        assert_eq!(raw.ends().await, Some(code));
+        let (user, number) = (format!("user={user} device=raw"), code.number().to_string());
+        line(&["WARN", "a peer broke the protocol", &user, &number, what, code.text()]);
     }
-    assert!(!log.contains("token of yesterday"), "what was shown is in no log: {log}");
+    let codes = bad_beginnings().map(|(_, code, _)| code).into_iter();
+    for code in codes.chain(violations().map(|(_, code, _)| code)) {
+        let refused =
+            Refused { code, retry_after: None, text: format!("so says the server: {}", code.number()) };
+        let (user, said) = (format!("refused {}", code.number()), refused.text.clone());
+        let refuses = Refuses(refused, Mutex::default());
+        let client = support::lonely(&user).connector(refuses).build().unwrap();
+        let mut watch = client.watch();
+        let told = watch.wait_for(|state| match state {
+            ClientState::Offline { why, .. } | ClientState::NeedsCredentials { why } => *why == Some(code),
+            ClientState::Closed { why } => *why == code,
+            _ => false,
+        });
+        tokio::time::timeout(LONG, told).await.expect("it hears of it").unwrap();
+        let level = if code == Code::SessionExpired { "INFO" } else { "WARN" };
+        line(&[level, &user, "refusing", &code.to_string(), &said]);
+    }
     others_are_untouched(&server).await;
 }
 
@@ -370,7 +436,13 @@ async fn a_frame_during_the_authentication_is_a_violation() {
     assert_eq!(raw.ends().await, Some(Code::ReplayedHello));
     let mut patient = Raw::connect(&acceptor, "there");
     patient.say(&said(hello("alice"))).await;
-    assert_eq!(patient.ends().await, Some(Code::HandshakeTimeout), "an authenticator that never answers");
+    let Some(Frame::Reject(refused)) = patient.hear().await else { panic!("it is refused") };
+    assert_eq!(
+        refused.code,
+        Code::Overloaded,
+        "an authenticator that never answers is no fault of a transport"
+    );
+    assert!(refused.retry_after.is_some() && refused.text.contains("authenticator"), "{refused:?}");
     let mut silent = Raw::connect(&acceptor, "there");
     assert_eq!(silent.ends().await, Some(Code::HandshakeTimeout), "a hello that never comes");
 }

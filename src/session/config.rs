@@ -33,7 +33,8 @@ pub struct SessionConfig {
     pub heartbeat: Duration,
     /// How long the answer to a ping may take; the acceptor decides. Default: 10 s.
     pub timeout: Duration,
-    /// How long hello and welcome may take. Default: 10 s.
+    /// How long hello and welcome may take. An acceptor gives its authenticator three quarters of it, from the hello on.
+    /// Default: 10 s.
     pub handshake_timeout: Duration,
     /// How long a session without a connection can be resumed. Default: 10 minutes.
     pub keep: Duration,
@@ -57,9 +58,12 @@ pub struct SessionConfig {
     pub busy: Duration,
     /// Publishes without a receipt. Default: 64, which is the least: every peer may have that many.
     pub max_publishes: usize,
-    /// The longest reply, in bytes. What must be kept of replies is at most this for each message of the window's span.
-    /// Default: 64 KiB.
+    /// The longest reply, in bytes. Default: 64 KiB.
     pub max_reply_bytes: usize,
+    /// Bytes of replies that are kept to be said again, in all, until the peer says that it has heard them, which it does with
+    /// what it sends next. Beyond that the oldest is kept no longer: should the connection have broken before it was heard, its
+    /// request ends without an answer. Not below `max_reply_bytes`. Default: 1 MiB.
+    pub max_kept_replies: usize,
 }
 
 impl Default for SessionConfig {
@@ -89,6 +93,7 @@ impl Default for SessionConfig {
             busy: Duration::from_millis(500),
             max_publishes: 64,
             max_reply_bytes: 64 << 10,
+            max_kept_replies: 1 << 20,
         }
     }
 }
@@ -138,13 +143,17 @@ impl SessionConfig {
                 self.max_reply_bytes > self.limits.max_frame / 2,
                 "max_reply_bytes is over half of limits.max_frame",
             ),
+            (
+                self.max_kept_replies < self.max_reply_bytes,
+                "max_kept_replies is below max_reply_bytes: the longest reply could not be kept",
+            ),
         ];
         first_broken(&rules)
     }
 }
 
 /// A hello with the longest names and credentials fits, in either codec.
-const MIN_FRAME: usize = 16 << 10;
+pub(super) const MIN_FRAME: usize = 16 << 10;
 const MAX_WINDOW: u32 = 65_536;
 /// What the protocol allows every peer: less would end sessions with peers that do nothing wrong.
 const MIN_ITEMS: usize = 256;

@@ -3,10 +3,10 @@
 use core::time::Duration;
 
 use super::Code;
-use super::config::SessionConfig;
+use super::config::{MIN_FRAME, SessionConfig};
 use super::frame::{
-    Capabilities, Credentials, DecodeError, Frame, Hello, PROTOCOL_VERSION, Position, Published, Refused,
-    Welcome,
+    Capabilities, Credentials, DecodeError, Frame, Hello, Limits, PROTOCOL_VERSION, Position, Published,
+    Refused, Welcome,
 };
 use super::heartbeat::Heartbeat;
 use super::io::{Action, ConnId, Event, Grant};
@@ -43,10 +43,25 @@ impl Greeter {
         Self { deadline: now.after(config.handshake_timeout), greeted: false }
     }
 
-    /// Until when the hello must come, and until when the authenticator should have answered.
+    /// The longest hello in bytes: nobody is known yet, and no more is read into memory for nobody.
+    pub const MAX_HELLO: usize = MIN_FRAME;
+
+    /// Until when the hello must come.
     #[must_use]
     pub const fn deadline(&self) -> Timestamp {
         self.deadline
+    }
+
+    /// How long the authenticator may take: less than a connector waits for its welcome, so that it hears why there is none.
+    #[must_use]
+    pub fn answer_within(config: &SessionConfig) -> Duration {
+        config.handshake_timeout.saturating_mul(3) / 4
+    }
+
+    /// What a frame of somebody who is not known yet is decoded within.
+    #[must_use]
+    pub fn limits(config: &SessionConfig) -> Limits {
+        Limits { max_frame: config.limits.max_frame.min(Self::MAX_HELLO), ..config.limits }
     }
 
     /// What came first (or second, which is a violation).
@@ -63,10 +78,14 @@ impl Greeter {
         }
     }
 
-    /// The hello did not come, or was not answered, in time.
+    /// The hello did not come, or was not answered, in time. The latter is no fault of the peer's or of its transport: add when
+    /// to come back.
     #[must_use]
     pub fn timed_out(&self) -> Greeted {
-        reject(Code::HandshakeTimeout, "nothing came in time")
+        match self.greeted {
+            false => reject(Code::HandshakeTimeout, "nothing came in time"),
+            true => reject(Code::Overloaded, "the authenticator has not answered in time"),
+        }
     }
 }
 
@@ -80,7 +99,15 @@ fn flaw(hello: &Hello, config: &SessionConfig) -> Option<Code> {
     if hello.codecs.and(config.codecs).best().is_none() {
         return Some(Code::UnsupportedCodec);
     }
+    if is_too_narrow(hello.max_frame) {
+        return Some(Code::FrameTooLarge);
+    }
     (hello.horizon > config.max_horizon).then_some(Code::HorizonTooLong)
+}
+
+/// Whether messages would fail, one by one, over what the peer says that it reads.
+fn is_too_narrow(max_frame: u32) -> bool {
+    u64::from(max_frame) < MIN_FRAME as u64
 }
 
 impl Session {
@@ -183,6 +210,7 @@ impl Session {
             heart: Heartbeat::new(true, heartbeat, self.config.timeout, self.now),
             max_frame: u64::from(hello.max_frame),
             going: false,
+            leaving: None,
             linger_until: None,
             renewals: Renewals::default(),
             rival: None,
@@ -198,7 +226,7 @@ impl Session {
             self.actions.push_back(Action::Send(conn, Frame::Close(Self::refused(code)), codec));
             self.actions.push_back(Action::Disconnect(conn, code));
             self.down();
-            self.event(Event::Lost { code, advice: code.advice(), retry_after: None });
+            self.lost_event(Self::refused(code));
         }
     }
 
@@ -216,6 +244,9 @@ impl Session {
             false => position == fresh && self.life.is_none_or(|old| old.epoch != position.epoch),
         };
         match (welcome.version, sound) {
+            (PROTOCOL_VERSION, _) if is_too_narrow(welcome.max_frame) => {
+                Some((Code::FrameTooLarge, "the welcome's max_frame is below 16 KiB"))
+            }
             (PROTOCOL_VERSION, true) => None,
             (PROTOCOL_VERSION, false) => Some((Code::OutOfOrder, "the welcome's position is not ours")),
             _ => Some((Code::UnsupportedVersion, "welcome")),
@@ -223,7 +254,7 @@ impl Session {
     }
 
     /// A connector is let in, by a welcome without a flaw.
-    pub(super) fn welcomed(&mut self, conn: ConnId, said: Timestamp, welcome: &Welcome) {
+    pub(super) fn welcomed(&mut self, conn: ConnId, welcome: &Welcome) {
         if !welcome.resumed {
             self.forget();
             self.life = Some(Life::of(welcome));
@@ -232,8 +263,8 @@ impl Session {
         self.peer_stream = welcome.stream;
         self.set_expiry(welcome.expires_in.map(|in_| self.now.after(in_)));
         self.out.set_window(welcome.window);
+        // How long the welcome took says more of the authenticator than of the connection.
         self.quality.begin();
-        self.quality.sample(self.now.since(said));
         // A resumed session's acceptor still knows every outcome, and says it again.
         if !welcome.resumed {
             self.publisher.settle(welcome.published).into_iter().for_each(|event| self.event(event));
@@ -246,6 +277,7 @@ impl Session {
             heart: Heartbeat::new(false, welcome.heartbeat, welcome.timeout, self.now),
             max_frame: u64::from(welcome.max_frame),
             going: false,
+            leaving: None,
             linger_until: None,
             renewals: Renewals::default(),
             rival: None,

@@ -1,7 +1,7 @@
 //! Is the other end still there? One end, the acceptor, owns the question.
 //!
-//! The owner pings when it has heard nothing, or sent nothing, for an interval: while data flows both ways there are no
-//! pings. It gives up when an answer takes longer than the timeout. The other end never pings: it gives up when it has
+//! The owner pings when it has heard nothing, or sent nothing, for an interval; while data flows both ways, once in an interval
+//! all the same, as a connection is measured by that. It gives up when an answer takes longer than the timeout. The other end never pings: it gives up when it has
 //! heard nothing for interval and timeout. So either end finds a half-open connection within interval + timeout.
 
 use core::time::Duration;
@@ -27,6 +27,8 @@ pub struct Heartbeat {
     timeout: Duration,
     heard: Timestamp,
     sent: Timestamp,
+    /// When the last ping was sent.
+    pinged: Timestamp,
     ping: Option<(u64, Timestamp)>,
     nonce: u64,
 }
@@ -35,7 +37,7 @@ impl Heartbeat {
     /// A connection that stands since now.
     #[must_use]
     pub const fn new(owner: bool, interval: Duration, timeout: Duration, now: Timestamp) -> Self {
-        Self { owner, interval, timeout, heard: now, sent: now, ping: None, nonce: 0 }
+        Self { owner, interval, timeout, heard: now, sent: now, pinged: now, ping: None, nonce: 0 }
     }
 
     /// A frame came.
@@ -66,6 +68,7 @@ impl Heartbeat {
         }
         self.nonce = self.nonce.saturating_add(1);
         self.ping = Some((self.nonce, now));
+        self.pinged = now;
         self.sent = now;
         Beat::Ping(self.nonce)
     }
@@ -76,7 +79,7 @@ impl Heartbeat {
         match self.ping {
             _ if !self.owner => self.heard.after(self.interval).after(self.timeout),
             Some((_, at)) if self.heard <= at => at.after(self.timeout),
-            _ => self.heard.min(self.sent).after(self.interval),
+            _ => self.heard.min(self.sent).min(self.pinged).after(self.interval),
         }
     }
 }
@@ -93,18 +96,25 @@ mod tests {
     }
 
     #[test]
-    fn the_owner_is_silent_while_data_flows_and_pings_when_it_stops() {
+    fn the_owner_pings_once_in_an_interval_while_data_flows_and_when_it_stops() {
         let mut heart = Heartbeat::new(true, INTERVAL, TIMEOUT, at(0));
-        for second in 0..100 {
+        for second in 0..=100 {
             heart.heard(at(second));
             heart.sent(at(second));
-            assert_eq!(heart.poll(at(second)), Beat::Rest);
+            let beat = match second {
+                25 | 50 | 75 | 100 => Beat::Ping(second / 25),
+                _ => Beat::Rest,
+            };
+            assert_eq!(heart.poll(at(second)), beat);
+            // Found by an audit: a busy session had no round-trip time.
+            let took = heart.pong(second / 25, at(second));
+            assert_eq!(took.is_some(), beat != Beat::Rest);
         }
-        assert_eq!(heart.poll(at(123)), Beat::Rest);
-        assert_eq!(heart.poll(at(124)), Beat::Ping(1));
-        assert_eq!(heart.pong(2, at(125)), None, "another ping's");
-        heart.heard(at(126));
-        assert_eq!(heart.pong(1, at(126)), Some(Duration::from_secs(2)));
+        assert_eq!(heart.poll(at(124)), Beat::Rest);
+        assert_eq!(heart.poll(at(125)), Beat::Ping(5));
+        assert_eq!(heart.pong(6, at(126)), None, "another ping's");
+        heart.heard(at(127));
+        assert_eq!(heart.pong(5, at(127)), Some(Duration::from_secs(2)));
     }
 
     #[test]

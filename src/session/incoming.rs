@@ -67,10 +67,12 @@ pub(super) struct Incoming {
     ack_at: Option<Timestamp>,
     window_changed: bool,
     floors: [Seq; 4],
+    /// Bytes of replies that are kept at most.
+    max_replies: usize,
 }
 
 impl Incoming {
-    pub(super) fn new(window: Window) -> Self {
+    pub(super) fn new(window: Window, max_replies: usize) -> Self {
         Self {
             window,
             granted: window,
@@ -86,6 +88,7 @@ impl Incoming {
             ack_at: None,
             window_changed: false,
             floors: [Seq::ZERO; 4],
+            max_replies,
         }
     }
 
@@ -121,7 +124,7 @@ impl Incoming {
 
     /// A new life: numbers start again.
     pub(super) fn reset(&mut self) {
-        *self = Self::new(self.window);
+        *self = Self::new(self.window, self.max_replies);
     }
 
     /// Takes messages in. Returns the nacks of those that must not be taken, because one before them was not.
@@ -237,12 +240,29 @@ impl Incoming {
         let Some(key) = self.close(number) else { return Vec::new() };
         if let Verdict::Replied(payload) = verdict {
             self.said.insert(number, Said::Reply(payload.clone()));
+            self.keep_fewer_replies();
             return vec![Frame::Reply { number, payload }];
         }
         self.said.insert(number, Said::Ack);
         self.acks.push(number);
         self.ack_soon(key.0 == LaneId::Critical || self.undecided.is_empty(), now, delay);
         Vec::new()
+    }
+
+    /// Says of the oldest replies no more than that their requests were taken, should the peer not have heard them, where they
+    /// are more than may be kept. A peer that sends nothing says of none that it has heard it.
+    fn keep_fewer_replies(&mut self) {
+        let bytes = |said: &Said| if let Said::Reply(payload) = said { payload.len() } else { 0 };
+        let mut kept: usize = self.said.values().map(bytes).sum();
+        for said in self.said.values_mut() {
+            if kept <= self.max_replies {
+                break;
+            }
+            if let Said::Reply(payload) = said {
+                kept = kept.saturating_sub(payload.len());
+                *said = Said::Ack;
+            }
+        }
     }
 
     /// There is something to acknowledge, which waits for others: not if it is urgent, nor when nothing else is under way of
@@ -380,11 +400,38 @@ mod tests {
     use super::*;
     use crate::message::Message;
 
+    /// Found by an audit: as many of the longest replies as a window has numbers, which is 18 MiB, for as long as a peer is idle.
+    #[test]
+    fn of_replies_no_more_is_kept_than_is_allowed_and_the_oldest_are_said_again_as_acks() {
+        let mut incoming = Incoming::new(Window { messages: 8, bytes: 1 << 20, reserve: 0 }, 250);
+        for number in 1..=5_u64 {
+            let message = Message::to("alice", "chat.message", "hi").build().unwrap();
+            let place = Place { lane: LaneId::Normal, seq: Seq::new(number) };
+            let (accepted_at, attempts, redelivered, reply_within) = (Timestamp::ZERO, 0, false, None);
+            let item = Item { place, accepted_at, attempts, redelivered, reply_within, message };
+            let deliver = Deliver { first: number, base: 1, heard: 0, items: vec![item] };
+            assert_eq!(incoming.deliver(deliver), Ok(Vec::new()));
+            incoming.take(1);
+            let reply = Verdict::Replied(Bytes::from(vec![0; 100]));
+            let said = incoming.decide(number, reply, Timestamp::ZERO, Duration::ZERO);
+            assert!(matches!(said.as_slice(), [Frame::Reply { .. }]), "each is said once");
+        }
+        let again = incoming.resume(1, Timestamp::ZERO);
+        let replied = again.iter().map(|frame| match frame {
+            Frame::Reply { number, .. } => *number,
+            other => panic!("{other:?}"),
+        });
+        assert_eq!(replied.collect::<Vec<_>>(), [4, 5]);
+        let ranges = vec![Range { from: 1, to: 3 }];
+        let ack = incoming.poll_ack(Timestamp::ZERO, 1);
+        assert_eq!(ack, Some(Frame::Ack(Ack { ranges, window: None })));
+    }
+
     /// A hostile one could make this end remember without bound.
     #[test]
     fn of_a_peer_that_says_it_heard_of_no_nack_no_more_is_held_than_a_window_has_numbers() {
         let window = Window { messages: 4, bytes: 1 << 20, reserve: 0 };
-        let mut incoming = Incoming::new(window);
+        let mut incoming = Incoming::new(window, 1 << 20);
         for number in 1..=1000_u64 {
             let key = format!("key-{number}");
             let message = Message::to("alice", "chat.message", "hi").ordering_key(key).build().unwrap();

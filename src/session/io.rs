@@ -144,7 +144,9 @@ pub enum Input {
     Renewed(Result<Option<Timestamp>, Refused>),
     /// From now on the peer may have this much in flight.
     Window(Window),
-    /// An acceptor asks its peer to come back later. Nothing more is offered to it.
+    /// An acceptor asks its peer to come back later. Nothing more is offered to it, and a peer that is not to come back to whoever
+    /// is here then ([`Code::Draining`], which has a deadline of its own) is disconnected when that time has come, or 10 s later
+    /// if it is sooner than that.
     GoAway(Refused),
     /// Close the connection; with a terminal code, the session too.
     Close(Refused),
@@ -183,6 +185,8 @@ pub enum Event {
         advice: Advice,
         /// When to connect again, if the peer said so.
         retry_after: Option<Duration>,
+        /// What the peer said of it, for the log; if nothing, what the code means.
+        text: String,
     },
     /// Another connection could not take the place of the one that is open, which goes on.
     SwitchFailed {
@@ -190,6 +194,8 @@ pub enum Event {
         code: Code,
         /// When to try another one again, if the peer said so.
         retry_after: Option<Duration>,
+        /// As in [`Event::Lost`].
+        text: String,
     },
     /// What became of messages that were offered.
     Outcomes(Vec<(Place, Outcome)>),

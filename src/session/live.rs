@@ -1,12 +1,17 @@
 //! What an open connection does: frames, time, and what goes out.
 
+use core::time::Duration;
+
 use super::Code;
 use super::frame::{Ack, Capabilities, DecodeError, Frame, Item, Place, Range, Refused, encode};
 use super::heartbeat::Beat;
 use super::io::{ConnId, Event, InboundId, Verdict};
 use super::outgoing::FrameRoom;
-use super::session::{Link, Role, Session};
+use super::session::{Link, Role, Session, Up};
 use crate::time::Timestamp;
+
+/// What a peer that is asked to leave at once has for what is under way.
+const LEAVE_WITHIN: Duration = Duration::from_secs(10);
 
 impl Session {
     /// A frame came. Frames of other connections than the one that is open are those of frozen ones, and are ignored.
@@ -21,31 +26,27 @@ impl Session {
                 }
             }
             Link::Up(up) if up.rival() == Some(conn) => {
-                let said = up.rival.as_ref().map_or(self.now, |rival| rival.said);
                 match frame {
                     // One that is none costs the connection that stands nothing.
                     Frame::Welcome(welcome) => match self.flaw_of(&welcome) {
                         Some((code, what)) => self.rival_violation(code, what),
                         None => {
                             self.leave_for_rival(Code::TransportSwitched, true);
-                            self.welcomed(conn, said, &welcome);
+                            self.welcomed(conn, &welcome);
                         }
                     },
                     Frame::Reject(refused) | Frame::Close(refused) => self.rival_failed(&refused),
                     frame => self.rival_violation(Code::UnexpectedFrame, frame.name()),
                 }
             }
-            Link::Greeting(greeting, said) if *greeting == conn => {
-                let said = *said;
-                match frame {
-                    Frame::Welcome(welcome) => match self.flaw_of(&welcome) {
-                        Some((code, what)) => self.violation(code, what),
-                        None => self.welcomed(conn, said, &welcome),
-                    },
-                    Frame::Reject(refused) | Frame::Close(refused) => self.end_connection(refused, false),
-                    frame => self.violation(Code::UnexpectedFrame, frame.name()),
-                }
-            }
+            Link::Greeting(greeting, _) if *greeting == conn => match frame {
+                Frame::Welcome(welcome) => match self.flaw_of(&welcome) {
+                    Some((code, what)) => self.violation(code, what),
+                    None => self.welcomed(conn, &welcome),
+                },
+                Frame::Reject(refused) | Frame::Close(refused) => self.end_connection(refused, false),
+                frame => self.violation(Code::UnexpectedFrame, frame.name()),
+            },
             _ => {}
         }
     }
@@ -86,7 +87,7 @@ impl Session {
                 }
             }),
             Frame::Ping { nonce, rtt } => {
-                rtt.into_iter().for_each(|rtt| self.quality.sample(rtt));
+                rtt.into_iter().for_each(|rtt| self.quality.told(rtt));
                 self.send(Frame::Pong { nonce });
                 Ok(())
             }
@@ -305,6 +306,10 @@ impl Session {
 
     pub(super) fn go_away(&mut self, refused: Refused) {
         self.going();
+        if let Link::Up(up) = &mut self.link {
+            let within = refused.retry_after.unwrap_or_default().max(LEAVE_WITHIN);
+            up.leaving = (refused.code != Code::Draining).then(|| (refused.code, self.now.after(within)));
+        }
         self.send(Frame::GoAway(refused));
     }
 
@@ -355,10 +360,21 @@ impl Session {
                 Beat::Dead => self.gone(Code::HeartbeatTimeout, true),
             },
         }
+        self.watch_leaving();
         self.watch_rival();
         self.watch_credentials();
         self.watch_requests();
         self.watch_consumer();
+    }
+
+    /// A peer that was asked to leave, and has something under way for ever, goes when it was asked to be elsewhere.
+    fn watch_leaving(&mut self) {
+        if let Link::Up(Up { leaving: Some((code, at)), .. }) = &self.link
+            && *at <= self.now
+        {
+            let refused = Refused { retry_after: Some(Duration::ZERO), ..Self::refused(*code) };
+            self.end_connection(refused, true);
+        }
     }
 
     fn watch_credentials(&mut self) {
@@ -474,10 +490,11 @@ impl Session {
             stall.into_iter().chain(park).min()
         });
         let oldest = self.out.oldest().map(|since| since.after(self.config.park_after));
+        let leaving = up.and_then(|up| up.leaving).map(|(_, at)| at);
         let linger = up.and_then(|up| up.linger_until).filter(|_| self.out.has_work());
         let acks = up.and(self.inc.ack_at());
         let requests = self.requests.values().min().copied();
-        let times = [link, rival, expires, renewals, consumer, oldest, linger, acks, requests];
+        let times = [link, leaving, rival, expires, renewals, consumer, oldest, linger, acks, requests];
         times.into_iter().flatten().min()
     }
 }

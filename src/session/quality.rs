@@ -60,6 +60,17 @@ impl Quality {
         self.settle();
     }
 
+    /// The peer, which measures round trips itself, says how long they take: smoothed already.
+    pub(super) fn told(&mut self, rtt: Duration) {
+        let now = u64::try_from(rtt.as_micros()).unwrap_or(u64::MAX).min(3_600_000_000);
+        let variation = self.rtt.map_or(now / 2, |(before, variation)| {
+            (variation.saturating_mul(3).saturating_add(before.abs_diff(now))) / 4
+        });
+        self.rtt = Some((now, variation));
+        self.loss = decay(self.loss, false);
+        self.settle();
+    }
+
     /// A round trip was not answered, or the connection broke.
     pub fn lost(&mut self) {
         self.loss = decay(self.loss, true);
@@ -156,6 +167,15 @@ mod tests {
         );
         quality.sample(Duration::from_millis(180));
         assert_eq!(quality.rtt(), Some(Duration::from_millis(110)));
+        assert_eq!(quality.variation(), Some(Duration::from_micros(57_500)));
+    }
+
+    #[test]
+    fn what_the_peer_has_smoothed_is_not_smoothed_again() {
+        let mut quality = Quality::default();
+        quality.told(Duration::from_millis(100));
+        quality.told(Duration::from_millis(180));
+        assert_eq!(quality.rtt(), Some(Duration::from_millis(180)));
         assert_eq!(quality.variation(), Some(Duration::from_micros(57_500)));
     }
 

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 
 use super::backoff::Backoff;
 use super::code::{Advice, Code};
+use crate::config::ConfigError;
 
 /// What to do next.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -46,8 +47,9 @@ pub enum Strategy {
 /// use lastmile::session::{Code, Recovery, Strategy};
 /// let mut recovery = Recovery::default();
 /// assert_eq!(recovery.strategy(Code::TakenOver), Strategy::GiveUp);
-/// recovery.set(Code::TakenOver, Strategy::BackOff);
+/// recovery.set(Code::TakenOver, Strategy::BackOff)?;
 /// assert_eq!(recovery.strategy(Code::TakenOver), Strategy::BackOff);
+/// # Ok::<(), lastmile::ConfigError>(())
 /// ```
 #[derive(Clone, Debug, Default)]
 pub struct Recovery {
@@ -60,8 +62,17 @@ const MAX_MALFORMED: u32 = 3;
 
 impl Recovery {
     /// Does something else about a code than the table says.
-    pub fn set(&mut self, code: Code, strategy: Strategy) {
+    ///
+    /// # Errors
+    /// [`ConfigError`] for codes about a message, which end no connection. Nothing was changed.
+    pub fn set(&mut self, code: Code, strategy: Strategy) -> Result<(), ConfigError> {
+        if code.is_about_a_message() {
+            return Err(ConfigError::new(
+                "a code about a message ends no connection: there is nothing to recover from",
+            ));
+        }
         self.own.insert(code.number(), strategy);
+        Ok(())
     }
 
     /// What is done about a code.
@@ -122,6 +133,15 @@ mod tests {
         assert_eq!(next(Code::Malformed), Step::GiveUp);
         assert!(matches!(next(Code::Overloaded), Step::Reconnect(_)));
         assert!(matches!(next(Code::Malformed), Step::SwitchTransport(_)));
+    }
+
+    #[test]
+    fn a_code_about_a_message_has_no_strategy_and_setting_one_is_refused() {
+        let mut recovery = Recovery::default();
+        assert!(recovery.set(Code::Busy, Strategy::GiveUp).is_err());
+        assert!(recovery.set(Code::Unknown(4499), Strategy::GiveUp).is_err());
+        assert!(recovery.set(Code::Unknown(4399), Strategy::BackOff).is_ok());
+        assert_eq!(recovery.strategy(Code::Unknown(4399)), Strategy::BackOff);
     }
 
     #[test]

@@ -48,6 +48,8 @@ pub(super) struct Up {
     pub(super) max_frame: u64,
     /// The peer was asked to leave, or asked us to: nothing new goes out.
     pub(super) going: bool,
+    /// The peer was asked to leave for this reason, and its connection is closed then.
+    pub(super) leaving: Option<(Code, Timestamp)>,
     pub(super) linger_until: Option<Timestamp>,
     /// New credentials of the peer.
     pub(super) renewals: Renewals,
@@ -129,7 +131,7 @@ impl Session {
         Self {
             role,
             out: Outgoing::new(config.max_queue),
-            inc: Incoming::new(config.window),
+            inc: Incoming::new(config.window, config.max_kept_replies),
             publisher: Publisher::new(config.max_publishes, config.horizon),
             receiver: Receiver::new(config.max_publishes),
             stated: config.window,
@@ -278,19 +280,19 @@ impl Session {
 
     /// Ends the connection, and the session's life if the code says so.
     pub(super) fn end_connection(&mut self, why: Refused, say: bool) {
-        let (code, retry_after) = (why.code, why.retry_after);
+        let code = why.code;
         let (conn, rival) = match &self.link {
             Link::Up(up) => (up.conn, up.rival()),
             Link::Greeting(conn, _) => (*conn, None),
             Link::Down(_) | Link::Over => return,
         };
         if say && matches!(self.link, Link::Up(_)) {
-            self.send(Frame::Close(why));
+            self.send(Frame::Close(why.clone()));
         }
         self.actions.push_back(Action::Disconnect(conn, code));
         rival.into_iter().for_each(|rival| self.actions.push_back(Action::Disconnect(rival, code)));
         self.down();
-        self.event(Event::Lost { code, advice: code.advice(), retry_after });
+        self.lost_event(why);
         match code.advice() {
             Advice::StartAfresh => self.forget(),
             Advice::GiveUp => self.over(code),
@@ -298,6 +300,11 @@ impl Session {
             Advice::RenewCredentials if self.role == Role::Acceptor => self.over(code),
             _ => {}
         }
+    }
+
+    pub(super) fn lost_event(&mut self, why: Refused) {
+        let Refused { code, retry_after, text } = why;
+        self.event(Event::Lost { code, advice: code.advice(), retry_after, text });
     }
 
     /// No connection is open any more: what waits goes back, for it may end before there is one again.

@@ -118,7 +118,7 @@ impl Session {
         // What waits goes back, as it does with any connection: it must not overtake what goes back when the other one opens.
         self.down();
         self.link = Link::Greeting(rival.conn, rival.said);
-        self.event(Event::Lost { code, advice: code.advice(), retry_after: None });
+        self.lost_event(Self::refused(code));
     }
 
     /// The other connection has not been answered for too long.
@@ -144,7 +144,8 @@ impl Session {
         let Link::Up(up) = &mut self.link else { return };
         let (conn, Some(rival)) = (up.conn, up.rival.take()) else { return };
         self.actions.push_back(Action::Disconnect(rival.conn, why.code));
-        self.event(Event::SwitchFailed { code: why.code, retry_after: why.retry_after });
+        let text = why.text.clone();
+        self.event(Event::SwitchFailed { code: why.code, retry_after: why.retry_after, text });
         for frame in rival.held {
             if self.connection() == Some(conn) {
                 self.heard(frame);

@@ -94,9 +94,9 @@ fn a_single_message_of_any_size_fits_into_an_empty_window() {
 #[test]
 fn what_never_fits_into_a_frame_of_the_peer_fails_and_does_not_break_the_connection() {
     let mut config = SessionConfig::default();
-    config.limits.max_frame = 4096;
+    config.limits.max_frame = 16 << 10;
     let mut pair = Pair::up(config);
-    let large = of(1, Message::to("alice", "a.b", vec![0; 5000]).build().unwrap());
+    let large = of(1, Message::to("alice", "a.b", vec![0; 17 << 10]).build().unwrap());
     pair.server(Input::Offer(vec![large, normal(2)]));
     pair.run();
     assert_eq!(pair.outcomes(), [(1, Outcome::Nack(None))]);

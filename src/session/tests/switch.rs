@@ -31,7 +31,8 @@ fn an_attempt_at_another_connection_that_is_swallowed_costs_the_one_that_stands_
     assert_eq!(pair.client.poll_timeout(), Some(pair.now.after(Duration::from_millis(1))));
     assert_eq!(pair.taken(), [], "two seconds later at most");
     pair.wait(Duration::from_millis(1));
-    let failed = Event::SwitchFailed { code: Code::HandshakeTimeout, retry_after: None };
+    let code = Code::HandshakeTimeout;
+    let failed = Event::SwitchFailed { code, retry_after: None, text: code.text().to_owned() };
     assert!(pair.client_events.contains(&failed), "{:?}", pair.client_events);
     assert_eq!(pair.disconnects, [(new, Code::HandshakeTimeout)]);
     assert_eq!((pair.client.connection(), pair.server.connection()), (Some(old), Some(old)));
@@ -74,7 +75,8 @@ fn another_connection_takes_over_with_its_welcome_and_everything_comes_once() {
     assert_eq!(seqs(&pair.server.take(9)), [7]);
     // Both ends have left the old one.
     assert_eq!(pair.disconnects, [(old, Code::TransportSwitched); 2]);
-    let lost = Event::Lost { code: Code::TransportSwitched, advice: Advice::Resume, retry_after: None };
+    let (code, text) = (Code::TransportSwitched, Code::TransportSwitched.text().to_owned());
+    let lost = Event::Lost { code, advice: Advice::Resume, retry_after: None, text };
     assert!(pair.client_events.contains(&lost));
 }
 
@@ -84,7 +86,9 @@ fn another_connection_that_is_refused_leaves_the_one_that_stands_and_says_when_t
     let retry_after = Some(Duration::from_secs(30));
     let refused = Refused { retry_after, ..Session::refused(Code::RateLimited) };
     pair.client(Input::Frame(new, Frame::Reject(refused)));
-    assert_eq!(pair.client_events, [Event::SwitchFailed { code: Code::RateLimited, retry_after }]);
+    let (code, text) = (Code::RateLimited, Code::RateLimited.text().to_owned());
+    let failed = Event::SwitchFailed { code, retry_after, text };
+    assert_eq!(pair.client_events, [failed]);
     assert_eq!((pair.client.connection(), &pair.disconnects), (Some(old), &vec![(new, Code::RateLimited)]));
 }
 
@@ -250,7 +254,11 @@ fn a_welcome_that_is_none_costs_the_connection_that_stands_nothing() {
         pair.run();
         pair.client(Input::Frame(new, Frame::Welcome(welcome)));
         assert_eq!(violation(&pair.client_events), Some(code));
-        assert!(pair.client_events.contains(&Event::SwitchFailed { code, retry_after: None }));
+        assert!(pair.client_events.contains(&Event::SwitchFailed {
+            code,
+            retry_after: None,
+            text: code.text().to_owned()
+        }));
         assert_eq!((pair.client.connection(), &pair.disconnects), (Some(old), &vec![(new, code)]));
         assert_eq!(pair.deliver_all(), [1], "what was held is taken");
     }

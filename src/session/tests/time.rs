@@ -176,6 +176,57 @@ fn a_session_that_goes_away_gives_back_what_waits_and_says_when_to_come_back() {
     assert_eq!(pair.deliver_all(), [1], "what is in flight is finished");
 }
 
+/// Found by an audit: a peer that ignores a go-away, or has something under way for ever, stayed for ever.
+#[test]
+fn a_peer_that_was_asked_to_go_elsewhere_goes_in_its_slot_whatever_is_under_way() {
+    for (slot, goes) in [(7, 10), (60, 60)] {
+        let mut pair = Pair::open();
+        pair.server(Input::Offer(vec![normal(1)]));
+        pair.run();
+        let (code, retry_after) = (Code::Rebalancing, Some(Duration::from_secs(slot)));
+        pair.server(Input::GoAway(Refused { code, retry_after, text: String::new() }));
+        pair.run();
+        for _ in 1..goes {
+            pair.wait(Duration::from_secs(1));
+            pair.run();
+        }
+        pair.wait(Duration::from_millis(999));
+        pair.run();
+        assert!(pair.server.connection().is_some());
+        assert!(pair.server.poll_timeout().is_some_and(|at| at <= pair.now.after(Duration::from_millis(1))));
+        pair.wait(Duration::from_millis(1));
+        pair.run();
+        assert_eq!((pair.server.connection(), pair.client.connection()), (None, None));
+        let lost = Event::Lost {
+            code,
+            advice: Advice::ComeBackLater,
+            retry_after: Some(Duration::ZERO),
+            text: code.text().to_owned(),
+        };
+        assert!(pair.client_events.contains(&lost), "{:?}", pair.client_events);
+    }
+    // A drain has a deadline of its host's.
+    let mut pair = Pair::open();
+    pair.server(Input::Offer(vec![normal(1)]));
+    pair.server(Input::GoAway(Refused { code: Code::Draining, retry_after: None, text: String::new() }));
+    pair.run();
+    pair.wait(Duration::from_secs(20));
+    pair.run();
+    assert!(pair.server.connection().is_some());
+}
+
+/// Found by an audit: a slow authenticator made the connection look poor, and the next transport was tried.
+#[test]
+fn how_long_a_welcome_takes_says_nothing_of_the_connection() {
+    let mut pair = Pair::new(SessionConfig::default());
+    let conn = pair.connect();
+    let Some((_, _, Frame::Hello(hello))) = pair.wire.pop() else { panic!() };
+    pair.now = pair.now.after(Duration::from_secs(9));
+    pair.admit(conn, hello);
+    pair.run();
+    assert_eq!((pair.client.quality().rtt(), pair.client.quality().score()), (None, 100));
+}
+
 #[test]
 fn floors_are_told_at_once_and_again_after_a_reconnect() {
     let mut pair = Pair::open();

@@ -110,6 +110,15 @@ fn a_greeter_takes_one_hello_and_names_what_is_wrong_with_others() {
     assert_eq!(code(greet(Ok(Frame::Pong { nonce: 1 }))), Some(Code::UnexpectedFrame));
     let error = crate::session::frame::DecodeError::UnsupportedVersion { oldest: 2, newest: 3 };
     assert_eq!(code(greet(Err(error))), Some(Code::UnsupportedVersion));
+    let narrow = Hello { max_frame: (16 << 10) - 1, ..hello(Codecs::BINARY) };
+    assert_eq!(code(greet(Ok(Frame::Hello(Box::new(narrow))))), Some(Code::FrameTooLarge));
+    let least = Hello { max_frame: 16 << 10, ..hello(Codecs::BINARY) };
+    assert_eq!(code(greet(Ok(Frame::Hello(Box::new(least))))), None);
+    // Whoever is not known yet has no megabyte of memory.
+    let long = crate::session::frame::decode(&Bytes::from(vec![1; 17 << 10]), &Greeter::limits(&config));
+    assert_eq!(code(greet(long)), Some(Code::FrameTooLarge));
+    let slow = "the authenticator, and no transport, is to blame once the hello has come";
+    assert_eq!(code(greeter.timed_out()), Some(Code::Overloaded), "{slow}");
     let greeter = Greeter::new(at(0), &config);
     assert_eq!((greeter.deadline(), code(greeter.timed_out())), (at(10_000), Some(Code::HandshakeTimeout)));
 }

@@ -86,8 +86,7 @@ impl Inner {
             Err(refused) => return self.turn_away(candidate, refused, &address).await,
         };
         let judging = self.judge(&mut candidate, &address);
-        let late = candidate_timed_out();
-        match tokio::time::timeout(self.session.handshake_timeout, judging).await.unwrap_or(Err(late)) {
+        match judging.await {
             Ok((hello, identity)) => {
                 let peer = Peer::new(identity.user.clone(), hello.device.clone());
                 let grant = self.grant(identity);
@@ -129,7 +128,9 @@ impl Inner {
 
     /// Hello, admission, authentication, in this order: each costs more than the one before.
     async fn judge(&self, candidate: &mut Candidate, address: &str) -> Result<(Box<Hello>, Identity), Stop> {
-        let hello = self.hello(candidate).await?;
+        let within = self.session.handshake_timeout;
+        let hello = tokio::time::timeout(within, self.hello(candidate)).await;
+        let hello = hello.unwrap_or_else(|_| Err(self.late(&candidate.greeter)))?;
         if self.closing.load(Ordering::Acquire) {
             return Err(Stop::no_fault(self.come_back(Code::Draining)));
         }
@@ -137,7 +138,9 @@ impl Inner {
         let arrived = self.admission.lock().arrive(now, address.as_bytes(), &client(&hello));
         arrived.map_err(Stop::no_fault)?;
         let claim = Claim::new(hello.user.clone(), hello.device.clone(), hello.credentials.clone());
-        let identity = self.identify(candidate, claim).await?;
+        let within = Greeter::answer_within(&self.session);
+        let identity = tokio::time::timeout(within, self.identify(candidate, claim)).await;
+        let identity = identity.unwrap_or_else(|_| Err(self.late(&candidate.greeter)))?;
         let now = self.policy.engine.inner.clock.now();
         let identified = self.admission.lock().identify(now, &identity.user);
         identified.map_err(Stop::no_fault)?;
@@ -157,7 +160,7 @@ impl Inner {
             Heard::Bytes(bytes) => {
                 self.counters.frame_in(bytes.len());
                 candidate.codec = codec_of(&bytes);
-                decode(&bytes, &self.session.limits)
+                decode(&bytes, &Greeter::limits(&self.session))
             }
             Heard::Broken(TransportError::TooLarge { limit }) => {
                 Err(DecodeError::TooLarge { bytes: limit.saturating_add(1), max: limit })
@@ -193,6 +196,18 @@ impl Inner {
                 Greeted::Reject(frame) => Err(rejected(frame)),
                 Greeted::Authenticate(_) => Err(Stop::Gone),
             },
+        }
+    }
+
+    /// Whoever has said hello is not to think that its transport is to blame.
+    fn late(&self, greeter: &Greeter) -> Stop {
+        match greeter.timed_out() {
+            Greeted::Reject(Frame::Reject(refused)) if refused.code == Code::Overloaded => {
+                let retry_after = self.come_back(Code::Overloaded).retry_after;
+                Stop::no_fault(Refused { retry_after, ..refused })
+            }
+            Greeted::Reject(Frame::Reject(refused)) => Stop::no_fault(refused),
+            Greeted::Reject(_) | Greeted::Authenticate(_) => Stop::Gone,
         }
     }
 
@@ -258,6 +273,7 @@ impl Inner {
             resumed: false,
             grade: Grade::Good,
             rtt: None,
+            quality: None,
             is_parked: false,
         };
         let serial = self.next_serial.fetch_add(1, Ordering::Relaxed);
@@ -302,9 +318,14 @@ impl Inner {
 
     pub(super) fn lost(&self, peer: &Peer, code: Code) {
         self.tally.lost.fetch_add(1, Ordering::Relaxed);
-        if code == Code::TakenOver {
-            self.tally.taken_over.fetch_add(1, Ordering::Relaxed);
-            tracing::info!(user = %peer.user, device = %peer.device, "the same device has connected elsewhere");
+        let (user, device) = (&peer.user, &peer.device);
+        match code {
+            Code::TakenOver => {
+                self.tally.taken_over.fetch_add(1, Ordering::Relaxed);
+                tracing::info!(%user, %device, "the same device has connected elsewhere");
+            }
+            Code::SessionExpired => tracing::info!(%user, %device, "a session has ended: {code}"),
+            code => tracing::debug!(%user, %device, "a connection is over: {code}"),
         }
     }
 
@@ -336,11 +357,6 @@ pub(super) fn client(hello: &Hello) -> Vec<u8> {
     let user = hello.user.as_ref().map_or(&[][..], UserId::as_bytes);
     let len = u8::try_from(user.len()).unwrap_or(u8::MAX);
     [&[len], user, hello.device.as_bytes()].concat()
-}
-
-fn candidate_timed_out() -> Stop {
-    let code = Code::HandshakeTimeout;
-    Stop::no_fault(Refused { code, retry_after: None, text: code.text().to_owned() })
 }
 
 /// A greeter's rejection is the peer's fault.

@@ -249,7 +249,8 @@ impl Acceptor {
         self.guard.0.registry.find(peer).map(|entry| entry.info.lock().clone())
     }
 
-    /// Tells when something about [`Acceptor::connections`] has changed.
+    /// Tells when something about [`Acceptor::connections`] has changed, but for what is measured of one that stays as good as it
+    /// was.
     #[must_use]
     pub fn watch(&self) -> ConnectionsWatch {
         ConnectionsWatch { version: self.guard.0.registry.watch() }

@@ -11,7 +11,7 @@ use tokio::sync::{mpsc, watch};
 use super::super::conn::Conn;
 use crate::id::{DeviceId, UserId};
 use crate::session::frame::{Hello, Refused};
-use crate::session::{Grade, Grant};
+use crate::session::{Grade, Grant, Quality};
 use crate::time::Timestamp;
 
 /// Who is at the other end of a session.
@@ -48,10 +48,12 @@ pub struct Connection {
     pub since: Timestamp,
     /// Whether the newest connection resumed the session.
     pub resumed: bool,
-    /// How good it is.
+    /// How good it is, or was while it was open.
     pub grade: Grade,
-    /// The smoothed round-trip time, once there is one.
+    /// The smoothed round-trip time, once a ping was answered.
     pub rtt: Option<Duration>,
+    /// All that was measured of the connection that is open.
+    pub quality: Option<Quality>,
     /// Whether the peer takes nothing, so that its messages wait in the outbox.
     pub is_parked: bool,
 }

@@ -15,7 +15,7 @@ use crate::message::Message;
 use crate::ports::{Claim, Denied, Identity};
 use crate::runtime::contain::{Running, contained};
 use crate::session::frame::{Credentials, Published, Refused};
-use crate::session::{Code, Event, Input, Session};
+use crate::session::{Code, Event, Input, Quality, Session};
 use crate::time::Timestamp;
 
 /// Publishes that are sent to the engine together.
@@ -35,6 +35,8 @@ pub(super) struct SessionTask {
     authenticating: Option<Authenticating>,
     /// What the peer was asked for, and when.
     leaving: Option<(Refused, Timestamp)>,
+    /// What was shown last.
+    quality: Option<Quality>,
     over: bool,
 }
 
@@ -84,6 +86,7 @@ impl SessionTask {
             publishing: None,
             authenticating: None,
             leaving: None,
+            quality: None,
             over: false,
         }
     }
@@ -96,6 +99,7 @@ impl SessionTask {
             while let Some(event) = self.pump.take_event() {
                 self.event(event);
             }
+            self.show_quality();
             self.publish();
             self.leave_when_quiet().await;
         }
@@ -229,6 +233,22 @@ impl SessionTask {
             change(&mut info);
         }
         self.inner.registry.changed();
+    }
+
+    /// Most of what happens changes nothing of it.
+    fn show_quality(&mut self) {
+        let session = self.pump.session();
+        let quality = session.connection().map(|_| *session.quality());
+        if self.quality == quality {
+            return;
+        }
+        self.quality = quality;
+        let mut info = self.entry.info.lock();
+        info.quality = quality;
+        if let Some(quality) = quality {
+            info.grade = quality.grade();
+            info.rtt = quality.rtt();
+        }
     }
 
     /// What waits to be published, once what was published before is decided.

@@ -35,6 +35,7 @@ pub(super) fn entry(acceptor: &Acceptor, peer: &Peer, commands: mpsc::Sender<Com
         resumed: false,
         grade: Grade::Good,
         rtt: None,
+        quality: None,
         is_parked: false,
     };
     let serial = acceptor.guard.0.next_serial.fetch_add(1, Ordering::Relaxed);

@@ -15,7 +15,7 @@ use crate::ports::{ConnectError, Connector, CredentialSource};
 use crate::runtime::contain::{Running, contained};
 use crate::session::frame::{Credentials, Refused};
 use crate::session::{
-    Code, ConnId, DialAction, DialInput, DialState, Dialer, Event, Input, Quality, Session,
+    Advice, Code, ConnId, DialAction, DialInput, DialState, Dialer, Event, Input, Quality, Session,
 };
 
 /// The erased twin of [`Connector`].
@@ -78,6 +78,8 @@ pub(super) struct Doing {
     last_conn: u64,
     /// What was shown last.
     quality: Option<Quality>,
+    /// The transport that was dialled last.
+    rung: usize,
     alarm: Alarm,
 }
 
@@ -144,7 +146,7 @@ impl ClientTask {
             Next::Command(None | Some(Command::Stop)) => {}
             Next::Dialled(Some(Ok(conn))) => self.say_hello(conn).await,
             Next::Dialled(Some(Err(error))) => {
-                tracing::debug!(%error, "a transport could not be made");
+                self.log(error.code, &error.text);
                 self.dial(DialInput::Failed(error.code, error.retry_after));
             }
             Next::Dialled(None) => {
@@ -183,12 +185,15 @@ impl ClientTask {
                     let refused = Refused { code, retry_after: None, text: code.text().to_owned() };
                     self.pump.handle(Input::Close(refused)).await;
                 }
-                // Nothing to do if another connection has taken its place.
-                Event::Lost { code, retry_after, .. } if !self.pump.session().is_linked() => {
-                    self.dial(DialInput::Lost(code, retry_after));
+                // Nothing more to do if another connection has taken its place.
+                Event::Lost { code, retry_after, text, .. } => {
+                    self.log(code, &text);
+                    if !self.pump.session().is_linked() {
+                        self.dial(DialInput::Lost(code, retry_after));
+                    }
                 }
-                Event::SwitchFailed { code, retry_after } => {
-                    tracing::debug!(%code, "another transport could not take over");
+                Event::SwitchFailed { code, retry_after, text } => {
+                    self.log(code, &text);
                     self.dial(DialInput::Failed(code, retry_after));
                 }
                 Event::Over(_) => {
@@ -221,6 +226,23 @@ impl ClientTask {
         }
     }
 
+    /// Why a connection is over, or was not made: what somebody has to do about is not only for those who look for it.
+    fn log(&self, code: Code, said: &str) {
+        let transport = self.connectors.get(self.doing.rung).map_or("", |connector| connector.name());
+        let (user, number) = (&self.user, code.number());
+        match (code, code.advice()) {
+            (Code::TakenOver | Code::SessionExpired, _) => {
+                tracing::info!(%user, transport, error.r#type = number, said, "a connection is over: {code}");
+            }
+            (_, Advice::StartAfresh | Advice::RenewCredentials | Advice::GiveUp) | (Code::Malformed, _) => {
+                tracing::warn!(%user, transport, error.r#type = number, said, "a connection is over: {code}");
+            }
+            _ => {
+                tracing::debug!(%user, transport, error.r#type = number, said, "a connection is over: {code}")
+            }
+        }
+    }
+
     fn ask(&mut self, why: Option<Code>) {
         self.doing.asking = Some(self.source.clone().credentials(why));
     }
@@ -234,6 +256,7 @@ impl ClientTask {
                 DialAction::AskCredentials(why) => self.ask(why),
                 DialAction::Dial(rung) => {
                     self.doing.last_conn += 1;
+                    self.doing.rung = rung;
                     let id = ConnId(self.doing.last_conn);
                     self.doing.dialing = self.connectors.get(rung).map(|made| made.clone().connect(id));
                 }

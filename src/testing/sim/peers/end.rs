@@ -106,7 +106,7 @@ impl World {
         match event {
             Event::Opened { resumed, .. } => self.opened(who, resumed)?,
             Event::Lost { code, retry_after, .. } => self.connection_lost(who, code, retry_after)?,
-            Event::SwitchFailed { code, retry_after } => {
+            Event::SwitchFailed { code, retry_after, .. } => {
                 self.dial(who.client(), DialInput::Failed(code, retry_after))?;
             }
             Event::Outcomes(outcomes) => self.outcomes(who, outcomes)?,

@@ -80,11 +80,13 @@ impl World {
         if !self.clients[client].net.is_known(conn, to) {
             return Ok(());
         }
-        let frame = decode(&bytes.into(), &self.config.limits);
+        let bytes = bytes.into();
+        let frame = decode(&bytes, &self.config.limits);
         let server = self.servers.iter().position(|server| server.conns.contains(&(client, conn)));
         if to == Side::Acceptor {
             let Some(server) = server else { return Ok(()) };
             if let Some(greeter) = self.servers[server].greeters.get_mut(&(client, conn)) {
+                let frame = decode(&bytes, &Greeter::limits(&self.config));
                 let delay = Duration::from_millis(self.random.below(50));
                 return match greeter.first(frame, &self.config) {
                     Greeted::Authenticate(hello) => {
@@ -133,7 +135,7 @@ impl World {
         let left = good_until(&hello.credentials).saturating_sub(self.clock.as_millis());
         let busy = !self.calm && self.random.chance(5);
         if left == 0 || busy {
-            let code = if left == 0 { Code::CredentialsRefused } else { Code::Overloaded };
+            let code = if left == 0 { Code::SessionExpired } else { Code::Overloaded };
             let retry_after = busy.then(|| self.millis(2000));
             self.reject(client, conn, Refused { code, retry_after, text: String::new() });
             return Ok(());
