@@ -183,7 +183,7 @@ async fn whoever_was_taken_over_takes_over_again_when_its_host_says_so_and_has_l
 async fn a_host_may_decide_otherwise_about_an_error() {
     let server = server();
     let mut dialer = impatient();
-    dialer.recovery.set(Code::Ended, Strategy::BackOff);
+    dialer.recovery.set(Code::Ended, Strategy::BackOff).unwrap();
     let alice = client("alice", &server).dialer(dialer).build().unwrap();
     online(&alice).await;
     let peer = Peer::new("alice".try_into().unwrap(), "phone".try_into().unwrap());

@@ -61,6 +61,7 @@ mod io;
 mod ladder;
 mod live;
 mod outgoing;
+mod patience;
 mod publish;
 mod quality;
 mod recovery;
