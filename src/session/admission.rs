@@ -367,12 +367,15 @@ impl Admission {
             Some(Due::Early(at)) => Some(at),
             _ => None,
         };
-        let ready = given.unwrap_or_else(|| self.leaving.ready(self.config.global).max(now));
+        // Behind those who have a slot, or were let in a moment ago, but in the way of nobody who comes.
+        let mut leaving = Bucket { full_at: self.leaving.full_at.max(self.global.full_at) };
+        let ready = given.unwrap_or_else(|| leaving.ready(self.config.global).max(now));
         if ready.saturating_sub(now) > micros(self.config.max_wait) {
             return self.beyond_slots();
         }
         if given.is_none() {
-            self.leaving.take(now, self.config.global);
+            leaving.take(now, self.config.global);
+            self.leaving = leaving;
             if self.farewells.has_room(now) {
                 self.farewells.put(client, ready);
             }
@@ -531,7 +534,8 @@ mod tests {
         assert_eq!(wait(&mut admission, 100, b"d"), 2900);
         assert!(admission.arrive(at(1000), b"b", b"").is_ok());
         let away = admission.farewell(at(1000), b"e", b"");
-        assert_eq!(away, Duration::ZERO, "who is sent away elsewhere has nothing to do with those");
+        assert_eq!(away, Duration::from_secs(3), "who is sent away comes behind those");
+        assert_eq!(wait(&mut admission, 1000, b"f"), 3000, "and pushes nobody back");
     }
 
     #[test]
