@@ -6,7 +6,7 @@ use std::sync::Arc;
 use super::Machine;
 use super::accept::Newcomer;
 use super::commit::{Instead, Pending, PendingAccept, Unit};
-use super::entry::{Entry, EntryState};
+use super::entry::EntryState;
 use super::io::{Accepted, EntryRef};
 use super::operate::{Open, OperationId, Work};
 use super::operation::{Operation, Outcome};
@@ -196,9 +196,7 @@ impl Machine {
 
     /// Whether somebody was offered a message that waits, or may have been.
     fn was_offered(&mut self, id: &UserId, entry: EntryRef) -> bool {
-        let user = self.user_mut(id);
-        let offers = user.lane_ref(entry.lane).entry(entry.seq).map_or(0, |found: &Entry| found.offers);
-        offers > 0 || entry.seq <= user.exposed_through(entry.lane)
+        self.user_mut(id).lane_ref(entry.lane).was_exposed(entry.seq)
     }
 
     /// Ends a message for an operation, and its copies when it is about one message.

@@ -12,8 +12,7 @@ use super::pick::Room;
 use super::query::Query;
 use super::refusal::Refusal;
 use super::user::User;
-use super::verdict::{Gone, OwnSlots};
-use super::verdict::{is_volatile, may_be_known};
+use super::verdict::{Gone, OwnSlots, is_volatile};
 use crate::id::{DeviceId, UserId};
 use crate::message::{Message, Priority};
 use crate::record::{Accept, Exposed, Gap, LaneId, Record, Seq, Slot};
@@ -172,16 +171,8 @@ impl Machine {
     fn leave(&mut self, id: &UserId) {
         self.disarm_user(id);
         let Some(user) = self.users.get_mut(id) else { return };
-        let offered = |lane: &Lane| {
-            let offered = lane.entries.iter().filter(|entry| entry.offers > 0).map(|entry| entry.seq);
-            offered.max().unwrap_or(Seq::ZERO)
-        };
-        let any = user.lanes.iter().map(offered).max().unwrap_or(Seq::ZERO);
-        user.exposed_through = user.exposed_through.max(any);
         user.turns.forget_deficits();
         for state in user.slots.values_mut() {
-            let own = state.lanes.iter().map(offered).max().unwrap_or(Seq::ZERO);
-            state.exposed_through = state.exposed_through.max(own);
             state.turns.forget_deficits();
             state.lanes.iter_mut().for_each(Lane::clear_queues);
         }
@@ -410,7 +401,6 @@ impl Machine {
         let cost = accept.message.cost();
         let slot = self.links.get(&link)?.slot;
         let user = self.users.get_mut(id)?;
-        let exposed_through = user.exposed_through(entry.lane);
         // Receivers tell lanes apart by stream and priority, and over a session by priority only: it is the floor of both
         // lanes that this sink gets.
         let mut floor = Seq::MAX;
@@ -424,8 +414,8 @@ impl Machine {
         let attempts = lane.attempts.get(&entry.seq).map_or(0, |(n, _)| *n);
         let mut redelivered = false;
         if !is_volatile(entry) {
+            redelivered = lane.may_be_known(entry.seq, &accept);
             let found = lane.entry_mut(entry.seq)?;
-            redelivered = found.offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
             found.offers = found.offers.saturating_add(1);
             lane.set_state(entry.seq, EntryState::InFlight(link));
             lane.in_flight += 1;

@@ -13,7 +13,7 @@ use std::sync::Arc;
 
 use super::Machine;
 use super::commit::Pending;
-use super::fold::through;
+use super::forget::through;
 use super::io::LinkId;
 use super::lane::Lane;
 use super::operation::Outcome;
@@ -48,8 +48,6 @@ pub(super) struct SlotState {
     pub(super) coming_in: u32,
     pub(super) exposed: Epoch,
     pub(super) exposing: bool,
-    /// Messages up to here may have been offered in an earlier attachment.
-    pub(super) exposed_through: Seq,
     pub(super) turns: Turns,
     /// When it was last seen, as far as was recorded or is being recorded.
     noted: Timestamp,
@@ -66,7 +64,6 @@ impl SlotState {
             coming_in: 0,
             exposed: Epoch::default(),
             exposing: false,
-            exposed_through: Seq::ZERO,
             turns: Turns::default(),
             noted: Timestamp::ZERO,
         }
@@ -194,7 +191,7 @@ impl Machine {
                 DeviceEvent::Registered => state.coming = None,
                 DeviceEvent::Exposed(_) if is_live => state.exposing = false,
                 DeviceEvent::Exposed(epoch) => {
-                    state.exposed_through = state.exposed_through.max(through(epoch));
+                    state.lanes.iter_mut().for_each(|lane| lane.expose_through(through(epoch)));
                 }
                 DeviceEvent::Leaving if !is_live => state.retiring = true,
                 DeviceEvent::Gone => (state.retiring, state.clearing) = (false, false),
@@ -333,16 +330,6 @@ impl Machine {
         state.coming_in = state.coming_in.saturating_sub(1);
         if state.coming_in == 0 && state.is_leaving() {
             self.clear_slots(id);
-        }
-    }
-
-    /// After a user's row was read: what was exposed in earlier epochs.
-    pub(super) fn expose_slots(user: &mut User, epoch: Epoch, applied: Seq) {
-        for state in user.slots.values_mut() {
-            state.exposed_through = match state.exposed < epoch {
-                true => state.exposed_through.max(through(state.exposed)),
-                false => applied,
-            };
         }
     }
 }

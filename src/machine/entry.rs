@@ -12,7 +12,8 @@ pub(super) struct Entry {
     pub(super) seq: Seq,
     pub(super) accept: Arc<Accept>,
     pub(super) state: EntryState,
-    /// Acquisitions: how often it was handed to a sink in this life.
+    /// Acquisitions: how often it was handed to a sink in this life, and one for all that may have been before, in another
+    /// life or before it was read again.
     pub(super) offers: u32,
     /// Failed attempts, those included whose records are not durable yet.
     pub(super) failures: u32,

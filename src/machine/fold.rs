@@ -10,7 +10,7 @@ use super::query::Holdings;
 use super::settle::Logged;
 use super::user::User;
 use crate::id::UserId;
-use crate::record::{Accept, Attempt, End, Epoch, Exposed, LaneId, Record, Seq, Slots};
+use crate::record::{Accept, Attempt, End, LaneId, Record, Seq, Slots};
 
 impl Machine {
     /// Applies a record of the journal, decided in an earlier life. Only before the first
@@ -215,26 +215,6 @@ impl Machine {
         self.touch(&attempt.user, seq);
     }
 
-    pub(super) fn apply_exposed(&mut self, seq: Seq, exposed: &Exposed) {
-        let is_live = self.is_live;
-        if is_live {
-            self.exposed_here.put(self.digester.user(Some(&exposed.user)), ());
-        }
-        let user = self.user_mut(&exposed.user);
-        if is_live {
-            user.exposing = false;
-            // Were it noted now, the row that is being read could not say any more what was exposed before.
-            user.exposed_unread = !user.row_known;
-        }
-        if !user.exposed_unread {
-            user.exposed = user.exposed.max(exposed.epoch);
-        }
-        if !is_live {
-            user.exposed_through = user.exposed_through.max(through(user.exposed));
-        }
-        self.touch(&exposed.user, seq);
-    }
-
     /// The user, brought into memory if need be.
     pub(super) fn user_mut(&mut self, id: &UserId) -> &mut User {
         let Self { users, index, digester, index_complete, rows_exist, .. } = self;
@@ -264,12 +244,8 @@ impl Machine {
         if let Some(held) = user.held.filter(|held| held.len() > 0) {
             self.index.put(self.digester.user(Some(id)), held);
         }
+        self.remember_exposed(id);
         self.users.remove(id);
         self.forget_letters(id);
     }
-}
-
-/// Everything up to here may have been offered to somebody exposed in this earlier epoch.
-pub(super) fn through(exposed: Epoch) -> Seq {
-    Seq::first_of(Epoch(exposed.0.saturating_add(1))).prev()
 }

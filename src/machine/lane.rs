@@ -48,8 +48,10 @@ pub(super) struct Lane {
     /// Volatile messages, by their number.
     pub(super) volatile: VecDeque<(Seq, Arc<Accept>)>,
     pub(super) in_flight: usize,
+    /// Of what is not in memory and lies up to here, any may have been offered: in an earlier life, or before it left memory.
+    pub(super) exposed_through: Seq,
     /// When something has to be done about which message; those that are never due are not in it.
-    due: BTreeSet<(Timestamp, Seq)>,
+    pub(super) due: BTreeSet<(Timestamp, Seq)>,
     /// The last message that is queued, if more in memory are to follow.
     horizon: Option<Seq>,
     /// Whether anything is ever offered from it.
@@ -82,6 +84,7 @@ impl Lane {
             tried: BTreeMap::new(),
             volatile: VecDeque::new(),
             in_flight: 0,
+            exposed_through: Seq::ZERO,
             due: BTreeSet::new(),
             horizon: None,
             is_offered: true,
@@ -90,7 +93,7 @@ impl Lane {
         }
     }
 
-    fn position(&self, seq: Seq) -> Result<usize, usize> {
+    pub(super) fn position(&self, seq: Seq) -> Result<usize, usize> {
         match self.entries.back() {
             Some(last) if last.seq < seq => Err(self.entries.len()),
             _ => self.entries.binary_search_by_key(&seq, |entry| entry.seq),
@@ -181,7 +184,8 @@ impl Lane {
                 true => EntryState::Ending { holds_key: true },
                 false => state,
             };
-            let entry = Entry { seq, accept, state, offers: 0, failures };
+            let offers = u32::from(seq <= self.exposed_through);
+            let entry = Entry { seq, accept, state, offers, failures };
             self.remember_due(entry.due(), seq);
             self.entries.insert(i, entry);
         }
@@ -192,14 +196,6 @@ impl Lane {
         self.due.remove(&(entry.due(), seq));
         self.tried.remove(&seq);
         Some(entry)
-    }
-
-    /// Takes a range of messages, by position, out of memory.
-    fn forget(&mut self, range: core::ops::Range<usize>) {
-        for entry in self.entries.drain(range) {
-            self.due.remove(&(entry.due(), entry.seq));
-            self.tried.remove(&entry.seq);
-        }
     }
 
     /// Whether memory knows whether this message lives: nothing on disk comes before it.
@@ -386,20 +382,6 @@ impl Lane {
         }
     }
 
-    /// What the store has up to this place was looked at: nothing of it lives, but what is about to end. Only of a lane that
-    /// nobody is offered anything from now: what becomes known by it is not queued.
-    pub(super) fn clear_through(&mut self, seq: Seq) {
-        self.cleared = self.cleared.max(seq);
-        self.begin_behind_cleared();
-    }
-
-    /// An end is durable: nothing in the store comes before what was not cleared, as far as ends are durable.
-    pub(super) fn begin_behind_cleared(&mut self) {
-        let Some(after) = self.more_after.filter(|_| self.loading.is_none()) else { return };
-        let until = self.ending.first().map_or(self.cleared, |first| self.cleared.min(first.prev()));
-        self.more_after = (until < Seq::MAX).then_some(until.max(after));
-    }
-
     /// The place up to which everything has ended, given the place after the last record applied.
     pub(super) fn advance_cursor(&mut self, applied: Seq) -> Seq {
         let first = self.entries.front().map_or(applied, |entry| entry.seq);
@@ -413,53 +395,6 @@ impl Lane {
             self.ended = self.ended.split_off(&candidate.plus(1));
         }
         self.cursor
-    }
-
-    /// Drops what has settled from memory, for a user nobody is attached to: it is read again when needed.
-    pub(super) fn drop_settled(&mut self, settled: Seq) -> usize {
-        let n = self.entries.partition_point(|entry| entry.seq < settled);
-        // A failed attempt that is not durable yet is remembered in memory only.
-        let at_rest = |entry: &Entry| {
-            let durable = self.attempts.get(&entry.seq).map_or(0, |(attempts, _)| *attempts);
-            matches!(entry.state, EntryState::Waiting | EntryState::Backoff(_)) && entry.failures == durable
-        };
-        if !self.entries.iter().take(n).all(at_rest) {
-            return 0;
-        }
-        let first = self.entries.front().map(|entry| entry.seq.prev());
-        self.forget(0..n);
-        if n > 0 {
-            // A page under way may be older than what it would now have to contain.
-            self.loading = None;
-        }
-        if let (Some(first), true) = (first, n > 0) {
-            self.begin_store_at(first);
-        }
-        n
-    }
-
-    /// Drops `seq` and the settled messages behind it from memory if at least `keep` come before it and all of them
-    /// wait and were never offered: that they were is remembered in memory only.
-    pub(super) fn spill_from(&mut self, seq: Seq, settled: Seq, keep: usize) -> usize {
-        let Ok(from) = self.position(seq) else { return 0 };
-        if from < keep {
-            return 0;
-        }
-        let to = self.entries.partition_point(|entry| entry.seq < settled);
-        let fresh = |entry: &Entry| entry.state == EntryState::Waiting && entry.offers == 0;
-        if !self.entries.range(from..to.max(from)).all(fresh) {
-            return 0;
-        }
-        self.forget(from..to.max(from));
-        self.begin_store_at(seq.prev());
-        self.rebuild_queues(keep);
-        to.saturating_sub(from)
-    }
-
-    /// What was in memory behind this place is in the store only.
-    fn begin_store_at(&mut self, seq: Seq) {
-        self.more_after = Some(self.more_after.map_or(seq, |after| after.min(seq)));
-        self.cleared = self.cleared.min(seq);
     }
 
     /// What the store keeps about the lane.

@@ -1,7 +1,6 @@
 //! Loads: users, senders and pages of settled messages, read from the store when they are needed.
 
 use super::Machine;
-use super::fold::through;
 use super::io::{Action, LoadId};
 use super::query::{Found, Holdings, Page, Query};
 use super::refusal::Refusal;
@@ -106,6 +105,7 @@ impl Machine {
 
     fn loaded_user(&mut self, id: &UserId, row: Option<&UserRow>, held: Option<Holdings>, reflects: Seq) {
         let (epoch, applied, keep) = (self.epoch, self.applied, self.keep());
+        let known = self.exposed_here.get(&self.digester.user(Some(id))).cloned();
         let user = self.user_mut(id);
         user.loading = None;
         // The first time for their row, the second time, if there is one, for their totals.
@@ -141,11 +141,7 @@ impl Machine {
         }
         if !user.row_known {
             user.row_known = true;
-            user.exposed_through = match user.exposed < epoch {
-                true => user.exposed_through.max(through(user.exposed)),
-                false => applied,
-            };
-            Self::expose_slots(user, epoch, applied);
+            user.recall_exposed(epoch, applied, known.as_ref());
             if core::mem::take(&mut user.exposed_unread) {
                 user.exposed = epoch;
             }

@@ -185,12 +185,9 @@ impl Machine {
         let user = self.users.get(id)?;
         let lane = user.lane_ref(at.lane);
         let attempts = lane.attempts.get(&at.seq).map_or(0, |(n, _)| *n);
-        let known = at.seq <= user.exposed_through(at.lane);
+        let known = lane.was_exposed(at.seq);
         match lane.entry(at.seq) {
-            Some(found) => {
-                let known = known || found.offers > 0;
-                Some(Located::living(at, &found.accept, Some(found.state()), attempts, known))
-            }
+            Some(found) => Some(Located::living(at, &found.accept, Some(found.state()), attempts, known)),
             None if lives => {
                 let status = if attempts > 0 { Status::Retrying } else { Status::Accepted };
                 let (entry, possibly_delivered, since) = (Some(at), known, None);

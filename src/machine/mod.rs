@@ -41,6 +41,7 @@ mod entry;
 mod fanout;
 mod find;
 mod fold;
+mod forget;
 mod history;
 mod index;
 mod io;
@@ -177,8 +178,8 @@ pub struct Machine {
     confirmed_late: BTreeSet<Seq>,
     recent_ends: LruCache<(UserId, EntryRef), RecentEnd>,
     histories: Histories,
-    /// Users who were exposed in this epoch and may have left memory since: their rows say so.
-    exposed_here: LruCache<u128, ()>,
+    /// Users who were exposed in this epoch and have left memory since, and what they may have been offered of what waits.
+    exposed_here: LruCache<u128, forget::Bounds>,
 
     /// The place after the last record applied.
     applied: Seq,

@@ -18,7 +18,6 @@ use super::overflow::Room;
 use super::places::Went;
 use super::refusal::OperationError;
 use super::search::Search;
-use super::verdict::may_be_known;
 use crate::id::UserId;
 use crate::message::Durability;
 use crate::record::{Accept, End, LaneId, Seq, Slot};
@@ -260,18 +259,18 @@ impl Machine {
         stored: Option<&Arc<Accept>>,
     ) -> bool {
         let user = self.user_mut(id);
-        let exposed_through = user.exposed_through(entry.lane);
         let lane = user.lane(entry.lane);
-        let (accept, state, offers) = match (lane.entry(entry.seq), stored) {
-            (Some(found), _) => (found.accept.clone(), Some(found.state()), found.offers),
+        let (accept, state) = match (lane.entry(entry.seq), stored) {
+            (Some(found), _) => (found.accept.clone(), Some(found.state())),
             (None, Some(_)) if entry.seq <= lane.cursor || lane.ended.contains(&entry.seq) => return false,
             (None, Some(accept)) => {
                 let state =
                     lane.ending.contains(&entry.seq).then_some(EntryState::Ending { holds_key: true });
-                (accept.clone(), state, 0)
+                (accept.clone(), state)
             }
             (None, None) => return false,
         };
+        let offered = lane.may_be_known(entry.seq, &accept);
         let gaps = lane.ended.len() + lane.ending.len();
         let crowded = gaps >= self.config.max_gaps.get();
         let Some(open) = self.operations.open.get_mut(&operation) else { return false };
@@ -327,14 +326,12 @@ impl Machine {
                 return true;
             }
             Work::Asked(_, Operation::Locate(_)) if !is_ending => {
-                let known = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
-                self.locate(operation, entry, &accept, (state, known));
+                self.locate(operation, entry, &accept, (state, offered));
                 // Of a dead letter of one device, another one's copy may still wait.
                 return entry.lane != LaneId::Dead || accept.device.is_none();
             }
             Work::FindParent(_) => {
-                let known = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
-                return self.parent_found(operation, entry, &accept, (state, known));
+                return self.parent_found(operation, entry, &accept, (state, offered));
             }
             Work::Asked(..) | Work::Clear(_) => {}
         }
@@ -349,7 +346,6 @@ impl Machine {
         {
             return true;
         }
-        let offered = offers > 0 || may_be_known(&accept, entry.seq, exposed_through);
         match self.put_in_place(operation, entry, &accept, offered) {
             Ok(joined) => self.end_withdrawn(operation, id, entry, &accept, joined),
             Err(result) => self.finish(operation, *result),

@@ -7,7 +7,6 @@ use super::io::{Accepted, EntryRef};
 use super::operate::{Open, Work};
 use super::operation::Operation;
 use super::user::Totals;
-use super::verdict::may_be_known;
 use crate::id::{MessageId, UserId};
 use crate::record::{Accept, Admission, End, Record};
 use crate::status::EndReason;
@@ -32,8 +31,7 @@ impl Machine {
         reason: EndReason,
         joined: bool,
     ) {
-        let exposed_through = self.user_mut(id).exposed_through(entry.lane);
-        let known = may_be_known(accept, entry.seq, exposed_through);
+        let known = self.user_mut(id).lane(entry.lane).may_be_known(entry.seq, accept);
         self.end_known(id, entry, (accept.message.cost(), accept.message.id(), known), reason, joined);
     }
 
@@ -46,8 +44,7 @@ impl Machine {
         reason: EndReason,
         joined: bool,
     ) {
-        let exposed_through = self.user_mut(id).exposed_through(entry.lane);
-        let known = entry.lane.priority().is_some() && entry.seq <= exposed_through;
+        let known = self.user_mut(id).lane(entry.lane).was_exposed(entry.seq);
         self.end_known(id, entry, (cost, message, known), reason, joined);
     }
 

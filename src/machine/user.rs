@@ -122,8 +122,6 @@ pub(super) struct User {
     pub(super) exposing: bool,
     /// An exposure in this epoch is durable, but what was exposed before it is not known yet.
     pub(super) exposed_unread: bool,
-    /// Messages up to here may have been offered in an earlier attachment.
-    pub(super) exposed_through: Seq,
     /// No scheduled message is due before this.
     pub(super) next_ripe: Timestamp,
     /// What is scheduled is being looked through.
@@ -167,7 +165,6 @@ impl User {
             exposed: Epoch::default(),
             exposing: false,
             exposed_unread: false,
-            exposed_through: Seq::ZERO,
             next_ripe: Timestamp::ZERO,
             ripening: false,
             operations: 0,
@@ -270,14 +267,6 @@ impl User {
     /// Whether what was at this place has ended, or its end is being recorded.
     pub(super) fn is_gone(&self, entry: EntryRef) -> bool {
         has_ended(self.lane_ref(entry.lane), entry.seq) || self.is_ending(entry)
-    }
-
-    /// Messages of this lane up to here may have been offered in an earlier attachment.
-    pub(super) fn exposed_through(&self, lane: LaneId) -> Seq {
-        match lane.slot() {
-            Some(slot) => self.slots.get(&slot).map_or(Seq::ZERO, |state| state.exposed_through),
-            None => self.exposed_through,
-        }
     }
 
     pub(super) fn all_lanes_mut(&mut self) -> impl Iterator<Item = (LaneId, &mut Lane)> {

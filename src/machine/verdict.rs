@@ -14,7 +14,7 @@ use super::ring::Ring;
 use crate::config::OnFailure;
 use crate::id::UserId;
 use crate::message::Message;
-use crate::record::{Accept, Admission, Attempt, End, Epoch, LaneId, Record, Seq, Slot};
+use crate::record::{Attempt, End, Epoch, LaneId, Record, Seq, Slot};
 use crate::status::{EndReason, Status};
 use crate::time::Timestamp;
 
@@ -48,15 +48,6 @@ pub(super) struct RecentEnd {
 /// Whether a place names a volatile message.
 pub(super) fn is_volatile(entry: EntryRef) -> bool {
     entry.seq.epoch() == Epoch::default()
-}
-
-/// Whether a message that was offered to nobody in this life may have arrived before, given up to where that may be.
-pub(super) fn may_be_known(accept: &Accept, seq: Seq, exposed_through: Seq) -> bool {
-    match accept.admission {
-        Admission::Buried(burial) => burial.possibly_delivered,
-        Admission::Requeued { possibly_delivered: true } => true,
-        _ => accept.lane().priority().is_some() && seq <= exposed_through,
-    }
 }
 
 impl Machine {
@@ -148,24 +139,19 @@ impl Machine {
         let is_theirs = entry.lane.priority().is_some() && is_own;
         if *verdict == Verdict::Delivered && !is_volatile(entry) && is_theirs {
             let found = self.users.get(user);
-            let exposed_through = found.map_or(Seq::ZERO, |user| user.exposed_through(entry.lane));
             let lane = found.map(|user| user.lane_ref(entry.lane));
             let live = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| (found.state(), found.offers));
             match live {
-                Some((EntryState::Waiting | EntryState::Backoff(_), offers))
-                    if offers > 0 || entry.seq <= exposed_through =>
-                {
+                Some((EntryState::Waiting | EntryState::Backoff(_), offers)) if offers > 0 => {
                     return self.delivered(now, user, entry);
                 }
                 // Two offers: the other sink has the second one. One: nobody else can have it.
-                Some((EntryState::InFlight(other), offers)) if offers > 1 || entry.seq <= exposed_through => {
+                Some((EntryState::InFlight(other), offers)) if offers > 1 => {
                     self.land(other, user, entry);
                     return self.delivered(now, user, entry);
                 }
                 // Its end is on its way to the disk, and cannot be called back: it is corrected by what follows it.
-                Some((EntryState::Ending { holds_key: true }, offers))
-                    if offers > 0 || entry.seq <= exposed_through =>
-                {
+                Some((EntryState::Ending { holds_key: true }, offers)) if offers > 0 => {
                     self.confirmed_late.insert(entry.seq);
                     return;
                 }
@@ -259,12 +245,12 @@ impl Machine {
         reason: EndReason,
     ) -> Option<End> {
         let user = self.users.get_mut(id).filter(|_| !is_volatile(entry))?;
-        let exposed_through = user.exposed_through(entry.lane);
         let lane = user.lane(entry.lane);
-        let found = lane.entry_mut(entry.seq)?;
+        let found = lane.entry(entry.seq)?;
         let attempts = found.failures;
         let holds_key = reason != EndReason::Delivered;
-        let (before, accept, offers) = (found.state(), found.accept.clone(), found.offers);
+        let (before, accept) = (found.state(), found.accept.clone());
+        let possibly_delivered = lane.may_be_known(entry.seq, &accept);
         if matches!(before, EntryState::Ending { .. }) {
             return None;
         }
@@ -286,7 +272,7 @@ impl Machine {
             id: (reason != EndReason::Delivered).then(|| accept.message.id()),
             reason,
             upgrades: None,
-            possibly_delivered: offers > 0 || may_be_known(&accept, entry.seq, exposed_through),
+            possibly_delivered,
             attempts,
             cost: accept.message.cost(),
             at: now,

@@ -11,6 +11,7 @@ mod dependents;
 mod dependents_of_copies;
 mod devices;
 mod devices_come_and_go;
+mod exposed;
 mod fanout;
 mod find;
 mod history;

@@ -221,6 +221,7 @@ impl Node {
                 match self.home.step() {
                     Ok(true) => {
                         engine.settled = before;
+                        self.oracle.settled = before;
                         engine.settling = Settling::Telling { before, next: 0 };
                     }
                     Ok(false) => {}

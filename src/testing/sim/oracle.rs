@@ -95,6 +95,10 @@ pub(super) struct Oracle {
     ledgers: HashMap<UserId, ledger::Expected>,
     pub(super) latest: Timestamp,
     pub(super) exposed: HashMap<UserId, Epoch>,
+    /// In which epoch that ended each user was exposed last.
+    exposed_before: HashMap<UserId, Epoch>,
+    /// Everything below this place is in the store, as the machines may know.
+    pub(super) settled: Seq,
     /// Buffered messages answered in this life: on their way, whatever becomes of the first write.
     promised: Vec<Message>,
     failures: Vec<String>,

@@ -18,6 +18,8 @@ pub(super) struct Known {
     pub(super) device: Option<DeviceId>,
     is_leaving: bool,
     exposed: Epoch,
+    /// In which epoch that ended it was exposed last.
+    pub(super) exposed_before: Epoch,
     /// All devices that ever had it.
     ever: Vec<DeviceId>,
 }
@@ -177,6 +179,13 @@ impl Oracle {
     pub(super) fn is_exposed(&self, user: &UserId, slot: Slot, device: &DeviceId, epoch: Epoch) -> bool {
         let known = self.slots.get(user).and_then(|all| all.get(&slot));
         known.is_some_and(|known| known.device.as_ref() == Some(device) && known.exposed == epoch)
+    }
+
+    /// A life has ended: what was exposed in it may have been offered.
+    pub(super) fn end_epoch(&mut self) {
+        self.exposed_before.clone_from(&self.exposed);
+        let slots = self.slots.values_mut().flat_map(BTreeMap::values_mut);
+        slots.for_each(|known| known.exposed_before = known.exposed);
     }
 
     /// Whether what is left for a device is ending.

@@ -8,7 +8,7 @@ use super::{Kept, Oracle, identity};
 use crate::config::Overflow;
 use crate::id::UserId;
 use crate::machine::{Holdings, LaneSnapshot, UserSnapshot};
-use crate::record::{Accept, Backlog, Counters, End, LaneId, Seq};
+use crate::record::{Accept, Admission, Backlog, Counters, End, LaneId, Seq};
 use crate::status::EndReason;
 
 impl Oracle {
@@ -17,6 +17,7 @@ impl Oracle {
         self.ends.insert(seq, end.clone());
         let moved_within = self.has_moved_within(end);
         let was_elsewhere = self.was_elsewhere(end);
+        let may_have_arrived = self.may_have_arrived(end.seq);
         let Some(kept) = self.messages.get_mut(&end.seq) else {
             return self
                 .fail(format!("{:?} recorded for {:?}, which was never accepted", end.reason, end.seq));
@@ -67,6 +68,8 @@ impl Oracle {
             Some("without a cause")
         } else if hidden {
             Some("without admitting that it may have been delivered")
+        } else if !open && end.possibly_delivered && !may_have_arrived {
+            Some("as if it might have been delivered, though nobody can have it")
         } else if before.is_none() && end.cost != message.cost() {
             Some("with another cost")
         } else {
@@ -93,6 +96,32 @@ impl Oracle {
         if end.lane == LaneId::Dead && end.reason == EndReason::Delivered {
             self.check_exhumed(end, &accept);
         }
+    }
+
+    /// Whether somebody may have what is at a place, as far as an engine can know: it was offered, or may have been in a life
+    /// that has ended; or it has settled, and what came behind it in its lane was offered. Then the engine need not know of
+    /// each of those that it has not in memory any more.
+    pub(super) fn may_have_arrived(&self, seq: Seq) -> bool {
+        let Some(kept) = self.messages.get(&seq) else { return false };
+        let (accept, user) = (&kept.accept, kept.accept.message.recipient());
+        let lane = accept.lane();
+        let was_before = match accept.admission {
+            Admission::Buried(burial) => burial.possibly_delivered,
+            Admission::Requeued { possibly_delivered } => possibly_delivered,
+            Admission::New | Admission::Moved => false,
+        };
+        let exposed = match lane.slot() {
+            Some(slot) => {
+                self.slots.get(user).and_then(|all| all.get(&slot)).map(|known| known.exposed_before)
+            }
+            None => self.exposed_before.get(user).copied(),
+        };
+        let was_exposed = lane.priority().is_some() && exposed.is_some_and(|epoch| seq.epoch() <= epoch);
+        let is_of_lane = |other: &Kept| {
+            other.offered && other.accept.lane() == lane && other.accept.message.recipient() == user
+        };
+        let behind = || self.messages.range(seq..).any(|(_, other)| is_of_lane(other));
+        kept.offered || was_before || was_exposed || seq < self.settled && behind()
     }
 
     /// Whether a scheduled message went to another place of its lane.

@@ -106,6 +106,8 @@ impl Oracle {
         let about = |accept: &Accept| is_about(&operation, accept);
         let reason = operation.reason();
         let by_it = |kept: &&super::Kept| reason.is_some() && kept.withdrawn == reason && about(&kept.accept);
+        let ended = self.messages.iter().filter(|(_, kept)| by_it(kept));
+        let may_have_arrived = ended.filter(|(seq, _)| self.may_have_arrived(**seq)).count();
         let withdrawn = self.messages.values().filter(by_it);
         let (withdrawn, offered) =
             withdrawn.fold((0, 0), |(n, offered), kept| (n + 1, offered + u32::from(kept.offered)));
@@ -144,6 +146,9 @@ impl Oracle {
             }
             Ok(done) if is_one && withdrawn == 1 && done.possibly_delivered < offered => {
                 Some("without admitting that it may have been delivered")
+            }
+            Ok(done) if done.possibly_delivered as usize > may_have_arrived => {
+                Some("as if more might have been delivered than anybody can have")
             }
             Ok(_) if !is_one && still.is_some() => Some("leaving one that lived"),
             Ok(done) if stay > done.superseded as usize => Some("leaving a letter without saying so"),
@@ -231,9 +236,10 @@ impl Oracle {
         }
     }
 
-    /// Whether a message that the operation can mean was offered, or its recipient ever exposed.
+    /// Whether a message that the operation can mean was offered, or may have been.
     fn may_be_offered(&self, operation: &Operation) -> bool {
-        self.exposed.contains_key(operation.user()) || self.slots.contains_key(operation.user())
+        let mut meant = self.messages.iter().filter(|(_, kept)| is_about(operation, &kept.accept));
+        meant.any(|(seq, _)| self.may_have_arrived(*seq))
     }
 
     /// Marks a message whose end by an operation is durable.

@@ -52,6 +52,8 @@ impl Oracle {
                 self.fold_group(plan, group.records);
             }
         }
+        self.settled = self.settled.max(settled);
+        self.end_epoch();
         if let Some((seq, record)) = replayed.into_iter().find(|(seq, _)| *seq >= settled) {
             self.fail(format!("replayed, but never committed or fenced off: {seq:?} {record:?}"));
         }
