@@ -207,10 +207,12 @@ impl Machine {
                 && let Pending::Accept(pending) = pending
             {
                 pending.answered = true;
-                answers.extend(pending.ticket.map(|ticket| (ticket, pending.accept.lane())));
+                answers.extend(pending.ticket.map(|ticket| (ticket, pending.accept.clone())));
             }
         }
-        for (ticket, lane) in answers {
+        for (ticket, accept) in answers {
+            self.promised.make(accept.message.recipient());
+            let lane = accept.lane();
             let entry = EntryRef { lane, seq: Seq::ZERO };
             self.answer(ticket, Ok(Accepted::at(entry)));
         }
@@ -266,6 +268,7 @@ impl Machine {
         }
         self.tell_operations();
         self.take_up_carried();
+        self.take_up_operations();
         self.sweep_ended();
     }
 
@@ -285,8 +288,10 @@ impl Machine {
         let accepted = Accepted::of(entry, &accept);
         let attached = self.apply_accept(seq, &accept, key, true);
         self.has_come_in(&accept);
-        if let Some(ticket) = ticket.filter(|_| !answered) {
-            self.answer(ticket, Ok(accepted));
+        match ticket {
+            Some(_) if answered => self.promised.keep(accept.message.recipient()),
+            Some(ticket) => self.answer(ticket, Ok(accepted)),
+            None => {}
         }
         if let Some(instead) = instead {
             self.place_taken(instead, &accept, entry);

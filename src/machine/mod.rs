@@ -55,6 +55,7 @@ mod operation;
 mod overflow;
 mod pick;
 mod places;
+mod promised;
 mod query;
 mod read;
 mod refusal;
@@ -221,6 +222,7 @@ pub struct Machine {
     parked_count: usize,
 
     operations: Operations,
+    promised: promised::Promised,
     /// Who waits for a device to be registered or removed, and how many.
     device_waits: DeviceWaits,
     device_waiting: usize,
@@ -313,6 +315,7 @@ impl Machine {
             parked: StdMap::new(),
             parked_count: 0,
             operations: Operations::default(),
+            promised: promised::Promised::default(),
             device_waits: DeviceWaits::new(),
             device_waiting: 0,
             read_waits: ReadWaits::new(),
@@ -357,7 +360,7 @@ impl Machine {
                 self.handle_fan_out(now, first, &message, recipients);
             }
             Input::Receive(batch) => self.handle_receive(now, batch),
-            Input::Operate { ticket, operation } => self.operate(ticket, operation, self.applied),
+            Input::Operate { ticket, operation } => self.handle_operate(ticket, operation),
             Input::Written(commit) => self.handle_written(commit),
             Input::Persisted { commit, first } => self.handle_persisted(now, commit, first),
             Input::PersistFailed { commit, unknown } => self.handle_persist_failed(commit, unknown),

@@ -155,15 +155,19 @@ impl Operations {
 }
 
 impl Machine {
-    /// An operation on what was accepted below this place.
-    pub(super) fn operate(&mut self, ticket: Ticket, operation: Operation, before: Seq) {
-        let refusal = match () {
+    /// Why an operation is not done now, if it is not.
+    pub(super) fn refuses(&self, operation: &Operation) -> Option<OperationError> {
+        match () {
             () if self.draining => Some(OperationError::ShuttingDown),
             () if !self.is_writable() && !operation.only_reads() => Some(OperationError::Degraded),
             () if self.unanswered() >= self.config.max_pending.get() => Some(OperationError::Overloaded),
             () => None,
-        };
-        if let Some(refusal) = refusal {
+        }
+    }
+
+    /// An operation on what was accepted below this place.
+    pub(super) fn operate(&mut self, ticket: Ticket, operation: Operation, before: Seq) {
+        if let Some(refusal) = self.refuses(&operation) {
             return self.actions.push_back(Action::Done { ticket, result: Err(refusal) });
         }
         let user = operation.user().clone();

@@ -20,6 +20,7 @@ mod ledger;
 mod locate_copies;
 mod operate;
 mod overflow;
+mod promised;
 mod reads;
 mod replace;
 mod reserve;

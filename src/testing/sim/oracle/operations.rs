@@ -11,6 +11,7 @@ use crate::machine::{DeadLetter, Operation, OperationError, Outcome, Ticket};
 use crate::message::Message;
 use crate::record::{Accept, Admission, End, LaneId, Record, Seq};
 use crate::status::EndReason;
+use crate::time::Timestamp;
 
 /// An operation that waits for its answer.
 #[derive(Clone, Debug)]
@@ -18,6 +19,8 @@ pub(in super::super) struct Asked {
     operation: Operation,
     /// What lived and was known to the machine when it was asked, if that was all that lived.
     lived: Option<Vec<Seq>>,
+    /// What had been answered, and was not durable then.
+    promised: Vec<Message>,
 }
 
 impl Oracle {
@@ -28,8 +31,28 @@ impl Oracle {
         }
         let lived =
             self.kept().filter(|(_, kept)| is_about(&operation, &kept.accept)).map(|(seq, _)| *seq).collect();
+        let takes_away = matches!(
+            operation,
+            Operation::Cancel(_) | Operation::Replace(..) | Operation::Reprioritise(..) | Operation::Purge(_)
+        );
+        let is_meant = |message: &&Message| {
+            takes_away && is_about(&operation, &Accept::new(Message::clone(message), Timestamp::ZERO))
+        };
+        let promised = self.promised.iter().filter(is_meant);
+        let promised =
+            promised.filter(|message| self.place_of_promised(message).is_none()).cloned().collect();
         self.withdrawals.push(operation.clone());
-        self.operations.insert(ticket, Asked { operation, lived: told.then_some(lived) });
+        self.operations.insert(ticket, Asked { operation, lived: told.then_some(lived), promised });
+    }
+
+    /// Where a message went that was answered when it was written.
+    fn place_of_promised(&self, message: &Message) -> Option<Seq> {
+        let places = self.by_identity.get(&super::identity(message))?.iter().rev();
+        let is_it = |seq: &&Seq| {
+            let kept = self.messages.get(seq);
+            kept.is_some_and(|kept| super::same_content(&kept.accept.message, message))
+        };
+        places.copied().find(|seq| is_it(&seq))
     }
 
     /// Whether somebody asked for this message to end like this, in whatever life.
@@ -100,7 +123,7 @@ impl Oracle {
         result: &Result<Outcome, OperationError>,
         told: bool,
     ) {
-        let Some(Asked { operation, lived }) = self.operations.remove(&ticket) else {
+        let Some(Asked { operation, lived, promised }) = self.operations.remove(&ticket) else {
             return self.fail(format!("operation {ticket:?} was answered twice, or never asked"));
         };
         let about = |accept: &Accept| is_about(&operation, accept);
@@ -113,7 +136,9 @@ impl Oracle {
             withdrawn.fold((0, 0), |(n, offered), kept| (n + 1, offered + u32::from(kept.offered)));
         let is_purge = matches!(operation, Operation::Purge(_));
         let place = |seq| if is_purge { self.place_followed(seq) } else { self.place_of(seq) };
-        let still = lived.iter().flatten().map(|seq| place(*seq));
+        let promised: Vec<_> = promised.iter().map(|message| self.place_of_promised(message)).collect();
+        let is_on_its_way = promised.contains(&None);
+        let still = lived.iter().flatten().chain(promised.iter().flatten()).map(|seq| place(*seq));
         let lives = |seq: &Seq| self.messages.get(seq).is_some_and(|kept| kept.end.is_none());
         // Dead letters with a collapse key may stay, if that is said.
         let is_requeue = matches!(operation, Operation::Requeue(_));
@@ -149,6 +174,10 @@ impl Oracle {
             }
             Ok(done) if done.possibly_delivered as usize > may_have_arrived => {
                 Some("as if more might have been delivered than anybody can have")
+            }
+            Ok(_) if is_purge && is_on_its_way => Some("leaving one on its way that had been answered"),
+            Err(OperationError::NotWaiting) if is_on_its_way => {
+                Some("although one that had been answered is on its way")
             }
             Ok(_) if !is_one && still.is_some() => Some("leaving one that lived"),
             Ok(done) if stay > done.superseded as usize => Some("leaving a letter without saying so"),
