@@ -22,7 +22,8 @@ pub enum OnFailure {
     /// It ends and is gone. What waits behind it goes on.
     Skip,
     /// It is tried until it is delivered, expires, is withdrawn or refused for good, however many attempts that takes;
-    /// what waits behind it with the same ordering key waits too. One that is refused for good ends and is gone.
+    /// what waits behind it with the same ordering key waits too. One that is refused for good ends and is kept as a dead
+    /// letter; what waits behind it goes on.
     Block,
 }
 

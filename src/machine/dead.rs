@@ -24,12 +24,12 @@ impl Machine {
         self.config.on_failure.get(index).copied().unwrap_or_default()
     }
 
-    /// Ends a message that cannot be delivered, and keeps it as a dead letter if its lane asks for that and there is room.
+    /// Ends a message that cannot be delivered, and keeps it as a dead letter, unless its lane is to skip it or there is no room.
     pub(super) fn give_up(&mut self, now: Timestamp, id: &UserId, entry: EntryRef, reason: EndReason) {
         let found = self.users.get(id).and_then(|user| user.lane_ref(entry.lane).entry(entry.seq));
         let Some(accept) = found.map(|found| found.accept.clone()) else { return };
         let Some(end) = self.ending(now, id, entry, reason) else { return };
-        if self.on_failure(entry.lane) != OnFailure::Park || !self.has_room_for_letter(id, &accept) {
+        if self.on_failure(entry.lane) == OnFailure::Skip || !self.has_room_for_letter(id, &accept) {
             return self.current.push(Pending::Fact(Record::End(end)));
         }
         let burial =

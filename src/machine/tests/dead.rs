@@ -413,3 +413,21 @@ fn a_letter_is_not_sent_again_past_one_of_its_key_that_is_being_committed() {
     rig.commit();
     assert!(rig.answer(newer).unwrap().is_ok());
 }
+
+/// Found by an audit: with `Block`, the strictest of them, a message that was refused for good was gone.
+#[test]
+fn what_is_refused_for_good_is_kept_unless_it_is_to_be_skipped_and_only_blocking_goes_on_trying() {
+    for (policy, refused, spent) in
+        [(OnFailure::Park, 1, (1, 0)), (OnFailure::Skip, 0, (0, 0)), (OnFailure::Block, 1, (0, 1))]
+    {
+        let config = || Config { on_failure: [policy; 4], ..config() };
+        let mut rig = attached(config());
+        let entry = rig.accept(&message("alice"));
+        rig.say(1, entry, Verdict::Rejected);
+        assert_eq!((rig.ids().len(), rig.machine.stats().counters.live()), (refused, 0), "{policy:?}");
+        let mut rig = attached(config());
+        rig.kill(&message("alice"));
+        let counters = rig.machine.stats().counters;
+        assert_eq!((counters.dead_letters(), counters.live()), spent, "{policy:?}");
+    }
+}

@@ -79,7 +79,9 @@ impl Oracle {
                     && plan.config.max_total_dead_bytes >= 1 << 20
                     && old.message.cost() <= plan.config.max_dead_bytes;
                 let undeliverable = matches!(end.reason, EndReason::Dead | EndReason::Rejected);
-                let must_be_kept = undeliverable && end.upgrades.is_none() && policy == Some(OnFailure::Park);
+                let must_be_kept = undeliverable
+                    && end.upgrades.is_none()
+                    && policy.is_some_and(|policy| policy != OnFailure::Skip);
                 (must_be_kept && fits && has_kept == 0).then_some("not kept, though there was room")
             }
         };
