@@ -300,8 +300,9 @@ impl Machine {
         self.buried = (entry.lane == LaneId::Dead).then_some(seq);
         self.answer_repeats(key, Ok(accepted));
         self.answer_inbound(inbound, &Ok(accepted));
-        if attached {
-            self.offer_accepted(now, seq, &accept);
+        match attached {
+            true => self.offer_accepted(now, seq, &accept),
+            false => self.arm_away(now, accept.message.recipient(), accept.expires()),
         }
         self.free_dependents(accept.message.recipient());
         // Now that it is wherever it may be offered from, the next of its collapse key may take its place.

@@ -181,6 +181,7 @@ impl Machine {
             lane.volatile.clear();
         }
         user.volatile_versions = super::collapse::Versions::default();
+        self.rearm_user(self.now, id);
         self.let_go(id);
     }
 

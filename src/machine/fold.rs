@@ -245,6 +245,7 @@ impl Machine {
             self.index.put(self.digester.user(Some(id)), held);
         }
         self.remember_exposed(id);
+        self.disarm_user(id);
         self.users.remove(id);
         self.forget_letters(id);
     }

@@ -74,6 +74,7 @@ impl Machine {
         match (query, found) {
             (Query::User(id) | Query::Row(id), Found::User { row, held, reflects }) => {
                 self.loaded_user(&id, row.as_deref(), held, reflects);
+                self.away_read(now, &id);
                 self.unpark(now, load, None);
                 self.sweep_read(&id);
                 self.resume_settling();
@@ -256,6 +257,7 @@ impl Machine {
                 self.user_mut(id).loading = None;
                 let at = now.after(core::time::Duration::from_millis(RETRY_MS));
                 self.timers.insert((at, TimerKey::Reload(id.clone())));
+                self.away_read(now, id);
             }
             Query::Page { user, lane, .. } => {
                 let found = self.user_mut(user).lane(*lane);

@@ -238,6 +238,7 @@ pub struct Machine {
     gone: LruCache<LinkId, verdict::Gone>,
     ready: VecDeque<UserId>,
     timers: BTreeSet<(Timestamp, TimerKey)>,
+    away: timer::Away,
     last_pick: u64,
     last_volatile: u64,
 
@@ -328,6 +329,7 @@ impl Machine {
             gone: LruCache::new(NonZeroUsize::new(verdict::MAX_GONE).unwrap_or(NonZeroUsize::MIN)),
             ready: VecDeque::new(),
             timers: BTreeSet::new(),
+            away: timer::Away::default(),
             last_pick: 0,
             last_volatile: 0,
             actions: VecDeque::new(),
@@ -351,6 +353,7 @@ impl Machine {
         let now = self.now;
         if !core::mem::replace(&mut self.is_live, true) {
             self.begin_sweeping(now);
+            self.arm_all_away(now);
             self.clear_all_slots();
         }
         match input {

@@ -1,9 +1,15 @@
-//! Timers: one per attached sink (its next ack deadline), one per user (its next backoff or expiry).
+//! Timers: one per attached sink (its next ack deadline), one per user (its next backoff or expiry), whether somebody is
+//! there or not. What has left memory is the business of sweeps.
+
+use core::time::Duration;
+use std::collections::BTreeSet;
 
 use super::Machine;
 use super::history::AttemptFailure;
 use super::io::{EntryRef, LinkId};
 use super::lane::Lane;
+use super::query::Query;
+use super::user::User;
 use crate::id::UserId;
 use crate::time::Timestamp;
 
@@ -13,6 +19,20 @@ const USER_SPACING_MS: u64 = 10;
 const DUE_BUDGET: usize = 512;
 /// Timers handled per input: bounds how long others wait.
 const TIMER_BUDGET: usize = 64;
+
+/// Timers of a user who is away fire at least this far apart, and not sooner than this after what they are armed for was
+/// recorded: nobody waits for that.
+const AWAY_SPACING: Duration = Duration::from_secs(1);
+/// How long after an opening those have their turn who are away: whoever comes back at once goes first.
+const FIRST_AWAY: Duration = Duration::from_secs(5);
+
+/// Users who are away, of whom something in memory has expired and whose row must be read before that can end: what may
+/// have been offered to them. One after the other, so that whoever comes waits behind one at most.
+#[derive(Debug, Default)]
+pub(super) struct Away {
+    waiting: BTreeSet<UserId>,
+    reading: Option<UserId>,
+}
 
 /// What a timer is about.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -109,7 +129,11 @@ impl Machine {
     /// Arms the timer by what is in memory.
     pub(super) fn rearm_user(&mut self, now: Timestamp, id: &UserId) {
         let latest = now.after(self.config.backoff_cap);
-        let Some(user) = self.users.get_mut(id).filter(|user| user.is_attached()) else { return };
+        let Some(user) = self.users.get_mut(id) else { return };
+        if !user.is_attached() {
+            let next = user.all_lanes().filter_map(Lane::next_due).min();
+            return next.into_iter().for_each(|next| self.arm_away(now, id, next));
+        }
         user.all_lanes_mut().for_each(|(_, lane)| lane.clamp_backoffs(latest));
         let ripe = user.held.filter(|held| held.scheduled > 0).map(|_| user.next_ripe);
         let next = user.all_lanes().filter_map(Lane::next_due).chain(ripe);
@@ -118,19 +142,60 @@ impl Machine {
         }
     }
 
+    /// Makes sure that the timer of somebody who is away fires soon after `at`.
+    pub(super) fn arm_away(&mut self, now: Timestamp, id: &UserId, at: Timestamp) {
+        if at != Timestamp::NEVER {
+            self.arm_user(now, id, at.max(now.after(AWAY_SPACING)));
+        }
+    }
+
+    /// Arms the timers of those who have something in memory from before this opening.
+    pub(super) fn arm_all_away(&mut self, now: Timestamp) {
+        let first = now.after(FIRST_AWAY);
+        let next = |user: &User| user.all_lanes().filter_map(Lane::next_due).min();
+        let due = self.users.iter().filter_map(|(id, user)| Some((id.clone(), next(user)?)));
+        let due: Vec<_> = due.collect();
+        due.into_iter().for_each(|(id, at)| self.arm_away(now, &id, at.max(first)));
+    }
+
+    /// Reads the row of the next user who is away and has something that has expired.
+    fn read_away(&mut self) {
+        while self.away.reading.is_none()
+            && let Some(id) = self.away.waiting.pop_first()
+        {
+            if self.users.get(&id).is_some_and(|user| !user.row_known && !user.is_attached()) {
+                self.away.reading = Some(id.clone());
+                self.load_once(Query::Row(id));
+            }
+        }
+    }
+
+    /// A row was read, or could not be: perhaps that of somebody who is away and has something that has expired.
+    pub(super) fn away_read(&mut self, now: Timestamp, id: &UserId) {
+        if self.away.reading.take_if(|reading| reading == id).is_some() {
+            self.rearm_user(now, id);
+            self.read_away();
+        }
+    }
+
     fn user_due(&mut self, now: Timestamp, id: &UserId) {
         let Some(user) = self.users.get_mut(id) else { return };
         user.wake = None;
         // Before they were read it is not known what may have been delivered; reading them arms the timer again.
-        if !user.is_attached() || !user.is_known() {
+        let attached = user.is_attached();
+        if attached && !user.is_known() {
             return;
+        }
+        if !user.row_known {
+            self.away.waiting.insert(id.clone());
+            return self.read_away();
         }
         let mut expired = Vec::new();
         for (id, lane) in user.all_lanes_mut() {
             let (ended, rested) = lane.take_due(now, DUE_BUDGET);
             expired.extend(ended.into_iter().map(|seq| EntryRef { lane: id, seq }));
             for (seq, accept) in rested {
-                if lane.is_offerable(seq) {
+                if attached && lane.is_offerable(seq) {
                     lane.enqueue(seq, &accept);
                     lane.release_key(&accept);
                 }

@@ -289,3 +289,82 @@ fn a_purge_spares_what_was_accepted_after_it_though_it_has_settled_by_then() {
     rig.commit();
     assert_eq!(rig.done(cancel).unwrap().unwrap().messages, 1, "it was still there");
 }
+
+/// Found by an audit: it ended when it had settled, which in a journal that is seldom written to takes weeks.
+#[test]
+fn what_expires_before_it_has_settled_ends_though_nobody_is_there() {
+    let mut rig = Rig::new();
+    let max_user_messages = core::num::NonZeroU32::MIN;
+    rig.machine = Machine::new(birth(Config { max_user_messages, ..Config::default() }));
+    let entry = rig.accept(&with_ttl(1));
+    rig.pass(Duration::from_millis(999));
+    assert_eq!(rig.changes.last(), None);
+    rig.pass(Duration::from_secs(2));
+    let change = rig.changes.last().expect("it is said");
+    assert_eq!((change.entry, change.status), (entry, Status::Ended(EndReason::Expired)));
+    assert!(!change.possibly_delivered);
+    let ticket = rig.send(&with_ttl(5));
+    rig.commit();
+    assert!(rig.answer(ticket).unwrap().is_ok(), "its room is free");
+    rig.pass(MINUTE);
+    assert_eq!(rig.machine.stats().counters.live(), 0);
+    let snapshot = rig.machine.snapshot(&alice()).expect("it has not settled");
+    assert!(snapshot.lanes.iter().all(|lane| lane.live.is_empty()));
+    settle(&mut rig);
+    assert_eq!((rig.machine.poll_timeout(), rig.machine.stats().resident_users), (None, 0), "no timer stays");
+}
+
+#[test]
+fn what_expires_after_somebody_has_left_or_a_crash_ends_when_it_is_known_what_they_were_offered() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    rig.accept(&with_ttl(10));
+    rig.input(Input::Detach(LinkId(1)));
+    rig.accept(&with_ttl(10));
+    let mut reborn = Rig::born(Birth { epoch: Epoch(2), store_empty: false, ..birth(Config::default()) });
+    for (seq, record) in &rig.log {
+        reborn.machine.replay(*seq, record, true);
+    }
+    for (mut rig, known) in [(rig, [true, false]), (reborn, [true, true])] {
+        rig.pass(Duration::ZERO);
+        rig.pass(Duration::from_secs(12));
+        rig.load_from(&[], rig.next);
+        rig.pass(Duration::from_secs(2));
+        let ended = rig.changes.iter().filter(|change| change.status == Status::Ended(EndReason::Expired));
+        assert_eq!(ended.map(|change| change.possibly_delivered).collect::<Vec<_>>(), known);
+        assert_eq!(rig.machine.stats().counters.live(), 0);
+    }
+}
+
+#[test]
+fn rows_of_those_who_are_away_are_read_one_after_the_other_also_when_one_cannot_be_read() {
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
+    let short = |user: &str| to(user).ttl(Duration::from_secs(1)).build().unwrap();
+    for user in ["alice", "bob", "carol"] {
+        rig.machine.replay(rig.next, &Record::Accept(std::sync::Arc::new(accept_of(&short(user)))), true);
+        rig.next = rig.next.plus(1);
+    }
+    rig.pass(Duration::ZERO);
+    let mut asked = Vec::new();
+    for fails in [true, false, false, false] {
+        rig.pass(Duration::from_secs(6));
+        let rows = rig.loads.iter().filter(|(_, query)| matches!(query, Query::Row(_)));
+        assert_eq!(rows.count(), 1);
+        let at = rig.loads.iter().position(|(_, query)| matches!(query, Query::Row(_))).unwrap();
+        let (load, query) = rig.loads.remove(at);
+        let Query::Row(id) = &query else { panic!("{query:?}") };
+        asked.push(id.clone());
+        match fails {
+            true => rig.input(Input::LoadFailed(load)),
+            false => rig.load_one(load, query, &[], Seq::ZERO),
+        }
+    }
+    rig.pass(Duration::from_secs(6));
+    asked.sort_unstable();
+    asked.dedup();
+    assert_eq!((asked.len(), rig.machine.stats().counters.live()), (3, 0));
+}
+
+fn accept_of(message: &Message) -> crate::record::Accept {
+    crate::record::Accept::new(message.clone(), Timestamp::from_millis(1000))
+}
