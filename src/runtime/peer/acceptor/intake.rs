@@ -195,7 +195,7 @@ async fn keep(engine: &Engine, batch: Vec<(InboundId, Delivery)>) -> Vec<(Inboun
     for ((id, delivery), mut result) in batch.into_iter().zip(results) {
         let volatile = is_volatile(&delivery);
         if result == Err(Refusal::InboxFull) {
-            result = match engine.begin_send(delivery.message.without_schedule()).await {
+            result = match engine.begin_send(delivery.message.without_schedule().without_parent()).await {
                 Some(answer) => answer.await.unwrap_or(Err(Refusal::OutcomeUnknown)).map(drop),
                 None => Err(Refusal::ShuttingDown),
             };
