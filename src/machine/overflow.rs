@@ -95,9 +95,11 @@ impl Machine {
         found.retain(|victim| {
             old.iter().all(|old| old.seq != victim.entry.seq) && self.may_give_way(user, victim.entry)
         });
-        if self.config.overflow == Overflow::DropOldest {
-            found.sort_unstable_by_key(|victim| victim.entry.seq);
-        }
+        let lowest_first = self.config.overflow == Overflow::DropLowest;
+        found.sort_unstable_by_key(|victim| {
+            let priority = victim.entry.lane.priority().filter(|_| lowest_first);
+            (core::cmp::Reverse(priority.map(Priority::index)), victim.entry.seq)
+        });
         found.truncate(MAX_EVICTED);
         for n in 1..=found.len() {
             let next = found.get(n - 1).map_or(0, |victim| victim.accept.message.cost());
@@ -148,13 +150,17 @@ impl Machine {
         }
     }
 
-    /// Whether what was found so far, in this lane or (if the lowest goes first) in all of them, makes room enough.
+    /// Whether what was found so far makes room enough: in this lane, and, if the lowest goes first, in those of lower
+    /// priorities. In the others of its own something may be older.
     pub(super) fn has_room(&self, user: &UserId, room: &Room, lane: LaneId) -> bool {
         let Some(claimed) = self.users.get(user).map(|user| user.claimed(Totals::default())) else {
             return true;
         };
         let lowest_first = self.config.overflow == Overflow::DropLowest;
-        let counts = |victim: &&Victim| lowest_first || victim.entry.lane == lane;
+        let counts = |victim: &&Victim| {
+            let of = victim.entry.lane;
+            of == lane || lowest_first && of.priority() != lane.priority()
+        };
         let mut found = Totals::default();
         let found_here = room.found.iter().filter(counts);
         found_here.for_each(|victim| found.add(victim.accept.message.cost()));

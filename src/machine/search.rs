@@ -127,9 +127,12 @@ impl Machine {
                 let lane = open.lanes.get(at);
                 let has_room = lane.is_none_or(|(lane, _)| self.has_room(&open.user, room, *lane));
                 // Of the next lane something may be older.
-                return has_room.then_some(match self.config.overflow {
-                    Overflow::DropOldest => Search::Before(at + 1, Seq::ZERO),
-                    _ => Search::Over,
+                let priority = |at: usize| open.lanes.get(at).map(|(lane, _)| lane.priority());
+                let goes_on =
+                    self.config.overflow == Overflow::DropOldest || priority(at + 1) == priority(at);
+                return has_room.then_some(match goes_on {
+                    true => Search::Before(at + 1, Seq::ZERO),
+                    false => Search::Over,
                 });
             }
             work => work.is_about_one(),

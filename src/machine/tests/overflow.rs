@@ -331,3 +331,30 @@ fn what_ends_behind_one_that_is_stuck_leaves_no_more_gaps_than_allowed() {
         assert_eq!(full.iter().filter(|refused| !**refused).count(), dropped, "{full:?} {:?}", evicted(&rig));
     }
 }
+
+/// Found by an audit: what was for any device went before what was for one, however much older that was.
+#[test]
+fn of_the_lowest_priority_the_oldest_goes_first_whomever_it_is_for() {
+    use crate::message::DevicePolicy;
+    for in_store in [false, true] {
+        let mut rig = rig(Overflow::DropLowest, 3);
+        rig.attach(1, "alice", "phone");
+        let ticket = rig.operate(Operation::Register(alice(), DeviceId::new("phone").unwrap()));
+        rig.commit();
+        assert!(rig.done(ticket).unwrap().is_ok());
+        rig.input(Input::Detach(LinkId(1)));
+        let low = || to("alice").priority(Priority::Low);
+        let oldest = rig.accept(&low().devices(DevicePolicy::EveryDevice).build().unwrap());
+        let newer = rig.accept(&low().build().unwrap());
+        rig.accept(&with_priority(Priority::Normal));
+        assert_eq!(oldest.lane.slot().map(crate::record::Slot::get), Some(0));
+        let store = if in_store { rig.settle_alice() } else { (Vec::new(), Seq::ZERO) };
+        for dropped in [oldest, newer] {
+            rig.send(&with_priority(Priority::Normal));
+            rig.load_from(&store.0, store.1);
+            rig.commit();
+            assert_eq!(evicted(&rig).last(), Some(&dropped), "{in_store}");
+        }
+        assert_eq!(evicted(&rig).len(), 2);
+    }
+}
