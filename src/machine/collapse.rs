@@ -235,11 +235,23 @@ impl Machine {
                 Some(refusal) => self.answer(ticket, Err(refusal.clone())),
                 None => self.handle_send(now, ticket, message),
             }
-            // The others go on waiting, for this one.
+            // The others go on waiting, for this one. Nobody has come in between.
             if let Some(behind) = self.collapsing.get_mut(&key) {
-                behind.append(&mut waiting);
+                *behind = waiting;
+                return;
             }
         }
+    }
+
+    /// The collapse key that what replaces a message takes over: that of which this one is the newest, with its copies. None
+    /// while another one is being accepted.
+    pub(super) fn key_to_keep(&mut self, entry: EntryRef, old: &Accept, others: &[EntryRef]) -> Option<u128> {
+        let key = self.collapse_digest(&old.message).filter(|_| old.origin.is_none())?;
+        let newest = self.newest_of(old.message.recipient(), key);
+        let mut places = newest.iter().map(|row| row.seq).filter(|seq| *seq != Seq::ZERO).peekable();
+        let is_newest = places.peek().is_some()
+            && places.all(|seq| seq == entry.seq || others.iter().any(|other| other.seq == seq));
+        (is_newest && !self.collapsing.contains_key(&key)).then_some(key)
     }
 
     // ----------------------------------------------------------------------------------------------- sent again

@@ -91,7 +91,10 @@ impl Machine {
                     Ok(_) => return stays(Err(OperationError::Overloaded)),
                     Err(refusal) => return stays(Err(refusal.into())),
                 };
-                let others = self.other_copies(old.message.recipient(), entry, old.device).len();
+                let others = self.other_copies(old.message.recipient(), entry, old.device);
+                let collapse = self.key_to_keep(entry, old, &others);
+                let message = collapse.map_or(message.clone(), |_| message.with_collapse_of(&old.message));
+                let others = others.len();
                 let among = self.devices_of(&message, self.now).unwrap_or_default();
                 let mut gives_back = Totals::default();
                 (0..=others).for_each(|_| gives_back.add(old.message.cost()));
@@ -100,6 +103,12 @@ impl Machine {
                 let instead = Instead { operation: Some(operation), seq: entry.seq, gives_back };
                 let accepts = self.spread(among, Accept { parent, ..Accept::new(message, self.now) });
                 self.push_newcomer(accepts, Some(key), instead);
+                if let (Some(collapse), Some(Pending::Accept(pending))) = (collapse, self.current.last_mut())
+                {
+                    // What is sent meanwhile waits behind it.
+                    pending.is_last = true;
+                    self.collapsing.entry(collapse).or_default();
+                }
                 Ok(true)
             }
             _ => Ok(false),

@@ -36,6 +36,13 @@ impl Message {
         Self(Arc::new(Parts { collapse_key: Some(key), ..(*self.0).clone() }))
     }
 
+    /// The same message with the collapse key of another one, and its version.
+    #[must_use]
+    pub(crate) fn with_collapse_of(&self, other: &Self) -> Self {
+        let (collapse_key, version) = (other.0.collapse_key.clone(), other.0.version);
+        Self(Arc::new(Parts { collapse_key, version, ..(*self.0).clone() }))
+    }
+
     /// The same message for somebody else. It shares its payload and its headers with this one.
     #[must_use]
     pub fn for_recipient(&self, recipient: UserId) -> Self {

@@ -5,7 +5,7 @@ use super::*;
 
 impl Rig {
     /// Settles everything; alice leaves memory, and is read from the store from now on.
-    fn settle_alice(&mut self) -> (Vec<(Seq, std::sync::Arc<crate::record::Accept>)>, Seq) {
+    pub(super) fn settle_alice(&mut self) -> (Vec<(Seq, std::sync::Arc<crate::record::Accept>)>, Seq) {
         let reflects = self.next;
         let parts = settle(self);
         let rows = parts.iter().flat_map(|part| &part.rows).filter(|(id, _)| *id == alice());

@@ -392,3 +392,33 @@ fn a_full_disk_moves_what_was_accepted_and_replaces_nothing() {
     rig.attach(1, "alice", "phone");
     assert_eq!((moved.lane, rig.offered()), (LaneId::Critical, vec![moved]));
 }
+
+/// Found by an audit: what took its place had no key, so the next one of the key did not take the place of that.
+#[test]
+fn what_replaces_the_newest_of_a_collapse_key_is_the_newest_of_it_with_its_version() {
+    let of_key = |version| to("alice").collapse_key("order/7").version(version).build().unwrap();
+    for settles in [false, true] {
+        for meanwhile in [false, true] {
+            let mut rig = Rig::new();
+            let old = of_key(3);
+            rig.accept(&old);
+            let store = if settles { rig.settle_alice() } else { (Vec::new(), Seq::ZERO) };
+            let edited = message("alice");
+            let done = rig.replace(&old, &edited);
+            rig.load_from(&store.0, store.1);
+            if !meanwhile {
+                rig.commit();
+                assert_eq!(rig.placed(done).0.messages, 1);
+            }
+            let outdated = rig.send(&of_key(2));
+            let newer = rig.send(&of_key(4));
+            rig.commit();
+            assert_eq!(rig.answer(outdated), Some(&Err(Refusal::Outdated { newest: 3 })));
+            let newest = rig.answer(newer).unwrap().clone().unwrap().entry;
+            assert_eq!((rig.ended(EndReason::Replaced), rig.machine.stats().counters.live()), (2, 1));
+            rig.attach(1, "alice", "phone");
+            assert_eq!(rig.offered(), [newest]);
+            assert_eq!(rig.machine.stats().pending, 0);
+        }
+    }
+}

@@ -209,7 +209,9 @@ impl Oracle {
         match operation {
             Operation::Replace(_, message) => {
                 let found_bare = found.map(|found| found.clone().without_schedule().without_devices());
+                // It has the collapse key of what it replaced, unless that was the newest no more.
                 let bare = message.clone().without_schedule().without_devices();
+                let bare = found.map_or(bare.clone(), |found| bare.with_collapse_of(found));
                 found_bare == Some(bare) || is_duplicate_of(done, message, found)
             }
             Operation::Reprioritise(_, priority) => accept
