@@ -417,6 +417,7 @@ fn what_replaces_the_newest_of_a_collapse_key_is_the_newest_of_it_with_its_versi
             let newest = rig.answer(newer).unwrap().clone().unwrap().entry;
             assert_eq!((rig.ended(EndReason::Replaced), rig.machine.stats().counters.live()), (2, 1));
             rig.attach(1, "alice", "phone");
+            rig.load_from(&store.0, store.1);
             assert_eq!(rig.offered(), [newest]);
             assert_eq!(rig.machine.stats().pending, 0);
         }

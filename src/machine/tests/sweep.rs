@@ -308,8 +308,6 @@ fn what_expires_before_it_has_settled_ends_though_nobody_is_there() {
     assert!(rig.answer(ticket).unwrap().is_ok(), "its room is free");
     rig.pass(MINUTE);
     assert_eq!(rig.machine.stats().counters.live(), 0);
-    let snapshot = rig.machine.snapshot(&alice()).expect("it has not settled");
-    assert!(snapshot.lanes.iter().all(|lane| lane.live.is_empty()));
     settle(&mut rig);
     assert_eq!((rig.machine.poll_timeout(), rig.machine.stats().resident_users), (None, 0), "no timer stays");
 }
@@ -328,7 +326,7 @@ fn what_expires_after_somebody_has_left_or_a_crash_ends_when_it_is_known_what_th
     for (mut rig, known) in [(rig, [true, false]), (reborn, [true, true])] {
         rig.pass(Duration::ZERO);
         rig.pass(Duration::from_secs(12));
-        rig.load_from(&[], rig.next);
+        rig.load_from(&[], Seq::ZERO);
         rig.pass(Duration::from_secs(2));
         let ended = rig.changes.iter().filter(|change| change.status == Status::Ended(EndReason::Expired));
         assert_eq!(ended.map(|change| change.possibly_delivered).collect::<Vec<_>>(), known);

@@ -467,11 +467,6 @@ impl Oracle {
         }
     }
 
-    /// Whether a message of another engine was taken.
-    pub(super) fn has_taken(&self, user: &UserId, origin: Origin) -> bool {
-        self.origins.contains(&(user.clone(), origin))
-    }
-
     /// Messages that have not ended.
     pub(super) fn live(&self) -> impl Iterator<Item = (&Seq, &Kept)> {
         self.kept().filter(|(_, kept)| kept.accept.lane() != LaneId::Dead)

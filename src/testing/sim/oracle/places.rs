@@ -5,8 +5,9 @@ use std::sync::Arc;
 use super::super::plan::Plan;
 use super::Oracle;
 use crate::config::OnFailure;
+use crate::id::UserId;
 use crate::message::{Message, Priority};
-use crate::record::{Accept, Admission, End, LaneId, Record, Seq};
+use crate::record::{Accept, Admission, End, LaneId, Origin, Record, Seq};
 use crate::status::EndReason;
 
 /// A message without what a move may change.
@@ -102,6 +103,11 @@ impl Oracle {
         if !fits {
             self.fail(format!("{:?} was dropped for {newcomer:?}: {end:?}", end.seq));
         }
+    }
+
+    /// Whether a message of another engine was taken.
+    pub(in super::super) fn has_taken(&self, user: &UserId, origin: Origin) -> bool {
+        self.origins.contains(&(user.clone(), origin))
     }
 
     /// Where a message is now, also as a dead letter, or sent again.
