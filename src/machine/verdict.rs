@@ -138,8 +138,7 @@ impl Machine {
         let is_own = entry.lane.slot().is_none() || slots.contains(&entry.lane.slot());
         let is_theirs = entry.lane.priority().is_some() && is_own;
         if *verdict == Verdict::Delivered && !is_volatile(entry) && is_theirs {
-            let found = self.users.get(user);
-            let lane = found.map(|user| user.lane_ref(entry.lane));
+            let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
             let live = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| (found.state(), found.offers));
             match live {
                 Some((EntryState::Waiting | EntryState::Backoff(_), offers)) if offers > 0 => {
