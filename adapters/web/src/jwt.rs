@@ -220,7 +220,8 @@ impl JwtAuthenticator {
     /// Who shows this token.
     ///
     /// # Errors
-    /// [`Denied`], with [`Code::CredentialsNeeded`] if there is no token and [`Code::CredentialsRefused`] if it is not good.
+    /// [`Denied`], with [`Code::CredentialsNeeded`] if there is no token, [`Code::SessionExpired`] if it was good until its time
+    /// was over, and [`Code::CredentialsRefused`] if it is not good.
     pub fn check(&self, token: &[u8]) -> Result<Identity, Denied> {
         if token.is_empty() {
             return Err(Denied { code: Code::CredentialsNeeded, retry_after: None, text: "no token".into() });
@@ -249,7 +250,7 @@ impl JwtAuthenticator {
             .saturating_sub(jsonwebtoken::get_current_timestamp());
         // "On or after" that time it is not to be accepted (RFC 7519, 4.1.4).
         if left == 0 {
-            return Err(Denied::refused(EXPIRED));
+            return Err(Denied::expired(EXPIRED));
         }
         Ok(Identity::new(user).expires_in(Duration::from_secs(left)))
     }
@@ -318,7 +319,8 @@ fn ensure_provider() {
 /// Says why in words that hold nothing of the token.
 fn denied(why: &jsonwebtoken::errors::Error) -> Denied {
     Denied::refused(match why.kind() {
-        ErrorKind::ExpiredSignature => EXPIRED,
+        // Its signature was looked at before its claims.
+        ErrorKind::ExpiredSignature => return Denied::expired(EXPIRED),
         ErrorKind::ImmatureSignature => "a token that is not valid yet",
         ErrorKind::InvalidAudience => "a token for another audience",
         ErrorKind::InvalidIssuer => "a token of another issuer",

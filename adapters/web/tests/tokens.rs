@@ -100,7 +100,11 @@ async fn a_bad_token_is_rejected_by_every_way_and_counted() {
     let world = world().await;
     let mut count = 0;
     for (what, token) in bad() {
-        let expected = if token.is_empty() { Code::CredentialsNeeded } else { Code::CredentialsRefused };
+        let expected = match what {
+            _ if token.is_empty() => Code::CredentialsNeeded,
+            "expired" => Code::SessionExpired,
+            _ => Code::CredentialsRefused,
+        };
         assert_eq!(refused_by(&world.client.websocket(), &token).await, expected, "{what}");
         assert_eq!(refused_by(&world.client.sse(), &token).await, expected, "{what}");
         assert_eq!(refused_by(&world.client.long_poll(), &token).await, expected, "{what}");
@@ -139,9 +143,9 @@ async fn the_close_after_a_rejection_says_why_by_every_way() {
         }
     })
     .await;
-    assert_eq!(closed, tungstenite::protocol::frame::coding::CloseCode::from(4201));
+    assert_eq!(closed, tungstenite::protocol::frame::coding::CloseCode::from(4202));
 
-    for (by, expected) in [("sse", "event: close\ndata: {\"code\":4201}"), ("poll", "{\"code\":4201}")] {
+    for (by, expected) in [("sse", "event: close\ndata: {\"code\":4202}"), ("poll", "{\"code\":4202}")] {
         let ask = async |head: &str, body: &str| request(world.address, head, body.as_bytes()).await;
         let (_, answer) = ask(&format!("POST /lastmile/open?by={by} HTTP/1.1"), "").await;
         let id = answer.rsplit('"').nth(1).unwrap().to_owned();

@@ -40,6 +40,12 @@ fn refusal(token: &str) -> String {
     denied.text
 }
 
+fn expired(token: &str) -> String {
+    let denied = tokens().check(token.as_bytes()).unwrap_err();
+    assert_eq!(denied.code, Code::SessionExpired, "which costs nobody a penalty");
+    denied.text
+}
+
 #[test]
 fn a_good_token_lets_its_subject_in_until_it_expires() {
     let token = issuer("chat", "me", SECRET).issue("alice", Duration::from_secs(600)).unwrap();
@@ -53,8 +59,10 @@ fn a_good_token_lets_its_subject_in_until_it_expires() {
 fn each_claim_is_held_to_and_none_may_miss() {
     let now = jsonwebtoken::get_current_timestamp();
     assert!(tokens().check(with(|_| ()).as_bytes()).is_ok());
-    assert_eq!(refusal(&with(|c| c["exp"] = json!(now - 31))), "an expired token");
-    assert_eq!(refusal(&with(|c| c["exp"] = json!(now - 30))), "an expired token", "at its very end");
+    assert_eq!(expired(&with(|c| c["exp"] = json!(now - 31))), "an expired token");
+    assert_eq!(expired(&with(|c| c["exp"] = json!(now - 30))), "an expired token", "at its very end");
+    let guessed = issuer("chat", "me", OTHER).issue("alice", Duration::ZERO).unwrap();
+    assert_eq!(refusal(&guessed), "a token with a wrong signature", "whatever time it says");
     assert!(tokens().check(with(|c| c["exp"] = json!(now - 25)).as_bytes()).is_ok(), "within the leeway");
     assert_eq!(refusal(&with(|c| c["aud"] = json!("mail"))), "a token for another audience");
     assert!(tokens().check(with(|c| c["aud"] = json!(["mail", "chat"])).as_bytes()).is_ok());
