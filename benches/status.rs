@@ -1,14 +1,14 @@
 //! What it costs to know what became of messages: the memory that finished ones leave behind, and looking one up.
 //!
 //! ```console
-//! cargo bench --bench status [-- --quick | --messages N --users N]
+//! cargo bench --bench status [-- --quick | --messages N --users N --receivers N]
 //! ```
 //!
 //! | line | what it is |
 //! |---|---|
 //! | machine | where a message stands, of a person with 100 waiting, asked of the delivery machine itself |
 //! | in memory | `Engine::status` of the same over a store in memory, from the call to its answer; with one at a time |
-//! | finished | bytes of heap that so many finished messages leave, nine of ten delivered and one withdrawn, with default retention, over what the open engine takes; once all has settled. Over the bound, the bench fails |
+//! | finished | bytes of heap that so many finished messages leave, nine of ten delivered and one withdrawn, from 10,000 senders to 100,000 people, with default retention, over what the open engine takes; once all has settled. Over the bound, the bench fails |
 //! | waiting | `Engine::status` of messages that wait on disk for people who are away, as above |
 //! | busy | the same of somebody who has 10,000 on disk, from as many senders as there are; the slowest is the first question |
 //! | by sender | the same, asked with the sender |
@@ -42,8 +42,8 @@ const PAYLOAD: usize = 256;
 const IN_FLIGHT: u64 = 256;
 /// What a million finished messages may leave.
 const BOUND: usize = 128 << 20;
-/// Whose messages finish.
-const RECEIVERS: u64 = 1_000;
+/// Who sends what finishes.
+const SENDERS: u64 = 10_000;
 const LOOKUPS: u64 = 5_000;
 /// Messages that wait for one person.
 const BACKLOG: u64 = 10_000;
@@ -55,13 +55,16 @@ type Failure = Box<dyn Error + Send + Sync>;
 
 #[derive(Clone, Debug, Parser)]
 struct Options {
-    /// A short form: 50,000 messages for 5,000 users.
+    /// A short form: 50,000 messages for 5,000 users, of whom as many receive.
     #[arg(long)]
     quick: bool,
     #[arg(long, default_value_t = 1_000_000)]
     messages: u64,
     #[arg(long, default_value_t = 100_000)]
     users: u64,
+    /// Whose messages finish: as many again get nothing but what is withdrawn.
+    #[arg(long, default_value_t = 100_000)]
+    receivers: u64,
     /// Cargo passes this to every benchmark.
     #[arg(long, hide = true)]
     bench: bool,
@@ -70,7 +73,7 @@ struct Options {
 fn main() -> Result<(), Failure> {
     let mut options = Options::parse();
     if options.quick {
-        (options.messages, options.users) = (50_000, 5_000);
+        (options.messages, options.users, options.receivers) = (50_000, 5_000, 5_000);
     }
     machine()?;
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build()?;
@@ -138,21 +141,23 @@ async fn look_up(
 async fn finished(options: &Options) -> Result<(), Failure> {
     let dir = tempfile::Builder::new().prefix("lastmile-status-").tempdir()?;
     let engine = Engine::builder(SledStore::open(dir.path())?).build()?;
-    let attached: Result<Vec<Attachment>, _> = (0..RECEIVERS)
+    let attached: Result<Vec<Attachment>, _> = (0..options.receivers)
         .map(|n| engine.attach(format!("receiver-{n}"), "phone", Answer(Verdict::Delivered)))
         .collect();
     let attached = attached?;
     let empty = HEAP.current_usage();
     let mut senders = JoinSet::new();
     for sender in 0..IN_FLIGHT {
-        let (engine, messages) = (engine.clone(), options.messages / IN_FLIGHT);
+        let (engine, messages, people) = (engine.clone(), options.messages / IN_FLIGHT, options.receivers);
         senders.spawn(async move {
             let mut dice = Dice(sender << 32);
             for n in 0..messages {
                 let withdrawn = n % 10 == 0;
                 let to = if withdrawn { "away" } else { "receiver" };
-                let user = format!("{to}-{}", dice.below(RECEIVERS));
-                let message = Message::to(user.as_str(), "chat.message", vec![b'.'; PAYLOAD]).build()?;
+                let user = format!("{to}-{}", dice.below(people));
+                let from = format!("sender-{}", dice.below(SENDERS));
+                let message = Message::to(user.as_str(), "chat.message", vec![b'.'; PAYLOAD]);
+                let message = message.sender(from.as_str()).build()?;
                 let id = message.id();
                 engine.send(message).await?;
                 if withdrawn {
