@@ -8,6 +8,7 @@
 //! 131,072 messages of whichever users and runs, 4 MiB; those go first that nobody has asked for longest. Who has fewer than 64
 //! messages in a run is read each time: that is a few chunks.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use lru::LruCache;
@@ -24,7 +25,7 @@ use crate::codec;
 use crate::id::{MessageId, UserId};
 use crate::machine::Matches;
 use crate::ports::{Flow, StoreError};
-use crate::record::{LaneId, Seq};
+use crate::record::{LaneId, Seq, Slot};
 
 /// The fewest messages of a user in a run whose ids are kept.
 const MIN_KEPT: usize = 64;
@@ -132,6 +133,16 @@ impl OutboxStore {
             }
         }
         Ok(finding.matches)
+    }
+
+    /// The slots in which somebody without a row has something, if all that they have is kept here.
+    pub(super) fn known_slots(&self, table: &Meta, user: &UserId) -> Option<BTreeSet<Slot>> {
+        let mut slots = BTreeSet::new();
+        for run in runs_of(table, user) {
+            let ids = self.inner.finder.get(run.number, user).filter(|ids| ids.damaged.is_empty())?;
+            slots.extend(ids.sorted.iter().filter_map(|(_, lane, _)| lane.slot()));
+        }
+        Some(slots)
     }
 
     /// The id of an entry of a run.

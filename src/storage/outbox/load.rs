@@ -38,7 +38,13 @@ impl OutboxStore {
                 let held = match query {
                     Query::Row(_) if is_known => None,
                     // Without a row of theirs, only what they have says which lanes there are.
-                    Query::Row(_) => self.holdings(&table, user, &mut row).map(|_| None)?,
+                    Query::Row(_) => match self.known_slots(&table, user) {
+                        Some(slots) => {
+                            self.put_lost(slots, &mut row);
+                            None
+                        }
+                        None => self.holdings(&table, user, &mut row).map(|_| None)?,
+                    },
                     _ => Some(self.holdings(&table, user, &mut row)?),
                 };
                 Ok(Found::User { row: row.map(Box::new), held, reflects: table.settled })
@@ -137,13 +143,18 @@ impl OutboxStore {
             })?;
         }
         self.inner.recent.keep(user, read);
+        self.put_lost(lost, row);
+        Ok(held)
+    }
+
+    /// Puts slots into a row that does not know them.
+    fn put_lost(&self, lost: BTreeSet<Slot>, row: &mut Option<UserRow>) {
         let exposed = self.epoch_before();
         for slot in lost {
             let devices = &mut row.get_or_insert_default().devices;
             devices.push(DeviceRow { exposed, ..DeviceRow::of(slot) });
             devices.sort_unstable_by_key(|row| row.slot);
         }
-        Ok(held)
     }
 
     fn page(

@@ -123,6 +123,8 @@ fn of_ten_thousand_messages_one_is_found_by_reading_a_few_values_once_they_were_
     }
     assert!(find(&outbox, "bob", MessageId::from_u128(1), 9).entries.is_empty());
     assert_eq!(store.take(), 0, "that there is none is known");
+    outbox.load(&Query::Row(user("bob"))).unwrap();
+    assert!(store.take() <= 1, "nor is it gone through for somebody who has no row");
 }
 
 #[test]
