@@ -1,11 +1,19 @@
 //! Registered devices through the whole engine: what is for each of them, what rings, and what is said of it.
 
+use std::future::{Future, poll_fn};
+use std::pin::Pin;
 use std::sync::{Arc, Mutex};
+use std::task::Poll;
 use std::time::Duration;
 
 use lastmile::machine::{Delivery, EntryRef, Verdict, Withdrawn};
+use lastmile::ports::Clock;
 use lastmile::storage::MemoryStore;
-use lastmile::{DevicePolicy, EndReason, Engine, Message, MessageId, Reached, Stage, Status};
+use lastmile::testing::ManualClock;
+use lastmile::{
+    DevicePolicy, EndReason, Engine, EngineBuilder, Message, MessageId, Reached, Receipt, Stage, Status,
+    Timestamp, WatchError,
+};
 
 /// Takes what it is offered, or only notes it; and notes what is withdrawn.
 #[derive(Clone, Default)]
@@ -32,7 +40,11 @@ fn answering() -> Device {
 }
 
 async fn engine() -> Engine {
-    let engine = Engine::builder(MemoryStore::new()).build().unwrap();
+    with_devices(Engine::builder(MemoryStore::new())).await
+}
+
+async fn with_devices(builder: EngineBuilder) -> Engine {
+    let engine = builder.build().unwrap();
     for device in ["phone", "laptop"] {
         engine.register_device("alice", device).await.unwrap();
     }
@@ -109,5 +121,71 @@ async fn devices_are_listed_and_what_waits_for_one_that_is_removed_ends() {
     };
     tokio::time::timeout(Duration::from_secs(300), gone).await.expect("the laptop is never gone");
     drop(sink);
+    engine.shutdown(Duration::from_secs(5)).await;
+}
+
+type Wait<'a> = Pin<Box<dyn Future<Output = Result<Reached, WatchError>> + 'a>>;
+
+/// A wait that the engine knows of.
+async fn waits<'a>(engine: &Engine, receipt: &'a Receipt, stage: Stage) -> Wait<'a> {
+    let mut wait: Wait<'a> = Box::pin(receipt.reached(stage));
+    let begun = poll_fn(|context| Poll::Ready(wait.as_mut().poll(context))).await;
+    assert!(begun.is_pending(), "{begun:?}");
+    // Asked behind it, in the same letter box.
+    engine.stats().await.unwrap();
+    wait
+}
+
+async fn soon(wait: impl Future<Output = Result<Reached, WatchError>>) -> Result<Reached, WatchError> {
+    tokio::time::timeout(Duration::from_secs(300), wait).await.expect("it is never reached")
+}
+
+/// Found by an audit: one copy was followed, the last, and what became of it was said to have become of the message.
+#[tokio::test]
+async fn what_becomes_of_a_scheduled_message_is_what_becomes_of_it_on_all_its_devices() {
+    let clock = ManualClock::new(Timestamp::from_millis(1_700_000_000_000));
+    let engine = with_devices(Engine::builder(MemoryStore::new()).clock(clock.clone())).await;
+    for (devices, answers, stage, expected) in [
+        // Only one of two has it, whichever that is.
+        (DevicePolicy::EveryDevice, "laptop", Stage::DeliveredAll, None),
+        (DevicePolicy::EveryDevice, "phone", Stage::DeliveredAll, None),
+        (DevicePolicy::EveryDevice, "laptop", Stage::Delivered, Some(Stage::Delivered)),
+        (DevicePolicy::EveryDevice, "phone", Stage::Delivered, Some(Stage::Delivered)),
+        // What was answered on one of them has ended elsewhere on the other.
+        (DevicePolicy::RingAll, "phone", Stage::Delivered, Some(Stage::Delivered)),
+        (DevicePolicy::RingAll, "laptop", Stage::Delivered, Some(Stage::Delivered)),
+    ] {
+        let case = format!("{devices:?} {answers} {stage:?}");
+        let at = clock.now().after(Duration::from_secs(60));
+        let message = Message::to("alice", "chat.message", "hi").devices(devices).not_before(at);
+        let receipt = engine.send(message.build().unwrap()).await.unwrap();
+        assert_eq!(receipt.entries().len(), 1, "{case}");
+        let mut before = waits(&engine, &receipt, stage).await;
+        clock.advance(Duration::from_secs(61));
+        let attached = engine.attach("alice", answers, answering()).unwrap();
+        // One more wait, which begins once it was spread.
+        let first = soon(receipt.reached(Stage::Delivered)).await;
+        assert_eq!(first, Ok(Reached::Stage(Stage::Delivered)), "{case}");
+        match expected {
+            Some(stage) => assert_eq!(soon(before).await, Ok(Reached::Stage(stage)), "{case}"),
+            None => {
+                let more = receipt.reached_within(stage, Duration::from_millis(20)).await;
+                assert_eq!(more, Ok(None), "{case}");
+                let so_far = poll_fn(|context| Poll::Ready(before.as_mut().poll(context))).await;
+                assert!(so_far.is_pending(), "{case}: {so_far:?}");
+                let other = if answers == "phone" { "laptop" } else { "phone" };
+                let others = engine.attach("alice", other, answering()).unwrap();
+                assert_eq!(soon(before).await, Ok(Reached::Stage(stage)), "{case}");
+                drop(others);
+            }
+        }
+        drop(attached);
+        // What is left of this one must not be taken for the next.
+        let both = ["phone", "laptop"].map(|device| engine.attach("alice", device, answering()).unwrap());
+        while engine.stats().await.unwrap().counters.live() > 0 {
+            tokio::task::yield_now().await;
+        }
+        drop(both);
+    }
     engine.shutdown(Duration::from_secs(5)).await;
 }

@@ -375,8 +375,9 @@ pub enum Action {
         user: UserId,
         /// Where it was.
         from: EntryRef,
-        /// Where it is.
-        to: EntryRef,
+        /// Where it is: in one place, or, of what was not offered to anybody there and is for several devices, in one for
+        /// each of them, in the order of their slots.
+        to: Vec<EntryRef>,
     },
     /// Somebody has read a conversation ([`Machine::conversation`](super::Machine::conversation) names it so) up to here,
     /// durably; also when that is not kept, for lying furthest back of more than are. Said once of each mark.

@@ -194,8 +194,8 @@ pub struct Machine {
     job: Option<Job>,
     /// Where the last acceptance went.
     last_accept: Option<(LaneId, Seq, Option<ForDevice>)>,
-    /// Where a message has moved whose old place ends with the next record.
-    moved: Option<(Seq, EntryRef)>,
+    /// Where a message has moved whose old place ends with the next record, and where that was accepted.
+    moved: Option<(Seq, EntryRef, Accepted)>,
     /// Where a dead letter was sent whose place ends with the next record.
     requeued: Option<(Seq, EntryRef)>,
     /// Where a dead letter is whose message ends with the next record.

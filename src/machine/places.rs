@@ -104,11 +104,16 @@ impl Machine {
     pub(super) fn place_taken(&mut self, instead: Instead, accept: &Accept, entry: EntryRef) {
         self.leaving.take_off(instead.gives_back);
         self.user_mut(accept.message.recipient()).leaving.take_off(instead.gives_back);
-        let went = Some((instead.seq, entry));
-        self.moved = went.filter(|_| accept.admission == Admission::Moved);
-        self.requeued = went.filter(|_| matches!(accept.admission, Admission::Requeued { .. }));
+        let accepted = Accepted::of(entry, accept);
+        let (is_moved, is_requeued) = match accept.admission {
+            Admission::Moved => (true, false),
+            Admission::Requeued { .. } => (false, true),
+            _ => (false, false),
+        };
+        self.moved = is_moved.then_some((instead.seq, entry, accepted));
+        self.requeued = is_requeued.then_some((instead.seq, entry));
         if let Some(open) = instead.operation.and_then(|id| self.operations.open.get_mut(&id)) {
-            open.done.accepted = Some(Accepted::of(entry, accept));
+            open.done.accepted = Some(accepted);
         }
     }
 

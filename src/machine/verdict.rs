@@ -406,10 +406,12 @@ impl Machine {
         match &record {
             Record::End(end) => {
                 let entry = EntryRef { lane: end.lane, seq: end.seq };
-                let moved = self.moved.take_if(|(from, _)| *from == end.seq);
+                let moved = self.moved.take_if(|(from, ..)| *from == end.seq);
                 match moved {
-                    Some((_, to)) => {
-                        self.actions.push_back(Action::Moved { user: end.user.clone(), from: entry, to })
+                    Some((_, to, accepted)) => {
+                        // Copies move each by itself; what is not offered yet goes to all its devices at once.
+                        let to = if entry.lane.priority().is_some() { vec![to] } else { accepted.entries() };
+                        self.actions.push_back(Action::Moved { user: end.user.clone(), from: entry, to });
                     }
                     None => self.announce_end(end, entry),
                 }
@@ -430,7 +432,7 @@ impl Machine {
                 }
                 let kept = letter.map(|seq| EntryRef { lane: LaneId::Dead, seq });
                 let goes_on = kept.or(requeued.map(|(_, to)| to)).map(Went::AsAnother);
-                self.note_end(end, moved.map(|(_, to)| Went::On(to)).or(goes_on));
+                self.note_end(end, moved.map(|(_, to, _)| Went::On(to)).or(goes_on));
                 self.free_dependents(&end.user);
                 self.mark_ready(&end.user);
                 self.let_go(&end.user);

@@ -19,7 +19,7 @@ use super::receipt::Stage;
 use super::requests::Requests;
 use super::subscribe::Changes;
 use super::tasks;
-use super::watch::{Waiting, Watched, Watchers};
+use super::watch::{Seen, Waiting, Watched, Watchers};
 use crate::codec::Cipher;
 use crate::config::KeepEnds;
 use crate::digest::Digester;
@@ -309,7 +309,7 @@ impl Driver {
                 }
                 Action::Replied { message, answer } => self.replied(&message, &answer),
                 Action::Moved { user, from, to } => {
-                    self.hub.publish_move(&user, from, to);
+                    to.iter().for_each(|to| self.hub.publish_move(&user, from, *to));
                     self.state.watchers.moved(user, from, to);
                 }
                 Action::Survivors(part) => {
@@ -421,7 +421,10 @@ impl Driver {
         // What the machine has decided since the last wake-up is to be announced first: of an end that nobody was told of
         // it would look as if it had been forgotten.
         self.drain();
-        let watched = self.state.watchers.place_of(watched);
+        let watched = match self.state.watchers.place_of(watched) {
+            Ok(watched) => watched,
+            Err(places) => return drop(reply.send(Seen::Spread(places))),
+        };
         let standing = self.machine.standing(&watched.0, watched.1);
         if self.state.watchers.watch(watched.clone(), standing, stage, reply) {
             self.look_up(watched);

@@ -3,11 +3,13 @@
 use core::future::{Future, poll_fn};
 use core::task::Poll;
 use core::time::Duration;
+use std::sync::Arc;
 
 use tokio::sync::oneshot;
 
 use super::error::WatchError;
 use super::mail::{Mail, Post};
+use super::watch::Seen;
 use crate::error::Closed;
 use crate::id::{MessageId, OrderingKey, UserId};
 use crate::machine::{Accepted, EntryRef, Operation};
@@ -70,6 +72,13 @@ fn both(one: Result<Reached, WatchError>, other: Result<Reached, WatchError>) ->
     }
 }
 
+/// What the wait at one place came to.
+enum Found {
+    Reached(Reached),
+    /// It is in these places now, and has to be waited for in each of them.
+    Spread(Arc<[EntryRef]>),
+}
+
 /// An accepted message: durable as its [`Durability`](crate::Durability) promises.
 #[derive(Clone, Debug)]
 pub struct Receipt {
@@ -128,8 +137,8 @@ impl Receipt {
     /// [`Receipt::reached_within`]: a message for someone who is away may wait for weeks.
     ///
     /// Of a message for several devices the first one counts, and it ends otherwise when the last copy has; with
-    /// [`Stage::DeliveredAll`] all of them count, and it ends otherwise when one copy does. Of a scheduled one that is spread
-    /// over devices when its time comes, one copy is followed. [`Stage::Read`] is waited for once a copy was delivered, and is
+    /// [`Stage::DeliveredAll`] all of them count, and it ends otherwise when one copy does; also of one that is spread over
+    /// devices only when its time comes, or that of what it waits for. [`Stage::Read`] is waited for once a copy was delivered, and is
     /// reached at once where a mark lies at its place or ahead of it; of a conversation whose mark was forgotten
     /// ([`Config::max_read_marks`](crate::Config::max_read_marks)) it is reached with the next one.
     ///
@@ -142,8 +151,8 @@ impl Receipt {
         if self.accepted.entry.seq.epoch() == Seq::ZERO.epoch() {
             return Err(WatchError::NotTracked);
         }
-        let copies = self.entries().into_iter().map(|entry| self.reached_at(entry, stage));
-        let mut copies: Vec<_> = copies.map(Box::pin).collect();
+        let wait_at = |entry| Box::pin(self.reached_at(entry, stage));
+        let mut copies: Vec<_> = self.entries().into_iter().map(wait_at).collect();
         let mut so_far = None;
         poll_fn(|context| {
             let mut at = 0;
@@ -153,6 +162,14 @@ impl Receipt {
                     continue;
                 };
                 drop(copies.swap_remove(at));
+                let reached = match reached {
+                    Ok(Found::Reached(reached)) => Ok(reached),
+                    Ok(Found::Spread(places)) => {
+                        copies.extend(places.iter().copied().map(wait_at));
+                        continue;
+                    }
+                    Err(error) => Err(error),
+                };
                 let is_last_word = match (&reached, stage) {
                     // One is enough; or it takes all of them, and one has failed.
                     (Ok(Reached::Stage(_)), stage) => stage != Stage::DeliveredAll,
@@ -194,14 +211,17 @@ impl Receipt {
     }
 
     /// What the copy at this place comes to.
-    async fn reached_at(&self, entry: EntryRef, stage: Stage) -> Result<Reached, WatchError> {
+    async fn reached_at(&self, entry: EntryRef, stage: Stage) -> Result<Found, WatchError> {
         let (reply, answer) = oneshot::channel();
         let until = if stage == Stage::Read { Stage::Delivered } else { stage };
         let mail = Mail::Watch { user: self.user.clone(), entry, stage: until, reply };
         self.post.mail.send(mail).await.map_err(|_| Closed)?;
         match answer.await.map_err(|_| self.forgotten())? {
-            (at, Reached::Stage(_)) if stage == Stage::Read => self.read_at(at.seq).await,
-            (_, reached) => Ok(reached),
+            Seen::Reached(at, Reached::Stage(_)) if stage == Stage::Read => {
+                self.read_at(at.seq).await.map(Found::Reached)
+            }
+            Seen::Reached(_, reached) => Ok(Found::Reached(reached)),
+            Seen::Spread(places) => Ok(Found::Spread(places)),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Who waits for what to become of a message: one driver's watchers.
 
 use std::collections::HashMap;
+use std::sync::Arc;
 
 use lru::LruCache;
 use tokio::sync::oneshot;
@@ -18,10 +19,19 @@ const MAX_REMEMBERED: usize = 8192;
 
 /// A message, to those who watch it.
 pub(super) type Watched = (UserId, EntryRef);
-/// How a watcher is told, with where the message is by then. Dropping it says that the message is forgotten.
-pub(super) type Waiting = oneshot::Sender<(EntryRef, Reached)>;
+/// How a watcher is told. Dropping it says that the message is forgotten.
+pub(super) type Waiting = oneshot::Sender<Seen>;
 /// A user's conversation, to those who wait until it has been read.
 pub(super) type Conversation = (UserId, u128);
+
+/// What a watcher is told.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Seen {
+    /// What it has come to, and where it is by then.
+    Reached(EntryRef, Reached),
+    /// It is in these places from now on, one for each device: each of them is to be watched.
+    Spread(Arc<[EntryRef]>),
+}
 
 #[derive(Debug)]
 pub(super) struct Watchers {
@@ -33,7 +43,7 @@ pub(super) struct Watchers {
     max: usize,
     ended: LruCache<Watched, (Status, bool)>,
     /// Where messages went, for those who begin to watch where they were.
-    moved: LruCache<Watched, EntryRef>,
+    moved: LruCache<Watched, Arc<[EntryRef]>>,
 }
 
 impl Default for Watchers {
@@ -62,7 +72,7 @@ impl Watchers {
             self.count -= waiting.len();
             for (stage, reply) in waiting {
                 match Reached::of(stage, change.status, change.possibly_delivered) {
-                    Some(reached) => drop(reply.send((change.entry, reached))),
+                    Some(reached) => drop(reply.send(Seen::Reached(change.entry, reached))),
                     None if reply.is_closed() => {}
                     None => self.wait(watched.clone(), stage, reply),
                 }
@@ -73,20 +83,31 @@ impl Watchers {
         }
     }
 
-    /// A message waits in another lane from now on: whoever watches it goes on watching.
-    pub(super) fn moved(&mut self, user: UserId, from: EntryRef, to: EntryRef) {
+    /// A message waits in another lane from now on: whoever watches it goes on watching, each of its places if there are
+    /// several now.
+    pub(super) fn moved(&mut self, user: UserId, from: EntryRef, to: Vec<EntryRef>) {
+        let to: Arc<[EntryRef]> = to.into();
         if let Some(waiting) = self.waits.remove(&(user.clone(), from)) {
-            self.waits.entry((user.clone(), to)).or_default().extend(waiting);
+            match to[..] {
+                [to] => self.waits.entry((user.clone(), to)).or_default().extend(waiting),
+                _ => {
+                    self.count -= waiting.len();
+                    waiting.into_iter().for_each(|(_, reply)| drop(reply.send(Seen::Spread(to.clone()))));
+                }
+            }
         }
         self.moved.put((user, from), to);
     }
 
-    /// Where a message is now, as far as that is remembered.
-    pub(super) fn place_of(&mut self, (user, mut entry): Watched) -> Watched {
+    /// Where a message is now, as far as that is remembered; its places, if there are several.
+    pub(super) fn place_of(&mut self, (user, mut entry): Watched) -> Result<Watched, Arc<[EntryRef]>> {
         while let Some(to) = self.moved.get(&(user.clone(), entry)) {
-            entry = *to;
+            match to[..] {
+                [to] => entry = to,
+                _ => return Err(to.clone()),
+            }
         }
-        (user, entry)
+        Ok((user, entry))
     }
 
     /// Takes a wait, given where the message stands. `true` when the store must be asked whether there is anything to
@@ -106,7 +127,7 @@ impl Watchers {
         };
         let reached = known.and_then(|(status, possibly)| Reached::of(stage, status, possibly));
         if let Some(reached) = reached {
-            let _ = reply.send((watched.1, reached));
+            let _ = reply.send(Seen::Reached(watched.1, reached));
             return false;
         }
         if !self.has_room() {
@@ -210,13 +231,13 @@ mod tests {
         watchers.watch(watched(1), accepted, Stage::Sent, sent);
         watchers.watch(watched(1), accepted, Stage::Delivered, delivered);
         watchers.announce(&change(&watched(1), Status::Sent));
-        assert_eq!(was_sent.try_recv(), Ok((watched(1).1, Reached::Stage(Stage::Sent))));
+        assert_eq!(was_sent.try_recv(), Ok(Seen::Reached(watched(1).1, Reached::Stage(Stage::Sent))));
         assert!(was_delivered.try_recv().is_err());
         watchers.announce(&change(&watched(1), Status::Ended(EndReason::Delivered)));
-        assert_eq!(was_delivered.try_recv(), Ok((watched(1).1, Reached::Stage(Stage::Delivered))));
+        assert_eq!(was_delivered.try_recv(), Ok(Seen::Reached(watched(1).1, Reached::Stage(Stage::Delivered))));
         let (late, mut was_late) = oneshot::channel();
         watchers.watch(watched(1), Standing::AskStore, Stage::Delivered, late);
-        assert_eq!(was_late.try_recv(), Ok((watched(1).1, Reached::Stage(Stage::Delivered))));
+        assert_eq!(was_late.try_recv(), Ok(Seen::Reached(watched(1).1, Reached::Stage(Stage::Delivered))));
         assert_eq!(watchers.count, 0);
     }
 

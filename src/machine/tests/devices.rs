@@ -267,6 +267,9 @@ fn a_scheduled_message_is_for_the_devices_that_are_there_when_its_time_comes() {
     rig.pass(Duration::from_secs(61));
     rig.commit();
     assert_eq!((rig.offered_to(1).len(), rig.offered_to(2).len()), (1, 1));
+    // Whoever watches it hears of all of them.
+    let places = [rig.offered_to(1)[0], rig.offered_to(2)[0]];
+    assert_eq!(rig.moves, places.map(|place| (accepted.entry, place)));
     assert_eq!(rig.machine.stats().counters.accepted, 2);
     let lives = rig.replayed();
     assert_eq!(lives.stats().counters, rig.machine.stats().counters);

@@ -142,7 +142,7 @@ impl Rig {
             Action::Withdraw { link, withdrawn } => self.withdrawn.push((link, withdrawn)),
             Action::Load { load, query } => self.loads.push((load, query)),
             Action::Announce(change) => self.changes.push(change),
-            Action::Moved { from, to, .. } => self.moves.push((from, to)),
+            Action::Moved { from, to, .. } => self.moves.extend(to.into_iter().map(|to| (from, to))),
             Action::MarkedRead(.., mark) => self.marked.push(mark),
             Action::Replied { message, answer } => self.replies.push((message, answer)),
             Action::Survivors(part) => self.survivors.push(*part),

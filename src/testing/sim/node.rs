@@ -340,7 +340,7 @@ impl Node {
             Action::Withdraw { link, withdrawn } => self.withdraw(link, &withdrawn),
             Action::Load { load, query } => engine.loads.push(Load { shard, load, query, found: None }),
             Action::Announce(change) => self.oracle.announced(&change),
-            Action::Moved { from, to, .. } => self.oracle.has_moved(from, to),
+            Action::Moved { from, to, .. } => self.oracle.has_moved(from, &to),
             Action::Survivors(part) => self.survivors(shard, *part),
             Action::Dismiss(link) => self.forget_link(link),
             Action::MarkedRead(user, .., mark) => self.oracle.marked_read(&user, mark),

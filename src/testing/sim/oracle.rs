@@ -460,13 +460,6 @@ impl Oracle {
         }
     }
 
-    /// Watchers were told that a message waits elsewhere.
-    pub(super) fn has_moved(&mut self, from: EntryRef, to: EntryRef) {
-        if self.moved_to.get(&from.seq) != Some(&to.seq) {
-            self.fail(format!("{from:?} was said to have moved to {to:?}, which is not durable"));
-        }
-    }
-
     /// Messages that have not ended.
     pub(super) fn live(&self) -> impl Iterator<Item = (&Seq, &Kept)> {
         self.kept().filter(|(_, kept)| kept.accept.lane() != LaneId::Dead)

@@ -95,7 +95,7 @@ impl Oracle {
     }
 
     /// Where a message is, and its copies for other devices, whether they have ended or not.
-    fn with_copies(&self, place: Seq) -> BTreeSet<Seq> {
+    pub(super) fn with_copies(&self, place: Seq) -> BTreeSet<Seq> {
         let device = self.messages.get(&place).and_then(|kept| kept.accept.device);
         let others = device.into_iter().flat_map(|device| device.others(place).map(|(_, seq)| seq));
         others.chain([place]).collect()

@@ -1,11 +1,13 @@
 //! That what takes another place is what was there, and that what must be kept is.
 
+use std::collections::BTreeSet;
 use std::sync::Arc;
 
 use super::super::plan::Plan;
 use super::Oracle;
 use crate::config::OnFailure;
 use crate::id::UserId;
+use crate::machine::EntryRef;
 use crate::message::{Message, Priority};
 use crate::record::{Accept, Admission, End, LaneId, Origin, Record, Seq};
 use crate::status::EndReason;
@@ -108,6 +110,19 @@ impl Oracle {
     /// Whether a message of another engine was taken.
     pub(in super::super) fn has_taken(&self, user: &UserId, origin: Origin) -> bool {
         self.origins.contains(&(user.clone(), origin))
+    }
+
+    /// Watchers were told that a message waits elsewhere: in one place, or in one for each of the devices it is for now.
+    pub(in super::super) fn has_moved(&mut self, from: EntryRef, to: &[EntryRef]) {
+        let copies = |place: &Seq| match from.lane.priority() {
+            Some(_) => BTreeSet::from([*place]),
+            None => self.with_copies(*place),
+        };
+        let said: BTreeSet<_> = to.iter().map(|to| to.seq).collect();
+        let moved_to = self.moved_to.get(&from.seq).map(copies);
+        if moved_to.as_ref() != Some(&said) {
+            self.fail(format!("{from:?} was said to have moved to {to:?}, but it went to {moved_to:?}"));
+        }
     }
 
     /// Where a message is now, also as a dead letter, or sent again.
