@@ -59,8 +59,8 @@ pub trait Sink: Send + 'static {
 
     /// Takes note that a message for all devices at once ([`RingAll`](crate::DevicePolicy::RingAll)) rings no more:
     /// [`Withdrawn::reason`] says whether another device has confirmed it, its sender has hung up, or its time is over.
-    /// Comes after the `deliver` that it was in, when that is durable, and only while the sink is attached and its queue has
-    /// room; not of what this device has confirmed or refused for good, but perhaps of what it was offered in an earlier
+    /// Comes after the `deliver` that it was in, when that is durable, and only while the sink is attached; what was withdrawn while
+    /// the sink was too slow for its queue is said first and not delivered any more. Not of what this device has confirmed or refused for good, but perhaps of what it was offered in an earlier
     /// attachment. A confirmation that is under way is taken all the same. Does nothing unless it is implemented.
     ///
     /// # Cancel safety

@@ -8,6 +8,7 @@ use tokio::sync::{mpsc, watch};
 
 use super::mail::{Mail, Post};
 use super::presence::{Presences, Sign};
+use super::queue::{Hand, Handed};
 use crate::error::Closed;
 use crate::id::{DeviceId, UserId};
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict, Withdrawn};
@@ -16,8 +17,6 @@ use crate::record::Gap;
 
 /// How long a sink whose queue is full counts as busy.
 const BUSY: core::time::Duration = core::time::Duration::from_secs(1);
-/// Batches that may wait for one sink.
-pub(super) const MAX_QUEUED: usize = 128;
 
 /// Why an attachment ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,21 +30,15 @@ pub enum Detached {
     Panicked,
     /// The sink said that its connection is gone.
     Disconnected,
-}
-
-/// What a sink is handed.
-#[derive(Debug)]
-pub(super) enum Handed {
-    Batch(Vec<Delivery>),
-    Gaps(Vec<Gap>),
-    Withdrawn(Withdrawn),
+    /// The sink has taken nothing for so long that it could not be told any more of all the calls that were over meanwhile.
+    Stalled,
 }
 
 /// Whose sink it is, its queue, and how it is told that it ended.
 #[derive(Debug)]
 struct Slot {
     user: UserId,
-    queue: mpsc::Sender<Handed>,
+    queue: Hand,
     end: watch::Sender<Option<Detached>>,
 }
 
@@ -72,7 +65,7 @@ impl Registry {
         &self,
         link: LinkId,
         (user, device): (&UserId, &DeviceId),
-        queue: mpsc::Sender<Handed>,
+        queue: Hand,
         end: watch::Sender<Option<Detached>>,
         tell_driver: impl FnOnce(),
     ) -> Sign {
@@ -104,15 +97,21 @@ impl Registry {
         self.hand(link, Handed::Gaps(gaps)).is_none()
     }
 
-    /// Queues that a message rings no more. When the queue is full, the sink learns it by what it is not offered again.
-    pub(super) fn withdraw(&self, link: LinkId, withdrawn: Withdrawn) {
-        let _ = self.hand(link, Handed::Withdrawn(withdrawn));
+    /// Says that a message rings no more, before what waits for a sink whose queue is full. `false` when the sink has taken
+    /// nothing for so long that it cannot be told any more: then its attachment has ended.
+    pub(super) fn withdraw(&self, link: LinkId, withdrawn: Withdrawn) -> bool {
+        let queue = self.slots.get(&link).map(|slot| slot.queue.clone());
+        let is_kept = queue.is_none_or(|queue| queue.withdraw(withdrawn));
+        if !is_kept {
+            self.end(link, Detached::Stalled);
+        }
+        is_kept
     }
 
     /// Nothing when it was queued, or the sink is gone: the machine is told of that by itself.
     fn hand(&self, link: LinkId, handed: Handed) -> Option<mpsc::error::TrySendError<Handed>> {
         let queue = self.slots.get(&link).map(|slot| slot.queue.clone());
-        queue.and_then(|queue| queue.try_send(handed).err())
+        queue.and_then(|queue| queue.hand(handed))
     }
 
     pub(super) fn dismiss(&self, link: LinkId) {

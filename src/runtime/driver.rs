@@ -299,7 +299,11 @@ impl Driver {
                         self.post.note(Input::GapsTold { link, told: false });
                     }
                 }
-                Action::Withdraw { link, withdrawn } => self.registry.withdraw(link, withdrawn),
+                Action::Withdraw { link, withdrawn } => {
+                    if !self.registry.withdraw(link, withdrawn) {
+                        self.post.note(Input::Detach(link));
+                    }
+                }
                 Action::Dismiss(link) => self.registry.dismiss(link),
                 Action::Load { load, query } => self.load(load, query),
                 Action::Announce(change) => self.announce(&change),

@@ -7,9 +7,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 
 use crossbeam_channel::Sender;
 use tokio::runtime::Handle;
-use tokio::sync::{Mutex, Semaphore, mpsc, oneshot, watch};
+use tokio::sync::{Mutex, Semaphore, oneshot, watch};
 
-use super::attachment::{Attachment, Detached, Handed, MAX_QUEUED, Registry};
+use super::attachment::{Attachment, Detached, Registry};
 use super::builder::EngineBuilder;
 use super::clock::Stopwatch;
 use super::committer::{JournalGauge, Order};
@@ -19,6 +19,7 @@ use super::keeper::{Event, KeeperGauge};
 use super::mail::{Mail, Note, Post};
 use super::meters::Meters;
 use super::presence::Sign;
+use super::queue::{Queue, queue};
 use super::receipt::Receipt;
 use super::report::DrainReport;
 use super::requests::Requests;
@@ -80,7 +81,7 @@ pub(super) struct Inner {
 }
 
 /// A link, its queue, how it is told that it ended, and what gives its signs of life.
-pub(super) type OpenLink = (LinkId, mpsc::Receiver<Handed>, watch::Receiver<Option<Detached>>, Sign);
+pub(super) type OpenLink = (LinkId, Queue, watch::Receiver<Option<Detached>>, Sign);
 
 impl Engine {
     /// Starts building an engine on `store`. See [`EngineBuilder`].
@@ -163,7 +164,7 @@ impl Engine {
             return Err(AttachError::ShuttingDown);
         }
         let link = LinkId(self.inner.next_link.fetch_add(1, Ordering::Relaxed));
-        let (queue, batches) = mpsc::channel(MAX_QUEUED);
+        let (queue, batches) = queue();
         let (end, ended) = watch::channel(None);
         let (post, registry) = (self.post(&user).clone(), self.inner.registry.clone());
         let sign = registry.insert(link, (&user, &device), queue, end, || {
@@ -186,7 +187,7 @@ impl Engine {
     /// A link whose queue the caller reads, and who gives signs of life for it.
     pub(super) fn open_link(&self, user: &UserId, device: &DeviceId) -> OpenLink {
         let link = LinkId(self.inner.next_link.fetch_add(1, Ordering::Relaxed));
-        let (queue, handed) = mpsc::channel(MAX_QUEUED);
+        let (queue, handed) = queue();
         let (end, ended) = watch::channel(None);
         let post = self.post(user);
         let sign = self.inner.registry.insert(link, (user, device), queue, end, || {

@@ -35,6 +35,7 @@ mod meters;
 mod operate;
 mod peer;
 mod presence;
+mod queue;
 mod read;
 mod receipt;
 mod report;

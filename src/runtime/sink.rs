@@ -2,14 +2,15 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use super::attachment::{Detached, Handed, Registry, acks};
+use super::attachment::{Detached, Registry, acks};
 use super::clock::Stopwatch;
 use super::contain::{Running, caught};
 use super::mail::{Mail, Post};
 use super::meters::Meters;
 use super::presence::Sign;
+use super::queue::{Handed, Queue};
 use crate::machine::{Delivery, EntryRef, Input, LinkId, Verdict, Withdrawn};
 use crate::ports::{Acks, Sink};
 use crate::record::Gap;
@@ -43,7 +44,7 @@ impl<S: Sink> AnySink for S {
 pub(super) struct SinkTask {
     pub(super) link: LinkId,
     pub(super) sink: Box<dyn AnySink>,
-    pub(super) queue: mpsc::Receiver<Handed>,
+    pub(super) queue: Queue,
     pub(super) end: watch::Receiver<Option<Detached>>,
     pub(super) post: Post,
     pub(super) registry: Arc<Registry>,

@@ -3,15 +3,16 @@
 use std::sync::Arc;
 use std::task::{Context, Poll};
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
 use crate::error::Closed;
 use crate::id::{DeviceId, UserId};
 use crate::machine::{EntryRef, Input, LinkId, Verdict};
-use crate::runtime::attachment::{Detached, Handed, Registry};
+use crate::runtime::attachment::{Detached, Registry};
 use crate::runtime::engine::Engine;
 use crate::runtime::mail::{Mail, Post};
 use crate::runtime::presence::Sign;
+use crate::runtime::queue::{Handed, Queue};
 
 /// An attachment whose queue is read by the session's own task. What it says goes by mail, so that the machine hears of
 /// verdicts before it hears that the device has gone.
@@ -19,7 +20,7 @@ pub(super) struct Link {
     link: LinkId,
     post: Post,
     registry: Arc<Registry>,
-    queue: mpsc::Receiver<Handed>,
+    queue: Queue,
     end: watch::Receiver<Option<Detached>>,
     sign: Sign,
     left: bool,
