@@ -302,7 +302,8 @@ pub struct End {
     pub lane: LaneId,
     /// Which one.
     pub seq: Seq,
-    /// Its id, for the ledger: of what ended as anything but delivered, unless it was too damaged to say.
+    /// Its id, for the ledger: of what ended as anything but delivered, unless it was too damaged to say. Of a delivery, where
+    /// all ends are kept ([`KeepEnds::All`](crate::KeepEnds::All)), and where it takes another end back.
     pub id: Option<MessageId>,
     /// Why.
     pub reason: EndReason,

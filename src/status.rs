@@ -120,8 +120,6 @@ impl Status {
     pub const fn may_become(self, next: Self) -> bool {
         match (self, next) {
             (Self::Accepted | Self::Retrying, Self::Sent)
-            // Given back while the record of an earlier failed attempt was on its way to the disk.
-            | (Self::Accepted, Self::Retrying)
             | (Self::Sent, Self::Retrying | Self::Accepted)
             | (Self::Accepted | Self::Sent | Self::Retrying, Self::Ended(_)) => true,
             (Self::Ended(before), Self::Ended(EndReason::Delivered)) => {

@@ -10,6 +10,7 @@ use super::entry::EntryState;
 use super::io::{Accepted, EntryRef};
 use super::operate::{Open, OperationId, Work};
 use super::operation::{Operation, Outcome};
+use super::places::Stored;
 use super::refusal::OperationError;
 use super::user::Totals;
 use crate::id::{MessageId, UserId};
@@ -195,8 +196,7 @@ impl Machine {
                 ..PendingAccept::of(Arc::new(accept))
             };
             self.current.push(Pending::Accept(pending));
-            let stored = (old.message.cost(), old.message.id());
-            self.end_place(&id, *from, stored, EndReason::Moved, true);
+            self.end_place(&id, *from, Stored::of(&old.message), EndReason::Moved, true);
             self.wait_for_end(operation, from.seq, true);
         }
         self.mark_ready(&id);
@@ -227,9 +227,8 @@ impl Machine {
         let others = if is_about_one { self.other_copies(id, entry, accept.device) } else { Vec::new() };
         self.end_wherever(id, entry, accept, reason, joined);
         self.wait_for_end(operation, entry.seq, true);
-        let stored = (accept.message.cost(), accept.message.id());
         for other in others {
-            self.end_place(id, other, stored, reason, joined);
+            self.end_place(id, other, Stored::of(&accept.message), reason, joined);
             self.wait_for_end(operation, other.seq, true);
         }
         self.mark_ready(id);

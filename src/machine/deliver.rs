@@ -156,7 +156,7 @@ impl Machine {
                     lane.release_key(&accept);
                 }
             }
-            self.announce(&link.user, entry, Status::Accepted);
+            self.announce_given_back(&link.user, entry);
         }
         let Some(user) = self.users.get_mut(&link.user) else { return };
         user.links.retain(|other| *other != id);

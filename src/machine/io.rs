@@ -402,11 +402,11 @@ pub struct Change {
     pub user: UserId,
     /// Which one.
     pub entry: EntryRef,
-    /// Its id, when it is known without reading the store.
+    /// Its id. Not known of what was damaged.
     pub id: Option<MessageId>,
-    /// Its sender, when it has one and the message is in memory.
+    /// Its sender, if it has one. Not known of what a newer message of its collapse key replaced in the store.
     pub sender: Option<UserId>,
-    /// What it is about, when it is in memory.
+    /// What it is about. Not known of what was damaged, or replaced in the store.
     pub event: Option<EventName>,
     /// Where it stands.
     pub status: Status,

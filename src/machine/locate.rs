@@ -4,6 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 
 use super::Machine;
+use super::announce::living;
 use super::dedup::Known;
 use super::entry::EntryState;
 use super::io::EntryRef;
@@ -42,16 +43,15 @@ impl Located {
     /// Of a message that lives, or is kept as a dead letter.
     fn living(at: EntryRef, accept: &Accept, state: Option<EntryState>, attempts: u32, known: bool) -> Self {
         let entry = Some(at);
-        let (status, since) = match (accept.admission, state) {
+        let status = match (accept.admission, state) {
             (Admission::Buried(burial), _) => {
                 let (status, attempts) = (Status::Ended(burial.reason), burial.attempts);
                 let (possibly_delivered, since) = (burial.possibly_delivered, Some(burial.at));
                 return Self { entry, status, possibly_delivered, attempts, since, read: None };
             }
-            (_, Some(EntryState::InFlight(_))) => (Status::Sent, None),
-            _ if attempts > 0 => (Status::Retrying, None),
-            _ => (Status::Accepted, Some(accept.at)),
+            _ => living(state, attempts),
         };
+        let since = (status == Status::Accepted).then_some(accept.at);
         Self { entry, status, possibly_delivered: known, attempts, since, read: None }
     }
 }
@@ -189,7 +189,7 @@ impl Machine {
         match lane.entry(at.seq) {
             Some(found) => Some(Located::living(at, &found.accept, Some(found.state()), attempts, known)),
             None if lives => {
-                let status = if attempts > 0 { Status::Retrying } else { Status::Accepted };
+                let status = living(None, attempts);
                 let (entry, possibly_delivered, since) = (Some(at), known, None);
                 Some(Located { entry, status, possibly_delivered, attempts, since, read: None })
             }

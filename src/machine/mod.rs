@@ -28,6 +28,7 @@
 //!   user with messages waiting, stays for the quotas.
 
 mod accept;
+mod announce;
 mod batch;
 mod collapse;
 mod commit;
@@ -87,7 +88,7 @@ pub use query::{DuePlace, Found, Holdings, Matches, Page, Query};
 pub use refusal::{OperationError, Refusal};
 pub use snapshot::{LaneSnapshot, UserSnapshot};
 
-use std::collections::{BTreeSet, HashMap as StdMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap as StdMap, VecDeque};
 use std::num::NonZeroUsize;
 
 use hashbrown::HashMap;
@@ -96,10 +97,10 @@ use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::SeedableRng;
 
 use self::accept::Parked;
+use self::announce::Whose;
 use self::commit::{Commit, Pending, Repeat};
 use self::dedup::Dedup;
 use self::deliver::Link;
-use self::entry::EntryState;
 use self::history::Histories;
 use self::index::Index;
 use self::operate::Operations;
@@ -116,7 +117,6 @@ use crate::digest::{DigestMap, Digester};
 use crate::id::{StreamId, UserId};
 use crate::message::Message;
 use crate::record::{Counters, Epoch, ForDevice, LaneId, Seq};
-use crate::status::Status;
 use crate::time::Timestamp;
 
 /// How many users are remembered to have been exposed in this epoch: about 1 MB.
@@ -175,9 +175,13 @@ pub struct Machine {
     content: Option<u64>,
     counters: Counters,
     reserved: Totals,
+    /// Whose messages they were whose ends are being recorded, of what is not in memory.
+    ending_of: BTreeMap<Seq, Whose>,
     /// Messages that were confirmed while another end was being recorded.
     confirmed_late: BTreeSet<Seq>,
     recent_ends: LruCache<(UserId, EntryRef), RecentEnd>,
+    /// Messages whose late confirmation is being recorded.
+    upgrading: BTreeSet<Seq>,
     histories: Histories,
     /// Users who were exposed in this epoch and have left memory since, and what they may have been offered of what waits.
     exposed_here: LruCache<u128, forget::Bounds>,
@@ -287,8 +291,10 @@ impl Machine {
             content: None,
             counters: birth.counters,
             reserved: Totals::default(),
+            ending_of: BTreeMap::new(),
             confirmed_late: BTreeSet::new(),
             recent_ends: LruCache::new(recent),
+            upgrading: BTreeSet::new(),
             histories: Histories::default(),
             exposed_here: LruCache::new(MAX_EXPOSED_HERE),
             applied: birth.settled,
@@ -429,27 +435,6 @@ impl Machine {
             links: self.links.len() as u64,
             reservations: self.joints.len() as u64,
             ..self.stats
-        }
-    }
-
-    /// Where a message stands, as far as memory knows.
-    #[must_use]
-    pub fn standing(&self, id: &UserId, entry: EntryRef) -> Standing {
-        let user = self.users.get(id);
-        let lane = user.map(|user| user.lane_ref(entry.lane));
-        if let Some(found) = lane.and_then(|lane| lane.entry(entry.seq)) {
-            return Standing::Live(match found.state() {
-                EntryState::InFlight(_) => Status::Sent,
-                _ => Status::Accepted,
-            });
-        }
-        let ended = lane.is_some_and(|lane| entry.seq <= lane.cursor || lane.ended.contains(&entry.seq));
-        // Without a gap to the store, memory holds every message of the lane that lives.
-        let whole =
-            user.is_some_and(|user| user.is_known()) && lane.is_some_and(|lane| lane.is_known(entry.seq));
-        match entry.seq >= self.settled || ended || whole {
-            true => Standing::Gone,
-            false => Standing::AskStore,
         }
     }
 

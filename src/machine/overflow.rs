@@ -13,6 +13,7 @@ use super::commit::{Instead, Pending, PendingAccept, Unit};
 use super::entry::EntryState;
 use super::io::{EntryRef, Ticket};
 use super::operate::Work;
+use super::places::Stored;
 use super::query::Query;
 use super::refusal::Refusal;
 use super::user::Totals;
@@ -218,7 +219,8 @@ impl Machine {
         }
         for old in old {
             let entry = EntryRef { lane: old.lane, seq: old.seq };
-            self.end_place(&user, entry, (old.cost, old.id), EndReason::Replaced, true);
+            let stored = Stored { cost: old.cost, id: old.id, known: false, whose: None };
+            self.end_place(&user, entry, stored, EndReason::Replaced, true);
         }
         for Victim { entry, accept } in &victims {
             self.end_wherever(&user, *entry, accept, EndReason::Evicted, true);

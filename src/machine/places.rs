@@ -1,6 +1,7 @@
 //! How places end for other reasons than deliveries, and what takes them.
 
 use super::Machine;
+use super::announce::Whose;
 use super::commit::{Instead, Pending};
 use super::entry::{Entry, EntryState};
 use super::io::{Accepted, EntryRef};
@@ -8,6 +9,7 @@ use super::operate::{Open, Work};
 use super::operation::Operation;
 use super::user::Totals;
 use crate::id::{MessageId, UserId};
+use crate::message::Message;
 use crate::record::{Accept, Admission, End, Record};
 use crate::status::EndReason;
 use crate::time::Timestamp;
@@ -21,6 +23,23 @@ pub(super) enum Went {
     AsAnother(EntryRef),
 }
 
+/// What is known of a message that may be in the store only, and is to end.
+#[derive(Clone, Debug)]
+pub(super) struct Stored {
+    pub(super) cost: u64,
+    pub(super) id: MessageId,
+    /// Somebody may have it.
+    pub(super) known: bool,
+    /// None when it was not read.
+    pub(super) whose: Option<Whose>,
+}
+
+impl Stored {
+    pub(super) fn of(message: &Message) -> Self {
+        Self { cost: message.cost(), id: message.id(), known: false, whose: Some(Whose::of(message)) }
+    }
+}
+
 impl Machine {
     /// Ends a message that lives, in memory or in the store.
     pub(super) fn end_wherever(
@@ -32,30 +51,24 @@ impl Machine {
         joined: bool,
     ) {
         let known = self.user_mut(id).lane(entry.lane).may_be_known(entry.seq, accept);
-        self.end_known(id, entry, (accept.message.cost(), accept.message.id(), known), reason, joined);
+        let stored = Stored { known, ..Stored::of(&accept.message) };
+        self.end_known(id, entry, stored, reason, joined);
     }
 
-    /// Ends a message of which only its place, its cost and its id are known.
+    /// Ends a message of which only its place is known, and what it takes to say so.
     pub(super) fn end_place(
         &mut self,
         id: &UserId,
         entry: EntryRef,
-        (cost, message): (u64, MessageId),
+        stored: Stored,
         reason: EndReason,
         joined: bool,
     ) {
         let known = self.user_mut(id).lane(entry.lane).was_exposed(entry.seq);
-        self.end_known(id, entry, (cost, message, known), reason, joined);
+        self.end_known(id, entry, Stored { known, ..stored }, reason, joined);
     }
 
-    fn end_known(
-        &mut self,
-        id: &UserId,
-        entry: EntryRef,
-        stored: (u64, MessageId, bool),
-        reason: EndReason,
-        joined: bool,
-    ) {
+    fn end_known(&mut self, id: &UserId, entry: EntryRef, stored: Stored, reason: EndReason, joined: bool) {
         let now = self.now;
         let state = self.user_mut(id).lane(entry.lane).entry(entry.seq).map(Entry::state);
         if let Some(EntryState::InFlight(link)) = state {
@@ -75,11 +88,14 @@ impl Machine {
         now: Timestamp,
         id: &UserId,
         entry: EntryRef,
-        (cost, message, possibly_delivered): (u64, MessageId, bool),
+        stored: Stored,
         reason: EndReason,
     ) -> End {
         let lane = self.user_mut(id).lane(entry.lane);
         lane.ending.insert(entry.seq);
+        let attempts = lane.attempts.get(&entry.seq).map_or(0, |(attempts, _)| *attempts);
+        let Stored { cost, id: message, known: possibly_delivered, whose } = stored;
+        self.ending_of.extend(whose.map(|whose| (entry.seq, whose)));
         End {
             user: id.clone(),
             lane: entry.lane,
@@ -88,7 +104,7 @@ impl Machine {
             reason,
             upgrades: None,
             possibly_delivered,
-            attempts: lane.attempts.get(&entry.seq).map_or(0, |(attempts, _)| *attempts),
+            attempts,
             cost,
             at: now,
         }

@@ -4,8 +4,10 @@
 //! offered one is told when its end is durable, whatever ended it: another device's answer, a caller who hung up, its time.
 
 use super::Machine;
+use super::announce::Whose;
 use super::commit::Pending;
 use super::io::{Action, EntryRef, LinkId, Withdrawn};
+use super::places::Stored;
 use crate::id::{MessageId, UserId};
 use crate::record::{End, ForDevice, Record};
 use crate::status::EndReason;
@@ -24,10 +26,12 @@ impl Machine {
     /// A receiver has a message that lives: it ends, and with it the copies that ring elsewhere.
     pub(super) fn delivered(&mut self, now: Timestamp, id: &UserId, entry: EntryRef) {
         let ring = self.ring_of(id, entry);
+        let accept = self.users.get(id).and_then(|user| user.lane_ref(entry.lane).entry(entry.seq));
+        let whose = accept.filter(|_| ring.is_some()).map(|found| Whose::of(&found.accept.message));
         let Some(end) = self.ending(now, id, entry, EndReason::Delivered) else { return };
         self.current.push(Pending::Fact(Record::End(end)));
         if let Some(ring) = ring {
-            self.stop_ringing(id, entry, ring);
+            self.stop_ringing(id, entry, ring, whose.as_ref());
         }
     }
 
@@ -39,9 +43,10 @@ impl Machine {
     }
 
     /// Ends the other copies, in one commit with the record before.
-    pub(super) fn stop_ringing(&mut self, id: &UserId, entry: EntryRef, ring: Ring) {
+    pub(super) fn stop_ringing(&mut self, id: &UserId, entry: EntryRef, ring: Ring, whose: Option<&Whose>) {
         for other in self.other_copies(id, entry, Some(ring.device)) {
-            self.end_place(id, other, (ring.cost, ring.id), EndReason::Elsewhere, true);
+            let stored = Stored { cost: ring.cost, id: ring.id, known: false, whose: whose.cloned() };
+            self.end_place(id, other, stored, EndReason::Elsewhere, true);
         }
     }
 

@@ -5,17 +5,17 @@ use core::time::Duration;
 use rand_chacha::rand_core::Rng;
 
 use super::Machine;
+use super::announce::Whose;
 use super::commit::Pending;
 use super::entry::{Entry, EntryState};
 use super::history::AttemptFailure;
-use super::io::{Action, Change, EntryRef, LinkId, Verdict};
+use super::io::{Action, EntryRef, LinkId, Verdict};
 use super::places::Went;
 use super::ring::Ring;
-use crate::config::OnFailure;
-use crate::id::UserId;
-use crate::message::Message;
-use crate::record::{Attempt, End, Epoch, LaneId, Record, Seq, Slot};
-use crate::status::{EndReason, Status};
+use crate::config::{KeepEnds, OnFailure};
+use crate::id::{MessageId, UserId};
+use crate::record::{Accept, Admission, Attempt, End, Epoch, LaneId, Record, Seq, Slot};
+use crate::status::EndReason;
 use crate::time::Timestamp;
 
 /// Messages that ended other than delivered and may still be confirmed late: how many are remembered.
@@ -43,6 +43,9 @@ pub(super) struct RecentEnd {
     letter: Option<Seq>,
     /// It rang elsewhere too.
     ring: Option<Ring>,
+    /// Which message, if the end said so.
+    id: Option<MessageId>,
+    whose: Option<Whose>,
 }
 
 /// Whether a place names a volatile message.
@@ -184,15 +187,15 @@ impl Machine {
     }
 
     fn upgrade(&mut self, now: Timestamp, user: &UserId, entry: EntryRef) -> bool {
-        let Some(RecentEnd { reason, attempts, letter, ring }) = self.recent_ends.pop(&(user.clone(), entry))
-        else {
-            return false;
-        };
+        let recent = self.recent_ends.pop(&(user.clone(), entry));
+        let Some(recent) = recent.or_else(|| self.end_in_ledger(user, entry)) else { return false };
+        self.upgrading.insert(entry.seq);
+        let RecentEnd { reason, attempts, letter, ring, id, whose } = recent;
         let end = End {
             user: user.clone(),
             lane: entry.lane,
             seq: entry.seq,
-            id: None,
+            id,
             reason: EndReason::Delivered,
             upgrades: Some(reason),
             possibly_delivered: true,
@@ -202,12 +205,32 @@ impl Machine {
         };
         self.current.push(Pending::Fact(Record::End(end)));
         if let Some(ring) = ring {
-            self.stop_ringing(user, entry, ring);
+            self.stop_ringing(user, entry, ring, whose.as_ref());
         }
+        self.ending_of.extend(whose.map(|whose| (entry.seq, whose)));
         if let Some(letter) = letter {
             self.exhume(user, letter);
         }
         true
+    }
+
+    /// How a message ended, by its user's ledger: it has it for longer than memory. What was for one device only may have rung,
+    /// and nobody would know on which others.
+    fn end_in_ledger(&self, id: &UserId, entry: EntryRef) -> Option<RecentEnd> {
+        let user = self.users.get(id).filter(|_| !self.upgrading.contains(&entry.seq))?;
+        let row =
+            user.ledger.at(entry.seq).filter(|row| row.lane == entry.lane && row.lane.slot().is_none())?;
+        let (reason, attempts, id) = (row.reason, row.attempts, row.id);
+        let is_its = |letter: &Accept| match letter.admission {
+            Admission::Buried(burial) => {
+                Some(letter.message.id()) == id && burial.reason == reason && burial.at == row.at
+            }
+            _ => false,
+        };
+        let letters = &user.lane_ref(LaneId::Dead).entries;
+        let letter = letters.iter().find(|letter| is_its(&letter.accept)).map(|letter| letter.seq);
+        let recent = RecentEnd { reason, attempts, letter, ring: None, id, whose: None };
+        row.possibly_delivered.then_some(recent)
     }
 
     /// Takes a message out of a sink's window.
@@ -243,6 +266,8 @@ impl Machine {
         entry: EntryRef,
         reason: EndReason,
     ) -> Option<End> {
+        // Most ends are deliveries, and nobody asks of which: the log is spared their ids.
+        let is_named = reason != EndReason::Delivered || self.config.keep_ends == KeepEnds::All;
         let user = self.users.get_mut(id).filter(|_| !is_volatile(entry))?;
         let lane = user.lane(entry.lane);
         let found = lane.entry(entry.seq)?;
@@ -268,7 +293,7 @@ impl Machine {
             user: id.clone(),
             lane: entry.lane,
             seq: entry.seq,
-            id: (reason != EndReason::Delivered).then(|| accept.message.id()),
+            id: is_named.then(|| accept.message.id()),
             reason,
             upgrades: None,
             possibly_delivered,
@@ -349,7 +374,7 @@ impl Machine {
             return self.land(link, &id, entry);
         }
         self.rest(now, link, &id, entry, until);
-        self.announce(&id, entry, Status::Accepted);
+        self.announce_given_back(&id, entry);
     }
 
     /// Back from a window into a backoff; the message's key stays busy until it is over.
@@ -384,28 +409,15 @@ impl Machine {
         Duration::from_millis(floor.saturating_add(self.rng.next_u64() % spread))
     }
 
-    pub(super) fn announce(&mut self, user: &UserId, entry: EntryRef, status: Status) {
-        let lane = self.users.get(user).map(|user| user.lane_ref(entry.lane));
-        let message = lane.and_then(|lane| lane.entry(entry.seq)).map(|found| &found.accept.message);
-        let attempts = lane.and_then(|lane| lane.attempts.get(&entry.seq)).map_or(0, |(n, _)| *n);
-        let change = Change {
-            user: user.clone(),
-            entry,
-            id: message.map(Message::id),
-            sender: message.and_then(Message::sender).cloned(),
-            event: message.map(Message::event).cloned(),
-            status,
-            possibly_delivered: false,
-            attempts,
-        };
-        self.actions.push_back(Action::Announce(change));
-    }
-
     /// A record other than an acceptance is durable.
     pub(super) fn fact_durable(&mut self, now: Timestamp, seq: Seq, record: Record) {
         match &record {
             Record::End(end) => {
                 let entry = EntryRef { lane: end.lane, seq: end.seq };
+                let whose = self.whose_end(end);
+                if end.upgrades.is_some() {
+                    self.upgrading.remove(&end.seq);
+                }
                 let moved = self.moved.take_if(|(from, ..)| *from == end.seq);
                 match moved {
                     Some((_, to, accepted)) => {
@@ -413,7 +425,7 @@ impl Machine {
                         let to = if entry.lane.priority().is_some() { vec![to] } else { accepted.entries() };
                         self.actions.push_back(Action::Moved { user: end.user.clone(), from: entry, to });
                     }
-                    None => self.announce_end(end, entry),
+                    None => self.announce_end(end, entry, whose.as_ref()),
                 }
                 self.release_ended(end);
                 let ring = self.ring_of(&end.user, entry);
@@ -424,7 +436,7 @@ impl Machine {
                 let requeued = self.requeued.take_if(|(from, _)| *from == end.seq);
                 if end.counts() && end.reason != EndReason::Delivered && end.possibly_delivered {
                     let (reason, attempts) = (end.reason, end.attempts);
-                    let recent = RecentEnd { reason, attempts, letter, ring };
+                    let recent = RecentEnd { reason, attempts, letter, ring, id: end.id, whose };
                     self.recent_ends.put((end.user.clone(), entry), recent);
                     if self.confirmed_late.remove(&end.seq) {
                         self.upgrade(now, &end.user, entry);
@@ -441,11 +453,7 @@ impl Machine {
                 self.replay(seq, &record, true);
                 let entry = EntryRef { lane: attempt.lane, seq: attempt.seq };
                 self.failure_durable(&attempt.user, entry, attempt.attempts);
-                let lane = self.users.get(&attempt.user).map(|user| user.lane_ref(attempt.lane));
-                let found = lane.and_then(|lane| lane.entry(attempt.seq));
-                if found.is_some_and(|found| found.state() == EntryState::Backoff(attempt.not_before)) {
-                    self.announce(&attempt.user, entry, Status::Retrying);
-                }
+                self.announce_failed(attempt);
                 self.let_go(&attempt.user);
             }
             Record::Exposed(exposed) => {
@@ -479,24 +487,5 @@ impl Machine {
         if let Some(accept) = held.map(|entry| entry.accept.clone()).filter(|_| lane.is_offerable(end.seq)) {
             lane.release_key(&accept);
         }
-    }
-
-    fn announce_end(&mut self, end: &End, entry: EntryRef) {
-        if !end.counts() {
-            return;
-        }
-        let lane = self.users.get(&end.user).map(|user| user.lane_ref(end.lane));
-        let message = lane.and_then(|lane| lane.entry(end.seq)).map(|found| &found.accept.message);
-        let change = Change {
-            user: end.user.clone(),
-            entry,
-            id: message.map(Message::id).or(end.id),
-            sender: message.and_then(Message::sender).cloned(),
-            event: message.map(Message::event).cloned(),
-            status: Status::Ended(end.reason),
-            possibly_delivered: end.possibly_delivered && end.reason != EndReason::Delivered,
-            attempts: end.attempts,
-        };
-        self.actions.push_back(Action::Announce(change));
     }
 }

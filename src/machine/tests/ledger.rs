@@ -6,6 +6,7 @@ use super::devices::{device, every, lane, ring};
 use super::operate::{alice, settled_with, target};
 use super::*;
 use crate::machine::ledger::{Keep, Ledger};
+use crate::machine::verdict::MAX_RECENT_ENDS;
 use crate::record::{LedgerRow, LedgerRows, Slot, Told};
 
 fn short(ttl_ms: u64) -> Message {
@@ -512,4 +513,29 @@ fn of_a_message_that_was_moved_into_a_page_that_is_damaged_it_is_not_said_that_i
         [(None, moved.seq)]
     );
     assert_eq!(status(&mut rig, &message), None, "it is remembered by the place that it has left");
+}
+
+/// Found by an audit: that many ends of anybody's, and what was confirmed late was not believed any more.
+#[test]
+fn a_confirmation_is_believed_as_long_as_the_ledger_has_the_end_and_counts_once() {
+    let mut rig = Rig::new();
+    rig.attach(1, "alice", "phone");
+    rig.attach(2, "bob", "phone");
+    let late = to("alice").ttl(Duration::from_secs(1)).build().unwrap();
+    let entry = rig.accept(&late);
+    rig.pass(Duration::from_secs(2));
+    for _ in 0..=MAX_RECENT_ENDS {
+        let other = rig.accept(&message("bob"));
+        rig.say(2, other, Verdict::Unconfirmed);
+    }
+    // Said twice before it is durable.
+    let verdicts = vec![(entry, Verdict::Delivered), (entry, Verdict::Delivered)];
+    rig.input(Input::Verdicts { link: LinkId(1), verdicts });
+    rig.commit();
+    let stats = rig.machine.stats();
+    assert_eq!((stats.counters.upgraded, stats.counters.ended[EndReason::Expired.index()]), (1, 0));
+    assert_eq!(stats.stray_verdicts, 1);
+    let last = rig.changes.last().unwrap();
+    assert_eq!((last.status, last.id), (Status::Ended(EndReason::Delivered), Some(late.id())));
+    assert_eq!(rig.replayed().stats().counters, stats.counters);
 }

@@ -1,6 +1,7 @@
 //! Tests of the machine: state and emitted actions. This file is the rig they share.
 
 mod accept;
+mod announced;
 mod aside;
 mod batch;
 mod bounds;

@@ -453,10 +453,14 @@ impl Oracle {
             Status::Retrying => kept.attempts < change.attempts,
             Status::Accepted | Status::Sent => false,
         };
+        // An attempt has failed, and whoever asks is told so.
+        let is_denied = next == Status::Accepted && kept.attempts > 0;
         if !before.may_become(next) && before != next {
             self.fail(format!("{seq:?} went from {before:?} to {next:?}"));
         } else if undurable {
             self.fail(format!("{next:?} announced for {seq:?} before its record was durable"));
+        } else if is_denied {
+            self.fail(format!("{next:?} announced for {seq:?}, of which an attempt had failed"));
         }
     }
 
