@@ -132,7 +132,7 @@ async fn waits<'a>(engine: &Engine, receipt: &'a Receipt, stage: Stage) -> Wait<
     let begun = poll_fn(|context| Poll::Ready(wait.as_mut().poll(context))).await;
     assert!(begun.is_pending(), "{begun:?}");
     // Asked behind it, in the same letter box.
-    engine.stats().await.unwrap();
+    engine.devices("alice").await.unwrap();
     wait
 }
 

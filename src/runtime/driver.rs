@@ -151,7 +151,7 @@ impl Driver {
         while let Some(note) = next {
             match note {
                 Note::Stop => return false,
-                Note::Gone(watched) => self.state.watchers.forget(&watched),
+                Note::Found(watched, attempts) => self.state.watchers.found(&watched, attempts),
                 Note::Stats(reply) => self.state.asked.push(reply),
                 Note::Input(input) => {
                     match input {
@@ -429,7 +429,8 @@ impl Driver {
             Ok(watched) => watched,
             Err(places) => return drop(reply.send(Seen::Spread(places))),
         };
-        let standing = self.machine.standing(&watched.0, watched.1);
+        let (user, entry) = &watched;
+        let standing = (self.machine.standing(user, *entry), self.machine.was_sent(user, *entry));
         if self.state.watchers.watch(watched.clone(), standing, stage, reply) {
             self.look_up(watched);
         }
@@ -442,9 +443,9 @@ impl Driver {
         tasks::spawn(&self.handle, async move {
             let Ok(_permit) = loads.acquire().await else { return };
             let (user, EntryRef { lane, seq }) = watched.clone();
-            let waits = handle.spawn_blocking(move || outbox.is_waiting(&user, lane, seq)).await;
-            if let Ok(Ok(false)) = waits {
-                let _ = post.notes.send(Note::Gone(watched));
+            let waits = handle.spawn_blocking(move || outbox.waiting(&user, lane, seq)).await;
+            if let Ok(Ok(attempts)) = waits {
+                let _ = post.notes.send(Note::Found(watched, attempts));
             }
         });
     }

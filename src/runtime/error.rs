@@ -206,11 +206,14 @@ pub enum WatchError {
     /// Its place is not known: it was answered before it was durable, or it is volatile.
     #[error("only messages sent as synced can be watched: this one goes on unwatched")]
     NotTracked,
-    /// It ended too long ago to be remembered, or there are too many watchers.
+    /// It ended so long ago that nothing says how any more, or there are too many watchers.
     #[error(
-        "the message ended too long ago to be remembered, or too many are being watched: ask Engine::status where it stands"
+        "the message ended so long ago that nothing says how, or too many are being watched: ask Engine::status where it stands"
     )]
     Forgotten,
+    /// It is not where it was, and where it stands could not be found out.
+    #[error("where the message stands could not be found out, ask once more later: {0}")]
+    NotFound(OperationError),
     /// It was delivered; how far its conversation was read could not be found out.
     #[error("delivered; how far its conversation was read is not known, ask once more later: {0}")]
     NotRead(OperationError),

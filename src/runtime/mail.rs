@@ -39,8 +39,8 @@ pub(super) enum Mail {
 #[derive(Debug)]
 pub(super) enum Note {
     Input(Input),
-    /// The store holds nothing of a message that is watched for.
-    Gone(Watched),
+    /// What the store holds of a message that is watched for: how many attempts have failed, if it waits.
+    Found(Watched, Option<u32>),
     /// Answered also while the disk stands still and mail waits.
     Stats(oneshot::Sender<MachineStats>),
     Stop,

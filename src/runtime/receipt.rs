@@ -12,9 +12,9 @@ use super::mail::{Mail, Post};
 use super::watch::Seen;
 use crate::error::Closed;
 use crate::id::{MessageId, OrderingKey, UserId};
-use crate::machine::{Accepted, EntryRef, Operation};
+use crate::machine::{Accepted, EntryRef, Located, Operation, OperationError, Outcome, Target};
 use crate::message::Message;
-use crate::record::Seq;
+use crate::record::{Seq, Slot};
 use crate::status::{EndReason, Status};
 
 /// What can be waited for.
@@ -50,7 +50,7 @@ impl Reached {
     /// What a change means for someone who waits for `stage`.
     pub(super) fn of(stage: Stage, status: Status, possibly_delivered: bool) -> Option<Self> {
         match (stage, status) {
-            (_, Status::Ended(EndReason::Delivered)) | (Stage::Sent, Status::Sent) => {
+            (_, Status::Ended(EndReason::Delivered)) | (Stage::Sent, Status::Sent | Status::Retrying) => {
                 Some(Self::Stage(stage))
             }
             (_, Status::Ended(reason)) => Some(Self::Ended { reason, possibly_delivered }),
@@ -79,11 +79,42 @@ enum Found {
     Spread(Arc<[EntryRef]>),
 }
 
+/// How often a message is followed to where it has moved, as what is durable says, before it is given up.
+const MAX_MOVES: usize = 8;
+
+/// Where a message is, as what is durable says.
+#[derive(Debug, PartialEq)]
+enum Whereabouts {
+    /// All in one place, or what the wait for one copy is about.
+    One(Located),
+    /// In these places, one for each device.
+    Several(Vec<EntryRef>),
+}
+
+impl Whereabouts {
+    /// Of a message that was in one place for all of its devices (`slot` is none), or in one for each of them.
+    fn of(found: &Outcome, slot: Option<Slot>, stage: Stage) -> Option<Self> {
+        let copies = &found.copies;
+        let places = || copies.iter().map(|copy| copy.located?.entry).collect::<Option<Vec<_>>>();
+        match slot {
+            _ if copies.is_empty() => found.located.map(Self::One),
+            Some(slot) => copies.iter().find(|copy| copy.slot == slot)?.located.map(Self::One),
+            None => places().map(Self::Several).or_else(|| {
+                // What has become of it as a whole says nothing of each of them.
+                let is_over =
+                    |located: &Located| located.status.is_terminal() && stage != Stage::DeliveredAll;
+                found.located.filter(is_over).map(Self::One)
+            }),
+        }
+    }
+}
+
 /// An accepted message: durable as its [`Durability`](crate::Durability) promises.
 #[derive(Clone, Debug)]
 pub struct Receipt {
     id: MessageId,
     user: UserId,
+    sender: Option<UserId>,
     /// Whom the sender means, when the outbox that holds it is another one.
     shown: Option<UserId>,
     accepted: Accepted,
@@ -95,7 +126,8 @@ pub struct Receipt {
 impl Receipt {
     pub(super) fn new(message: &Message, user: UserId, accepted: Accepted, post: Post) -> Self {
         let (id, key) = (message.id(), message.ordering_key().cloned());
-        Self { id, user, shown: None, accepted, key, post }
+        let sender = message.sender().cloned();
+        Self { id, user, sender, shown: None, accepted, key, post }
     }
 
     /// The same, of a message that waits in another outbox than that of whom it is for.
@@ -210,19 +242,55 @@ impl Receipt {
         }
     }
 
-    /// What the copy at this place comes to.
+    /// What the copy at this place comes to, wherever it goes from there.
     async fn reached_at(&self, entry: EntryRef, stage: Stage) -> Result<Found, WatchError> {
-        let (reply, answer) = oneshot::channel();
         let until = if stage == Stage::Read { Stage::Delivered } else { stage };
-        let mail = Mail::Watch { user: self.user.clone(), entry, stage: until, reply };
-        self.post.mail.send(mail).await.map_err(|_| Closed)?;
-        match answer.await.map_err(|_| self.forgotten())? {
-            Seen::Reached(at, Reached::Stage(_)) if stage == Stage::Read => {
-                self.read_at(at.seq).await.map(Found::Reached)
+        let mut at = entry;
+        for _ in 0..MAX_MOVES {
+            let (reply, answer) = oneshot::channel();
+            let mail = Mail::Watch { user: self.user.clone(), entry: at, stage: until, reply };
+            self.post.mail.send(mail).await.map_err(|_| Closed)?;
+            match answer.await.map_err(|_| self.forgotten())? {
+                Seen::Reached(at, Reached::Stage(_)) if stage == Stage::Read => {
+                    return self.read_at(at.seq).await.map(Found::Reached);
+                }
+                Seen::Reached(_, reached) => return Ok(Found::Reached(reached)),
+                Seen::Spread(places) => return Ok(Found::Spread(places)),
+                Seen::Gone => {}
             }
-            Seen::Reached(_, reached) => Ok(Found::Reached(reached)),
-            Seen::Spread(places) => Ok(Found::Spread(places)),
+            // Nobody remembers it: what is durable says how it ended, or where it waits.
+            let located = match self.locate(at, stage).await? {
+                Whereabouts::One(located) => located,
+                Whereabouts::Several(places) => return Ok(Found::Spread(places.into())),
+            };
+            let reached = Reached::of(until, located.status, located.possibly_delivered);
+            match (reached, located.entry) {
+                (Some(Reached::Stage(_)), Some(at)) if stage == Stage::Read => {
+                    return self.read_at(at.seq).await.map(Found::Reached);
+                }
+                // Where it was is not known, and so neither whether it was read.
+                (Some(Reached::Stage(_)), None) if stage == Stage::Read && located.read.is_none() => break,
+                (Some(Reached::Stage(_)), _) => return Ok(Found::Reached(Reached::Stage(stage))),
+                (Some(ended), _) => return Ok(Found::Reached(ended)),
+                (None, Some(moved_to)) if moved_to != at => at = moved_to,
+                (None, _) => break,
+            }
         }
+        Err(self.forgotten())
+    }
+
+    /// What is durable says of where a message is that was at this place, or its copy there.
+    async fn locate(&self, entry: EntryRef, stage: Stage) -> Result<Whereabouts, WatchError> {
+        let (reply, answer) = oneshot::channel();
+        let target = Target { user: self.user.clone(), id: self.id, sender: Some(self.sender.clone()) };
+        let mail = Mail::Operate { operation: Operation::Locate(target), reply };
+        self.post.mail.send(mail).await.map_err(|_| Closed)?;
+        let found = match answer.await.map_err(|_| Closed)? {
+            Ok(found) => found,
+            Err(OperationError::NotWaiting) => return Err(WatchError::Forgotten),
+            Err(error) => return Err(WatchError::NotFound(error)),
+        };
+        Whereabouts::of(&found, entry.lane.slot(), stage).ok_or(WatchError::Forgotten)
     }
 
     /// Waits until what was delivered at this place has been read.

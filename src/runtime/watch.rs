@@ -12,14 +12,16 @@ use crate::machine::{Change, EntryRef, Standing};
 use crate::record::{ReadMark, Seq};
 use crate::status::Status;
 
-/// Waits at once in one shard; more are told that the message is forgotten.
+/// Waits at once in one shard; more are refused.
 const MAX_WAITS: usize = 65_536;
-/// Ends remembered for those who begin to watch late.
+/// Ends, and moves, remembered for those who begin to watch late.
 const MAX_REMEMBERED: usize = 8192;
+/// Waits looked at for each new one, whether somebody still waits, if there is no room.
+const LOOKED_AT: usize = 64;
 
 /// A message, to those who watch it.
 pub(super) type Watched = (UserId, EntryRef);
-/// How a watcher is told. Dropping it says that the message is forgotten.
+/// How a watcher is told. Dropping it says that there are too many.
 pub(super) type Waiting = oneshot::Sender<Seen>;
 /// A user's conversation, to those who wait until it has been read.
 pub(super) type Conversation = (UserId, u128);
@@ -31,6 +33,8 @@ pub(super) enum Seen {
     Reached(EntryRef, Reached),
     /// It is in these places from now on, one for each device: each of them is to be watched.
     Spread(Arc<[EntryRef]>),
+    /// It is not there, and what it has come to is not remembered: somebody else has to be asked.
+    Gone,
 }
 
 #[derive(Debug)]
@@ -41,6 +45,10 @@ pub(super) struct Watchers {
     /// How many waits there are over all messages and conversations.
     count: usize,
     max: usize,
+    /// How many waits may be looked at again: so many for each that came since that was done last.
+    may_look_at: usize,
+    #[cfg(test)]
+    looked_at: usize,
     ended: LruCache<Watched, (Status, bool)>,
     /// Where messages went, for those who begin to watch where they were.
     moved: LruCache<Watched, Arc<[EntryRef]>>,
@@ -54,6 +62,9 @@ impl Default for Watchers {
             reads: HashMap::new(),
             count: 0,
             max: MAX_WAITS,
+            may_look_at: MAX_WAITS,
+            #[cfg(test)]
+            looked_at: 0,
             ended: LruCache::new(remembered),
             moved: LruCache::new(remembered),
         }
@@ -110,19 +121,24 @@ impl Watchers {
         Ok((user, entry))
     }
 
-    /// Takes a wait, given where the message stands. `true` when the store must be asked whether there is anything to
-    /// wait for: then call [`Watchers::forget`] if there is not.
+    /// Takes a wait, given where the message stands, and whether a sink was handed it. `true` when the store must be asked
+    /// whether there is anything to wait for: then call [`Watchers::found`].
     pub(super) fn watch(
         &mut self,
         watched: Watched,
-        standing: Standing,
+        (standing, was_sent): (Standing, bool),
         stage: Stage,
         reply: Waiting,
     ) -> bool {
         let known = match (self.ended.get(&watched), standing) {
             (Some(ended), _) => Some(*ended),
+            (None, Standing::Gone) => {
+                let _ = reply.send(Seen::Gone);
+                return false;
+            }
+            // For a stage that is reached once and for all.
+            (None, _) if was_sent && stage == Stage::Sent => Some((Status::Sent, false)),
             (None, Standing::Live(status)) => Some((status, false)),
-            (None, Standing::Gone) => return false,
             (None, Standing::AskStore) => None,
         };
         let reached = known.and_then(|(status, possibly)| Reached::of(stage, status, possibly));
@@ -137,9 +153,16 @@ impl Watchers {
         known.is_none()
     }
 
-    /// Whether one more can wait, now that those who have left make room.
+    /// Whether one more can wait. Now and then those who have left make room: all waits are looked at for that, but over time
+    /// no more than a few for each new one, however many come while nobody leaves.
     fn has_room(&mut self) -> bool {
-        if self.count >= self.max {
+        self.may_look_at = self.may_look_at.saturating_add(LOOKED_AT).min(self.max);
+        if self.count >= self.max && self.may_look_at >= self.count {
+            self.may_look_at = 0;
+            #[cfg(test)]
+            {
+                self.looked_at += self.count;
+            }
             self.waits.retain(|_, waiting| {
                 waiting.retain(|(_, reply)| !reply.is_closed());
                 !waiting.is_empty()
@@ -179,10 +202,21 @@ impl Watchers {
         self.count += 1;
     }
 
-    /// The message ended long ago, and how is not known any more.
-    pub(super) fn forget(&mut self, watched: &Watched) {
-        if let Some(waiting) = self.waits.remove(watched) {
-            self.count -= waiting.len();
+    /// What the store knows of a message that is watched: it waits, and so many attempts have failed, or it is not there.
+    pub(super) fn found(&mut self, watched: &Watched, attempts: Option<u32>) {
+        if attempts == Some(0) {
+            return;
+        }
+        let Some(waiting) = self.waits.remove(watched) else { return };
+        self.count -= waiting.len();
+        for (stage, reply) in waiting {
+            match (attempts, stage) {
+                (None, _) => drop(reply.send(Seen::Gone)),
+                (Some(_), Stage::Sent) => {
+                    let _ = reply.send(Seen::Reached(watched.1, Reached::Stage(stage)));
+                }
+                (Some(_), _) => self.wait(watched.clone(), stage, reply),
+            }
         }
     }
 }
@@ -213,13 +247,61 @@ mod tests {
     }
 
     #[test]
-    fn a_wait_that_the_store_knows_nothing_of_is_let_go() {
+    fn a_wait_that_the_store_knows_nothing_of_is_told_to_ask_elsewhere() {
         let mut watchers = Watchers::default();
+        for (standing, attempts) in [(Standing::AskStore, None), (Standing::Gone, Some(0))] {
+            let (reply, mut answer) = oneshot::channel();
+            let asks = watchers.watch(watched(1), (standing, false), Stage::Delivered, reply);
+            assert_eq!(asks, standing == Standing::AskStore);
+            watchers.found(&watched(1), attempts);
+            assert_eq!((answer.try_recv(), watchers.count), (Ok(Seen::Gone), 0));
+        }
+    }
+
+    #[test]
+    fn who_waits_for_the_first_offer_of_what_was_tried_is_told_at_once_and_by_the_store() {
+        let mut watchers = Watchers::default();
+        let told = Ok(Seen::Reached(watched(1).1, Reached::Stage(Stage::Sent)));
         let (reply, mut answer) = oneshot::channel();
-        assert!(watchers.watch(watched(1), Standing::AskStore, Stage::Delivered, reply));
-        watchers.forget(&watched(1));
-        assert!(answer.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Closed));
-        assert_eq!(watchers.count, 0);
+        watchers.watch(watched(1), (Standing::Live(Status::Accepted), true), Stage::Sent, reply);
+        assert_eq!(answer.try_recv(), told);
+        let (reply, mut answer) = oneshot::channel();
+        watchers.watch(watched(1), (Standing::Live(Status::Retrying), false), Stage::Sent, reply);
+        assert_eq!(answer.try_recv(), told);
+        let mut waits = [Stage::Sent, Stage::Delivered].map(|stage| {
+            let (reply, answer) = oneshot::channel();
+            assert!(watchers.watch(watched(1), (Standing::AskStore, false), stage, reply));
+            answer
+        });
+        watchers.found(&watched(1), Some(0));
+        assert!(waits[0].try_recv().is_err());
+        watchers.found(&watched(1), Some(2));
+        assert_eq!((waits[0].try_recv(), watchers.count), (told, 1));
+        assert!(waits[1].try_recv().is_err());
+    }
+
+    /// Found by an audit: each new wait looked at all others.
+    #[test]
+    fn at_the_bound_a_new_wait_looks_at_few_others_and_room_is_found_once_somebody_leaves() {
+        let mut watchers = Watchers { max: 4096, may_look_at: 4096, ..Watchers::default() };
+        let mut begin = |n: u64| {
+            let (reply, mut answer) = oneshot::channel();
+            let standing = (Standing::Live(Status::Accepted), false);
+            watchers.watch(watched(n), standing, Stage::Delivered, reply);
+            let waits = answer.try_recv().is_err_and(|e| e == oneshot::error::TryRecvError::Empty);
+            (waits.then_some(answer), watchers.looked_at)
+        };
+        let mut waits: Vec<_> = (0..4096).map(|n| begin(n).0.expect("there is room")).collect();
+        let mut looked_at = 0;
+        for n in 0..1000 {
+            let (wait, looked) = begin(10_000 + n);
+            assert!(wait.is_none());
+            looked_at = looked;
+        }
+        assert!(looked_at <= 4096 + 1000 * LOOKED_AT, "{looked_at}");
+        waits.truncate(4000);
+        let taken = (0..4096 / LOOKED_AT as u64).filter_map(|n| begin(20_000 + n).0);
+        assert!(taken.count() > 0, "whoever left has made room");
     }
 
     #[test]
@@ -228,15 +310,18 @@ mod tests {
         let (sent, mut was_sent) = oneshot::channel();
         let (delivered, mut was_delivered) = oneshot::channel();
         let accepted = Standing::Live(Status::Accepted);
-        watchers.watch(watched(1), accepted, Stage::Sent, sent);
-        watchers.watch(watched(1), accepted, Stage::Delivered, delivered);
+        watchers.watch(watched(1), (accepted, false), Stage::Sent, sent);
+        watchers.watch(watched(1), (accepted, false), Stage::Delivered, delivered);
         watchers.announce(&change(&watched(1), Status::Sent));
         assert_eq!(was_sent.try_recv(), Ok(Seen::Reached(watched(1).1, Reached::Stage(Stage::Sent))));
         assert!(was_delivered.try_recv().is_err());
         watchers.announce(&change(&watched(1), Status::Ended(EndReason::Delivered)));
-        assert_eq!(was_delivered.try_recv(), Ok(Seen::Reached(watched(1).1, Reached::Stage(Stage::Delivered))));
+        assert_eq!(
+            was_delivered.try_recv(),
+            Ok(Seen::Reached(watched(1).1, Reached::Stage(Stage::Delivered)))
+        );
         let (late, mut was_late) = oneshot::channel();
-        watchers.watch(watched(1), Standing::AskStore, Stage::Delivered, late);
+        watchers.watch(watched(1), (Standing::AskStore, false), Stage::Delivered, late);
         assert_eq!(was_late.try_recv(), Ok(Seen::Reached(watched(1).1, Reached::Stage(Stage::Delivered))));
         assert_eq!(watchers.count, 0);
     }
@@ -248,7 +333,8 @@ mod tests {
             .map(|n| {
                 let (reply, answer) = oneshot::channel();
                 let mut answer = Some(answer);
-                watchers.watch(watched(n / 2), Standing::Live(Status::Accepted), Stage::Delivered, reply);
+                let standing = (Standing::Live(Status::Accepted), false);
+                watchers.watch(watched(n / 2), standing, Stage::Delivered, reply);
                 if n == 1 {
                     answer = None;
                 }

@@ -7,20 +7,22 @@ use crate::ports::StoreError;
 use crate::record::{LaneId, Seq};
 
 impl OutboxStore {
-    /// Whether the store holds this message, or what damage left of it, and nothing that says that it has ended.
+    /// How many attempts have failed to deliver this message, if the store holds it, or what damage left of it, and nothing
+    /// that says that it has ended.
     ///
     /// # Errors
     /// [`StoreError::Io`].
-    pub fn is_waiting(&self, user: &UserId, lane: LaneId, seq: Seq) -> Result<bool, StoreError> {
-        let ended = match self.load(&Query::Row(user.clone()))? {
-            Found::User { row: Some(row), .. } => {
-                row.lane(lane).is_some_and(|lane| seq <= lane.cursor || lane.ended.contains(&seq))
-            }
-            _ => false,
+    pub fn waiting(&self, user: &UserId, lane: LaneId, seq: Seq) -> Result<Option<u32>, StoreError> {
+        let row = match self.load(&Query::Row(user.clone()))? {
+            Found::User { row, .. } => row,
+            _ => None,
         };
-        if ended {
-            return Ok(false);
+        let row = row.as_ref().and_then(|row| row.lane(lane));
+        if row.is_some_and(|row| seq <= row.cursor || row.ended.contains(&seq)) {
+            return Ok(None);
         }
+        let failed = row.and_then(|row| row.attempts.iter().find(|(of, ..)| *of == seq));
+        let attempts = failed.map_or(0, |(_, attempts, _)| *attempts);
         let query = Query::Page {
             user: user.clone(),
             lane,
@@ -29,12 +31,13 @@ impl OutboxStore {
             max_messages: 1,
             max_bytes: 1,
         };
-        Ok(match self.load(&query)? {
+        let waits = match self.load(&query)? {
             Found::Page(page) => {
                 page.entries.first().is_some_and(|(first, _)| *first == seq)
                     || page.damaged.iter().any(|(damaged, _)| *damaged == seq)
             }
             _ => false,
-        })
+        };
+        Ok(waits.then_some(attempts))
     }
 }

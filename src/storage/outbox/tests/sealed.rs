@@ -237,7 +237,7 @@ fn a_message_whose_key_is_missing_is_an_error_of_the_load_and_not_damage() {
         let error = outbox.load(&query).unwrap_err();
         assert!(matches!(error, StoreError::Sealed(error) if error.key() == KeyId(1)), "{error}");
         assert_eq!(totals(&outbox, "bob").1.messages, 90, "they still wait");
-        assert!(outbox.is_waiting(&user("bob"), LaneId::Normal, Seq::new(1)).is_err());
+        assert!(outbox.waiting(&user("bob"), LaneId::Normal, Seq::new(1)).is_err());
         assert_eq!(places(&outbox, "new"), [160], "others are not concerned");
         let report = outbox.verify(&mut |_| {}).unwrap();
         assert_eq!((report.unopened, report.damage.len()), (LIVE, 0));
