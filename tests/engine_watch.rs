@@ -109,7 +109,7 @@ async fn what_waits_for_its_next_attempt_was_sent() {
     let attached = engine.attach("alice", "phone", Away).unwrap();
     let receipt = engine.send(message("alice", 1)).await.unwrap();
     let tried = async {
-        while engine.stats().await.unwrap().retrying == 0 {
+        while engine.stats().await.unwrap().retrying() == 0 {
             tokio::task::yield_now().await;
         }
     };
