@@ -132,8 +132,8 @@ impl Machine {
     pub fn was_sent(&self, id: &UserId, entry: EntryRef) -> bool {
         let lane = self.users.get(id).map(|user| user.lane_ref(entry.lane));
         lane.is_some_and(|lane| {
-            let was_offered = lane.entry(entry.seq).is_some_and(|found| found.offers > 0);
-            was_offered || lane.attempts.contains_key(&entry.seq)
+            let was_handed = lane.entry(entry.seq).is_some_and(|found| found.handed);
+            was_handed || lane.attempts.contains_key(&entry.seq)
         })
     }
 }

@@ -418,6 +418,7 @@ impl Machine {
             redelivered = lane.may_be_known(entry.seq, &accept);
             let found = lane.entry_mut(entry.seq)?;
             found.offers = found.offers.saturating_add(1);
+            found.handed = true;
             lane.set_state(entry.seq, EntryState::InFlight(link));
             lane.in_flight += 1;
         }

@@ -15,6 +15,8 @@ pub(super) struct Entry {
     /// Acquisitions: how often it was handed to a sink in this life, and one for all that may have been before, in another
     /// life or before it was read again.
     pub(super) offers: u32,
+    /// It was handed to a sink in this life, since it was read: not perhaps, but in fact.
+    pub(super) handed: bool,
     /// Failed attempts, those included whose records are not durable yet.
     pub(super) failures: u32,
 }

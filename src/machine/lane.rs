@@ -185,7 +185,7 @@ impl Lane {
                 false => state,
             };
             let offers = u32::from(seq <= self.exposed_through);
-            let entry = Entry { seq, accept, state, offers, failures };
+            let entry = Entry { seq, accept, state, offers, handed: false, failures };
             self.remember_due(entry.due(), seq);
             self.entries.insert(i, entry);
         }

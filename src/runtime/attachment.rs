@@ -228,7 +228,7 @@ mod tests {
         let registry = Registry::new(Presences::new(clock, Bounds::of(&crate::Config::default()), 8));
         let (user, device) = (UserId::new("alice").unwrap(), DeviceId::new("phone").unwrap());
         let come = |link| {
-            let (queue, _) = mpsc::channel(1);
+            let (queue, _) = crate::runtime::queue::queue();
             let (end, ended) = watch::channel(None);
             registry.insert(LinkId(link), (&user, &device), queue, end, || {});
             *ended.borrow()
