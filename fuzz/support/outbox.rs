@@ -122,6 +122,7 @@ fn ends(outbox: &OutboxStore) -> u64 {
     for _ in 0..4 {
         let Ok(ends) = outbox.read_ends(after, 16) else { break };
         let Some(last) = ends.last() else { break };
+        assert!(last.position > after, "the feed of ends goes round in circles");
         (after, found) = (last.position, found + ends.len() as u64);
     }
     found

@@ -219,7 +219,9 @@ impl EndLog {
                 state.head.counted_from = first;
             }
             for (place, end) in ends {
-                if place >= state.head.through && state.policy.which.keeps(&end) {
+                // What a journal has whose places go back would lead readers round in circles.
+                let is_behind = state.tail.back().is_none_or(|last| last.position.place < place);
+                if is_behind && place >= state.head.through && state.policy.which.keeps(&end) {
                     state.push(place, end);
                 }
             }

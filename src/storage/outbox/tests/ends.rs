@@ -307,3 +307,11 @@ fn a_damaged_row_is_a_gap_behind_which_the_others_are() {
     let (outbox, _) = reopened(&head, &config(1000));
     assert_eq!(read(&outbox, after), Err((None, vec![])), "what a damaged head says nothing of is gone");
 }
+
+/// Found by a fuzzer, in a journal whose checksums fit: whoever read the feed was led round in circles.
+#[test]
+fn ends_whose_places_go_back_are_left_out_and_the_feed_comes_to_its_end() {
+    let (outbox, _) = reopened(&MemoryStore::new(), &config(100));
+    note(&outbox, [10, 20, 12, 20, 14, 30]);
+    assert_eq!(read(&outbox, EndPosition::START), Ok(vec![10, 20, 30]));
+}
