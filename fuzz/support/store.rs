@@ -57,7 +57,7 @@ impl Store for Rotten {
         let keys: Vec<_> = batch.ops().iter().map(key_of).collect();
         self.store.apply(epoch, batch)?;
         let mut rotten = self.rotten.write().expect("nobody panics with the lock");
-        keys.iter().for_each(|key| drop(rotten.remove(key)));
+        rotten.retain(|key| !keys.contains(key));
         Ok(())
     }
 
