@@ -138,7 +138,7 @@ impl World {
         config.renew_before = Duration::from_millis(500 + random.below(5000));
         config.max_publishes = 1 + random.index(6);
         config.horizon = horizon(&config);
-        let credentials = random.chance(40).then(|| Duration::from_millis(4000 + random.below(15_000)));
+        let credentials = random.chance(60).then(|| Duration::from_millis(4000 + random.below(15_000)));
         choose_codecs(&mut config, &mut random);
         let ends = [Side::Connector, Side::Acceptor]
             .map(|side| End::new(side, &config, weather.messages, &mut random));
