@@ -189,16 +189,18 @@ impl Model {
 
     fn replace(&mut self, user: u8, id: u8, with: u8, priority: Priority) {
         let person = self.person(user);
-        let known = person.ids.get(&with).copied();
-        let answer = match known {
+        let answer = match person.ids.get(&with).copied() {
             Some(known) if known == (priority, "instead") => Ok((0, 0)),
             Some(_) => Err(OperationError::Refused(Refusal::Conflict)),
-            None if person.take(id).is_none() => Err(OperationError::NotWaiting),
-            None => {
-                self.accept(user, plain(with, priority), "instead");
-                self.end(EndReason::Replaced, 1);
-                Ok((1, 0))
-            }
+            None => match person.take(id) {
+                None => Err(OperationError::NotWaiting),
+                // What waits is the newest of its key, and so is what takes its place.
+                Some(Known { key, version, .. }) => {
+                    self.accept(user, Known { key, version, ..plain(with, priority) }, "instead");
+                    self.end(EndReason::Replaced, 1);
+                    Ok((1, 0))
+                }
+            },
         };
         self.done.push(answer);
     }
