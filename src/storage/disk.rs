@@ -20,6 +20,7 @@ use std::sync::Arc;
 pub use memory::MemoryDisk;
 pub use owner::Owner;
 pub use real::RealDisk;
+#[cfg(feature = "sled")]
 pub(in crate::storage) use real::{create_durably, create_private, sync_directory};
 
 /// A directory of files.
