@@ -306,7 +306,7 @@ fn bad_beginnings() -> [(Vec<u8>, Code, &'static str); 4] {
     let expired = Credentials("token of yesterday".into());
     [
         (bytes(Hello { versions: (7, 9), ..hello("mallory") }), Code::UnsupportedVersion, "7"),
-        (vec![1; 17 << 10], Code::FrameTooLarge, "over the limit of 16384"),
+        (vec![1; 65 << 10], Code::FrameTooLarge, "over the limit of 65536"),
         (b"GET / HTTP/1.1\r\n\r\n".to_vec(), Code::Malformed, "no frame is called 71"),
         (
             bytes(Hello { credentials: expired, ..hello("mallory") }),

@@ -289,7 +289,7 @@ impl Machine {
         let attached = self.apply_accept(seq, &accept, key, true);
         self.has_come_in(&accept);
         match ticket {
-            Some(_) if answered => self.promised.keep(accept.message.recipient()),
+            Some(_) if answered => self.promised.keep(accept.message.recipient(), seq),
             Some(ticket) => self.answer(ticket, Ok(accepted)),
             None => {}
         }

@@ -10,6 +10,7 @@ use super::Machine;
 use super::io::{Action, Ticket};
 use super::operation::Operation;
 use crate::id::UserId;
+use crate::record::Seq;
 
 /// By recipient.
 #[derive(Debug, Default)]
@@ -24,7 +25,17 @@ pub(super) struct Promised {
 struct Promises {
     made: u64,
     kept: u64,
-    waiting: VecDeque<(u64, Ticket, Operation)>,
+    waiting: VecDeque<Waiting>,
+}
+
+#[derive(Debug)]
+struct Waiting {
+    /// How many must be durable.
+    made: u64,
+    /// It is about what lies below this place: behind the last of those, once that is durable.
+    before: Seq,
+    ticket: Ticket,
+    operation: Operation,
 }
 
 impl Promised {
@@ -34,12 +45,21 @@ impl Promised {
         promises.made = promises.made.saturating_add(1);
     }
 
-    /// One is durable. They become so in the order in which they were answered.
-    pub(super) fn keep(&mut self, id: &UserId) {
+    /// One is durable, at this place. They become so in the order in which they were answered.
+    pub(super) fn keep(&mut self, id: &UserId, seq: Seq) {
         let Some(promises) = self.of.get_mut(id) else { return };
         promises.kept = promises.kept.saturating_add(1);
-        if promises.waiting.front().is_some_and(|(made, ..)| *made <= promises.kept) {
-            self.due.push(id.clone());
+        let kept = promises.kept;
+        // What is sent by others meanwhile is accepted behind it, and spared by a purge.
+        for waits in promises.waiting.iter_mut().take_while(|waits| waits.made <= kept) {
+            if waits.made == kept {
+                waits.before = waits.before.max(seq.plus(1));
+            }
+        }
+        if promises.waiting.front().is_some_and(|waits| waits.made <= kept) {
+            if self.due.last() != Some(id) {
+                self.due.push(id.clone());
+            }
         } else if promises.kept == promises.made {
             self.of.remove(id);
         }
@@ -60,7 +80,8 @@ impl Machine {
             _ => None,
         };
         let Some(promises) = promises else { return self.operate(ticket, operation, self.applied) };
-        promises.waiting.push_back((promises.made, ticket, operation));
+        let (made, before) = (promises.made, self.applied);
+        promises.waiting.push_back(Waiting { made, before, ticket, operation });
         self.parked_count += 1;
     }
 
@@ -69,14 +90,14 @@ impl Machine {
         for id in core::mem::take(&mut self.promised.due) {
             let Some(promises) = self.promised.of.get_mut(&id) else { continue };
             let kept = promises.kept;
-            let n = promises.waiting.iter().take_while(|(made, ..)| *made <= kept).count();
+            let n = promises.waiting.iter().take_while(|waits| waits.made <= kept).count();
             let ready: Vec<_> = promises.waiting.drain(..n).collect();
             if promises.kept == promises.made {
                 self.promised.of.remove(&id);
             }
-            for (_, ticket, operation) in ready {
+            for Waiting { before, ticket, operation, .. } in ready {
                 self.parked_count = self.parked_count.saturating_sub(1);
-                self.operate(ticket, operation, self.applied);
+                self.operate(ticket, operation, before);
             }
         }
     }

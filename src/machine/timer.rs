@@ -159,13 +159,18 @@ impl Machine {
     }
 
     /// Reads the row of the next user who is away and has something that has expired.
-    fn read_away(&mut self) {
+    fn read_away(&mut self, now: Timestamp) {
         while self.away.reading.is_none()
             && let Some(id) = self.away.waiting.pop_first()
         {
-            if self.users.get(&id).is_some_and(|user| !user.row_known && !user.is_attached()) {
-                self.away.reading = Some(id.clone());
-                self.load_once(Query::Row(id));
+            match self.users.get(&id).filter(|user| !user.is_attached()).map(|user| user.row_known) {
+                Some(false) => {
+                    self.away.reading = Some(id.clone());
+                    self.load_once(Query::Row(id));
+                }
+                // Somebody else has had it read meanwhile.
+                Some(true) => self.rearm_user(now, &id),
+                None => {}
             }
         }
     }
@@ -174,7 +179,7 @@ impl Machine {
     pub(super) fn away_read(&mut self, now: Timestamp, id: &UserId) {
         if self.away.reading.take_if(|reading| reading == id).is_some() {
             self.rearm_user(now, id);
-            self.read_away();
+            self.read_away(now);
         }
     }
 
@@ -188,7 +193,7 @@ impl Machine {
         }
         if !user.row_known {
             self.away.waiting.insert(id.clone());
-            return self.read_away();
+            return self.read_away(now);
         }
         let mut expired = Vec::new();
         for (id, lane) in user.all_lanes_mut() {

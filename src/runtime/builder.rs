@@ -298,7 +298,9 @@ impl EngineBuilder {
         let epoch = machines.first().map_or(opened.epoch, Machine::epoch);
         journal.begin(epoch)?;
         // What the process before had settled and did not live to let go of: nobody would name it again.
-        journal.recycle(epoch, opened.settled)?;
+        if let Err(error) = journal.recycle(epoch, opened.settled) {
+            tracing::warn!(%error, "journal segments could not be recycled");
+        }
         outbox.note_keys(&recovered).map_err(OpenError::Store)?;
         tracing::info!(
             epoch = epoch.0,

@@ -26,11 +26,12 @@ impl History {
 }
 
 impl Engine {
-    /// Where a message stands, as [`Engine::status`] says it, and how the attempts to deliver it failed: which device was
-    /// offered it, when, and whether it refused it or did not answer. The number of attempts and the reason of an end are
-    /// durable; the rest is remembered in memory, of as many places as there is room for (2,048 of each shard, those where
-    /// something failed last; each copy for a device has its own, and a dead letter has one besides that of its message): after a restart [`History::failures`] is empty, and [`History::forgotten`] says of how many nothing is
-    /// known any more. Of a dead letter it says what it said of its message.
+    /// Where a message stands, as [`Engine::status`] says it, and how the attempts to deliver it failed: which device
+    /// was offered it, when, and whether it refused it or did not answer. The number of attempts and the reason of an
+    /// end are durable; the rest is remembered in memory, of as many places as there is room for (2,048 of each shard,
+    /// those where something failed last; each copy for a device has its own, and a dead letter has one besides that of
+    /// its message): after a restart [`History::failures`] is empty, and [`History::forgotten`] says of how many
+    /// nothing is known any more. Of a dead letter it says what it said of its message.
     ///
     /// ```
     /// # use lastmile::{Engine, Message, storage::MemoryStore};

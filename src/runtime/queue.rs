@@ -98,9 +98,12 @@ impl Queue {
             };
             self.take_late();
             batch.retain(|delivery| !self.gone.contains(&delivery.entry));
+            // A place that has ended is never offered again; what was withdrawn so long ago is not in the queue any more.
             if self.handed.is_empty() {
-                // A place that has ended is never offered again.
                 self.gone.clear();
+            }
+            while self.gone.len() > 2 * MAX_LATE {
+                self.gone.pop_first();
             }
             if !batch.is_empty() {
                 return Poll::Ready(Some(Handed::Batch(batch)));

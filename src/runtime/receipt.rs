@@ -14,7 +14,7 @@ use crate::error::Closed;
 use crate::id::{MessageId, OrderingKey, UserId};
 use crate::machine::{Accepted, EntryRef, Located, Operation, OperationError, Outcome, Target};
 use crate::message::Message;
-use crate::record::{Seq, Slot};
+use crate::record::{LaneId, Seq, Slot};
 use crate::status::{EndReason, Status};
 
 /// What can be waited for.
@@ -77,7 +77,12 @@ enum Found {
     Reached(Reached),
     /// It is in these places now, and has to be waited for in each of them.
     Spread(Arc<[EntryRef]>),
+    /// The same, and this is what has become of other copies: they are kept as dead letters, and nothing more is said of those.
+    Copies(Vec<Reached>, Vec<EntryRef>),
 }
+
+/// How long to wait before it is looked once more for what lives and was not found where it is.
+const AGAIN: Duration = Duration::from_millis(20);
 
 /// How often a message is followed to where it has moved, as what is durable says, before it is given up.
 const MAX_MOVES: usize = 8;
@@ -87,19 +92,25 @@ const MAX_MOVES: usize = 8;
 enum Whereabouts {
     /// All in one place, or what the wait for one copy is about.
     One(Located),
-    /// In these places, one for each device.
-    Several(Vec<EntryRef>),
+    /// In these places, one for each device. Those that are over and kept as dead letters stand beside.
+    Several(Vec<Located>, Vec<EntryRef>),
 }
 
 impl Whereabouts {
     /// Of a message that was in one place for all of its devices (`slot` is none), or in one for each of them.
     fn of(found: &Outcome, slot: Option<Slot>, stage: Stage) -> Option<Self> {
         let copies = &found.copies;
-        let places = || copies.iter().map(|copy| copy.located?.entry).collect::<Option<Vec<_>>>();
+        let places = || {
+            let located = copies.iter().map(|copy| copy.located).collect::<Option<Vec<_>>>()?;
+            let is_letter = |located: &Located| located.entry.is_some_and(|entry| entry.lane == LaneId::Dead);
+            let (letters, others): (Vec<_>, Vec<_>) = located.into_iter().partition(is_letter);
+            let others = others.iter().map(|located| located.entry).collect::<Option<Vec<_>>>()?;
+            Some(Self::Several(letters, others))
+        };
         match slot {
             _ if copies.is_empty() => found.located.map(Self::One),
             Some(slot) => copies.iter().find(|copy| copy.slot == slot)?.located.map(Self::One),
-            None => places().map(Self::Several).or_else(|| {
+            None => places().or_else(|| {
                 // What has become of it as a whole says nothing of each of them.
                 let is_over =
                     |located: &Located| located.status.is_terminal() && stage != Stage::DeliveredAll;
@@ -194,30 +205,35 @@ impl Receipt {
                     continue;
                 };
                 drop(copies.swap_remove(at));
-                let reached = match reached {
-                    Ok(Found::Reached(reached)) => Ok(reached),
+                let over = match reached {
+                    Ok(Found::Reached(reached)) => vec![Ok(reached)],
                     Ok(Found::Spread(places)) => {
                         copies.extend(places.iter().copied().map(wait_at));
                         continue;
                     }
-                    Err(error) => Err(error),
+                    Ok(Found::Copies(over, places)) => {
+                        copies.extend(places.into_iter().map(wait_at));
+                        over.into_iter().map(Ok).collect()
+                    }
+                    Err(error) => vec![Err(error)],
                 };
-                let is_last_word = match (&reached, stage) {
-                    // One is enough; or it takes all of them, and one has failed.
-                    (Ok(Reached::Stage(_)), stage) => stage != Stage::DeliveredAll,
-                    (_, stage) => stage == Stage::DeliveredAll,
-                };
-                if is_last_word {
-                    return Poll::Ready(reached);
+                for reached in over {
+                    let is_last_word = match (&reached, stage) {
+                        // One is enough; or it takes all of them, and one has failed.
+                        (Ok(Reached::Stage(_)), stage) => stage != Stage::DeliveredAll,
+                        (_, stage) => stage == Stage::DeliveredAll,
+                    };
+                    if is_last_word {
+                        return Poll::Ready(reached);
+                    }
+                    so_far = Some(match so_far.take() {
+                        Some(so_far) => both(so_far, reached),
+                        None => reached,
+                    });
                 }
-                let whole = match so_far.take() {
-                    Some(so_far) => both(so_far, reached),
-                    None => reached,
-                };
                 if copies.is_empty() {
-                    return Poll::Ready(whole);
+                    return Poll::Ready(so_far.take().unwrap_or_else(|| Err(self.forgotten())));
                 }
-                so_far = Some(whole);
             }
             Poll::Pending
         })
@@ -261,7 +277,11 @@ impl Receipt {
             // Nobody remembers it: what is durable says how it ended, or where it waits.
             let located = match self.locate(at, stage).await? {
                 Whereabouts::One(located) => located,
-                Whereabouts::Several(places) => return Ok(Found::Spread(places.into())),
+                Whereabouts::Several(letters, places) => {
+                    let ended =
+                        |letter: &Located| Reached::of(until, letter.status, letter.possibly_delivered);
+                    return Ok(Found::Copies(letters.iter().filter_map(ended).collect(), places));
+                }
             };
             let reached = Reached::of(until, located.status, located.possibly_delivered);
             match (reached, located.entry) {
@@ -272,8 +292,14 @@ impl Receipt {
                 (Some(Reached::Stage(_)), None) if stage == Stage::Read && located.read.is_none() => break,
                 (Some(Reached::Stage(_)), _) => return Ok(Found::Reached(Reached::Stage(stage))),
                 (Some(ended), _) => return Ok(Found::Reached(ended)),
-                (None, Some(moved_to)) if moved_to != at => at = moved_to,
-                (None, _) => break,
+                (None, Some(moved_to)) => {
+                    // It has settled a moment ago, and its driver does not know of that yet.
+                    if moved_to == at {
+                        tokio::time::sleep(AGAIN).await;
+                    }
+                    at = moved_to;
+                }
+                (None, None) => break,
             }
         }
         Err(self.forgotten())

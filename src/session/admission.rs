@@ -350,10 +350,12 @@ impl Admission {
         let known = self.addresses.get_or_insert_mut(self.digester.hash_one(address), Known::default);
         let left = forgiven(known.failures, now.saturating_sub(known.since), half_life);
         known.failures = left.saturating_add(FAILURE);
-        known.since = now;
-        let doublings = u32::try_from(known.failures / FAILURE - 1).unwrap_or(u32::MAX).min(40);
+        let doublings =
+            u32::try_from((known.failures + FAILURE / 2) / FAILURE - 1).unwrap_or(u32::MAX).min(40);
         let barred = penalty.saturating_mul(1_u64.checked_shl(doublings).unwrap_or(u64::MAX)).min(max);
         known.barred = now.saturating_add(barred);
+        // Waiting it out is no good behaviour yet.
+        known.since = known.barred;
     }
 
     /// When a client that is asked to leave is to come back, one after the other at the global rate: for go-aways. `address` and
@@ -595,6 +597,19 @@ mod tests {
         assert_eq!(wait(&mut admission, 900_000), None);
         admission.failed(at(10 * 300_000), b"x");
         assert_eq!(wait(&mut admission, 10 * 300_000), Some(1), "ten half-lives later they are forgiven");
+    }
+
+    /// Found by review: whoever failed each time as soon as it was let in was never made to wait longer than a minute.
+    #[test]
+    fn whoever_fails_as_soon_as_it_may_waits_twice_as_long_each_time_up_to_the_bound() {
+        let mut admission = Admission::new(AdmissionConfig { jitter: Duration::ZERO, ..generous() }, 1, 2);
+        let mut now = 0;
+        for expected in [1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 900, 900] {
+            admission.failed(at(now), b"x");
+            let refused = admission.arrive(at(now), b"x", b"").unwrap_err();
+            assert_eq!(refused.retry_after.unwrap().as_secs(), expected);
+            now += expected * 1000;
+        }
     }
 
     #[test]

@@ -33,7 +33,7 @@ pub use self::io::{DialAction, DialInput, DialState};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Phase {
     Idle,
-    /// Asked for credentials, then.
+    /// Asked for credentials, and asks anew then.
     Asking(Timestamp),
     /// Until then.
     Waiting(Timestamp),
@@ -75,6 +75,8 @@ pub struct Dialer {
     /// When the connection opened, until it has stood for long enough to be a success.
     unproven: Option<Timestamp>,
     why: Option<Code>,
+    /// When credentials were last asked for.
+    asked: Timestamp,
     /// What the host was told last.
     shown: Option<DialState>,
     /// The network has changed since hello was said: should nothing come of that, it says nothing of the new one.
@@ -98,6 +100,7 @@ impl Dialer {
             not_before: Timestamp::ZERO,
             unproven: None,
             why: None,
+            asked: Timestamp::ZERO,
             shown: None,
             hinted: false,
             now: Timestamp::ZERO,
@@ -122,7 +125,7 @@ impl Dialer {
         match self.phase {
             Phase::Waiting(until) => Some(until),
             Phase::Dialing(_, since) | Phase::Up(_, Some((_, since))) => Some(since.after(self.dial_time())),
-            Phase::Asking(since) => Some(since.after(self.config.ask_timeout)),
+            Phase::Asking(until) => Some(until),
             Phase::Up(_, None) => {
                 let proves = self.ladder.proves_at().filter(|_| self.grade > Grade::Poor);
                 let next = self.ladder.poll_timeout().into_iter().chain(proves).min();
@@ -204,7 +207,8 @@ impl Dialer {
 
     /// Whoever gives some may take its time, and there is no connection meanwhile: the host is not to think that there is.
     fn ask(&mut self) {
-        self.phase = Phase::Asking(self.now);
+        self.phase = Phase::Asking(self.now.after(self.config.ask_timeout));
+        self.asked = self.now;
         let needs = DialState::NeedsCredentials(self.why);
         if self.shown.is_some_and(|shown| shown != needs) {
             self.state(needs);
@@ -413,10 +417,14 @@ impl Dialer {
                 self.ladder.network_changed(worked);
                 self.proceed();
             }
-            // What gives them may have asked over the old network.
-            Phase::Asking(_) => {
+            // What gives them may have asked over the old network. It is heard out for a while, where networks come and go.
+            Phase::Asking(until) => {
                 self.ladder.network_changed(worked);
-                self.ask();
+                let soon = self.asked.after(config::ASK_AGAIN);
+                match soon <= self.now {
+                    true => self.ask(),
+                    false => self.phase = Phase::Asking(until.min(soon)),
+                }
             }
             // The welcome may be on its way, or hello lost with the old network.
             Phase::Greeting(_) | Phase::Climbing(..) => {
@@ -476,7 +484,7 @@ impl Dialer {
     fn tick(&mut self) {
         match self.phase {
             Phase::Waiting(until) if until <= self.now => self.proceed(),
-            Phase::Asking(since) if since.after(self.config.ask_timeout) <= self.now => self.ask(),
+            Phase::Asking(until) if until <= self.now => self.ask(),
             Phase::Dialing(_, since) | Phase::Up(_, Some((_, since)))
                 if since.after(self.dial_time()) <= self.now =>
             {

@@ -43,8 +43,9 @@ impl Greeter {
         Self { deadline: now.after(config.handshake_timeout), greeted: false }
     }
 
-    /// The longest hello in bytes: nobody is known yet, and no more is read into memory for nobody.
-    pub const MAX_HELLO: usize = MIN_FRAME;
+    /// The longest hello in bytes: nobody is known yet, and no more is decoded for nobody. Credentials and ids of which each
+    /// character is escaped in JSON fit.
+    pub const MAX_HELLO: usize = 64 << 10;
 
     /// Until when the hello must come.
     #[must_use]

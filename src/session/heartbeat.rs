@@ -78,8 +78,11 @@ impl Heartbeat {
     pub fn timeout(&self) -> Timestamp {
         match self.ping {
             _ if !self.owner => self.heard.after(self.interval).after(self.timeout),
-            Some((_, at)) if self.heard <= at => at.after(self.timeout),
-            _ => self.heard.min(self.sent).min(self.pinged).after(self.interval),
+            // A frame that takes long to come keeps an answer waiting: it has the time that silence has.
+            Some((_, at)) if self.heard <= at => at.max(self.heard.after(self.interval)).after(self.timeout),
+            // Its pong may yet come, and says more than the next one's.
+            Some(_) => self.heard.min(self.sent).after(self.interval),
+            None => self.heard.min(self.sent).min(self.pinged).after(self.interval),
         }
     }
 }
@@ -93,6 +96,24 @@ mod tests {
 
     fn at(seconds: u64) -> Timestamp {
         Timestamp::from_millis(seconds * 1000)
+    }
+
+    /// Found by review: a session was given up in the middle of a frame that took longer than an answer may.
+    #[test]
+    fn a_long_frame_keeps_the_answer_to_a_ping_waiting_as_long_as_silence_lasts_at_most() {
+        let mut heart = Heartbeat::new(true, INTERVAL, TIMEOUT, at(0));
+        heart.heard(at(20));
+        heart.sent(at(20));
+        assert_eq!(heart.poll(at(25)), Beat::Ping(1));
+        assert_eq!((heart.poll(at(54)), heart.timeout()), (Beat::Rest, at(55)));
+        heart.heard(at(54));
+        heart.sent(at(54));
+        assert_eq!(heart.poll(at(55)), Beat::Rest);
+        assert_eq!(heart.pong(1, at(56)), Some(Duration::from_secs(31)), "no other ping was sent in between");
+        let mut silent = Heartbeat::new(true, INTERVAL, TIMEOUT, at(0));
+        silent.heard(at(20));
+        silent.sent(at(20));
+        assert_eq!((silent.poll(at(25)), silent.poll(at(55))), (Beat::Ping(1), Beat::Dead));
     }
 
     #[test]

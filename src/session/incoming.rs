@@ -69,6 +69,8 @@ pub(super) struct Incoming {
     floors: [Seq; 4],
     /// Bytes of replies that are kept at most.
     max_replies: usize,
+    /// Which replies are kept, in the order in which they were given.
+    replies: VecDeque<u64>,
 }
 
 impl Incoming {
@@ -89,6 +91,7 @@ impl Incoming {
             window_changed: false,
             floors: [Seq::ZERO; 4],
             max_replies,
+            replies: VecDeque::new(),
         }
     }
 
@@ -240,6 +243,7 @@ impl Incoming {
         let Some(key) = self.close(number) else { return Vec::new() };
         if let Verdict::Replied(payload) = verdict {
             self.said.insert(number, Said::Reply(payload.clone()));
+            self.replies.push_back(number);
             self.keep_fewer_replies();
             return vec![Frame::Reply { number, payload }];
         }
@@ -252,16 +256,20 @@ impl Incoming {
     /// Says of the oldest replies no more than that their requests were taken, should the peer not have heard them, where they
     /// are more than may be kept. A peer that sends nothing says of none that it has heard it.
     fn keep_fewer_replies(&mut self) {
-        let bytes = |said: &Said| if let Said::Reply(payload) = said { payload.len() } else { 0 };
-        let mut kept: usize = self.said.values().map(bytes).sum();
-        for said in self.said.values_mut() {
-            if kept <= self.max_replies {
-                break;
-            }
-            if let Said::Reply(payload) = said {
-                kept = kept.saturating_sub(payload.len());
-                *said = Said::Ack;
-            }
+        let said = &mut self.said;
+        let bytes = |said: &BTreeMap<u64, Said>, number: &u64| match said.get(number) {
+            Some(Said::Reply(payload)) => payload.len(),
+            _ => 0,
+        };
+        self.replies.retain(|number| matches!(said.get(number), Some(Said::Reply(_))));
+        let mut kept: usize = self.replies.iter().map(|number| bytes(said, number)).sum();
+        // Not the one that was given just now.
+        while kept > self.max_replies
+            && self.replies.len() > 1
+            && let Some(oldest) = self.replies.pop_front()
+        {
+            kept = kept.saturating_sub(bytes(said, &oldest));
+            said.insert(oldest, Said::Ack);
         }
     }
 

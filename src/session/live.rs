@@ -308,7 +308,11 @@ impl Session {
         self.going();
         if let Link::Up(up) = &mut self.link {
             let within = refused.retry_after.unwrap_or_default().max(LEAVE_WITHIN);
-            up.leaving = (refused.code != Code::Draining).then(|| (refused.code, self.now.after(within)));
+            // Whoever asks again asks for nothing later.
+            if refused.code != Code::Draining {
+                let at = self.now.after(within);
+                up.leaving = up.leaving.filter(|(_, before)| *before <= at).or(Some((refused.code, at)));
+            }
         }
         self.send(Frame::GoAway(refused));
     }

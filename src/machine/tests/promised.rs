@@ -68,6 +68,31 @@ fn an_operation_waits_for_what_was_answered_before_it_and_for_nothing_that_comes
     assert_eq!(rig.machine.stats().counters.live(), 1);
 }
 
+/// Found by review: what somebody else sent meanwhile, and was told to be accepted, went as well.
+#[test]
+fn a_purge_that_waits_for_what_was_answered_spares_what_was_accepted_behind_that() {
+    let mut rig = Rig::new();
+    let (buffered, later) = (buffered(), message("alice"));
+    rig.send(&buffered);
+    rig.input(Input::Written(rig.open.front().unwrap().0));
+    let purge = rig.operate(Operation::Purge(alice()));
+    let sent = rig.send(&later);
+    // Both become durable before the machine is told of either.
+    let place = rig.next;
+    let commits: Vec<_> = rig.open.drain(..).collect();
+    for (commit, records) in commits {
+        rig.machine.handle(rig.now, Input::Persisted { commit, first: rig.next });
+        rig.next = rig.next.plus(records.len() as u64);
+    }
+    rig.input(Input::Tick);
+    rig.commit();
+    let ended: Vec<_> = rig.changes.iter().filter(|change| change.status.is_terminal()).collect();
+    assert_eq!(ended.iter().map(|change| change.entry.seq).collect::<Vec<_>>(), [place]);
+    assert_eq!(rig.done(purge).unwrap().unwrap().messages, 1);
+    assert!(rig.answer(sent).unwrap().is_ok());
+    assert_eq!(rig.machine.stats().counters.live(), 1);
+}
+
 #[test]
 fn operations_that_wait_for_a_sync_count_against_the_bound_of_those_without_an_answer() {
     let config = Config { max_pending: NonZeroUsize::new(2).unwrap(), ..Config::default() };

@@ -363,6 +363,36 @@ fn rows_of_those_who_are_away_are_read_one_after_the_other_also_when_one_cannot_
     assert_eq!((asked.len(), rig.machine.stats().counters.live()), (3, 0));
 }
 
+/// Found by review: their timer had fired, and was set by nobody any more.
+#[test]
+fn whose_row_was_read_for_something_else_while_another_one_was_read_is_not_forgotten() {
+    let mut rig = Rig::born(Birth { store_empty: false, ..birth(Config::default()) });
+    for user in ["alice", "bob"] {
+        let message = to(user).ttl(Duration::from_secs(1)).build().unwrap();
+        rig.machine.replay(rig.next, &Record::Accept(std::sync::Arc::new(accept_of(&message))), true);
+        rig.next = rig.next.plus(1);
+    }
+    rig.pass(Duration::ZERO);
+    rig.pass(Duration::from_secs(6));
+    let at = rig.loads.iter().position(|(_, query)| matches!(query, Query::Row(_))).unwrap();
+    let (first, query) = rig.loads.remove(at);
+    let Query::Row(read) = query.clone() else { panic!("{query:?}") };
+    let other = ["alice", "bob"].into_iter().find(|user| user.as_bytes() != read.as_bytes()).unwrap();
+    // Something else wants to know about the other one.
+    let target = Target { user: UserId::new(other).unwrap(), id: MessageId::from_u128(9), sender: None };
+    rig.operate(Operation::Reprioritise(target, Priority::High));
+    let is_theirs = |query: &Query| matches!(query, Query::User(id) | Query::Row(id) if *id != read);
+    let at = rig.loads.iter().position(|(_, query)| is_theirs(query)).expect("their row is read");
+    let (second, asked) = rig.loads.remove(at);
+    rig.load_one(second, asked, &[], Seq::ZERO);
+    rig.load_one(first, query, &[], Seq::ZERO);
+    for _ in 0..3 {
+        rig.pass(Duration::from_secs(6));
+        rig.load_from(&[], Seq::ZERO);
+    }
+    assert_eq!(rig.machine.stats().counters.live(), 0);
+}
+
 fn accept_of(message: &Message) -> crate::record::Accept {
     crate::record::Accept::new(message.clone(), Timestamp::from_millis(1000))
 }

@@ -6,6 +6,9 @@ use crate::config::ConfigError;
 use crate::session::ladder::LadderConfig;
 use crate::session::recovery::Recovery;
 
+/// How soon credentials are asked for anew when the network has changed.
+pub(super) const ASK_AGAIN: Duration = Duration::from_secs(10);
+
 /// Policies of a [`Dialer`](super::Dialer).
 #[derive(Clone, Debug)]
 #[non_exhaustive]

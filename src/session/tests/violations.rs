@@ -115,7 +115,7 @@ fn a_greeter_takes_one_hello_and_names_what_is_wrong_with_others() {
     let least = Hello { max_frame: 16 << 10, ..hello(Codecs::BINARY) };
     assert_eq!(code(greet(Ok(Frame::Hello(Box::new(least))))), None);
     // Whoever is not known yet has no megabyte of memory.
-    let long = crate::session::frame::decode(&Bytes::from(vec![1; 17 << 10]), &Greeter::limits(&config));
+    let long = crate::session::frame::decode(&Bytes::from(vec![1; 65 << 10]), &Greeter::limits(&config));
     assert_eq!(code(greet(long)), Some(Code::FrameTooLarge));
     let slow = "the authenticator, and no transport, is to blame once the hello has come";
     assert_eq!(code(greeter.timed_out()), Some(Code::Overloaded), "{slow}");

@@ -175,12 +175,25 @@ struct Finding<'a> {
     limits: Limits,
     bytes: u64,
     matches: Matches,
+    /// Of what in the run at hand it is not known which ids it has.
+    unknown: Vec<Option<(LaneId, Seq)>>,
     bodies: Bodies,
 }
 
 impl<'a> Finding<'a> {
     fn new(outbox: &'a OutboxStore, limits: Limits) -> Self {
-        Self { outbox, limits, bytes: 0, matches: Matches::default(), bodies: Bodies::default() }
+        let (matches, bodies) = (Matches::default(), Bodies::default());
+        Self { outbox, limits, bytes: 0, matches, unknown: Vec::new(), bodies }
+    }
+
+    /// It may have any id.
+    fn unknown(&mut self, at: Option<(LaneId, Seq)>) {
+        match self.unknown.len() {
+            ..MAX_DAMAGED => self.unknown.push(at),
+            MAX_DAMAGED => self.unknown.push(None),
+            _ => {}
+        }
+        self.damaged(at);
     }
 
     fn damaged(&mut self, at: Option<(LaneId, Seq)>) {
@@ -225,7 +238,7 @@ impl<'a> Finding<'a> {
                 Ok(Some(found))
             }
             Err(StoreError::Damaged { .. }) => {
-                self.damaged(Some((entry.lane, entry.seq)));
+                self.unknown(Some((entry.lane, entry.seq)));
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -247,7 +260,7 @@ impl<'a> Finding<'a> {
     /// Looks at all that a user has in a run; what it was.
     fn read_all(&mut self, run: &RunInfo, user: &UserId, id: MessageId) -> Result<Ids, StoreError> {
         let mut ids = Ids::default();
-        let damaged_before = self.matches.damaged.len();
+        self.unknown.clear();
         let from = keys::chunk(run.number, user, LaneId::Critical, Seq::ZERO);
         self.scan((run, user), (from, end_of(run, user)), |finding, entry| {
             let found = finding.look_at(run.number, entry, id)?;
@@ -256,7 +269,7 @@ impl<'a> Finding<'a> {
             }
             Ok(Flow::Continue)
         })?;
-        ids.damaged = self.matches.damaged.get(damaged_before..).unwrap_or_default().to_vec();
+        ids.damaged = core::mem::take(&mut self.unknown);
         Ok(ids)
     }
 
@@ -274,7 +287,7 @@ impl<'a> Finding<'a> {
             }),
             Err(first) => {
                 // Of those behind the first nothing is known, not even how many there were.
-                [first, None].into_iter().for_each(|at| self.damaged(at));
+                [first, None].into_iter().for_each(|at| self.unknown(at));
                 Flow::Continue
             }
         };
