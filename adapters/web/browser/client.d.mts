@@ -291,7 +291,7 @@ export class Backoff {
     #private;
 }
 /**
- * How good a connection is: smoothed round-trip time and variation (RFC 6298), losses; a score from 0 to 100 and a grade
+ * How good a connection is: the round-trip time that the server has measured, its variation, losses; a score from 0 to 100 and a grade
  * that does not flap. The weights are those of the Rust end's `session::Quality`.
  */
 export class Quality {
@@ -301,8 +301,8 @@ export class Quality {
     loss: number;
     /** @type {"good" | "fair" | "poor"} */
     grade: "good" | "fair" | "poor";
-    /** A round trip took so many milliseconds. @param {number} ms */
-    sample(ms: number): void;
+    /** The server, which measures round trips, says how long they take: smoothed already. @param {number} ms */
+    told(ms: number): void;
     /** A connection broke, or nobody answered. */
     lost(): void;
     get score(): number;

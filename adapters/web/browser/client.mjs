@@ -623,7 +623,7 @@ export class Backoff {
 }
 
 /**
- * How good a connection is: smoothed round-trip time and variation (RFC 6298), losses; a score from 0 to 100 and a grade
+ * How good a connection is: the round-trip time that the server has measured, its variation, losses; a score from 0 to 100 and a grade
  * that does not flap. The weights are those of the Rust end's `session::Quality`.
  */
 export class Quality {
@@ -636,15 +636,10 @@ export class Quality {
     this.grade = "good";
   }
 
-  /** A round trip took so many milliseconds. @param {number} ms */
-  sample(ms) {
-    if (this.rtt === undefined) {
-      this.rtt = ms;
-      this.variation = ms / 2;
-    } else {
-      this.variation = (this.variation * 3 + Math.abs(this.rtt - ms)) / 4;
-      this.rtt = (this.rtt * 7 + ms) / 8;
-    }
+  /** The server, which measures round trips, says how long they take: smoothed already. @param {number} ms */
+  told(ms) {
+    this.variation = this.rtt === undefined ? ms / 2 : (this.variation * 3 + Math.abs(this.rtt - ms)) / 4;
+    this.rtt = ms;
     this.#settle(0);
   }
 
@@ -1510,7 +1505,6 @@ export class Session {
     this.canPublish = (BigInt(welcome.capabilities) & 4n) !== 0n;
     this.#silence = welcome.heartbeat_ms + welcome.timeout_ms;
     this.#expires(welcome.expires_in_ms);
-    this.quality.sample(now - this.#since);
     if (resumed) this.#sayAgain(base);
     this.#progressAt = this.#undecided.size > 0 ? now + PROGRESS_MS : Infinity;
     this.host.opened(welcome);
@@ -1533,7 +1527,7 @@ export class Session {
         if (frame.number > this.lastPublished) return Code.AckOfUnsent;
         return void host.receipt(frame.number, frame.code === undefined ? undefined : frame);
       case "ping":
-        if (frame.rtt_ms !== undefined) this.quality.sample(frame.rtt_ms);
+        if (frame.rtt_ms !== undefined) this.quality.told(frame.rtt_ms);
         return this.#say({ frame: "pong", nonce: frame.nonce });
       case "renewed":
         return this.#expires(frame.expires_in_ms);

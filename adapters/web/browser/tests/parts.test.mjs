@@ -57,20 +57,20 @@ test("what the server asked for is obeyed, and not all at once", () => {
   }
 });
 
-test("round trips are smoothed as RFC 6298 says, losses cost, and a grade does not flap", () => {
+test("round trips are what the server says of them, losses cost, and a grade does not flap", () => {
   const quality = new Quality();
-  quality.sample(100);
+  quality.told(100);
   assert.deepEqual([quality.rtt, quality.variation], [100, 50]);
-  quality.sample(180);
-  assert.deepEqual([quality.rtt, quality.variation], [110, 57.5]);
+  quality.told(180);
+  assert.deepEqual([quality.rtt, quality.variation], [180, 57.5]);
   for (let n = 0; n < 40; n += 1) quality.lost();
   assert.deepEqual([quality.grade, quality.score <= 56], ["fair", true]);
-  for (let n = 0; n < 60; n += 1) quality.sample(20);
+  for (let n = 0; n < 60; n += 1) quality.told(20);
   assert.deepEqual(quality.report, { grade: "good", score: 100, rtt: 20 });
-  for (let n = 0; n < 200; n += 1) quality.sample(1700);
+  for (let n = 0; n < 200; n += 1) quality.told(1700);
   let [changes, before] = [0, quality.grade];
   for (let n = 0; n < 400; n += 1) {
-    quality.sample(n % 2 ? 1500 : 1700);
+    quality.told(n % 2 ? 1500 : 1700);
     if (quality.grade !== before) changes += 1;
     before = quality.grade;
   }
