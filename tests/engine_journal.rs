@@ -92,7 +92,9 @@ async fn while_the_disk_stands_still_counts_are_given_and_a_shutdown_ends_near_i
 
     let report = tokio::time::timeout(PATIENCE, engine.shutdown(Duration::from_millis(100))).await.unwrap();
     assert!(report.took < Duration::from_secs(30), "{report}");
-    assert_eq!((report.clean, report.stopped, report.unanswered), (false, false, 600));
+    assert_eq!((report.clean, report.stopped), (false, false));
+    // Whoever was in no commit by then was told that the engine stops.
+    assert!((1..=600).contains(&report.unanswered), "{report}");
     assert!(report.to_string().contains("still waits for its disk"), "{report}");
     drop(open);
     while let Some(sent) = sends.join_next().await {
