@@ -9,6 +9,7 @@ use std::time::Duration;
 use lastmile::machine::{Delivery, EntryRef, Verdict, Withdrawn};
 use lastmile::ports::Clock;
 use lastmile::storage::MemoryStore;
+use lastmile::storage::journal::{JournalConfig, MemoryJournal};
 use lastmile::testing::ManualClock;
 use lastmile::{
     DevicePolicy, EndReason, Engine, EngineBuilder, Message, MessageId, Reached, Receipt, Stage, Status,
@@ -188,4 +189,45 @@ async fn what_becomes_of_a_scheduled_message_is_what_becomes_of_it_on_all_its_de
         drop(both);
     }
     engine.shutdown(Duration::from_secs(5)).await;
+}
+
+/// Refuses for good what it is offered.
+struct Refusing;
+
+impl lastmile::ports::Sink for Refusing {
+    async fn deliver(&mut self, batch: Vec<Delivery>) -> Vec<(EntryRef, Verdict)> {
+        batch.iter().map(|delivery| (delivery.entry, Verdict::Rejected)).collect()
+    }
+}
+
+/// Found by review: whoever repeated the send after an opening waited for ever for what was kept as a dead letter.
+#[tokio::test]
+async fn what_was_spread_over_devices_and_is_kept_as_a_dead_letter_has_ended_also_after_an_opening() {
+    let clock = ManualClock::new(Timestamp::from_millis(1_700_000_000_000));
+    let (store, journal) = (MemoryStore::new(), MemoryJournal::new(JournalConfig::default()).unwrap());
+    let open = || Engine::builder(store.clone()).clock(clock.clone()).journal(journal.clone());
+    let at = clock.now().after(Duration::from_secs(60));
+    let message =
+        Message::to("alice", "chat.message", "hi").devices(DevicePolicy::EveryDevice).not_before(at);
+    let message = message.build().unwrap();
+    let first = with_devices(open()).await;
+    first.send(message.clone()).await.unwrap();
+    clock.advance(Duration::from_secs(61));
+    let sinks = ["phone", "laptop"].map(|device| first.attach("alice", device, Refusing).unwrap());
+    while first.stats().await.unwrap().counters.live() > 0 {
+        tokio::task::yield_now().await;
+    }
+    drop(sinks);
+    assert!(first.shutdown(Duration::from_secs(5)).await.stopped);
+    drop(first);
+
+    let second = open().build().unwrap();
+    let receipt = second.send(message).await.unwrap();
+    assert!(receipt.is_duplicate());
+    for stage in [Stage::Delivered, Stage::DeliveredAll, Stage::Sent] {
+        let reached = soon(receipt.reached(stage)).await.unwrap();
+        let Reached::Ended { reason, .. } = reached else { panic!("{stage:?}: {reached:?}") };
+        assert_eq!(reason, EndReason::Rejected, "{stage:?}");
+    }
+    second.shutdown(Duration::from_secs(5)).await;
 }

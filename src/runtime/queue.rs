@@ -34,7 +34,13 @@ type Late = Arc<Mutex<VecDeque<Withdrawn>>>;
 pub(super) fn queue() -> (Hand, Queue) {
     let (handing, handed) = mpsc::channel(MAX_QUEUED);
     let late = Late::default();
-    let queue = Queue { handed, late: late.clone(), told: VecDeque::new(), gone: BTreeSet::new() };
+    let queue = Queue {
+        handed,
+        late: late.clone(),
+        told: VecDeque::new(),
+        gone: BTreeSet::new(),
+        since: VecDeque::new(),
+    };
     (Hand { handing, late }, queue)
 }
 
@@ -76,13 +82,29 @@ pub(super) struct Queue {
     told: VecDeque<Withdrawn>,
     /// What may still lie in the queue and is not to be handed to anybody.
     gone: BTreeSet<EntryRef>,
+    /// The same, in the order in which it was withdrawn.
+    since: VecDeque<EntryRef>,
 }
 
 impl Queue {
     fn take_late(&mut self) {
         let mut late = self.late.lock();
-        self.gone.extend(late.iter().map(|withdrawn| withdrawn.entry));
+        for withdrawn in late.iter() {
+            if self.gone.insert(withdrawn.entry) {
+                self.since.push_back(withdrawn.entry);
+            }
+        }
         self.told.append(&mut late);
+    }
+
+    /// A place that has ended is never offered again: nothing of it is in an empty queue, nor, of what was withdrawn that long
+    /// ago, in one that is always read and never empty.
+    fn forget_gone(&mut self) {
+        let keep = if self.handed.is_empty() { 0 } else { 2 * MAX_LATE };
+        let old = self.since.len().saturating_sub(keep);
+        for entry in self.since.drain(..old) {
+            self.gone.remove(&entry);
+        }
     }
 
     /// What comes next; nothing when the attachment has ended.
@@ -98,13 +120,7 @@ impl Queue {
             };
             self.take_late();
             batch.retain(|delivery| !self.gone.contains(&delivery.entry));
-            // A place that has ended is never offered again; what was withdrawn so long ago is not in the queue any more.
-            if self.handed.is_empty() {
-                self.gone.clear();
-            }
-            while self.gone.len() > 2 * MAX_LATE {
-                self.gone.pop_first();
-            }
+            self.forget_gone();
             if !batch.is_empty() {
                 return Poll::Ready(Some(Handed::Batch(batch)));
             }

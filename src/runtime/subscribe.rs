@@ -16,8 +16,9 @@ use crate::record::ReadMark;
 /// elsewhere nothing. One that names none of them is looked at for every change; there are few of these
 /// ([`Config::max_wide_subscriptions`](crate::Config::max_wide_subscriptions)).
 ///
-/// Of a message that is not in memory (a late confirmation of one that had ended, say) only its user and its place are
-/// known, and its id if it ended undelivered. A filter by id, sender or event does not hear what it cannot be sure of.
+/// Of what a newer message of its collapse key replaced on disk, and of what was damaged there, neither sender nor event are
+/// known, and of late confirmations only as far as the end is remembered. A filter by id, sender or event does not hear what
+/// it cannot be sure of.
 ///
 /// ```
 /// use lastmile::{EventName, Filter, UserId};
@@ -164,9 +165,7 @@ impl Changes {
             Some(Heard::Moved { user: user.clone(), from, to })
         });
     }
-}
 
-impl Changes {
     pub(super) fn publish_read(&self, user: &UserId, conversation: Option<&OrderingKey>, mark: ReadMark) {
         if self.is_idle() {
             return;

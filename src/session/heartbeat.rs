@@ -1,8 +1,8 @@
 //! Is the other end still there? One end, the acceptor, owns the question.
 //!
 //! The owner pings when it has heard nothing, or sent nothing, for an interval; while data flows both ways, once in an interval
-//! all the same, as a connection is measured by that. It gives up when an answer takes longer than the timeout. The other end never pings: it gives up when it has
-//! heard nothing for interval and timeout. So either end finds a half-open connection within interval + timeout.
+//! all the same, as a connection is measured by that. It gives up when an answer takes longer than the timeout, and nothing was
+//! heard for interval and timeout. The other end never pings: it gives up when it has heard nothing for interval and timeout. So either end finds a half-open connection within interval + timeout.
 
 use core::time::Duration;
 

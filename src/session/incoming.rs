@@ -435,6 +435,32 @@ mod tests {
         assert_eq!(ack, Some(Frame::Ack(Ack { ranges, window: None })));
     }
 
+    /// Found by review: the lowest number went first, and that may be the reply that was given just now and not said yet.
+    #[test]
+    fn of_replies_that_were_given_out_of_order_the_one_given_first_is_let_go_of_first() {
+        let mut incoming = Incoming::new(Window { messages: 8, bytes: 1 << 20, reserve: 0 }, 250);
+        let item = |number| {
+            let key = format!("key-{number}");
+            let message = Message::to("alice", "chat.message", "hi").ordering_key(key).build().unwrap();
+            let place = Place { lane: LaneId::Normal, seq: Seq::new(number) };
+            let (accepted_at, attempts, redelivered, reply_within) = (Timestamp::ZERO, 0, false, None);
+            Item { place, accepted_at, attempts, redelivered, reply_within, message }
+        };
+        let deliver = Deliver { first: 1, base: 1, heard: 0, items: (1..=4).map(item).collect() };
+        assert_eq!(incoming.deliver(deliver), Ok(Vec::new()));
+        incoming.take(4);
+        for number in [2, 3, 4, 1] {
+            let reply = Verdict::Replied(Bytes::from(vec![0; 100]));
+            incoming.decide(number, reply, Timestamp::ZERO, Duration::ZERO);
+        }
+        let again = incoming.resume(1, Timestamp::ZERO);
+        let replied = again.iter().filter_map(|frame| match frame {
+            Frame::Reply { number, .. } => Some(*number),
+            _ => None,
+        });
+        assert_eq!(replied.collect::<Vec<_>>(), [1, 4]);
+    }
+
     /// A hostile one could make this end remember without bound.
     #[test]
     fn of_a_peer_that_says_it_heard_of_no_nack_no_more_is_held_than_a_window_has_numbers() {

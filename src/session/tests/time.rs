@@ -215,6 +215,24 @@ fn a_peer_that_was_asked_to_go_elsewhere_goes_in_its_slot_whatever_is_under_way(
     assert!(pair.server.connection().is_some());
 }
 
+/// Found by review: a host that asks again and again whoever is still here moved the time away each time, and a drain took it back.
+#[test]
+fn a_peer_that_is_asked_again_to_go_has_no_more_time_for_that() {
+    for again in [Code::Rebalancing, Code::Draining] {
+        let mut pair = Pair::open();
+        pair.server(Input::Offer(vec![normal(1)]));
+        for (after, code) in [(0, Code::Rebalancing), (5, again), (4, again)] {
+            pair.wait(Duration::from_secs(after));
+            pair.server(Input::GoAway(Refused { code, retry_after: None, text: String::new() }));
+            pair.run();
+        }
+        assert!(pair.server.connection().is_some());
+        pair.wait(Duration::from_secs(1));
+        pair.run();
+        assert_eq!(pair.server.connection(), None, "ten seconds after it was asked first");
+    }
+}
+
 /// Found by an audit: a slow authenticator made the connection look poor, and the next transport was tried.
 #[test]
 fn how_long_a_welcome_takes_says_nothing_of_the_connection() {

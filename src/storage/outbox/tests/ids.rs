@@ -36,6 +36,22 @@ fn newest(outbox: &OutboxStore, since: u64, max: usize) -> Vec<DedupRow> {
     }
 }
 
+/// Settles so many messages at a time, with their ids, and says behind which place.
+fn settle_by(
+    outbox: &OutboxStore,
+    epoch: Epoch,
+    (entries, ids): (&[(Seq, Arc<Accept>)], &[DedupRow]),
+    size: usize,
+) -> u64 {
+    let mut before = 1;
+    for (entries, dedup) in entries.chunks(size).zip(ids.chunks(size)) {
+        before += size as u64;
+        let part = Survivors { entries: entries.to_vec(), dedup: dedup.to_vec(), ..Survivors::default() };
+        settle(outbox, epoch, vec![part], before);
+    }
+    before
+}
+
 /// Found by review: after an hour of messages without a sender, the first one after an opening read millions.
 #[test]
 fn only_the_newest_ids_of_a_sender_are_read_also_of_one_run_and_over_several() {
@@ -43,12 +59,7 @@ fn only_the_newest_ids_of_a_sender_are_read_also_of_one_run_and_over_several() {
     let (outbox, opened) = open(&store);
     let entries = fan(1, PEOPLE, 300);
     let all = remembered(&entries);
-    let mut before = 1;
-    for (entries, dedup) in entries.chunks(100).zip(all.chunks(100)) {
-        before += 100;
-        let part = Survivors { entries: entries.to_vec(), dedup: dedup.to_vec(), ..Survivors::default() };
-        settle(&outbox, opened.epoch, vec![part], before);
-    }
+    settle_by(&outbox, opened.epoch, (&entries, &all), 100);
     assert_eq!(outbox.runs().len(), 20);
     let people = all.len();
     for runs in [20, 1] {
@@ -69,12 +80,7 @@ fn ids_of_one_message_to_many_are_short_and_the_same_through_settling_merging_en
     let (outbox, opened) = open(&store);
     let entries = fan(1, PEOPLE, 300);
     let all = remembered(&entries);
-    let mut before = 1;
-    for (entries, dedup) in entries.chunks(500).zip(all.chunks(500)) {
-        before += 500;
-        let part = Survivors { entries: entries.to_vec(), dedup: dedup.to_vec(), ..Survivors::default() };
-        settle(&outbox, opened.epoch, vec![part], before);
-    }
+    let before = settle_by(&outbox, opened.epoch, (&entries, &all), 500);
     assert_eq!(outbox.runs().len(), 4);
     assert_eq!(loaded(&outbox, 0), all);
     assert!(bytes(&store) < PEOPLE * 6, "{} bytes", bytes(&store));
